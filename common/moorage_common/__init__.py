@@ -1,0 +1,1 @@
+"""What Moorage's controller and agent share."""

@@ -1,0 +1,45 @@
+"""The one place that asks what time it is. Tests pass another clock and move it."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Wall time for what people see and the database keeps; monotonic seconds for limits and waits."""
+
+    def now(self) -> datetime:
+        """Return the wall time, aware, in UTC."""
+
+    def monotonic(self) -> float:
+        """Return seconds from an arbitrary point, never going back."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after that many seconds of this clock."""
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        """Return the wall time, aware, in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Return seconds since boot, suspended time included: a laptop lid must not stretch a deadline."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep on the event loop."""
+        await asyncio.sleep(seconds)
+
+
+def to_millis(moment: datetime) -> int:
+    """Return an aware datetime as epoch milliseconds, the API's form of a time."""
+    return round(moment.timestamp() * 1000)
+
+
+def from_millis(millis: int) -> datetime:
+    """Return epoch milliseconds as an aware datetime in UTC."""
+    return datetime.fromtimestamp(millis / 1000, UTC)

@@ -1,0 +1,69 @@
+"""An operation as an argv: the one command definition for both transports."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from moorage_common.states import OperationKind
+
+_STEPS = """\
+code=0
+while [ $# -gt 0 ]; do
+    count=$1
+    command=
+    i=2
+    while [ $i -le $((count + 1)) ]; do
+        command="$command \\"\\${$i}\\""
+        i=$((i + 1))
+    done
+    eval "$command"
+    code=$?
+    shift $((count + 1))
+done
+exit $code
+"""
+"""Runs argvs given as COUNT ARG... one after the other; the last one's code counts. What `eval` sees is only
+references to positional parameters ("${2}" "${3}"), never an argument's text."""
+
+CLEAN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_KEPT = ("HOME", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY")
+
+
+def start_command(compose: str, kind: OperationKind) -> list[str]:
+    """Return the argv of a start (`up -d`) or a restart (`up -d --force-recreate`), run in the app's directory."""
+    argv = [*_base(compose), "up", "-d"]
+    if kind is OperationKind.RESTART:
+        argv.append("--force-recreate")
+    return argv
+
+
+def down_command(compose: str, project: str | None = None) -> list[str]:
+    """Return the argv of a `down`: by the file in the directory, or by name alone, which works without the file."""
+    if project is None:
+        return [*_base(compose), "down"]
+    return [*_base(compose), "-p", project, "down", "--remove-orphans"]
+
+
+def config_command(compose: str, *, environment: bool = False) -> list[str]:
+    """Return the argv that prints the project as Compose reads it (JSON), or the environment it reads it with."""
+    return [compose, "config", "--environment"] if environment else [compose, "config", "--format", "json"]
+
+
+def steps_command(steps: Sequence[Sequence[str]]) -> list[str]:
+    """Return one argv that runs several in turn, each whatever became of the one before; the last one's code counts."""
+    counted = [word for step in steps for word in (str(len(step)), *step)]
+    return ["/bin/sh", "-c", _STEPS, "moorage-steps", *counted]
+
+
+def clean_environment(directory: str, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the whole environment of a Compose command run in `directory`.
+
+    Only what Docker needs is kept of `base` (this process's own by default): a variable of ours must not
+    interpolate into somebody's compose file, nor a bundled interpreter's library path reach a child.
+    """
+    base = os.environ if base is None else base
+    kept = {name: base[name] for name in _KEPT if name in base}
+    return {"HOME": "/root", **kept, "PATH": CLEAN_PATH, "LANG": "C.UTF-8", "PWD": directory}
+
+
+def _base(compose: str) -> list[str]:
+    return [compose, "--progress", "json", "--ansi", "never"]

@@ -1,0 +1,59 @@
+"""The join token: what an admin carries from the controller to a host, once.
+
+Its text is `moorage.ID.SECRET.FINGERPRINT`: the token's id, 32 random bytes (base64url), and the SHA-256 of the
+controller's CA certificate. The secret itself never travels: the request bears a MAC made with it over all that
+matters, so an enrolment over plain HTTP can be read by others, but neither hijacked nor altered.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+from dataclasses import dataclass
+
+_PREFIX = "moorage"
+_PARTS = 4
+_SECRET_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class JoinToken:
+    """A parsed join token; `str()` gives the text again."""
+
+    id: str
+    secret: bytes
+    ca_fingerprint: str
+
+    @classmethod
+    def make(cls, token_id: str, ca_fingerprint: str) -> "JoinToken":
+        """Return a new token with a secret of 32 random bytes."""
+        return cls(token_id, secrets.token_bytes(_SECRET_BYTES), ca_fingerprint)
+
+    @classmethod
+    def parse(cls, text: str) -> "JoinToken":
+        """Read a token's text. Raises ValueError with a sentence for anything else."""
+        parts = text.strip().split(".")
+        if len(parts) != _PARTS or parts[0] != _PREFIX:
+            raise ValueError("This is not a join token: it should look like moorage.ID.SECRET.FINGERPRINT.")
+        try:
+            secret = base64.urlsafe_b64decode(parts[2] + "=" * (-len(parts[2]) % 4))
+        except ValueError as error:
+            raise ValueError("The join token's secret can't be read; copy the token again.") from error
+        if len(secret) != _SECRET_BYTES:
+            raise ValueError("The join token is cut short; copy the token again.")
+        return cls(parts[1], secret, parts[3])
+
+    def __str__(self) -> str:
+        """Return the text an admin copies."""
+        secret = base64.urlsafe_b64encode(self.secret).rstrip(b"=").decode()
+        return f"{_PREFIX}.{self.id}.{secret}.{self.ca_fingerprint}"
+
+    def __repr__(self) -> str:
+        """Name the token without its secret: tracebacks and logs are no place for one."""
+        return f"JoinToken(id={self.id!r})"
+
+    def proof(self, csr: str, endpoint: str, version: str) -> str:
+        """Return the `token` field of an enrolment request: `ID.MAC` over the request's other fields."""
+        message = json.dumps([self.id, csr, endpoint, version]).encode()
+        return f"{self.id}.{hmac.new(self.secret, message, hashlib.sha256).hexdigest()}"

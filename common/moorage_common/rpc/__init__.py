@@ -1,0 +1,1 @@
+"""The wire messages between controller and agent."""

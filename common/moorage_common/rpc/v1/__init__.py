@@ -1,0 +1,1 @@
+"""Generated from proto/moorage_common/rpc/v1 by `make proto`; never edited."""

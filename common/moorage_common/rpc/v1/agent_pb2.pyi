@@ -212,6 +212,8 @@ class AppObservation(_message.Message):
     CONTAINERS_FIELD_NUMBER: _builtins.int
     PROBLEM_CODE_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    LOOKED_AT_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
     cd_path: _builtins.str
     real_directory: _builtins.str
     problem_code: _builtins.str
@@ -219,6 +221,11 @@ class AppObservation(_message.Message):
     file, a compose file that Compose can't read); empty when it can.
     """
     problem: _builtins.str
+    looked_at: _builtins.int
+    """When the look at the containers began: nanoseconds of the host's CLOCK_BOOTTIME, meaningful only
+    beside others of the same boot. Of two observations the later look is the truth, whichever arrives last.
+    """
+    boot_id: _builtins.str
     @_builtins.property
     def project(self) -> Global___Project: ...
     @_builtins.property
@@ -232,10 +239,12 @@ class AppObservation(_message.Message):
         containers: _abc.Iterable[Global___Container] | None = ...,
         problem_code: _builtins.str = ...,
         problem: _builtins.str = ...,
+        looked_at: _builtins.int = ...,
+        boot_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["project", b"project"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cd_path", b"cd_path", "containers", b"containers", "problem", b"problem", "problem_code", b"problem_code", "project", b"project", "real_directory", b"real_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cd_path", b"cd_path", "containers", b"containers", "looked_at", b"looked_at", "problem", b"problem", "problem_code", b"problem_code", "project", b"project", "real_directory", b"real_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,68 @@
+"""The catalogue of what can go wrong for a caller: a class for the kind, a stable code, one sentence.
+
+The API maps the classes to HTTP (`api/problems.py`); nothing below it knows a status number.
+"""
+
+
+class MoorageError(Exception):
+    """Base of all errors that a caller is told about.
+
+    `code` is a stable snake_case word, `sentence` says what is wrong and what to do.
+    """
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.sentence = sentence
+
+
+class UnreadableError(MoorageError):
+    """The request's body can't be read."""
+
+
+class UnsupportedMediaError(MoorageError):
+    """The request's body is of a type that isn't taken."""
+
+
+class InvalidError(MoorageError):
+    """A field is wrong; `errors` maps each field to its sentence."""
+
+    def __init__(self, errors: dict[str, str], code: str = "invalid_field") -> None:
+        super().__init__(code, " ".join(f"{field}: {sentence}" for field, sentence in errors.items()))
+        self.errors = errors
+
+
+class NotAuthenticatedError(MoorageError):
+    """No, bad, expired or revoked token, or wrong credentials."""
+
+
+class ForbiddenError(MoorageError):
+    """The caller's role, or the host's policy, doesn't allow it."""
+
+
+class NotFoundError(MoorageError):
+    """No such resource."""
+
+
+class ConflictError(MoorageError):
+    """The state of things doesn't allow it now."""
+
+
+class OperationFailedError(MoorageError):
+    """An operation ended without success; `output` is what Compose printed, readable."""
+
+    def __init__(self, code: str, sentence: str, *, output: str, operation_id: str) -> None:
+        super().__init__(code, sentence)
+        self.output = output
+        self.operation_id = operation_id
+
+
+class HostUnreachableError(MoorageError):
+    """The host can't be reached: nothing was sent."""
+
+    def __init__(self, sentence: str, code: str = "host_unreachable") -> None:
+        super().__init__(code, sentence)
+
+
+class StartupError(MoorageError):
+    """The program can't start; printed by the command line, exit code 1."""

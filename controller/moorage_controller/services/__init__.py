@@ -1,0 +1,1 @@
+"""Decisions, transactions and audit."""

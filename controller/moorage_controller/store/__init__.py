@@ -1,0 +1,1 @@
+"""Tables, and plain functions on a connection that return dataclasses."""

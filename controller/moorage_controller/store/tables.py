@@ -1,0 +1,232 @@
+"""The tables. The first five are the backend guide's, with all its columns; the others are ours."""
+
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+
+from moorage_controller.store.types import EncryptedText, JsonObject, UtcDateTime
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _id() -> Column[Any]:
+    return Column("id", Uuid(), primary_key=True, default=uuid4)
+
+
+def _time(name: str, *, nullable: bool = True) -> Column[Any]:
+    return Column(name, UtcDateTime(), nullable=nullable)
+
+
+users = Table(
+    "users",
+    metadata,
+    _id(),
+    Column("username", String(255), nullable=False, unique=True),
+    Column("password_hash", String(255), nullable=False),
+    Column("role", String(50), CheckConstraint("role IN ('admin', 'user')", name="role"), nullable=False),
+    Column("email", String(255)),
+    Column("full_name", String(255)),
+    Column("is_active", Boolean(), nullable=False, server_default=text("true")),
+    _time("last_login_at"),
+    _time("tokens_valid_after"),
+    _time("created_at", nullable=False),
+    _time("updated_at", nullable=False),
+)
+
+servers = Table(
+    "servers",
+    metadata,
+    _id(),
+    Column("name", String(255), nullable=False),
+    Column("address", String(255), nullable=False),
+    Column("ssh_user", String(255)),
+    Column("ssh_port", Integer(), nullable=False, server_default=text("22")),
+    Column("api_endpoint", String(255)),
+    Column("encrypted_credentials", EncryptedText()),
+    Column(
+        "status",
+        String(50),
+        CheckConstraint("status IN ('online', 'offline', 'checking')", name="status"),
+        nullable=False,
+        server_default="offline",
+    ),
+    Column("running_apps_count", Integer(), nullable=False, server_default=text("0")),
+    _time("last_checked"),
+    Column("status_detail", Text()),
+    Column("running_containers", Integer(), nullable=False, server_default=text("0")),
+    Column("uptime", Integer()),
+    Column("agent_name", String(255)),
+    Column("agent_version", String(50)),
+    _time("created_at", nullable=False),
+    _time("updated_at", nullable=False),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    _id(),
+    Column("name", String(255), nullable=False),
+    Column("description", Text()),
+    _time("created_at", nullable=False),
+    _time("updated_at", nullable=False),
+)
+
+apps = Table(
+    "apps",
+    metadata,
+    _id(),
+    Column("name", String(255), nullable=False),
+    Column("project_id", ForeignKey("projects.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("server_id", ForeignKey("servers.id", ondelete="RESTRICT"), nullable=False, index=True),
+    Column("cd_path", String(500), nullable=False),
+    Column("app_url", String(500)),
+    Column(
+        "auto_stop_timeout",
+        Integer(),
+        CheckConstraint("auto_stop_timeout BETWEEN 1 AND 43200", name="auto_stop_timeout"),
+        nullable=False,
+        server_default=text("60"),
+    ),
+    Column(
+        "status",
+        String(50),
+        CheckConstraint("status IN ('stopped', 'starting', 'running', 'stopping')", name="status"),
+        nullable=False,
+        server_default="stopped",
+    ),
+    _time("started_at"),
+    Column("domain", String(255), nullable=False, server_default=""),
+    Column("health", String(50), nullable=False, server_default="unknown"),
+    _time("observed_at"),
+    Column("last_error", Text()),
+    # The Compose project it was last seen as: finds its containers after the file is gone.
+    Column("project_name", String(255)),
+    Column("project_directory", Text()),
+    # The run: an app with a running container has one. stop_at decides, compared and set together with run_id.
+    Column("run_id", Uuid()),
+    Column("run_timeout", Integer()),
+    _time("stop_at"),
+    _time("created_at", nullable=False),
+    _time("updated_at", nullable=False),
+    Index("ix_apps_stop_at", "stop_at"),
+)
+
+audit_logs = Table(
+    "audit_logs",
+    metadata,
+    _id(),
+    Column("user_id", ForeignKey("users.id", ondelete="SET NULL"), index=True),
+    Column("username", String(255)),
+    Column("action", String(255), nullable=False),
+    Column("resource_type", String(100), nullable=False),
+    Column("resource_id", Uuid()),
+    Column("resource_name", String(255)),
+    Column("message", Text(), nullable=False),
+    Column("details", JsonObject),
+    Column("ip_address", String(45)),
+    Column("user_agent", String(500)),
+    _time("created_at", nullable=False),
+    Index("ix_audit_logs_created_at", "created_at"),
+)
+
+operations = Table(
+    "operations",
+    metadata,
+    _id(),
+    Column("kind", String(20), CheckConstraint("kind IN ('up', 'down', 'restart')", name="kind"), nullable=False),
+    Column("app_id", ForeignKey("apps.id", ondelete="SET NULL"), index=True),
+    Column("server_id", ForeignKey("servers.id", ondelete="SET NULL"), index=True),
+    Column(
+        "state",
+        String(20),
+        CheckConstraint(
+            "state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'interrupted')", name="state"
+        ),
+        nullable=False,
+    ),
+    # Who asked: a user's id while he exists, and his name for good; "auto-stop" is an actor too.
+    Column("actor_id", ForeignKey("users.id", ondelete="SET NULL")),
+    Column("actor", String(255), nullable=False),
+    Column("auto_stop", Boolean(), nullable=False, server_default=text("false")),
+    Column("transport", String(20)),
+    Column("run_id", Uuid()),
+    Column("run_timeout", Integer()),
+    Column("exit_code", Integer()),
+    Column("error_code", String(100)),
+    Column("error", Text()),
+    Column("output", Text(), nullable=False, server_default=""),
+    _time("created_at", nullable=False),
+    _time("deadline_at", nullable=False),
+    _time("started_at"),
+    _time("finished_at"),
+    Index("ix_operations_created_at", "created_at"),
+    # One operation an app: the database holds it, not a lock in a process.
+    Index(
+        "uq_operations_in_flight",
+        "app_id",
+        unique=True,
+        sqlite_where=text("state IN ('queued', 'running')"),
+        postgresql_where=text("state IN ('queued', 'running')"),
+    ),
+)
+
+revoked_tokens = Table(
+    "revoked_tokens",
+    metadata,
+    Column("jti", Uuid(), primary_key=True),
+    _time("expires_at", nullable=False),
+)
+
+authorities = Table(
+    "authorities",
+    metadata,
+    Column("id", Integer(), primary_key=True, autoincrement=False),
+    Column("certificate", Text(), nullable=False),
+    Column("encrypted_key", EncryptedText(), nullable=False),
+    _time("created_at", nullable=False),
+)
+
+enrollment_tokens = Table(
+    "enrollment_tokens",
+    metadata,
+    _id(),
+    Column("server_id", ForeignKey("servers.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("encrypted_secret", EncryptedText(), nullable=False),
+    _time("expires_at", nullable=False),
+    _time("used_at"),
+    _time("created_at", nullable=False),
+)
+
+enrollments = Table(
+    "enrollments",
+    metadata,
+    _id(),
+    Column("server_id", ForeignKey("servers.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("token_id", ForeignKey("enrollment_tokens.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("agent_name", String(255), nullable=False, unique=True),
+    Column("public_key", String(64), nullable=False),
+    Column("certificate", Text(), nullable=False),
+    _time("created_at", nullable=False),
+)

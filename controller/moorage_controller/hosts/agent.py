@@ -1,0 +1,142 @@
+"""The way to a host through its agent: gRPC with mutual TLS."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import NoReturn, cast
+from uuid import UUID
+
+import grpc
+import grpc.aio
+from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_common.rpc.v1.agent_pb2_grpc import AgentAsyncStub, AgentStub
+
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts import messages
+from moorage_controller.hosts.pools import AgentChannels
+from moorage_controller.hosts.transport import (
+    CancelOutcome,
+    ContactLostError,
+    End,
+    HostApp,
+    HostInfo,
+    HostRefusedError,
+    HostTransport,
+    Order,
+    Output,
+    WatchItem,
+)
+
+_CONNECT_SECONDS = 5.0
+_CALL_SECONDS = 30.0
+_HEARTBEAT_SECONDS = 35.0
+"""Three missed heartbeats of ten seconds, and some: then a watch is taken for lost."""
+
+
+class AgentTransport:
+    """One host's agent behind the common interface."""
+
+    name = "agent"
+
+    def __init__(self, channel: grpc.aio.Channel, endpoint: str) -> None:
+        self._channel = channel
+        self._endpoint = endpoint
+        self._stub: AgentAsyncStub = AgentStub(channel)
+
+    async def connect(self) -> None:
+        """Ask for the host's facts: the cheapest call that proves both ends, and that changes nothing."""
+        await self.info()
+
+    async def info(self) -> HostInfo:
+        """Ask the host's facts now. Raises HostUnreachableError after five seconds at most."""
+        try:
+            reply = await self._stub.GetInfo(pb.GetInfoRequest(), timeout=_CONNECT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise HostUnreachableError(_unreachable_sentence(self._endpoint, error)) from None
+        return messages.host_info(reply.host)
+
+    async def start(self, order: Order) -> None:
+        """Start, or attach to, an operation. Raises ContactLostError, HostRefusedError."""
+        try:
+            await self._stub.StartOperation(messages.start_request(order), timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+
+    async def follow(self, operation_id: UUID, after: int) -> AsyncIterator[Output | End]:
+        """Yield output from an offset on, then the end."""
+        request = pb.FollowOperationRequest(operation_id=str(operation_id), after=after)
+        try:
+            async for reply in self._stub.FollowOperation(request):
+                if reply.WhichOneof("content") == "end":
+                    yield messages.end(reply.end)
+                    return
+                yield Output(reply.output.offset, reply.output.data)
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+        raise ContactLostError("The agent ended the stream before the operation's end.")
+
+    async def cancel(self, operation_id: UUID, by: str) -> CancelOutcome:
+        """Stop a start's command, or bury it."""
+        request = pb.CancelOperationRequest(operation_id=str(operation_id), by=by)
+        try:
+            reply = await self._stub.CancelOperation(request, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+        return messages.cancel_outcome(reply.outcome)
+
+    async def watch(self, apps: Sequence[HostApp]) -> AsyncIterator[WatchItem]:
+        """Yield a snapshot, then every change; heartbeats only keep it alive."""
+        call = self._stub.Watch(pb.WatchRequest(apps=[messages.app(a) for a in apps]))
+        try:
+            while True:
+                reply = await asyncio.wait_for(call.read(), _HEARTBEAT_SECONDS)
+                if not isinstance(reply, pb.WatchResponse):
+                    raise ContactLostError("The agent ended the watch.")
+                item = messages.watch_item(reply)
+                if item is not None:
+                    yield item
+        except TimeoutError:
+            raise ContactLostError(f"The agent at {self._endpoint} has not been heard of for a while.") from None
+        except grpc.aio.AioRpcError as error:
+            _raise(error)
+        finally:
+            call.cancel()
+
+
+class AgentHosts:
+    """Finds the agent of a server."""
+
+    def __init__(self, channels: AgentChannels) -> None:
+        self._channels = channels
+
+    def transport(self, endpoint: str | None, agent_name: str | None) -> HostTransport:
+        """Return the agent's transport. Raises HostUnreachableError where no agent is enrolled."""
+        if not endpoint or not agent_name:
+            raise HostUnreachableError(
+                "This server has no agent yet: make a join token for it and run `moorage-agent enroll` on the host.",
+                "no_agent",
+            )
+        return AgentTransport(self._channels.get(endpoint, agent_name), endpoint)
+
+
+def _raise(error: grpc.aio.AioRpcError) -> NoReturn:
+    """Raise HostRefusedError for a status with a code of ours (a definite answer), ContactLostError for any other."""
+    code = _moorage_code(error)
+    details = error.details() or error.code().name
+    if code is not None:
+        raise HostRefusedError(code, details) from None
+    raise ContactLostError(details) from None
+
+
+def _unreachable_sentence(endpoint: str, error: grpc.aio.AioRpcError) -> str:
+    details = error.details() or error.code().name
+    if _moorage_code(error) is not None:
+        return details
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        details = f"no answer within {_CONNECT_SECONDS:.0f} seconds"
+    return f"The agent at {endpoint} can't be reached: {details}"
+
+
+def _moorage_code(error: grpc.aio.AioRpcError) -> str | None:
+    # The stubs call it one pair; it is a sequence of pairs.
+    metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    return next((str(value) for key, value in metadata if key == "moorage-code"), None)

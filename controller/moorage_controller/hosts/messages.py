@@ -1,0 +1,116 @@
+"""Wire messages to the transport's types and back; the only place that knows both."""
+
+from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_common.states import ContainerState, OperationKind, Project
+
+from moorage_controller.hosts.transport import (
+    AppObservation,
+    CancelOutcome,
+    End,
+    EndKind,
+    HostApp,
+    HostInfo,
+    Order,
+    Snapshot,
+    WatchItem,
+)
+
+_KINDS = {
+    OperationKind.UP: pb.OPERATION_KIND_UP,
+    OperationKind.DOWN: pb.OPERATION_KIND_DOWN,
+    OperationKind.RESTART: pb.OPERATION_KIND_RESTART,
+}
+_ENDS = {
+    pb.OPERATION_END_EXITED: EndKind.EXITED,
+    pb.OPERATION_END_LOST: EndKind.LOST,
+    pb.OPERATION_END_BURIED: EndKind.BURIED,
+}
+_CANCELS = {
+    pb.CANCEL_OUTCOME_SIGNALLED: CancelOutcome.SIGNALLED,
+    pb.CANCEL_OUTCOME_ALREADY_ENDED: CancelOutcome.ALREADY_ENDED,
+    pb.CANCEL_OUTCOME_BURIED: CancelOutcome.BURIED,
+}
+
+
+def app(host_app: HostApp) -> pb.App:
+    """Return the message that names an app."""
+    last = host_app.last_project
+    project = None if last is None else pb.Project(name=last.name, directory=last.directory)
+    return pb.App(cd_path=host_app.cd_path, last_project=project)
+
+
+def start_request(order: Order) -> pb.StartOperationRequest:
+    """Return the message that starts an operation."""
+    return pb.StartOperationRequest(operation_id=str(order.operation_id), kind=_KINDS[order.kind], app=app(order.app))
+
+
+def host_info(host: pb.Host) -> HostInfo:
+    """Read a host's facts."""
+    return HostInfo(
+        engine_reachable=host.engine_reachable,
+        engine_problem=host.engine_problem,
+        running_containers=host.running_containers,
+        uptime=host.uptime,
+        agent_version=host.agent_version,
+        engine_version=host.engine_version,
+        compose_version=host.compose_version,
+    )
+
+
+def observation(message: pb.AppObservation) -> AppObservation:
+    """Read what was seen of an app."""
+    named = message.HasField("project") and message.project.name
+    return AppObservation(
+        cd_path=message.cd_path,
+        project=Project(message.project.name, message.project.directory) if named else None,
+        containers=tuple(_container(c) for c in message.containers),
+        looked_at=message.looked_at,
+        boot_id=message.boot_id,
+        problem_code=message.problem_code,
+        problem=message.problem,
+    )
+
+
+def end(message: pb.End) -> End:
+    """Read the end of an operation."""
+    return End(
+        kind=_ENDS[message.end],
+        exit_code=message.exit_code,
+        length=message.length,
+        cancelled_by=message.cancelled_by,
+        code=message.code,
+        reason=message.reason,
+        observed=observation(message.observed) if message.HasField("observed") else None,
+    )
+
+
+def cancel_outcome(outcome: pb.CancelOutcome.ValueType) -> CancelOutcome:
+    """Read what became of a cancel."""
+    return _CANCELS[outcome]
+
+
+def watch_item(message: pb.WatchResponse) -> WatchItem | None:
+    """Read an item of a watch; None for a heartbeat, and for what a newer agent may send."""
+    match message.WhichOneof("content"):
+        case "snapshot":
+            return Snapshot(host_info(message.snapshot.host), tuple(observation(a) for a in message.snapshot.apps))
+        case "app":
+            return observation(message.app)
+        case "host":
+            return host_info(message.host)
+        case _:
+            return None
+
+
+def _container(message: pb.Container) -> ContainerState:
+    return ContainerState(
+        id=message.id,
+        name=message.name,
+        service=message.service,
+        image=message.image,
+        state=message.state,
+        health=message.health,
+        exit_code=message.exit_code,
+        one_off=message.one_off,
+        ports=tuple(message.ports),
+    )

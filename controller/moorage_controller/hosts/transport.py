@@ -1,0 +1,156 @@
+"""The one interface to a host: what the services ask, whatever the way there.
+
+A transport knows three kinds of failure, and a caller treats each in its own way: `HostUnreachableError` (nothing was
+sent), `ContactLostError` (something may have arrived: not known), `HostRefusedError` (the host's definite no).
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+from uuid import UUID
+
+from moorage_common.states import ContainerState, OperationKind, Project
+
+
+class ContactLostError(Exception):
+    """The connection broke after something was sent: what became of it is not known."""
+
+
+class HostRefusedError(Exception):
+    """The host said no, and will say no again: `code` is stable, the text a sentence."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.sentence = sentence
+
+
+@dataclass(frozen=True, slots=True)
+class HostApp:
+    """An app as a host is told of it: the directory as the user gave it, and the project it was last seen as."""
+
+    cd_path: str
+    last_project: Project | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostInfo:
+    """A host's facts. `uptime` is seconds; `engine_problem` a sentence where the Engine doesn't answer."""
+
+    engine_reachable: bool
+    engine_problem: str
+    running_containers: int
+    uptime: int
+    agent_version: str
+    engine_version: str
+    compose_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class AppObservation:
+    """An app's containers at one moment.
+
+    `looked_at` is nanoseconds of the host's boot clock, to be compared only with others of the same `boot_id`: the
+    later look is the truth. `problem` says why it couldn't be started as it is.
+    """
+
+    cd_path: str
+    project: Project | None
+    containers: Sequence[ContainerState]
+    looked_at: int = 0
+    boot_id: str = ""
+    problem_code: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An operation to be run on a host; its id makes sending it twice harmless."""
+
+    operation_id: UUID
+    kind: OperationKind
+    app: HostApp
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A batch of output; `offset` is that of its first byte."""
+
+    offset: int
+    data: bytes
+
+
+class EndKind(StrEnum):
+    """How an operation ended on the host."""
+
+    EXITED = "exited"
+    LOST = "lost"
+    BURIED = "buried"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of an operation. `observed` is None where the Engine didn't answer afterwards."""
+
+    kind: EndKind
+    exit_code: int = 0
+    length: int = 0
+    cancelled_by: str = ""
+    code: str = ""
+    reason: str = ""
+    observed: AppObservation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The first word of a watch: everything."""
+
+    host: HostInfo
+    apps: Sequence[AppObservation] = field(default_factory=tuple)
+
+
+class CancelOutcome(StrEnum):
+    """What became of a cancel: `buried` means it had never started there and now never will."""
+
+    SIGNALLED = "signalled"
+    ALREADY_ENDED = "already_ended"
+    BURIED = "buried"
+
+
+WatchItem = Snapshot | AppObservation | HostInfo
+
+
+class HostTransport(Protocol):
+    """A way to one host."""
+
+    name: str
+    """`agent` or `ssh`."""
+
+    async def connect(self) -> None:
+        """Reach the host within seconds. Raises HostUnreachableError: then nothing was sent."""
+
+    async def info(self) -> HostInfo:
+        """Ask the host's facts now. Raises HostUnreachableError."""
+
+    async def start(self, order: Order) -> None:
+        """Start, or attach to, an operation. Raises ContactLostError, HostRefusedError."""
+
+    def follow(self, operation_id: UUID, after: int) -> AsyncIterator[Output | End]:
+        """Yield output from an offset on, then the end.
+
+        Raises ContactLostError; HostRefusedError `operation_unknown` where the host has never heard of it.
+        """
+
+    async def cancel(self, operation_id: UUID, by: str) -> CancelOutcome:
+        """Stop a start's command, or see to it that it never starts. Raises ContactLostError, HostRefusedError."""
+
+    def watch(self, apps: Sequence[HostApp]) -> AsyncIterator[WatchItem]:
+        """Yield a snapshot, then every change. Raises ContactLostError, HostRefusedError; ends only by an error."""
+
+
+class Hosts(Protocol):
+    """Finds the way to a server."""
+
+    def transport(self, endpoint: str | None, agent_name: str | None) -> HostTransport:
+        """Return the transport. Raises HostUnreachableError where the server has none."""

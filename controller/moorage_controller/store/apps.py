@@ -1,0 +1,131 @@
+"""Apps, and the run each of them may have."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.store.rows import columns, to_dataclass, to_values
+from moorage_controller.store.tables import apps, operations
+
+IN_FLIGHT = ("queued", "running")
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A row of `apps`, and the operation in flight on it.
+
+    `auto_stop_timeout` and `run_timeout` are minutes. `run_id`, `run_timeout` and `stop_at` are the run: an app with
+    a running container has one; a start that is under way has a provisional one.
+    """
+
+    id: UUID
+    name: str
+    project_id: UUID
+    server_id: UUID
+    cd_path: str
+    app_url: str | None
+    auto_stop_timeout: int
+    status: str
+    started_at: datetime | None
+    domain: str
+    health: str
+    observed_at: datetime | None
+    last_error: str | None
+    project_name: str | None
+    project_directory: str | None
+    run_id: UUID | None
+    run_timeout: int | None
+    stop_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AppView:
+    """An app as the API shows it: with the id of its operation in flight."""
+
+    app: App
+    operation_id: UUID | None
+
+
+def _views() -> Select[Any]:
+    in_flight = (operations.c.app_id == apps.c.id) & operations.c.state.in_(IN_FLIGHT)
+    return select(*columns(App, apps), operations.c.id).outerjoin(operations, in_flight)
+
+
+def _view(row: Any) -> AppView:  # noqa: ANN401 - a row of _views()
+    return AppView(App(*row[:-1]), row[-1])
+
+
+async def add(connection: AsyncConnection, app: App) -> None:
+    """Insert an app. Raises IntegrityError where its project or server doesn't exist."""
+    await connection.execute(insert(apps).values(to_values(app)))
+
+
+async def get(connection: AsyncConnection, app_id: UUID) -> App | None:
+    """Return an app, None when there is none of that id."""
+    row = (await connection.execute(select(*columns(App, apps)).where(apps.c.id == app_id))).first()
+    return None if row is None else to_dataclass(App, row)
+
+
+async def view(connection: AsyncConnection, app_id: UUID) -> AppView | None:
+    """Return an app with its operation in flight, None when there is none of that id."""
+    row = (await connection.execute(_views().where(apps.c.id == app_id))).first()
+    return None if row is None else _view(row)
+
+
+async def all_views(connection: AsyncConnection) -> Sequence[AppView]:
+    """Return all apps by name, each with its operation in flight."""
+    return [_view(row) for row in await connection.execute(_views().order_by(apps.c.name, apps.c.id))]
+
+
+async def on_server(connection: AsyncConnection, server_id: UUID) -> Sequence[App]:
+    """Return the apps of a server."""
+    rows = await connection.execute(select(*columns(App, apps)).where(apps.c.server_id == server_id))
+    return [to_dataclass(App, row) for row in rows]
+
+
+async def in_project(connection: AsyncConnection, project_id: UUID) -> Sequence[App]:
+    """Return the apps of a project."""
+    rows = await connection.execute(select(*columns(App, apps)).where(apps.c.project_id == project_id))
+    return [to_dataclass(App, row) for row in rows]
+
+
+async def due(connection: AsyncConnection, now: datetime) -> Sequence[App]:
+    """Return the apps whose run is over and on which no operation is in flight, the longest overdue first."""
+    busy = select(operations.c.app_id).where(operations.c.state.in_(IN_FLIGHT), operations.c.app_id.is_not(None))
+    query = select(*columns(App, apps)).where(apps.c.stop_at <= now, apps.c.id.not_in(busy)).order_by(apps.c.stop_at)
+    return [to_dataclass(App, row) for row in await connection.execute(query)]
+
+
+async def next_stop_at(connection: AsyncConnection, after: datetime) -> datetime | None:
+    """Return the first deadline later than `after`, None when there is none."""
+    query = select(apps.c.stop_at).where(apps.c.stop_at > after).order_by(apps.c.stop_at).limit(1)
+    return (await connection.execute(query)).scalar_one_or_none()
+
+
+async def change(connection: AsyncConnection, app_id: UUID, values: Mapping[str, Any]) -> bool:
+    """Set columns of an app; False when there is none of that id."""
+    return (await connection.execute(update(apps).where(apps.c.id == app_id).values(values))).rowcount == 1
+
+
+async def change_run(
+    connection: AsyncConnection, app_id: UUID, run_id: UUID | None, stop_at: datetime | None, values: Mapping[str, Any]
+) -> bool:
+    """Set columns only while the run is still that one with that deadline (compare-and-set); False otherwise."""
+    same = (
+        apps.c.id == app_id,
+        apps.c.run_id.is_not_distinct_from(run_id),
+        apps.c.stop_at.is_not_distinct_from(stop_at),
+    )
+    return (await connection.execute(update(apps).where(*same).values(values))).rowcount == 1
+
+
+async def remove(connection: AsyncConnection, app_id: UUID) -> bool:
+    """Delete an app."""
+    return (await connection.execute(delete(apps).where(apps.c.id == app_id))).rowcount == 1

@@ -1,0 +1,93 @@
+"""Operations: what was asked of a host, by whom, and how it ended."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.store.apps import IN_FLIGHT
+from moorage_controller.store.rows import columns, to_dataclass, to_values
+from moorage_controller.store.tables import operations
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A row of `operations`.
+
+    `run_timeout` is minutes; `output` the last 64 KiB of what Compose printed, raw, set at the end; `deadline_at` the
+    moment after which a start is stopped on its host.
+    """
+
+    id: UUID
+    kind: str
+    app_id: UUID | None
+    server_id: UUID | None
+    state: str
+    actor_id: UUID | None
+    actor: str
+    auto_stop: bool
+    transport: str | None
+    run_id: UUID | None
+    run_timeout: int | None
+    exit_code: int | None
+    error_code: str | None
+    error: str | None
+    output: str
+    created_at: datetime
+    deadline_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether its end is not known yet."""
+        return self.state in IN_FLIGHT
+
+
+async def add(connection: AsyncConnection, operation: Operation) -> None:
+    """Insert an operation. Raises IntegrityError while another one is in flight on the same app."""
+    await connection.execute(insert(operations).values(to_values(operation)))
+
+
+async def get(connection: AsyncConnection, operation_id: UUID) -> Operation | None:
+    """Return an operation, None when there is none of that id."""
+    query = select(*columns(Operation, operations)).where(operations.c.id == operation_id)
+    row = (await connection.execute(query)).first()
+    return None if row is None else to_dataclass(Operation, row)
+
+
+async def in_flight_on(connection: AsyncConnection, app_id: UUID) -> Operation | None:
+    """Return the operation in flight on an app."""
+    query = select(*columns(Operation, operations)).where(
+        operations.c.app_id == app_id, operations.c.state.in_(IN_FLIGHT)
+    )
+    row = (await connection.execute(query)).first()
+    return None if row is None else to_dataclass(Operation, row)
+
+
+async def all_in_flight(connection: AsyncConnection) -> Sequence[Operation]:
+    """Return all operations whose end is not known yet, the oldest first."""
+    query = select(*columns(Operation, operations)).where(operations.c.state.in_(IN_FLIGHT))
+    rows = await connection.execute(query.order_by(operations.c.created_at))
+    return [to_dataclass(Operation, row) for row in rows]
+
+
+async def search(
+    connection: AsyncConnection, *, app_id: UUID | None, server_id: UUID | None, state: str | None, limit: int
+) -> Sequence[Operation]:
+    """Return operations, the newest first; each filter that is None lets everything through."""
+    query = select(*columns(Operation, operations)).order_by(operations.c.created_at.desc()).limit(limit)
+    for column, wanted in (("app_id", app_id), ("server_id", server_id), ("state", state)):
+        if wanted is not None:
+            query = query.where(operations.c[column] == wanted)
+    return [to_dataclass(Operation, row) for row in await connection.execute(query)]
+
+
+async def change_in_flight(connection: AsyncConnection, operation_id: UUID, values: Mapping[str, Any]) -> bool:
+    """Set columns while the operation is in flight; False when it has ended: an end is never overwritten."""
+    query = update(operations).where(operations.c.id == operation_id, operations.c.state.in_(IN_FLIGHT))
+    return (await connection.execute(query.values(values))).rowcount == 1

@@ -1,0 +1,73 @@
+"""Servers: the Docker hosts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.store.rows import columns, to_dataclass, to_values
+from moorage_controller.store.tables import apps, servers
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A row of `servers`. `uptime` is seconds; `agent_name` the DNS name of the enrolment in force."""
+
+    id: UUID
+    name: str
+    address: str
+    ssh_user: str | None
+    ssh_port: int
+    api_endpoint: str | None
+    status: str
+    running_apps_count: int
+    last_checked: datetime | None
+    status_detail: str | None
+    running_containers: int
+    uptime: int | None
+    agent_name: str | None
+    agent_version: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+async def add(connection: AsyncConnection, server: Server) -> None:
+    """Insert a server."""
+    await connection.execute(insert(servers).values(to_values(server)))
+
+
+async def get(connection: AsyncConnection, server_id: UUID) -> Server | None:
+    """Return a server, None when there is none of that id."""
+    row = (await connection.execute(select(*columns(Server, servers)).where(servers.c.id == server_id))).first()
+    return None if row is None else to_dataclass(Server, row)
+
+
+async def all_servers(connection: AsyncConnection) -> Sequence[Server]:
+    """Return all servers by name."""
+    rows = await connection.execute(select(*columns(Server, servers)).order_by(servers.c.name, servers.c.id))
+    return [to_dataclass(Server, row) for row in rows]
+
+
+async def change(connection: AsyncConnection, server_id: UUID, values: Mapping[str, Any]) -> bool:
+    """Set columns of a server; False when there is none of that id."""
+    return (await connection.execute(update(servers).where(servers.c.id == server_id).values(values))).rowcount == 1
+
+
+async def remove(connection: AsyncConnection, server_id: UUID) -> bool:
+    """Delete a server. Raises IntegrityError while apps are on it."""
+    return (await connection.execute(delete(servers).where(servers.c.id == server_id))).rowcount == 1
+
+
+async def recount(connection: AsyncConnection, server_id: UUID) -> None:
+    """Bring `running_apps_count` up to date; called in every transaction that changes an app's status."""
+    running = (
+        select(func.count())
+        .select_from(apps)
+        .where(apps.c.server_id == server_id, apps.c.status == "running")
+        .scalar_subquery()
+    )
+    await connection.execute(update(servers).where(servers.c.id == server_id).values(running_apps_count=running))

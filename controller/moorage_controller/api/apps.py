@@ -1,0 +1,89 @@
+"""Apps over HTTP: their records, starting and stopping them."""
+
+import re
+
+from moorage_common.states import OperationKind
+
+from moorage_controller.api.call import Call
+from moorage_controller.api.convert import (
+    app_out,
+    given,
+    operation_out,
+    raise_unless_succeeded,
+    started_out,
+    stopped_out,
+)
+from moorage_controller.api.replies import Reply, later, now
+from moorage_controller.api.schemas import AppChanges, AppIn, DeletedOut, StartIn
+from moorage_controller.auth.roles import Role
+from moorage_controller.store.operations import Operation
+
+_WAIT = re.compile(r"wait=(\d{1,6})")
+
+
+async def list_apps(call: Call) -> Reply:
+    """GET /api/apps."""
+    return now([app_out(view) for view in await call.services.apps.all()])
+
+
+async def get_app(call: Call) -> Reply:
+    """GET /api/apps/{id}."""
+    return now(app_out(await call.services.apps.get(call.id())))
+
+
+async def create_app(call: Call) -> Reply:
+    """POST /api/apps."""
+    fields = call.body(AppIn).model_dump()
+    return now(app_out(await call.services.apps.create(fields, call.actor)), 201)
+
+
+async def update_app(call: Call) -> Reply:
+    """PUT /api/apps/{id}."""
+    changes = given(call.body(AppChanges), nullable={"app_url"})
+    timeout_only = call.principal.role < Role.ADMIN
+    return now(app_out(await call.services.apps.update(call.id(), changes, call.actor, timeout_only=timeout_only)))
+
+
+async def delete_app(call: Call) -> Reply:
+    """DELETE /api/apps/{id}."""
+    force = call.request.query.get("force") == "true"
+    await call.services.apps.delete(call.id(), call.actor, force=force)
+    return now(DeletedOut(message="Application deleted"))
+
+
+async def start_app(call: Call) -> Reply:
+    """POST /api/apps/{id}/start."""
+    return await _start(call, OperationKind.UP)
+
+
+async def restart_app(call: Call) -> Reply:
+    """POST /api/apps/{id}/restart."""
+    return await _start(call, OperationKind.RESTART)
+
+
+async def stop_app(call: Call) -> Reply:
+    """POST /api/apps/{id}/stop."""
+    operation = await _ended(call, await call.services.apps.stop(call.id(), call.actor))
+    if operation.in_flight:
+        return later(operation_out(operation), operation.id)
+    raise_unless_succeeded(operation)
+    return now(stopped_out(await call.services.apps.get(call.id()), operation))
+
+
+async def _start(call: Call, kind: OperationKind) -> Reply:
+    body = call.body(StartIn)
+    minutes = body.timeout or body.timeout_minutes
+    operation = await _ended(call, await call.services.apps.start(call.id(), call.actor, minutes, kind))
+    if operation.in_flight:
+        return later(operation_out(operation), operation.id)
+    raise_unless_succeeded(operation)
+    return now(started_out(await call.services.apps.get(call.id()), operation, kind))
+
+
+async def _ended(call: Call, operation: Operation) -> Operation:
+    """Wait as the caller prefers (RFC 7240): not at all, some seconds, or for the end."""
+    prefer = call.request.headers.get("Prefer", "")
+    if "respond-async" in prefer:
+        return operation
+    wait = _WAIT.search(prefer)
+    return await call.services.operations.wait(operation.id, float(wait.group(1)) if wait else None)

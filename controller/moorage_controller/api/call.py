@@ -1,0 +1,87 @@
+"""What a handler is given: the parsed request, who sent it, and the services."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from moorage_controller.auth.roles import Actor, Origin, Principal
+from moorage_controller.errors import InvalidError, NotFoundError
+from moorage_controller.services.apps import Apps
+from moorage_controller.services.audit_log import AuditLog
+from moorage_controller.services.enrollment import Enrollments
+from moorage_controller.services.health import Health
+from moorage_controller.services.operations import Operations
+from moorage_controller.services.projects import Projects
+from moorage_controller.services.servers import Servers
+from moorage_controller.services.users import Users
+
+T = TypeVar("T", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All services, and the URL under which this controller is reached."""
+
+    users: Users
+    servers: Servers
+    projects: Projects
+    apps: Apps
+    operations: Operations
+    enrollments: Enrollments
+    audit_log: AuditLog
+    health: Health
+    base_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, authenticated and with its body read."""
+
+    services: Services
+    request: web.Request
+    origin: Origin
+    principal_or_none: Principal | None
+    body_or_none: BaseModel | None
+
+    @property
+    def principal(self) -> Principal:
+        """The caller; only routes that ask for a role have one."""
+        assert self.principal_or_none is not None
+        return self.principal_or_none
+
+    @property
+    def actor(self) -> Actor:
+        """The caller, for the audit log."""
+        return Actor(self.principal.user_id, self.principal.username, self.origin)
+
+    def body(self, model: type[T]) -> T:
+        """Return the body, which the route table says is a `model`."""
+        assert isinstance(self.body_or_none, model)
+        return self.body_or_none
+
+    def id(self) -> UUID:
+        """Return the id in the path. Raises NotFoundError for a malformed one: there is no such thing."""
+        try:
+            return UUID(self.request.match_info["id"])
+        except ValueError:
+            raise NotFoundError("not_found", "There is nothing of that id.") from None
+
+    def query_id(self, name: str) -> UUID | None:
+        """Return an id from the query, None where it is absent. Raises InvalidError for a malformed one."""
+        text = self.request.query.get(name)
+        if not text:
+            return None
+        try:
+            return UUID(text)
+        except ValueError:
+            raise InvalidError({name: "It must be a UUID."}) from None
+
+    def query_number(self, name: str, default: int, least: int, most: int) -> int:
+        """Return a number from the query. Raises InvalidError outside of its bounds."""
+        text = self.request.query.get(name, str(default))
+        if not (text.isascii() and text.isdigit() and least <= int(text[:12]) <= most):
+            raise InvalidError({name: f"It must be a number from {least} to {most}."})
+        return int(text)

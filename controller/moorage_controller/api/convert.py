@@ -1,0 +1,174 @@
+"""From what the services return to what the API shows."""
+
+from datetime import datetime
+
+from moorage_common.clock import to_millis
+from moorage_common.compose_output import render
+from moorage_common.states import OperationKind
+from pydantic import BaseModel
+
+from moorage_controller.api.schemas import (
+    AppOut,
+    AuditEntryOut,
+    OperationOut,
+    ProjectOut,
+    ServerOut,
+    ServerStatusOut,
+    StartedOut,
+    StoppedOut,
+)
+from moorage_controller.errors import OperationFailedError
+from moorage_controller.store.apps import AppView
+from moorage_controller.store.audit import AuditEntry
+from moorage_controller.store.operations import Operation
+from moorage_controller.store.projects import Project
+from moorage_controller.store.servers import Server
+
+
+def given(changes: BaseModel, nullable: set[str]) -> dict[str, object]:
+    """Return the fields a caller sent: absent means unchanged, and so does null where a field can't be unset."""
+    sent = changes.model_dump(include=changes.model_fields_set)
+    return {name: value for name, value in sent.items() if value is not None or name in nullable}
+
+
+def _millis(moment: datetime | None) -> int | None:
+    return None if moment is None else to_millis(moment)
+
+
+def server_out(server: Server) -> ServerOut:
+    """Show a server."""
+    return ServerOut(
+        id=server.id,
+        name=server.name,
+        address=server.address,
+        ssh_user=server.ssh_user,
+        ssh_port=server.ssh_port,
+        status=server.status,
+        running_apps_count=server.running_apps_count,
+        last_checked=_millis(server.last_checked),
+        connection="agent" if server.agent_name else "none",
+        api_endpoint=server.api_endpoint,
+        agent_version=server.agent_version,
+        status_detail=server.status_detail,
+        running_containers=server.running_containers,
+        uptime=server.uptime,
+    )
+
+
+def server_status_out(server: Server) -> ServerStatusOut:
+    """Show how a server is."""
+    return ServerStatusOut(
+        status=server.status,
+        running_containers=server.running_containers if server.status == "online" else 0,
+        uptime=server.uptime,
+        last_checked=_millis(server.last_checked),
+    )
+
+
+def project_out(project: Project) -> ProjectOut:
+    """Show a project."""
+    return ProjectOut(
+        id=project.id, name=project.name, description=project.description, created_at=to_millis(project.created_at)
+    )
+
+
+def app_out(view: AppView) -> AppOut:
+    """Show an app; a provisional run's deadline is nobody's business: `stopAt` is null until it runs."""
+    app = view.app
+    running = app.started_at is not None
+    return AppOut(
+        id=app.id,
+        name=app.name,
+        project_id=app.project_id,
+        server_id=app.server_id,
+        cd_path=app.cd_path,
+        app_url=app.app_url,
+        auto_stop_timeout=app.auto_stop_timeout,
+        status=app.status,
+        started_at=_millis(app.started_at),
+        domain=app.domain,
+        stop_at=_millis(app.stop_at) if running else None,
+        health=app.health,
+        observed_at=_millis(app.observed_at),
+        last_error=app.last_error,
+        operation_id=view.operation_id,
+    )
+
+
+def operation_out(operation: Operation) -> OperationOut:
+    """Show an operation."""
+    return OperationOut(
+        id=operation.id,
+        kind=operation.kind,
+        app_id=operation.app_id,
+        server_id=operation.server_id,
+        state=operation.state,
+        actor=operation.actor,
+        transport=operation.transport,
+        created_at=to_millis(operation.created_at),
+        started_at=_millis(operation.started_at),
+        finished_at=_millis(operation.finished_at),
+        exit_code=operation.exit_code,
+        error=operation.error,
+    )
+
+
+def raise_unless_succeeded(operation: Operation) -> None:
+    """Raise OperationFailedError, with what Compose printed, for an operation that ended in any other way."""
+    if operation.state != "succeeded":
+        raise OperationFailedError(
+            operation.error_code or "operation_failed",
+            operation.error or "The operation failed.",
+            output=render(operation.output),
+            operation_id=str(operation.id),
+        )
+
+
+def started_out(view: AppView, operation: Operation, kind: OperationKind) -> StartedOut:
+    """Show a start or restart that succeeded: the guide's reply and ours."""
+    app = app_out(view)
+    done = "restarted" if kind is OperationKind.RESTART else "started"
+    return StartedOut(
+        success=True,
+        app_id=app.id,
+        status=app.status,
+        started_at=app.started_at,
+        message=f"Application {done} successfully",
+        stop_at=app.stop_at,
+        timer_ends_at=app.stop_at,
+        app_url=app.app_url,
+        operation_id=operation.id,
+        output=render(operation.output),
+    )
+
+
+def stopped_out(view: AppView, operation: Operation) -> StoppedOut:
+    """Show a stop that succeeded: the guide's reply and ours."""
+    return StoppedOut(
+        success=True,
+        app_id=view.app.id,
+        status=view.app.status,
+        message="Application stopped successfully",
+        operation_id=operation.id,
+        output=render(operation.output),
+    )
+
+
+def audit_entry_out(entry: AuditEntry) -> AuditEntryOut:
+    """Show an audit entry; entries never change, so both times are one."""
+    moment = entry.created_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return AuditEntryOut(
+        id=entry.id,
+        user_id=entry.user_id,
+        username=entry.username,
+        action=entry.action,
+        resource_type=entry.resource_type,
+        resource_id=entry.resource_id,
+        resource_name=entry.resource_name,
+        details=entry.message,
+        data=entry.details,
+        ip_address=entry.ip_address,
+        user_agent=entry.user_agent,
+        created_at=moment,
+        updated_at=moment,
+    )

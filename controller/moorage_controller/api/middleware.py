@@ -1,0 +1,134 @@
+"""What happens around every handler: request id, headers, authentication, role, body, errors."""
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from uuid import uuid4
+
+import structlog
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from moorage_controller.api import problems
+from moorage_controller.api.call import Call, Services
+from moorage_controller.api.replies import Reply
+from moorage_controller.api.routes import ROUTES, Route
+from moorage_controller.auth.roles import Origin, Principal, Role
+from moorage_controller.errors import (
+    ForbiddenError,
+    InvalidError,
+    MoorageError,
+    NotAuthenticatedError,
+    UnreadableError,
+    UnsupportedMediaError,
+)
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+BODY_LIMIT = 1024 * 1024
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-site",
+    "Cache-Control": "no-store",
+}
+_FRAMEWORK = {
+    404: ("not_found", "There is no such path in this API."),
+    405: ("method_not_allowed", "This path doesn't take that method."),
+    413: ("body_too_large", "The body is larger than 1 MiB."),
+}
+
+
+def build(services: Services) -> web.Application:
+    """Return the HTTP application that serves the route table."""
+    application = web.Application(middlewares=[_around], client_max_size=BODY_LIMIT)
+    for route in ROUTES:
+        application.router.add_route(route.method, route.path, _endpoint(route, services))
+    return application
+
+
+@web.middleware
+async def _around(request: web.Request, handler: Handler) -> web.StreamResponse:
+    sent = request.headers.get("X-Request-Id", "")
+    request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else str(uuid4())
+    with structlog.contextvars.bound_contextvars(request_id=request_id):
+        response = await _answer(request, handler, request_id)
+        log.info("request", method=request.method, path=request.path, status=response.status)
+    response.headers.update({**_HEADERS, "X-Request-Id": request_id})
+    return response
+
+
+async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except MoorageError as error:
+        return problems.from_error(error, request_id)
+    except web.HTTPException as error:
+        code, sentence = _FRAMEWORK.get(error.status, ("bad_request", "The request can't be understood."))
+        return problems.problem(error.status, code, sentence, request_id)
+    except Exception:
+        log.exception("request_failed")
+        sentence = "Something went wrong here; the log has it under this request id."
+        return problems.problem(500, "internal_error", sentence, request_id)
+
+
+def _endpoint(route: Route, services: Services) -> Handler:
+    async def endpoint(request: web.Request) -> web.StreamResponse:
+        origin = Origin(request.remote, request.headers.get("User-Agent", "")[:500] or None)
+        principal = await _authenticate(route, request, services)
+        body = await _read_body(route.body, request) if route.body is not None else None
+        return _respond(await route.handler(Call(services, request, origin, principal, body)))
+
+    return endpoint
+
+
+async def _authenticate(route: Route, request: web.Request, services: Services) -> Principal | None:
+    if route.role is Role.NOBODY:
+        return None
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise NotAuthenticatedError("no_token", "This needs a token: send Authorization: Bearer TOKEN.")
+    principal = await services.users.authenticate(token.strip())
+    if principal.role < route.role:
+        raise ForbiddenError("forbidden", "Your role doesn't allow this: ask an admin.")
+    return principal
+
+
+async def _read_body(model: type[BaseModel], request: web.Request) -> BaseModel:
+    """Read and check a body. None at all is an empty object: dashboards send stop just so."""
+    raw = await request.read()
+    if raw.strip() and request.content_type not in {"application/json", "application/octet-stream"}:
+        raise UnsupportedMediaError("unsupported_media_type", "Send the body as Content-Type: application/json.")
+    try:
+        document = json.loads(raw) if raw.strip() else {}
+    except (ValueError, RecursionError):
+        raise UnreadableError("unreadable_json", "The body is not JSON that can be read.") from None
+    if not isinstance(document, dict):
+        raise UnreadableError("not_an_object", "The body must be a JSON object.")
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise InvalidError(_field_errors(error)) from None
+
+
+def _field_errors(error: ValidationError) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for entry in error.errors(include_url=False, include_context=False, include_input=False):
+        field = ".".join(str(part) for part in entry["loc"]) or "body"
+        found.setdefault(field, entry["msg"].removeprefix("Value error, "))
+    return found
+
+
+def _respond(reply: Reply) -> web.Response:
+    if isinstance(reply.body, BaseModel):
+        text = reply.body.model_dump_json(by_alias=True)
+    else:
+        text = "[" + ",".join(item.model_dump_json(by_alias=True) for item in reply.body) + "]"
+    assert reply.status != HTTPStatus.NO_CONTENT, "a success always has a JSON body"
+    return web.Response(text=text, status=reply.status, content_type="application/json", headers=reply.headers)

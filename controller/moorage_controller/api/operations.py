@@ -1,0 +1,23 @@
+"""Operations over HTTP."""
+
+from moorage_controller.api.call import Call
+from moorage_controller.api.convert import operation_out
+from moorage_controller.api.replies import Reply, now
+
+
+async def list_operations(call: Call) -> Reply:
+    """GET /api/operations."""
+    found = await call.services.operations.search(
+        call.query_id("appId"), call.query_id("serverId"), call.request.query.get("state") or None
+    )
+    return now([operation_out(o) for o in found])
+
+
+async def get_operation(call: Call) -> Reply:
+    """GET /api/operations/{id}."""
+    return now(operation_out(await call.services.operations.get(call.id())))
+
+
+async def cancel_operation(call: Call) -> Reply:
+    """POST /api/operations/{id}/cancel."""
+    return now(operation_out(await call.services.operations.cancel(call.id(), call.actor)))

@@ -1,0 +1,333 @@
+"""Bodies and replies of the REST API: camelCase, epoch milliseconds, minutes. Unknown fields are ignored."""
+
+from typing import Annotated
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+MAX_MINUTES = 43_200
+
+
+class Schema(BaseModel):
+    """Base of all."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
+
+
+def _one_line(text: str) -> str:
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):  # noqa: PLR2004 - ASCII's control characters
+        raise ValueError("It must be one line of printable text.")
+    return text
+
+
+def _no_spaces(text: str) -> str:
+    if any(character.isspace() for character in text):
+        raise ValueError("It must not contain spaces.")
+    return text
+
+
+def _cd_path(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError("It must be an absolute path.")
+    if ".." in path.split("/"):
+        raise ValueError("It must not contain '..'.")
+    return path
+
+
+def _url(url: str) -> str:
+    if url and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc):
+        raise ValueError("It must be an http:// or https:// URL.")
+    return url
+
+
+def _endpoint(endpoint: str) -> str:
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65_536:  # noqa: PLR2004 - TCP's ports
+        raise ValueError("It must be HOST:PORT.")
+    return endpoint
+
+
+OneLine = AfterValidator(_one_line)
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255), OneLine]
+Address = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255), OneLine, AfterValidator(_no_spaces)
+]
+SshUser = Annotated[str, StringConstraints(max_length=255), OneLine, AfterValidator(_no_spaces)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+Endpoint = Annotated[Address, AfterValidator(_endpoint)]
+Description = Annotated[str, StringConstraints(max_length=10_000)]
+CdPath = Annotated[str, StringConstraints(min_length=1, max_length=500), OneLine, AfterValidator(_cd_path)]
+Url = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), OneLine, AfterValidator(_url)]
+Domain = Annotated[str, StringConstraints(strip_whitespace=True, max_length=255), OneLine]
+Minutes = Annotated[int, Field(ge=1, le=MAX_MINUTES)]
+
+
+class LoginIn(Schema):
+    """POST /api/auth/login."""
+
+    username: str
+    password: str
+
+
+class UserOut(Schema):
+    """Who somebody is, as login and verify tell it."""
+
+    id: UUID
+    username: str
+    role: str
+
+
+class LoginOut(Schema):
+    """The reply to a login."""
+
+    user: UserOut
+    token: str
+
+
+class VerifyOut(Schema):
+    """The reply to verify."""
+
+    user: UserOut
+
+
+class SuccessOut(Schema):
+    """It was done."""
+
+    success: bool = True
+
+
+class DeletedOut(SuccessOut):
+    """It is gone."""
+
+    message: str
+
+
+class ServerIn(Schema):
+    """POST /api/servers."""
+
+    name: Name
+    address: Address
+    ssh_user: SshUser | None = None
+    ssh_port: Port = 22
+    api_endpoint: Endpoint | None = None
+
+
+class ServerChanges(Schema):
+    """PUT /api/servers/{id}: what is absent stays."""
+
+    name: Name | None = None
+    address: Address | None = None
+    ssh_user: SshUser | None = None
+    ssh_port: Port | None = None
+    api_endpoint: Endpoint | None = None
+
+
+class ServerOut(Schema):
+    """A server."""
+
+    id: UUID
+    name: str
+    address: str
+    ssh_user: str | None
+    ssh_port: int
+    status: str
+    running_apps_count: int
+    last_checked: int | None
+    connection: str
+    api_endpoint: str | None
+    agent_version: str | None
+    status_detail: str | None
+    running_containers: int
+    uptime: int | None
+
+
+class ServerStatusOut(Schema):
+    """GET /api/servers/{id}/status: of a check made now."""
+
+    status: str
+    running_containers: int
+    uptime: int | None
+    last_checked: int | None
+
+
+class JoinTokenOut(Schema):
+    """POST /api/servers/{id}/enrollment-token."""
+
+    token: str
+    expires_at: int
+    command: str
+
+
+class EnrollIn(Schema):
+    """POST /api/enroll: `token` is the proof, not the join token itself."""
+
+    token: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    csr: Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+    endpoint: Endpoint
+    version: Annotated[str, StringConstraints(min_length=1, max_length=50), OneLine]
+
+
+class EnrollOut(Schema):
+    """What makes a host a member; certificates are PEM."""
+
+    certificate: str
+    ca: str
+    server_id: UUID
+    agent_name: str
+
+
+class ProjectIn(Schema):
+    """POST /api/projects."""
+
+    name: Name
+    description: Description | None = None
+
+
+class ProjectChanges(Schema):
+    """PUT /api/projects/{id}: what is absent stays."""
+
+    name: Name | None = None
+    description: Description | None = None
+
+
+class ProjectOut(Schema):
+    """A project."""
+
+    id: UUID
+    name: str
+    description: str | None
+    created_at: int
+
+
+class AppIn(Schema):
+    """POST /api/apps."""
+
+    name: Name
+    project_id: UUID
+    server_id: UUID
+    cd_path: CdPath
+    app_url: Url | None = None
+    domain: Domain = ""
+    auto_stop_timeout: Minutes = 60
+
+
+class AppChanges(Schema):
+    """PUT /api/apps/{id}: what is absent stays."""
+
+    name: Name | None = None
+    project_id: UUID | None = None
+    server_id: UUID | None = None
+    cd_path: CdPath | None = None
+    app_url: Url | None = None
+    domain: Domain | None = None
+    auto_stop_timeout: Minutes | None = None
+
+
+class AppOut(Schema):
+    """An app."""
+
+    id: UUID
+    name: str
+    project_id: UUID
+    server_id: UUID
+    cd_path: str
+    app_url: str | None
+    auto_stop_timeout: int
+    status: str
+    started_at: int | None
+    domain: str
+    stop_at: int | None
+    health: str
+    observed_at: int | None
+    last_error: str | None
+    operation_id: UUID | None
+
+
+class StartIn(Schema):
+    """POST /api/apps/{id}/start and /restart; the body may be left out."""
+
+    timeout: Minutes | None = None
+    timeout_minutes: Annotated[Minutes | None, Field(alias="timeout_minutes")] = None
+
+
+class NothingIn(Schema):
+    """A body that says nothing; it may be left out."""
+
+
+class StartedOut(Schema):
+    """The reply to a start that succeeded; `timer_ends_at` and `app_url` are named as dashboards read them."""
+
+    success: bool
+    app_id: UUID
+    status: str
+    started_at: int | None
+    message: str
+    stop_at: int | None
+    timer_ends_at: Annotated[int | None, Field(alias="timer_ends_at")]
+    app_url: Annotated[str | None, Field(alias="app_url")]
+    operation_id: UUID
+    output: str
+
+
+class StoppedOut(Schema):
+    """The reply to a stop that succeeded."""
+
+    success: bool
+    app_id: UUID
+    status: str
+    message: str
+    operation_id: UUID
+    output: str
+
+
+class OperationOut(Schema):
+    """An operation; `actor` is a user's name or `auto-stop`."""
+
+    id: UUID
+    kind: str
+    app_id: UUID | None
+    server_id: UUID | None
+    state: str
+    actor: str
+    transport: str | None
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    exit_code: int | None
+    error: str | None
+
+
+class AuditEntryOut(Schema):
+    """An audit entry: `details` is a sentence, `data` the object that the guide calls details; ISO 8601 times."""
+
+    id: UUID
+    user_id: UUID | None
+    username: str | None
+    action: str
+    resource_type: str
+    resource_id: UUID | None
+    resource_name: str | None
+    details: str
+    data: dict[str, object] | None
+    ip_address: str | None
+    user_agent: str | None
+    created_at: str
+    updated_at: str
+
+
+class AuditPageOut(Schema):
+    """A page of the audit log, the newest entry first."""
+
+    logs: list[AuditEntryOut]
+    total: int
+    limit: int
+    offset: int
+
+
+class HealthOut(Schema):
+    """GET /healthz and /readyz: `problems` names each part that isn't well."""
+
+    status: str
+    problems: list[str] = []

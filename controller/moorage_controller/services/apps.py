@@ -1,0 +1,203 @@
+"""Apps: made, changed, removed, started and stopped. Handlers and auto-stop call the same."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from moorage_common.states import OperationKind
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.auth.roles import AUTO_STOP, Actor
+from moorage_controller.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from moorage_controller.services import runs
+from moorage_controller.services.audit import Action, record
+from moorage_controller.services.operations import InFlightError, Operations
+from moorage_controller.signals import Signals
+from moorage_controller.store import apps as store
+from moorage_controller.store import operations as operation_store
+from moorage_controller.store import projects as project_store
+from moorage_controller.store import servers as server_store
+from moorage_controller.store.apps import App, AppView
+from moorage_controller.store.engine import Database
+from moorage_controller.store.operations import Operation
+
+_ACTIONS = {
+    OperationKind.UP: Action.START,
+    OperationKind.RESTART: Action.RESTART,
+    OperationKind.DOWN: Action.STOP,
+}
+_FIXED_WHILE_RUNNING = {"server_id": "serverId", "cd_path": "cdPath"}
+
+
+class Apps:
+    """Decides about apps."""
+
+    def __init__(self, database: Database, operations: Operations, signals: Signals) -> None:
+        self._database = database
+        self._operations = operations
+        self._signals = signals
+
+    async def all(self) -> Sequence[AppView]:
+        """Return all apps by name."""
+        async with self._database.read() as connection:
+            return await store.all_views(connection)
+
+    async def get(self, app_id: UUID) -> AppView:
+        """Return an app. Raises NotFoundError."""
+        async with self._database.read() as connection:
+            return _found(await store.view(connection, app_id))
+
+    async def create(self, fields: Mapping[str, Any], actor: Actor) -> AppView:
+        """Make an app. Raises InvalidError where its project or server doesn't exist."""
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            await _check_references(connection, fields)
+            app = App(
+                id=uuid4(),
+                status="stopped",
+                health="unknown",
+                started_at=None,
+                observed_at=None,
+                last_error=None,
+                project_name=None,
+                project_directory=None,
+                run_id=None,
+                run_timeout=None,
+                stop_at=None,
+                created_at=now,
+                updated_at=now,
+                **fields,
+            )
+            await store.add(connection, app)
+            resource = ("app", app.id, app.name)
+            await record(connection, now, actor, Action.CREATE, resource, f"App {app.name} was made.")
+        self._signals.server_changed.emit(app.server_id)
+        return AppView(app, None)
+
+    async def update(
+        self, app_id: UUID, changes: Mapping[str, Any], actor: Actor, *, timeout_only: bool = False
+    ) -> AppView:
+        """Change fields; a new `auto_stop_timeout` moves a running app's deadline at once.
+
+        Raises NotFoundError, InvalidError; ConflictError for another server or directory while it runs;
+        ForbiddenError for any other change where the caller may change the timeout only.
+        """
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            old = _found(await store.view(connection, app_id)).app
+            await _check_references(connection, changes)
+            if timeout_only and any(getattr(old, k) != v for k, v in changes.items() if k != "auto_stop_timeout"):
+                raise ForbiddenError("admin_only", "Only an admin may change more of an app than autoStopTimeout.")
+            for key, name in _FIXED_WHILE_RUNNING.items():
+                if old.status != "stopped" and changes.get(key, getattr(old, key)) != getattr(old, key):
+                    raise ConflictError("app_running", f"{name} can't change while {old.name} runs: stop it first.")
+            values: runs.Values = {**changes, "updated_at": now}
+            timeout = changes.get("auto_stop_timeout", old.auto_stop_timeout)
+            if timeout != old.auto_stop_timeout and old.started_at is not None:
+                values |= {"run_timeout": timeout, "stop_at": old.started_at + timedelta(minutes=timeout)}
+            await store.change(connection, app_id, values)
+            new = _found(await store.view(connection, app_id))
+            details = {"changed": sorted(changes)}
+            resource = ("app", app_id, new.app.name)
+            await record(connection, now, actor, Action.UPDATE, resource, f"App {old.name} was changed.", details)
+        for server_id in {old.server_id, new.app.server_id}:
+            self._signals.server_changed.emit(server_id)
+        self._signals.deadlines_changed.emit(None)
+        return new
+
+    async def delete(self, app_id: UUID, actor: Actor, *, force: bool) -> None:
+        """Remove an app. Raises NotFoundError; ConflictError while it runs, unless `force`, which stops it first."""
+        view = await self.get(app_id)
+        if force and (view.app.status != "stopped" or view.app.run_id is not None):
+            operation = await self._operations.wait((await self.stop(app_id, actor)).id)
+            if operation.state != "succeeded":
+                raise ConflictError("app_running", f"{view.app.name} could not be stopped: {operation.error}")
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            app = _found(await store.view(connection, app_id)).app
+            if app.status != "stopped" or app.run_id is not None:
+                raise ConflictError("app_running", f"{app.name} runs: stop it first, or delete with force=true.")
+            await store.remove(connection, app_id)
+            resource = ("app", app_id, app.name)
+            await record(connection, now, actor, Action.DELETE, resource, f"App {app.name} was removed.")
+        self._signals.server_changed.emit(app.server_id)
+
+    async def start(
+        self, app_id: UUID, actor: Actor, minutes: int | None, kind: OperationKind = OperationKind.UP
+    ) -> Operation:
+        """Begin a start or a restart, or join the one that is in flight; `minutes` are for this run only.
+
+        Raises NotFoundError; ConflictError (`operation_in_progress`) while something else is in flight.
+        """
+        return await self._begin(app_id, kind, actor, minutes)
+
+    async def stop(self, app_id: UUID, actor: Actor) -> Operation:
+        """Begin a stop, or join the one that is in flight. Raises like `start`."""
+        return await self._begin(app_id, OperationKind.DOWN, actor, None)
+
+    async def auto_stop(self, due: App) -> Operation | None:
+        """Begin the stop of a run that is over, if it still is that run with that deadline; None otherwise."""
+        try:
+            async with self._database.write() as connection:
+                now = await self._database.now(connection)
+                values = {"status": "stopping", "updated_at": now}
+                if not await store.change_run(connection, due.id, due.run_id, due.stop_at, values):
+                    return None
+                operation = await self._operations.begin(connection, due, OperationKind.DOWN, AUTO_STOP, now)
+                await server_store.recount(connection, due.server_id)
+        except InFlightError:
+            return None
+        self._operations.launch(operation)
+        return operation
+
+    async def _begin(self, app_id: UUID, kind: OperationKind, actor: Actor, minutes: int | None) -> Operation:
+        while True:
+            try:
+                operation = await self._record(app_id, kind, actor, minutes)
+            except InFlightError:
+                async with self._database.read() as connection:
+                    other = await operation_store.in_flight_on(connection, app_id)
+                if other is None:
+                    continue  # it ended in between: the way is free
+                if other.kind == kind:
+                    return other
+                sentence = (
+                    f"A {_ACTIONS[OperationKind(other.kind)].lower()} of this app is in progress: wait for its end."
+                )
+                raise ConflictError("operation_in_progress", sentence) from None
+            self._operations.launch(operation)
+            return operation
+
+    async def _record(self, app_id: UUID, kind: OperationKind, actor: Actor, minutes: int | None) -> Operation:
+        """Store operation, provisional run, status and audit entry together, before anything is sent."""
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            app = _found(await store.view(connection, app_id)).app
+            starts = kind is not OperationKind.DOWN
+            run_minutes = (minutes or app.auto_stop_timeout) if starts else None
+            operation = await self._operations.begin(connection, app, kind, actor, now, run_minutes=run_minutes)
+            values = runs.begin_start(app, operation) if starts else {"status": "stopping"}
+            await store.change(connection, app_id, {**values, "updated_at": now})
+            await server_store.recount(connection, app.server_id)
+            details = {"operationId": str(operation.id)} | ({"timeout": run_minutes} if starts else {})
+            resource = ("app", app_id, app.name)
+            message = f"{actor.name} asked for a {_ACTIONS[kind].lower()} of {app.name}."
+            await record(connection, now, actor, _ACTIONS[kind], resource, message, details)
+        return operation
+
+
+def _found(view: AppView | None) -> AppView:
+    if view is None:
+        raise NotFoundError("app_not_found", "There is no app of that id.")
+    return view
+
+
+async def _check_references(connection: AsyncConnection, fields: Mapping[str, Any]) -> None:
+    wrong: dict[str, str] = {}
+    if "project_id" in fields and await project_store.get(connection, fields["project_id"]) is None:
+        wrong["projectId"] = "There is no project of that id."
+    if "server_id" in fields and await server_store.get(connection, fields["server_id"]) is None:
+        wrong["serverId"] = "There is no server of that id."
+    if wrong:
+        raise InvalidError(wrong)

@@ -1,0 +1,175 @@
+"""One operation on its way: sent once, followed through every cut, until the host itself says how it ended."""
+
+import asyncio
+import random
+from contextlib import suppress
+from uuid import UUID
+
+import structlog
+from moorage_common.clock import Clock
+from moorage_common.compose_output import error_sentence
+from moorage_common.states import OperationKind, Project
+
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.transport import (
+    CancelOutcome,
+    ContactLostError,
+    End,
+    EndKind,
+    HostApp,
+    HostRefusedError,
+    Hosts,
+    HostTransport,
+    Order,
+)
+from moorage_controller.services.runs import Outcome
+from moorage_controller.store import apps as app_store
+from moorage_controller.store import operations as store
+from moorage_controller.store import servers as server_store
+from moorage_controller.store.engine import Database
+from moorage_controller.store.operations import Operation
+
+log = structlog.get_logger(__name__)
+
+_OUTPUT_KEPT = 64 * 1024
+_FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
+DEADLINE = "the operation's time limit"
+"""Who cancelled, as the host's journal has it, when nobody but the limit did."""
+
+
+class Delivery:
+    """Brings one operation to its host and its outcome back."""
+
+    def __init__(self, database: Database, hosts: Hosts, clock: Clock, operation: Operation) -> None:
+        self._database = database
+        self._hosts = hosts
+        self._clock = clock
+        self._operation = operation
+        self._tail = b""
+        self._offset = 0
+
+    async def run(self, *, recovered: bool) -> Outcome:
+        """Return how it ended. `recovered`: it may have been sent before, by a controller that died."""
+        order = await self._order()
+        if not recovered:
+            try:
+                transport = await self._transport()
+                await transport.connect()
+            except HostUnreachableError as error:
+                return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
+            await self._mark_running(transport.name)
+        limit = asyncio.create_task(self._enforce_limit())
+        try:
+            return await self._deliver(order, send=not recovered or self._may_still_start())
+        finally:
+            limit.cancel()
+            with suppress(asyncio.CancelledError):
+                await limit
+
+    async def _deliver(self, order: Order, *, send: bool) -> Outcome:
+        """Send and follow, again and again: a lost connection is no answer."""
+        retry = _FIRST_RETRY
+        while True:
+            try:
+                transport = await self._transport()
+                if send:
+                    await transport.start(order)
+                async for item in transport.follow(order.operation_id, self._offset):
+                    retry = _FIRST_RETRY
+                    if isinstance(item, End):
+                        return self._outcome(item)
+                    self._keep(item.offset, item.data)
+            except HostRefusedError as error:
+                if error.code == "operation_unknown":
+                    await self._bury(transport)
+                elif error.code == "agent_fault":
+                    # It may have begun before it went wrong: from here on only ask.
+                    log.warning("agent_fault", error=error.sentence)
+                    send = False
+                else:
+                    return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
+            except (ContactLostError, HostUnreachableError) as error:
+                log.warning("host_contact_lost", error=str(error))
+            await self._clock.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            retry = min(retry * 2, _LAST_RETRY)
+
+    def _may_still_start(self) -> bool:
+        """Whether an operation that may never have been sent is still wanted: a start only within its limit."""
+        down = self._operation.kind == OperationKind.DOWN
+        return down or self._clock.now() < self._operation.deadline_at
+
+    async def _bury(self, transport: HostTransport) -> None:
+        """Make "it never ran" a fact on the host; following it then tells so."""
+        with suppress(ContactLostError, HostRefusedError):
+            outcome = await transport.cancel(self._operation.id, DEADLINE)
+            log.info("operation_buried", outcome=outcome.value, buried=outcome is CancelOutcome.BURIED)
+
+    async def _enforce_limit(self) -> None:
+        """Stop a start on its host once its time is over; a stop is never cut short."""
+        if self._operation.kind == OperationKind.DOWN:
+            return
+        await self._clock.sleep(max((self._operation.deadline_at - self._clock.now()).total_seconds(), 0.0))
+        while True:
+            with suppress(ContactLostError, HostRefusedError, HostUnreachableError):
+                await (await self._transport()).cancel(self._operation.id, DEADLINE)
+                return
+            await self._clock.sleep(_LAST_RETRY)
+
+    async def _transport(self) -> HostTransport:
+        # Read anew each time: the agent may have been enrolled again meanwhile.
+        assert self._operation.server_id is not None
+        async with self._database.read() as connection:
+            server = await server_store.get(connection, self._operation.server_id)
+        assert server is not None
+        return self._hosts.transport(server.api_endpoint, server.agent_name)
+
+    async def _order(self) -> Order:
+        app_id: UUID | None = self._operation.app_id
+        assert app_id is not None
+        async with self._database.read() as connection:
+            app = await app_store.get(connection, app_id)
+        assert app is not None
+        last = None
+        if app.project_name is not None and app.project_directory is not None:
+            last = Project(app.project_name, app.project_directory)
+        return Order(self._operation.id, OperationKind(self._operation.kind), HostApp(app.cd_path, last))
+
+    async def _mark_running(self, transport: str) -> None:
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            values = {"state": "running", "started_at": now, "transport": transport}
+            await store.change_in_flight(connection, self._operation.id, values)
+
+    def _keep(self, offset: int, data: bytes) -> None:
+        self._tail = (self._tail + data)[-_OUTPUT_KEPT:]
+        self._offset = offset + len(data)
+
+    def _outcome(self, end: End) -> Outcome:
+        output = self._tail.decode(errors="replace")
+        if end.kind is EndKind.LOST:
+            return Outcome(
+                "interrupted",
+                error_code="operation_lost",
+                error="The host lost this run (a power cut, or all its processes were killed): what it had done by "
+                "then is not known. Look at the app, then start or stop it again.",
+                output=output,
+                observed=end.observed,
+            )
+        if end.kind is EndKind.BURIED:
+            state = "cancelled" if end.code == "cancelled" else "failed"
+            reason = end.reason or "It was cancelled before it began."
+            return Outcome(state, ran=False, error_code=end.code, error=reason, observed=end.observed)
+        if end.exit_code == 0:
+            return Outcome("succeeded", exit_code=0, output=output, observed=end.observed)
+        state, code, sentence = self._failure(end, output)
+        return Outcome(
+            state, exit_code=end.exit_code, error_code=code, error=sentence, output=output, observed=end.observed
+        )
+
+    def _failure(self, end: End, output: str) -> tuple[str, str, str]:
+        if end.cancelled_by == DEADLINE:
+            return "failed", "deadline_exceeded", "The operation took longer than its time limit and was stopped."
+        if end.cancelled_by:
+            return "cancelled", "operation_cancelled", f"The operation was cancelled by {end.cancelled_by}."
+        said = error_sentence(output) or f"Compose ended with exit code {end.exit_code} and said nothing."
+        return "failed", "compose_failed", said

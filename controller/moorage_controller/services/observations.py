@@ -1,0 +1,116 @@
+"""What was seen on hosts, brought into the database: the truth about status."""
+
+from collections.abc import Mapping
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.auth.roles import OBSERVER
+from moorage_controller.hosts.transport import AppObservation, HostInfo
+from moorage_controller.services import runs
+from moorage_controller.services.audit import Action, record
+from moorage_controller.signals import Signals
+from moorage_controller.store import apps as app_store
+from moorage_controller.store import servers as server_store
+from moorage_controller.store.apps import App
+from moorage_controller.store.engine import Database
+
+log = structlog.get_logger(__name__)
+
+
+class Observations:
+    """Applies observations, the later look over the earlier, whichever arrives last."""
+
+    def __init__(self, database: Database, signals: Signals) -> None:
+        self._database = database
+        self._signals = signals
+        self._last_look: dict[UUID, tuple[str, int]] = {}
+
+    def note(self, app_id: UUID, observation: AppObservation) -> None:
+        """Remember when an app was last looked at; called before what was seen is committed."""
+        if not self._is_stale(app_id, observation):
+            self._last_look[app_id] = (observation.boot_id, observation.looked_at)
+
+    async def app_seen(self, app_id: UUID, observation: AppObservation) -> None:
+        """Apply what was seen of an app; nothing where it is older than what is known, or changes nothing."""
+        self.note(app_id, observation)
+        async with self._database.read() as connection:
+            now = await self._database.now(connection)
+            view = await app_store.view(connection, app_id)
+        if view is None or not runs.observe(view.app, observation, now, in_flight=view.operation_id is not None):
+            return
+        async with self._database.write() as connection:
+            # An operation may have ended meanwhile, with a later look than this one.
+            if self._is_stale(app_id, observation):
+                return
+            await self._apply(connection, app_id, observation)
+        self._signals.deadlines_changed.emit(None)
+
+    async def host_seen(self, server_id: UUID, info: HostInfo) -> None:
+        """Apply a host's facts. A host whose Engine doesn't answer is offline, with the reason."""
+        values = {
+            "status": "online" if info.engine_reachable else "offline",
+            "status_detail": None if info.engine_reachable else info.engine_problem,
+            "running_containers": info.running_containers,
+            "uptime": info.uptime,
+            "agent_version": info.agent_version,
+        }
+        await self._change_server(server_id, values)
+
+    async def host_lost(self, server_id: UUID, sentence: str) -> None:
+        """Note that a host can't be reached. Its apps keep their status; their health is not known any more."""
+        await self._change_server(server_id, {"status": "offline", "status_detail": sentence})
+
+    async def _change_server(self, server_id: UUID, values: Mapping[str, object]) -> None:
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            old = await server_store.get(connection, server_id)
+            if old is None:
+                return
+            await server_store.change(connection, server_id, {**values, "last_checked": now})
+            turned = old.status != values["status"]
+            if turned:
+                detail = values["status_detail"] or "It answers."
+                message = f"Server {old.name} is {values['status']}. {detail}"
+                resource = ("server", server_id, old.name)
+                await record(
+                    connection, now, OBSERVER, Action.STATUS_CHANGE, resource, message, {"status": values["status"]}
+                )
+            if turned and values["status"] == "offline":
+                for app in await app_store.on_server(connection, server_id):
+                    await app_store.change(connection, app.id, {"health": "unknown"})
+        if turned:
+            log.info("server_status_changed", server_id=str(server_id), **values)
+        if turned and values["status"] == "online":
+            self._signals.host_back.emit(server_id)
+
+    async def _apply(self, connection: AsyncConnection, app_id: UUID, observation: AppObservation) -> None:
+        now = await self._database.now(connection)
+        view = await app_store.view(connection, app_id)
+        if view is None:
+            return
+        values = runs.observe(view.app, observation, now, in_flight=view.operation_id is not None)
+        if not values:
+            return
+        await app_store.change(connection, app_id, values)
+        if "status" in values:
+            await server_store.recount(connection, view.app.server_id)
+            await self._tell(connection, view.app, values, observation)
+
+    async def _tell(
+        self, connection: AsyncConnection, app: App, values: runs.Values, observation: AppObservation
+    ) -> None:
+        now = await self._database.now(connection)
+        if values["status"] == "running":
+            reason = "its containers were found running without a start from here"
+        else:
+            reason = "none of its containers runs any more"
+        message = f"App {app.name} is {values['status']}: {reason}."
+        details = {"from": app.status, "to": values["status"], "containers": len(observation.containers)}
+        await record(connection, now, OBSERVER, Action.STATUS_CHANGE, ("app", app.id, app.name), message, details)
+        log.info("app_status_changed", app_id=str(app.id), **details)
+
+    def _is_stale(self, app_id: UUID, observation: AppObservation) -> bool:
+        boot_id, looked_at = self._last_look.get(app_id, ("", 0))
+        return boot_id == observation.boot_id and observation.looked_at < looked_at

@@ -1,0 +1,233 @@
+"""Operations: recorded before they are sent, followed to their end, whatever breaks in between."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from uuid import UUID, uuid4
+
+import structlog
+from moorage_common.clock import Clock
+from moorage_common.states import OperationKind
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.auth.roles import AUTO_STOP, Actor
+from moorage_controller.errors import ConflictError, HostUnreachableError, NotFoundError, OperationFailedError
+from moorage_controller.hosts.transport import ContactLostError, HostRefusedError, Hosts
+from moorage_controller.services import runs
+from moorage_controller.services.audit import Action, record
+from moorage_controller.services.delivery import Delivery
+from moorage_controller.services.observations import Observations
+from moorage_controller.services.runs import Outcome
+from moorage_controller.signals import Signals
+from moorage_controller.store import apps as app_store
+from moorage_controller.store import operations as store
+from moorage_controller.store import servers as server_store
+from moorage_controller.store.apps import App
+from moorage_controller.store.engine import Database
+from moorage_controller.store.operations import Operation
+
+log = structlog.get_logger(__name__)
+
+_RETRY_SECONDS = 2.0
+_GRACE = timedelta(seconds=60)
+"""How long after an operation's own limit a caller still waits: stopping it on the host takes a while."""
+
+
+class InFlightError(Exception):
+    """Another operation is in flight on the app."""
+
+
+class Operations:
+    """Records operations, drives each to its end in a task of its own, and settles what it did to its app."""
+
+    def __init__(
+        self,
+        database: Database,
+        hosts: Hosts,
+        observations: Observations,
+        signals: Signals,
+        clock: Clock,
+        *,
+        limit: timedelta,
+    ) -> None:
+        self._database = database
+        self._hosts = hosts
+        self._observations = observations
+        self._signals = signals
+        self._clock = clock
+        self._limit = limit
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+
+    async def begin(
+        self,
+        connection: AsyncConnection,
+        app: App,
+        kind: OperationKind,
+        actor: Actor,
+        now: datetime,
+        *,
+        run_minutes: int | None = None,
+    ) -> Operation:
+        """Record an operation in the caller's transaction; `run_minutes` makes it begin a run.
+
+        Raises InFlightError while another one is in flight on the app.
+        """
+        operation = Operation(
+            id=uuid4(),
+            kind=kind.value,
+            app_id=app.id,
+            server_id=app.server_id,
+            state="queued",
+            actor_id=actor.user_id,
+            actor=actor.name,
+            auto_stop=actor is AUTO_STOP,
+            transport=None,
+            run_id=app.run_id if run_minutes is None else uuid4(),
+            run_timeout=app.run_timeout if run_minutes is None else run_minutes,
+            exit_code=None,
+            error_code=None,
+            error=None,
+            output="",
+            created_at=now,
+            deadline_at=now + self._limit,
+            started_at=None,
+            finished_at=None,
+        )
+        try:
+            await store.add(connection, operation)
+        except IntegrityError:
+            raise InFlightError from None
+        return operation
+
+    def launch(self, operation: Operation, *, recovered: bool = False) -> None:
+        """Drive a recorded operation from here on; call it after the commit."""
+        task = asyncio.create_task(self._drive(operation, recovered=recovered), name=f"operation {operation.id}")
+        self._tasks[operation.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(operation.id, None))
+
+    async def recover(self) -> None:
+        """Take up every operation whose end isn't known: after a crash, call it once at the start."""
+        async with self._database.read() as connection:
+            left = await store.all_in_flight(connection)
+        for operation in left:
+            log.info("operation_taken_up", operation_id=str(operation.id), kind=operation.kind)
+            self.launch(operation, recovered=True)
+
+    async def close(self) -> None:
+        """Let go of all operations; they go on on their hosts, and the next start takes them up."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def get(self, operation_id: UUID) -> Operation:
+        """Return an operation. Raises NotFoundError."""
+        async with self._database.read() as connection:
+            found = await store.get(connection, operation_id)
+        if found is None:
+            raise NotFoundError("operation_not_found", "There is no operation of that id.")
+        return found
+
+    async def search(self, app_id: UUID | None, server_id: UUID | None, state: str | None) -> Sequence[Operation]:
+        """Return the newest operations, 200 at most."""
+        async with self._database.read() as connection:
+            return await store.search(connection, app_id=app_id, server_id=server_id, state=state, limit=200)
+
+    async def wait(self, operation_id: UUID, seconds: float | None = None) -> Operation:
+        """Return the operation once it has ended, or as it is after that many seconds.
+
+        Without `seconds` it waits as long as the operation may take, and then raises OperationFailedError
+        (`deadline_exceeded`): the end isn't known, and the operation goes on.
+        """
+        task = self._tasks.get(operation_id)
+        operation = await self.get(operation_id)
+        limit = seconds
+        if limit is None:
+            limit = (operation.deadline_at + _GRACE - self._clock.now()).total_seconds()
+        if task is not None:
+            # asyncio.wait never cancels the task: a caller who hangs up changes nothing.
+            await asyncio.wait({task}, timeout=max(limit, 0.0))
+            operation = await self.get(operation_id)
+        if operation.in_flight and seconds is None:
+            sentence = "The operation's time is over and its end is not known: the host doesn't answer. It goes on."
+            raise OperationFailedError(
+                "deadline_exceeded", sentence, output=operation.output, operation_id=str(operation.id)
+            )
+        return operation
+
+    async def cancel(self, operation_id: UUID, actor: Actor) -> Operation:
+        """Stop a start or restart on its host; its end comes by itself, soon after.
+
+        Raises NotFoundError; ConflictError for a stop and for what has ended; HostUnreachableError.
+        """
+        operation = await self.get(operation_id)
+        if operation.kind == OperationKind.DOWN:
+            raise ConflictError("not_cancellable", "A stop can't be cancelled: the Engine goes on with it.")
+        if not operation.in_flight or operation.server_id is None:
+            raise ConflictError("operation_ended", "This operation has ended already.")
+        async with self._database.read() as connection:
+            server = await server_store.get(connection, operation.server_id)
+        assert server is not None
+        try:
+            transport = self._hosts.transport(server.api_endpoint, server.agent_name)
+            await transport.cancel(operation.id, actor.name)
+        except (ContactLostError, HostRefusedError) as error:
+            raise HostUnreachableError(f"The host could not be told to cancel: {error}") from None
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            resource = ("app", operation.app_id, None)
+            details = {"operationId": str(operation.id)}
+            message = f"The {operation.kind} was cancelled."
+            await record(connection, now, actor, Action.CANCEL, resource, message, details)
+        return await self.get(operation_id)
+
+    async def _drive(self, operation: Operation, *, recovered: bool) -> None:
+        """Bring an operation to its end. Nothing but the end, or this program's, stops it."""
+        with structlog.contextvars.bound_contextvars(operation_id=str(operation.id)):
+            while True:
+                try:
+                    delivery = Delivery(self._database, self._hosts, self._clock, operation)
+                    outcome = await delivery.run(recovered=recovered)
+                    await self._finish(operation, outcome)
+                except Exception:
+                    # A full disk or a database that is away for a while must not lose an operation.
+                    log.exception("operation_drive_failed")
+                    recovered = True
+                    await self._clock.sleep(_RETRY_SECONDS)
+                else:
+                    return
+
+    async def _finish(self, operation: Operation, outcome: Outcome) -> None:
+        """Record the end, and what it made of the app, in one transaction."""
+        assert operation.app_id is not None
+        if outcome.observed is not None:
+            self._observations.note(operation.app_id, outcome.observed)
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            ended = {
+                "state": outcome.state,
+                "exit_code": outcome.exit_code,
+                "error_code": outcome.error_code,
+                "error": outcome.error,
+                "output": outcome.output,
+                "finished_at": now,
+            }
+            if not await store.change_in_flight(connection, operation.id, ended):
+                return
+            app = await app_store.get(connection, operation.app_id)
+            assert app is not None
+            values = runs.settle(app, operation, outcome, now)
+            await app_store.change(connection, app.id, values)
+            await server_store.recount(connection, app.server_id)
+            if operation.auto_stop and values["status"] == "stopped":
+                await _record_auto_stop(connection, app, operation, now)
+        log.info("operation_ended", kind=operation.kind, state=outcome.state, error=outcome.error)
+        self._signals.deadlines_changed.emit(None)
+
+
+async def _record_auto_stop(connection: AsyncConnection, app: App, operation: Operation, now: datetime) -> None:
+    # The guide's details, word for word.
+    details = {"reason": "timeout", "timeout": operation.run_timeout}
+    message = f"{app.name} was stopped: its {operation.run_timeout} minutes were over."
+    await record(connection, now, AUTO_STOP, Action.AUTO_STOP, ("app", app.id, app.name), message, details)

@@ -1,0 +1,146 @@
+"""Runs: what an app's columns become when something began, ended or was seen. Pure.
+
+The invariant: an app with a running container has a run, and so a deadline.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from moorage_common.states import (
+    AppStatus,
+    ContainerState,
+    Health,
+    OperationKind,
+    Project,
+    observed_health,
+    observed_status,
+)
+
+from moorage_controller.hosts.transport import AppObservation
+from moorage_controller.store.apps import App
+from moorage_controller.store.operations import Operation
+
+Values = dict[str, Any]
+NO_RUN: Values = {"run_id": None, "run_timeout": None, "started_at": None, "stop_at": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an operation ended, for the record.
+
+    `ran` is False where it certainly never ran on the host. `observed` is None where nobody could look afterwards.
+    """
+
+    state: str
+    ran: bool = True
+    exit_code: int | None = None
+    error_code: str | None = None
+    error: str | None = None
+    output: str = ""
+    observed: AppObservation | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the host did what was asked."""
+        return self.state == "succeeded"
+
+
+def new_run(run_id: UUID, timeout: int, now: datetime) -> Values:
+    """Return the columns of a run that begins now; `timeout` is minutes."""
+    return {
+        "run_id": run_id,
+        "run_timeout": timeout,
+        "started_at": now,
+        "stop_at": now + timedelta(minutes=timeout),
+    }
+
+
+def begin_start(app: App, operation: Operation) -> Values:
+    """Return what a start changes when it is recorded: a provisional run, unless there is a run already."""
+    assert operation.run_timeout is not None
+    values: Values = {"status": AppStatus.STARTING.value}
+    if app.run_id is None:
+        values |= {
+            "run_id": operation.run_id,
+            "run_timeout": operation.run_timeout,
+            "stop_at": operation.deadline_at + timedelta(minutes=operation.run_timeout),
+        }
+    return values
+
+
+def settle(app: App, operation: Operation, outcome: Outcome, now: datetime) -> Values:
+    """Return what the end of an operation makes of the app: always what was observed, never what was meant."""
+    values: Values = {"last_error": None if outcome.succeeded else outcome.error, "updated_at": now}
+    if operation.kind == OperationKind.DOWN:
+        return values | _after_stop(app, outcome, now)
+    return values | _after_start(app, operation, outcome, now)
+
+
+def _after_start(app: App, operation: Operation, outcome: Outcome, now: datetime) -> Values:
+    assert operation.run_id is not None
+    assert operation.run_timeout is not None
+    provisional = app.run_id is None or app.run_id == operation.run_id
+    if not outcome.ran:
+        return _as_before(app, keep_run=not provisional)
+    run = new_run(operation.run_id, operation.run_timeout, now)
+    if outcome.observed is None:
+        # Nobody could look. A success ran; of a failure the run is kept, so that what it may have left is stopped.
+        status = AppStatus.RUNNING if outcome.succeeded or not provisional else AppStatus.STOPPED
+        kept = run if outcome.succeeded or provisional else {}
+        return {"status": status.value, "health": Health.UNKNOWN.value} | kept
+    seen = _seen(outcome.observed, now)
+    if seen["status"] == AppStatus.STOPPED:
+        return seen | NO_RUN
+    return seen | (run if outcome.succeeded or provisional else {})
+
+
+def _after_stop(app: App, outcome: Outcome, now: datetime) -> Values:
+    if outcome.observed is None:
+        # A stop that exited 0 has looked for itself: nothing of the app was left.
+        if outcome.succeeded:
+            return {"status": AppStatus.STOPPED.value, "health": Health.UNKNOWN.value, "observed_at": now} | NO_RUN
+        return _as_before(app, keep_run=True)
+    return _with_run(app, _seen(outcome.observed, now), now)
+
+
+def observe(app: App, observation: AppObservation, now: datetime, *, in_flight: bool) -> Values:
+    """Return what changes by an observation; empty where nothing does.
+
+    While an operation is in flight its end decides about status and run; only the health is taken.
+    """
+    seen = _seen(observation, now)
+    if in_flight:
+        del seen["status"]
+    else:
+        seen = _with_run(app, seen, now)
+    changed = {key: value for key, value in seen.items() if key != "observed_at" and getattr(app, key) != value}
+    return changed | {"observed_at": now} if changed else {}
+
+
+def _with_run(app: App, seen: Values, now: datetime) -> Values:
+    """Hold the invariant: containers found running begin a run; where none is left, the run is over."""
+    if seen["status"] == AppStatus.STOPPED:
+        return seen | NO_RUN
+    return seen if app.run_id is not None else seen | new_run(uuid4(), app.auto_stop_timeout, now)
+
+
+def _as_before(app: App, *, keep_run: bool) -> Values:
+    running = app.run_id is not None and keep_run
+    status = AppStatus.RUNNING if running else AppStatus.STOPPED
+    return {"status": status.value} | ({} if keep_run else NO_RUN)
+
+
+def _seen(observation: AppObservation, now: datetime) -> Values:
+    containers: Sequence[ContainerState] = observation.containers
+    values: Values = {
+        "status": observed_status(containers).value,
+        "health": observed_health(containers).value,
+        "observed_at": now,
+    }
+    project: Project | None = observation.project
+    if project is not None:
+        values |= {"project_name": project.name, "project_directory": project.directory}
+    return values

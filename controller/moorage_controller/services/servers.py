@@ -1,0 +1,108 @@
+"""Servers: made, changed, removed, and asked how they are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy.exc import IntegrityError
+
+from moorage_controller.auth.roles import Actor
+from moorage_controller.errors import ConflictError, HostUnreachableError, NotFoundError
+from moorage_controller.hosts.transport import Hosts
+from moorage_controller.services.audit import Action, record
+from moorage_controller.services.observations import Observations
+from moorage_controller.signals import Signals
+from moorage_controller.store import apps as app_store
+from moorage_controller.store import servers as store
+from moorage_controller.store.engine import Database
+from moorage_controller.store.servers import Server
+
+
+class Servers:
+    """Decides about servers."""
+
+    def __init__(self, database: Database, hosts: Hosts, observations: Observations, signals: Signals) -> None:
+        self._database = database
+        self._hosts = hosts
+        self._observations = observations
+        self._signals = signals
+
+    async def all(self) -> Sequence[Server]:
+        """Return all servers by name."""
+        async with self._database.read() as connection:
+            return await store.all_servers(connection)
+
+    async def get(self, server_id: UUID) -> Server:
+        """Return a server. Raises NotFoundError."""
+        async with self._database.read() as connection:
+            return _found(await store.get(connection, server_id))
+
+    async def create(self, fields: Mapping[str, Any], actor: Actor) -> Server:
+        """Make a server; it is `offline` until the first check ends."""
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            server = Server(
+                id=uuid4(),
+                status="offline",
+                running_apps_count=0,
+                last_checked=None,
+                status_detail="It was not checked yet.",
+                running_containers=0,
+                uptime=None,
+                agent_name=None,
+                agent_version=None,
+                created_at=now,
+                updated_at=now,
+                **fields,
+            )
+            await store.add(connection, server)
+            resource = ("server", server.id, server.name)
+            await record(connection, now, actor, Action.CREATE, resource, f"Server {server.name} was made.")
+        self._signals.server_changed.emit(server.id)
+        return server
+
+    async def update(self, server_id: UUID, changes: Mapping[str, Any], actor: Actor) -> Server:
+        """Change fields. Raises NotFoundError; ConflictError for a new address while an app on it runs."""
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            old = _found(await store.get(connection, server_id))
+            moved = any(getattr(old, key) != changes.get(key, getattr(old, key)) for key in ("address", "api_endpoint"))
+            if moved and any(a.status != "stopped" for a in await app_store.on_server(connection, server_id)):
+                raise ConflictError("app_running", "The address can't change while an app on this server runs.")
+            await store.change(connection, server_id, {**changes, "updated_at": now})
+            new = _found(await store.get(connection, server_id))
+            details = {"changed": sorted(changes)}
+            resource = ("server", server_id, new.name)
+            await record(connection, now, actor, Action.UPDATE, resource, f"Server {old.name} was changed.", details)
+        self._signals.server_changed.emit(server_id)
+        return new
+
+    async def delete(self, server_id: UUID, actor: Actor) -> None:
+        """Remove a server. Raises NotFoundError; ConflictError while apps are on it."""
+        try:
+            async with self._database.write() as connection:
+                now = await self._database.now(connection)
+                server = _found(await store.get(connection, server_id))
+                await store.remove(connection, server_id)
+                resource = ("server", server_id, server.name)
+                await record(connection, now, actor, Action.DELETE, resource, f"Server {server.name} was removed.")
+        except IntegrityError:
+            raise ConflictError("server_in_use", "Apps are on this server: move or delete them first.") from None
+        self._signals.server_changed.emit(server_id)
+
+    async def check(self, server_id: UUID) -> Server:
+        """Ask the host now, keep what it said, and return the server. Raises NotFoundError only."""
+        server = await self.get(server_id)
+        try:
+            info = await self._hosts.transport(server.api_endpoint, server.agent_name).info()
+        except HostUnreachableError as error:
+            await self._observations.host_lost(server_id, error.sentence)
+        else:
+            await self._observations.host_seen(server_id, info)
+        return await self.get(server_id)
+
+
+def _found(server: Server | None) -> Server:
+    if server is None:
+        raise NotFoundError("server_not_found", "There is no server of that id.")
+    return server

@@ -1,0 +1,35 @@
+"""Hints from one part to another inside a controller. The truth is in the database: a lost hint costs time, no more."""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+from uuid import UUID
+
+T = TypeVar("T")
+
+
+class Signal(Generic[T]):
+    """Calls its listeners at once, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[[T], None]] = []
+
+    def connect(self, listener: Callable[[T], None]) -> None:
+        """Add a listener; it must not block."""
+        self._listeners.append(listener)
+
+    def emit(self, value: T) -> None:
+        """Tell all listeners."""
+        for listener in self._listeners:
+            listener(value)
+
+
+class Signals:
+    """The hints there are."""
+
+    def __init__(self) -> None:
+        self.server_changed: Signal[UUID] = Signal()
+        """A server, its enrolment or its set of apps changed: watch it anew."""
+        self.deadlines_changed: Signal[None] = Signal()
+        """A deadline was set or moved, or an operation ended: look for what is due."""
+        self.host_back: Signal[UUID] = Signal()
+        """A server that was offline answers again."""

@@ -1,0 +1,280 @@
+"""The files of one operation in the journal: how they are opened, what their records look like.
+
+Each record is one line of fixed length with an end mark, so that a torn one is told from a whole one. Everything is
+opened relative to an open folder and without following links: a member of the journal's group must not be able to
+lead root elsewhere. `supervisor.sh` writes and reads the same files.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import signal
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+FOLDER_MODE = 0o2770
+FILE_MODE = 0o660
+WHO_BYTES = 255
+"""Room for the name of who cancelled; the file is one longer."""
+
+_READ_LIMIT = 1 << 20
+_EXIT = re.compile(rb"1 (exited|lost  |buried) (\d{3}) (\d{20}) end\n")
+_PID = re.compile(rb"1 (\d{10}) (\d{20}) end\n")
+
+
+class JournalError(Exception):
+    """The journal could not do it; `str()` is one sentence, `code` is journal_full or journal_unavailable."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+    @classmethod
+    def from_os(cls, error: OSError, place: str) -> "JournalError":
+        """Return what an error of the operating system at `place` (a folder) means."""
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return full_disk(place)
+        return cls("journal_unavailable", f"The journal in {place} can't be used: {error.strerror or error}.")
+
+
+def full_disk(place: str) -> JournalError:
+    """Return the error of a full disk."""
+    return JournalError(
+        "journal_full", f"The disk of the journal on the host is full: free space under {place} and start again."
+    )
+
+
+class Ending(StrEnum):
+    """The first word of an exit record."""
+
+    EXITED = "exited"
+    LOST = "lost"
+    BURIED = "buried"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """An accepted exit record: `length` is that of the output in bytes."""
+
+    ending: Ending
+    exit_code: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommandProcess:
+    """The command's process, leader of its group; `started` is field 22 of /proc/PID/stat."""
+
+    pid: int
+    started: int
+
+
+def open_folder(name: str, parent: int | None = None) -> int:
+    """Open a folder, the last component not being a link. Raises OSError."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+
+
+def open_file(folder: int, name: str, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file of the folder, whatever else may lie there. Raises OSError."""
+    if flags & os.O_CREAT:
+        with contextlib.suppress(FileExistsError):
+            made = os.open(name, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE, dir_fd=folder)
+            os.fchmod(made, FILE_MODE)  # whatever the umask: the journal's group works with it
+            return made
+    # O_NONBLOCK: a pipe that somebody put there must not hang the reader.
+    opened = os.open(name, flags & ~os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(errno.EINVAL, f"{name} is not a regular file")
+    return opened
+
+
+def read_file(folder: int, name: str) -> bytes | None:
+    """Return the content (1 MiB at most), None where there is no such file."""
+    try:
+        opened = open_file(folder, name)
+    except FileNotFoundError:
+        return None
+    with open(opened, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+        return file.read(_READ_LIMIT)
+
+
+def exists(folder: int, name: str) -> bool:
+    """Tell whether there is anything of that name."""
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def replace_file(folder: int, name: str, content: bytes, *, reserved: str | None = None) -> None:
+    """Write a file so that there is either the old or the whole new one, on disk before this returns.
+
+    `reserved` names a file whose room is used up for it, in place: that works on a full disk too.
+    """
+    temporary = f".{name}-{secrets.token_hex(8)}"
+    if reserved is not None:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(reserved, temporary, src_dir_fd=folder, dst_dir_fd=folder)
+    opened = open_file(folder, temporary, os.O_RDWR | os.O_CREAT)
+    try:
+        _write(opened, content)
+        os.ftruncate(opened, len(content))
+        os.fsync(opened)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
+    finally:
+        os.close(opened)
+    os.fsync(folder)
+
+
+def _write(opened: int, content: bytes) -> None:
+    if os.pwrite(opened, content, 0) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a short write is how a disk says that it fills up
+
+
+def output_length(folder: int) -> int:
+    """Return how many bytes the command has printed so far."""
+    try:
+        opened = open_file(folder, "out")
+    except FileNotFoundError:
+        return 0
+    try:
+        return os.fstat(opened).st_size
+    finally:
+        os.close(opened)
+
+
+def read_exit(folder: int) -> Exit | None:
+    """Return the record of the end, None where there is none, a torn one, or less output than it says."""
+    found = _EXIT.fullmatch(read_file(folder, "exit") or b"")
+    if found is None:
+        return None
+    record = Exit(Ending(found[1].decode().strip()), int(found[2]), int(found[3]))
+    return record if output_length(folder) >= record.length else None
+
+
+def write_exit(folder: int, ending: Ending) -> Exit:
+    """Write the record of an end that was no exit; the caller holds the lock. Raises OSError."""
+    record = Exit(ending, 0, output_length(folder))
+    line = f"1 {ending:<6} 000 {record.length:020d} end\n".encode()
+    replace_file(folder, "exit", line, reserved="exit.new")
+    return record
+
+
+def write_tombstone(folder: int, code: str, reason: str) -> Exit:
+    """Bury the operation; the caller holds the lock. Raises OSError."""
+    replace_file(folder, "reason", f"{code}\n{one_line(reason)}\n".encode())
+    return write_exit(folder, Ending.BURIED)
+
+
+def settle(folder: int) -> Exit | None:
+    """Say how an operation ended whose lock the caller holds, None where it never began.
+
+    One that began without a whole record of its end is lost, and written down as such; where the disk is full it is
+    lost all the same, since `start` stays.
+    """
+    found = read_exit(folder)
+    if found is not None or not (exists(folder, "start") or exists(folder, "exit")):
+        return found
+    try:
+        return write_exit(folder, Ending.LOST)
+    except OSError:
+        return Exit(Ending.LOST, 0, output_length(folder))
+
+
+def read_reason(folder: int) -> tuple[str, str]:
+    """Return code and sentence of a buried operation."""
+    code, _, sentence = (read_file(folder, "reason") or b"").decode(errors="replace").partition("\n")
+    return code, sentence.strip()
+
+
+def write_cancelled(folder: int, by: str) -> None:
+    """Note who cancelled; the first one stays. Raises OSError."""
+    who = one_line(by).encode()[:WHO_BYTES].decode(errors="ignore").encode()
+    try:
+        if not exists(folder, "cancelled"):
+            replace_file(folder, "cancelled", who.ljust(WHO_BYTES) + b"\n", reserved="cancelled.new")
+    except OSError:
+        # Another one may have used up the reserved room at the same moment.
+        if not exists(folder, "cancelled"):
+            raise
+
+
+def read_cancelled(folder: int) -> str:
+    """Return who cancelled, empty when nobody did."""
+    return (read_file(folder, "cancelled") or b"").decode(errors="replace").strip()
+
+
+def read_process(folder: int) -> CommandProcess | None:
+    """Return the command's process as it wrote itself down, None before that."""
+    found = _PID.fullmatch(read_file(folder, "pid") or b"")
+    return None if found is None else CommandProcess(int(found[1]), int(found[2]))
+
+
+def start_time(pid: int) -> int | None:
+    """Return field 22 of /proc/PID/stat, None where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - read as one piece, in bytes
+            line = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(line.rpartition(b") ")[2].split()[19])
+
+
+def signal_command(folder: int, number: signal.Signals) -> bool:
+    """Send a signal to the command's process group; False where the command is gone, or its pid somebody else's.
+
+    Only for an operation whose lock is held. Raises OSError.
+    """
+    process = read_process(folder)
+    if process is None or start_time(process.pid) != process.started:
+        return False
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def one_line(text: str) -> str:
+    """Return the text on one line, control characters gone."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+@contextlib.contextmanager
+def held_lock(operations: int, name: str, folder: int) -> Iterator[bool]:
+    """Take the operation's lock without waiting; True while it is ours.
+
+    The lock of a folder that was taken away meanwhile is none. Raises OSError.
+    """
+    opened = open_file(folder, "lock", os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    try:
+        yield _flock(opened) and _same_file(operations, f"{name}/lock", opened)
+    finally:
+        os.close(opened)
+
+
+def _flock(opened: int) -> bool:
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _same_file(folder: int, path: str, opened: int) -> bool:
+    try:
+        there = os.stat(path, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(opened))

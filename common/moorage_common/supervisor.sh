@@ -1,0 +1,182 @@
+# The supervisor of one operation, in POSIX sh (dash, busybox ash, bash). Run as
+#   /bin/sh -c THIS_TEXT moorage-supervisor ROOT ID SPEC DIRECTORY_LOCK PROJECT_LOCK DIRECTORY COMMAND [ARGUMENT...]
+# with the environment of the command. PROJECT_LOCK may be empty; both are paths of lock files.
+#
+# Says one line on standard output, and ends unless it is the first:
+#   locked                    all locks are held; waits for "go" or "refuse CODE SENTENCE" on standard input
+#   held                      something of this operation lives, or another process looks at it right now
+#   ended                     it ended, or was buried: see `exit`
+#   busy directory|project    another operation has that lock; this one is buried
+#   full                      the disk is full; nothing was started
+#   failed SENTENCE           nothing was started
+# and after "locked": started, buried, full or failed. At the end of its input nothing is started.
+#
+# Its names begin with mj_, because it shares its variables with the environment of the command.
+
+# Caught, not ignored: children would inherit ignoring. PIPE: a caller that died must not end an operation.
+trap : HUP INT TERM PIPE
+
+mj_root=$1 mj_id=$2 mj_spec=$3 mj_directory_lock=$4 mj_project_lock=$5 mj_directory=$6
+shift 6
+mj_umask=$(umask)
+umask 007
+
+# The caller may ask again as soon as it heard the word, so the locks go first.
+mj_leave() {
+    exec 9>&- 8>&- 7>&-
+    [ $# -eq 0 ] || printf '%s\n' "$*"
+    exit 0
+}
+
+# A write failed: tells a full disk from everything else by trying another.
+mj_give_up() {
+    mj_probe=$( (set -C && LC_ALL=C dd if=/dev/zero bs=65536 count=1 >.probe) 2>&1)
+    rm -f .probe
+    case $mj_probe in
+    *'No space left on device'* | *'uota exceeded'*) mj_leave full ;;
+    esac
+    mj_leave "failed $1"
+}
+
+mj_length() {
+    if [ -f out ]; then echo $(($(wc -c <out))); else echo 0; fi
+}
+
+# Whether the record of the end is whole, and the output at least as long as it says.
+mj_whole() {
+    [ -f exit ] && IFS= read -r mj_line <exit && [ ${#mj_line} -eq 37 ] || return 1
+    case $mj_line in
+    '1 exited '*' end' | '1 lost   '*' end' | '1 buried '*' end') ;;
+    *) return 1 ;;
+    esac
+    mj_line=${mj_line% end}
+    [ "$(mj_length)" -ge "${mj_line##* }" ] 2>/dev/null
+}
+
+# Overwritten in place, so that a disk that filled up meanwhile can't lose the record; shown even where sync fails.
+mj_end() {
+    printf '1 %-6s %03d %020d end\n' "$1" "$2" "$(mj_length)" 1<>exit.new || return 1
+    sync exit.new
+    mj_synced=$?
+    mv -f exit.new exit && sync . && return $mj_synced
+}
+
+mj_bury() {
+    printf '%s\n%s\n' "$1" "$2" >reason.new && sync reason.new && mv -f reason.new reason && mj_end buried 0 ||
+        mj_give_up 'The refusal of the operation could not be written.'
+}
+
+# Sets mj_start to field 22 of a /proc/PID/stat line: the start time. The name before it may hold blanks and brackets.
+mj_start_time() {
+    set -- ${1##*) }
+    shift 19
+    mj_start=$1
+}
+
+mj_command='
+read -r mj_stat <"/proc/$$/stat"
+mj_write_pid() {
+    shift 19
+    printf "1 %010d %020d end\n" "$$" "$1" 1<>pid
+}
+mj_write_pid ${mj_stat##*) }
+# Who cancels writes his name first and then looks for the pid: one of the two sees the other.
+if [ -e cancelled ]; then exit 143; fi
+umask "$1"
+cd -- "$2" 2>/dev/null || {
+    printf "The directory %s can not be entered: see that it is there and may be read.\n" "$2"
+    exit 125
+}
+shift 2
+unset OLDPWD
+exec "$@"
+'
+
+for mj_tool in flock setsid sync mv mkdir wc dd rm; do
+    command -v "$mj_tool" >/dev/null || mj_leave "failed The host has no command $mj_tool: install it and start again."
+done
+
+# Whoever removes an ended operation takes its folder away under the lock: a lock in a folder that is no more is none.
+mj_try=0
+while :; do
+    mj_try=$((mj_try + 1))
+    [ "$mj_try" -le 20 ] || mj_leave "failed The folder of the operation can't be opened."
+    cd -P "$mj_root/operations" || mj_leave "failed The folder $mj_root/operations can't be entered."
+    mj_folder=$(pwd -P)/$mj_id
+    mkdir -m 2770 "$mj_id" 2>/dev/null || [ -d "$mj_id" ] || mj_give_up "The folder of the operation can't be made."
+    cd -P "./$mj_id" 2>/dev/null || continue
+    [ "$(pwd -P)" = "$mj_folder" ] || mj_leave 'failed The folder of the operation is a symbolic link.'
+    for mj_file in lock spec.new reason.new start.new exit exit.new pid cancelled cancelled.new out; do
+        [ ! -L "$mj_file" ] && { [ -f "$mj_file" ] || [ ! -e "$mj_file" ]; } ||
+            mj_leave "failed The file $mj_file of the operation is not a regular file."
+    done
+    # true, unlike exec, survives a file that can't be opened.
+    true >>lock || mj_give_up "The lock of the operation can't be opened."
+    exec 9>>lock
+    flock -n 9 || mj_leave held
+    [ "$mj_folder/lock" -ef "/proc/$$/fd/9" ] && break
+done
+
+if mj_whole; then
+    mj_leave ended
+elif [ -e start ] || [ -e exit ]; then
+    mj_end lost 0 || mj_give_up 'The loss of the operation could not be written.'
+    mj_leave ended
+fi
+printf '%s' "$mj_spec" >spec.new && mv -f spec.new spec || mj_give_up 'The order could not be written.'
+
+# Opened for reading: in a sticky folder the kernel may refuse to open somebody else's file with the wish to create it.
+mj_open() {
+    [ -e "$1" ] || (true >>"$1") 2>/dev/null
+    [ -f "$1" ] && [ ! -L "$1" ] && [ -r "$1" ] || mj_give_up "The lock file $1 can't be opened."
+}
+mj_open "$mj_directory_lock"
+exec 8<"$mj_directory_lock"
+flock -n 8 || {
+    mj_bury directory_busy 'Another operation works in this directory: wait for its end and start again.'
+    mj_leave busy directory
+}
+if [ -n "$mj_project_lock" ]; then
+    mj_open "$mj_project_lock"
+    exec 7<"$mj_project_lock"
+    flock -n 7 || {
+        mj_bury project_busy 'Another operation works on this Compose project: wait for its end and start again.'
+        mj_leave busy project
+    }
+fi
+
+# What is written later, when the disk may be full, gets its room now; that of cancel, which takes no lock, by rename.
+printf '%037d\n' 0 >exit.new && printf '%037d\n' 0 >pid && printf '%255s\n' '' >.room && true >>out &&
+    sync spec exit.new pid .room out && mv -f .room cancelled.new || mj_give_up 'The journal could not be written.'
+
+printf 'locked\n'
+read -r mj_word mj_code mj_sentence || mj_leave
+case $mj_word in
+go) ;;
+refuse)
+    mj_bury "$mj_code" "$mj_sentence"
+    mj_leave buried
+    ;;
+*) mj_leave ;;
+esac
+if [ -e cancelled ]; then
+    read -r mj_who <cancelled
+    mj_bury cancelled "Cancelled by $mj_who before it started."
+    mj_leave buried
+fi
+
+read -r mj_stat <"/proc/$$/stat"
+mj_start_time "$mj_stat"
+read -r mj_boot </proc/sys/kernel/random/boot_id
+{
+    printf '1 %s %d %d end\n' "$mj_boot" "$$" "$mj_start" >start.new && sync start.new && mv -f start.new start &&
+        sync . ..
+} || {
+    rm -f start
+    mj_give_up 'The journal could not be written.'
+}
+printf 'started\n'
+exec </dev/null >/dev/null 2>&1
+# In the foreground: an asynchronous list would ignore INT. No leader of a group yet, so setsid doesn't fork.
+setsid /bin/sh -c "$mj_command" moorage-command "$mj_umask" "$mj_directory" "$@" >>out 2>&1
+mj_end exited $?

@@ -1,1 +1,1 @@
-"""Moorage."""
+"""Real Docker Engines, images and processes, for `make run` and for the tests."""

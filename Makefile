@@ -1,0 +1,68 @@
+# `make` alone says what there is.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+DISTRIBUTIONS := common migrations agent controller lab
+PACKAGES := moorage_common moorage_migrations moorage_agent moorage_controller moorage_lab
+INSTALLED := $(VENV)/.installed
+GENERATED := proto/moorage_common/rpc/v1/agent.proto
+
+# PYTHON=python3.12 chooses the Python of the virtual environment.
+export PYTHON
+# PYTEST_ARGS="-k journal" passes options on to pytest.
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: install
+install: $(INSTALLED) ## Put the five distributions and the developers' tools into .venv
+
+$(INSTALLED): pyproject.toml constraints.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
+	@sh lab/system-packages.sh venv
+	@echo "Installing into $(VENV) (a minute or two the first time)"
+	@test -x $(BIN)/python || "$$(sh lab/find-python.sh)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--group dev $(DISTRIBUTIONS:%=--editable ./%)
+	@touch $@
+
+.PHONY: run
+run: ## Run a controller at 127.0.0.1:3000, an agent beside it, and a sample app
+	@sh lab/system-packages.sh venv engine busybox
+	@$(MAKE) --no-print-directory install
+	@exec $(BIN)/python -m moorage_lab.run
+
+.PHONY: test
+test: ## Check everything: lint, then all tests, on real Engines and processes
+	@sh lab/system-packages.sh venv dockerd busybox
+	@$(MAKE) --no-print-directory install
+	@$(MAKE) --no-print-directory lint
+	@PYTHONUNBUFFERED=1 exec $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: install ## Check style, types and who imports whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy $(PACKAGES:%=-p %)
+	$(BIN)/mypy --explicit-package-bases tests
+	$(BIN)/lint-imports
+
+.PHONY: proto
+proto: install ## Generate the RPC code anew from proto/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=proto \
+		--python_out=common --grpc_python_out=common --mypy_out=common --mypy_grpc_out=common $(GENERATED)
+
+.PHONY: bench
+bench: ## Measure, and print the numbers (not part of `make test`)
+	@sh lab/system-packages.sh venv dockerd busybox
+	@$(MAKE) --no-print-directory install
+	@PYTHONUNBUFFERED=1 exec $(BIN)/python -m pytest tests/benchmarks -s $(PYTEST_ARGS)
+
+.PHONY: clean
+clean: ## Remove .venv and all caches (.run, with your data, stays)
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(DISTRIBUTIONS) tests -name __pycache__ -type d -prune -exec rm -rf {} +

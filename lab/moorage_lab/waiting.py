@@ -1,0 +1,72 @@
+"""Waiting for a condition, with a limit: the only way to wait in the lab and in tests."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, cast
+
+T = TypeVar("T")
+
+INTERVAL = 0.05
+"""Seconds between two looks."""
+
+
+class NotInTimeError(AssertionError):
+    """A condition that didn't come true within its limit; the message holds what was last seen."""
+
+
+def eventually(
+    check: Callable[[], T | None],
+    *,
+    timeout: float = 10.0,
+    interval: float = INTERVAL,
+    what: str = "the condition",
+) -> T:
+    """Call `check` until it returns something true, and return that.
+
+    An AssertionError or OSError of `check` counts as "not yet". Raises NotInTimeError after `timeout` seconds.
+    """
+    limit = time.monotonic() + timeout
+    while True:
+        seen: object = None
+        try:
+            if found := check():
+                return found
+            seen = found
+        except (AssertionError, OSError) as error:
+            if time.monotonic() >= limit:
+                raise _late(what, timeout, error) from error
+            seen = error
+        if time.monotonic() >= limit:
+            raise _late(what, timeout, seen)
+        time.sleep(interval)
+
+
+async def eventually_async(
+    check: Callable[[], T | Awaitable[T | None] | None],
+    *,
+    timeout: float = 10.0,  # noqa: ASYNC109  # the limit is on many calls, and its error says what was last seen
+    interval: float = INTERVAL,
+    what: str = "the condition",
+) -> T:
+    """Do as `eventually` does, on the event loop; `check` may be a coroutine function."""
+    limit = time.monotonic() + timeout
+    while True:
+        seen: object = None
+        try:
+            result = check()
+            seen = await result if isinstance(result, Awaitable) else result
+        except (AssertionError, OSError) as error:
+            if time.monotonic() >= limit:
+                raise _late(what, timeout, error) from error
+            seen = error
+        else:
+            if seen:
+                return cast("T", seen)
+        if time.monotonic() >= limit:
+            raise _late(what, timeout, seen)
+        await asyncio.sleep(interval)
+
+
+def _late(what: str, timeout: float, seen: object) -> NotInTimeError:
+    return NotInTimeError(f"{what} didn't come true within {timeout:g} s; last seen: {seen!r}")

@@ -1,0 +1,83 @@
+#!/bin/sh
+# Installs what is missing of the system's own packages, and nothing where nothing is missing.
+#
+#   sh lab/system-packages.sh WORD...
+#
+#   venv      a Python that can make virtual environments
+#   engine    a Docker Engine: one that answers already, or a dockerd that can be started
+#   dockerd   a dockerd that can be started, whatever answers already (tests always start their own)
+#   busybox   a busybox without shared libraries, of which the sample image is made
+set -eu
+
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+here=$(dirname "$0")
+python=$(sh "$here/find-python.sh")
+
+engine_answers() {
+    "$python" - <<'PROGRAM' 2>/dev/null
+import os, socket
+host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.settimeout(5)
+    connection.connect(host.removeprefix("unix://"))
+    connection.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+    raise SystemExit(b" 200 " not in connection.recv(64))
+PROGRAM
+}
+
+packages=
+need() {
+    packages="$packages${packages:+ }$1"
+}
+
+for word in "$@"; do
+    case $word in
+    venv)
+        if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+            need "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+        fi
+        ;;
+    engine)
+        command -v dockerd >/dev/null || engine_answers || need docker.io
+        ;;
+    dockerd)
+        command -v dockerd >/dev/null || need docker.io
+        ;;
+    busybox)
+        # ldd succeeds on what needs shared libraries
+        if [ ! -x /bin/busybox ] || ldd /bin/busybox >/dev/null 2>&1; then
+            need busybox-static
+        fi
+        ;;
+    *)
+        echo "lab/system-packages.sh knows venv, engine, dockerd and busybox, but not '$word'." >&2
+        exit 2
+        ;;
+    esac
+done
+
+[ -n "$packages" ] || exit 0
+
+if ! command -v apt-get >/dev/null; then
+    echo "This machine lacks: $packages (Debian's names). There is no apt-get here: install them in your system's way, then try again." >&2
+    exit 1
+fi
+if [ "$(id -u)" != 0 ]; then
+    echo "This machine lacks: $packages. Only root may install them: run 'sudo apt-get install $packages', then try again." >&2
+    exit 1
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+quietly() {
+    if ! "$@" >"$log" 2>&1 </dev/null; then
+        cat "$log" >&2
+        echo "This failed: $*" >&2
+        exit 1
+    fi
+}
+echo "Installing from this system's packages: $packages"
+export DEBIAN_FRONTEND=noninteractive
+quietly apt-get -qq -o DPkg::Lock::Timeout=120 update
+# shellcheck disable=SC2086  # a list of words
+quietly apt-get -qq -y -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 install --no-install-recommends $packages

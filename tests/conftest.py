@@ -1,0 +1,44 @@
+"""What all tests share: one real Docker Engine of their own for the whole session, with a sample image in it."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from moorage_lab.engine import PrivateEngine
+from moorage_lab.images import ensure_sample_image
+from moorage_lab.pids import Pid
+
+_PLACE = Path("/var/tmp")  # noqa: S108  # mkdtemp makes the folders; /tmp may be memory, and an Engine writes a lot
+_PREFIX = "moorage-test-"
+_OWNER = "session.pid"
+
+
+@pytest.fixture(scope="session")
+def engine_folder() -> Iterator[Path]:
+    """Return a folder with a path short enough for sockets, gone at the end. Begins by removing killed sessions'."""
+    for left in _PLACE.glob(f"{_PREFIX}*"):
+        owner = Pid.read(left / _OWNER)
+        if owner is not None and not owner.alive:
+            for engine in left.glob("engine*"):
+                PrivateEngine(engine).stop()
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PLACE))
+    Pid.own().write(folder / _OWNER)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def engine(engine_folder: Path) -> Iterator[PrivateEngine]:
+    """Return a Docker Engine that belongs to the tests alone; never one that was there before."""
+    with PrivateEngine(engine_folder / "engine") as private:
+        ensure_sample_image(private)
+        yield private
+
+
+@pytest.fixture(scope="session")
+def sample_image(engine: PrivateEngine) -> str:
+    """Return the name of an image with busybox in it, present in `engine`."""
+    return ensure_sample_image(engine)

@@ -1,0 +1,92 @@
+"""The repository itself: what is generated is fresh, versions agree, and nothing in it belongs elsewhere."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DISTRIBUTIONS = ("common", "migrations", "agent", "controller", "lab")
+_GENERATED = Path("moorage_common/rpc/v1")
+_MOST_LINES = 400
+
+# In pieces, so that this file doesn't hold what it looks for.
+_REGISTRIES = ("pypi" + ".org", "python" + "hosted", "npm" + "js.", "deb" + "ian.org", "ghcr" + ".io", "quay" + ".io")
+_MACHINES = ("/wo" + "rk/", "/tm" + "p/try/")
+
+
+def _tracked() -> list[Path]:
+    """Return the files of the repository: those git knows, or would with `git add`."""
+    done = subprocess.run(
+        ["/usr/bin/git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    paths = [ROOT / name.decode() for name in done.stdout.split(b"\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def test_the_rpc_code_is_what_the_proto_file_says(tmp_path: Path) -> None:
+    bin_folder = Path(sys.executable).parent
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "grpc_tools.protoc", "--proto_path=proto"),
+            *(f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")),
+            "proto/moorage_common/rpc/v1/agent.proto",
+        ],
+        cwd=ROOT,
+        env={"PATH": f"{bin_folder}:/usr/bin:/bin"},
+        check=True,
+    )
+    made = {path.name: path.read_text() for path in (tmp_path / _GENERATED).iterdir()}
+    kept = {path.name: path.read_text() for path in (ROOT / "common" / _GENERATED).glob("*_pb2*.py*")}
+    assert made.keys() == kept.keys()
+    stale = [name for name, text in made.items() if kept[name] != text]
+    assert not stale, "stale: run `make proto`"
+
+
+def test_the_five_distributions_have_one_version_and_the_changelog_knows_it() -> None:
+    versions = {
+        name: tomllib.loads((ROOT / name / "pyproject.toml").read_text())["project"]["version"]
+        for name in DISTRIBUTIONS
+    }
+    assert len(set(versions.values())) == 1, versions
+    assert f"## [{versions['common']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_requirement_is_pinned() -> None:
+    pinned = {_name(line) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    wanted = {"hatchling"}
+    for folder in DISTRIBUTIONS:
+        wanted |= set(
+            map(_name, tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]["dependencies"])
+        )
+    wanted |= set(map(_name, tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]))
+    missing = {name for name in wanted if not name.startswith("moorage-")} - pinned
+    assert not missing, "add them to constraints.txt"
+
+
+def _name(requirement: str) -> str:
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert match is not None, requirement
+    return re.sub(r"[-_.]+", "-", match[0]).lower()
+
+
+@pytest.mark.parametrize("word", [*_REGISTRIES, *_MACHINES])
+def test_no_file_names_a_registry_or_somebody_s_machine(word: str) -> None:
+    found = [str(path.relative_to(ROOT)) for path in _tracked() if word.encode() in path.read_bytes()]
+    assert not found
+
+
+def test_no_source_file_is_longer_than_one_can_read() -> None:
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in _tracked()
+        if path.suffix in {".py", ".sh"} and _GENERATED.name not in path.parts
+        if (count := len(path.read_bytes().splitlines())) > _MOST_LINES
+    }
+    assert not long, "split along nouns"

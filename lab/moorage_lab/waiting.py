@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
@@ -42,27 +42,37 @@ def eventually(
         time.sleep(interval)
 
 
+@overload
 async def eventually_async(
-    check: Callable[[], T | Awaitable[T | None] | None],
+    check: Callable[[], Awaitable[T | None]], *, timeout: float = ..., interval: float = ..., what: str = ...
+) -> T: ...
+
+
+@overload
+async def eventually_async(
+    check: Callable[[], T | None], *, timeout: float = ..., interval: float = ..., what: str = ...
+) -> T: ...
+
+
+async def eventually_async(
+    check: Callable[[], object],
     *,
     timeout: float = 10.0,  # noqa: ASYNC109  # the limit is on many calls, and its error says what was last seen
     interval: float = INTERVAL,
     what: str = "the condition",
-) -> T:
+) -> object:
     """Do as `eventually` does, on the event loop; `check` may be a coroutine function."""
     limit = time.monotonic() + timeout
     while True:
         seen: object = None
         try:
             result = check()
-            seen = await result if isinstance(result, Awaitable) else result
+            if seen := await result if isinstance(result, Awaitable) else result:
+                return seen
         except (AssertionError, OSError) as error:
             if time.monotonic() >= limit:
                 raise _late(what, timeout, error) from error
             seen = error
-        else:
-            if seen:
-                return cast("T", seen)
         if time.monotonic() >= limit:
             raise _late(what, timeout, seen)
         await asyncio.sleep(interval)

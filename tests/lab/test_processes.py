@@ -100,7 +100,7 @@ def test_a_port_is_free_until_somebody_listens(start: Start) -> None:
 
 
 async def test_waits_count_errors_as_not_yet_and_keep_the_last_one() -> None:
-    calls = iter([OSError("not there"), "", "there"])
+    calls: Iterator[OSError | str] = iter([OSError("not there"), "", "there"])
 
     def look() -> str:
         seen = next(calls)
@@ -114,6 +114,8 @@ async def test_waits_count_errors_as_not_yet_and_keep_the_last_one() -> None:
     assert eventually(look) == "there"
     calls = iter([OSError("not there"), "", "there"])
     assert await eventually_async(look_async) == "there"
+    calls = iter([OSError("not there"), "", "there"])
+    assert await eventually_async(look) == "there"
     with pytest.raises(NotInTimeError, match="never there"):
         eventually(lambda: _refuse("never there"), timeout=0.1)
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar, overload
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -43,15 +43,15 @@ def eventually(
 
 
 @overload
-async def eventually_async(
+def eventually_async(
     check: Callable[[], Awaitable[T | None]], *, timeout: float = ..., interval: float = ..., what: str = ...
-) -> T: ...
+) -> Coroutine[Any, Any, T]: ...
 
 
 @overload
-async def eventually_async(
+def eventually_async(
     check: Callable[[], T | None], *, timeout: float = ..., interval: float = ..., what: str = ...
-) -> T: ...
+) -> Coroutine[Any, Any, T]: ...
 
 
 async def eventually_async(

@@ -30,23 +30,31 @@ class ClientIdentity:
 
 
 class AgentChannels:
-    """Opens, shares and closes the channels. `identity` is asked at each opening, so a renewed one is used."""
+    """Opens, shares and closes the channels. `identity` is asked at each use, so a renewed one replaces the old."""
 
     def __init__(self, identity: Callable[[], ClientIdentity]) -> None:
         self._identity = identity
-        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
+        self._channels: dict[tuple[str, str], tuple[ClientIdentity, grpc.aio.Channel]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def get(self, endpoint: str, agent_name: str) -> grpc.aio.Channel:
         """Return the channel to an endpoint, on which only the holder of that enrolment's name can answer."""
-        key = (endpoint, agent_name)
-        if key not in self._channels:
-            mine = self._identity()
-            credentials = grpc.ssl_channel_credentials(mine.ca, mine.key, mine.certificate)
-            options = (*_OPTIONS, ("grpc.ssl_target_name_override", agent_name))
-            self._channels[key] = grpc.aio.secure_channel(endpoint, credentials, options)
-        return self._channels[key]
+        mine = self._identity()
+        identity, channel = self._channels.get((endpoint, agent_name), (None, None))
+        if channel is not None and identity is mine:
+            return channel
+        if channel is not None:
+            # Calls on the old one end as lost contact, and are taken up again on the new one.
+            task = asyncio.create_task(channel.close(None))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        credentials = grpc.ssl_channel_credentials(mine.ca, mine.key, mine.certificate)
+        options = (*_OPTIONS, ("grpc.ssl_target_name_override", agent_name))
+        opened = grpc.aio.secure_channel(endpoint, credentials, options)
+        self._channels[endpoint, agent_name] = (mine, opened)
+        return opened
 
     async def close(self) -> None:
         """Close all channels; calls under way end as lost contact."""
         channels, self._channels = list(self._channels.values()), {}
-        await asyncio.gather(*(channel.close(None) for channel in channels))
+        await asyncio.gather(*(channel.close(None) for _, channel in channels), *self._closing)

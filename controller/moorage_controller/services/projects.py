@@ -1,6 +1,7 @@
 """Projects: made, changed, removed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID, uuid4
 
 from moorage_controller.auth.roles import Actor
@@ -40,7 +41,7 @@ class Projects:
             await record(connection, now, actor, Action.CREATE, resource, f"Project {name} was made.")
         return project
 
-    async def update(self, project_id: UUID, changes: dict[str, str | None], actor: Actor) -> Project:
+    async def update(self, project_id: UUID, changes: Mapping[str, Any], actor: Actor) -> Project:
         """Change name or description. Raises NotFoundError."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)

@@ -1,0 +1,171 @@
+"""All wiring, in the order in which things start; they stop in the reverse order."""
+
+import fcntl
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+from moorage_common.clock import Clock, SystemClock
+
+from moorage_controller import settings as settings_module
+from moorage_controller.api import middleware
+from moorage_controller.api.call import Services
+from moorage_controller.background.auto_stop import AutoStop
+from moorage_controller.background.host_watcher import HostWatcher
+from moorage_controller.background.loop import Loop
+from moorage_controller.errors import StartupError
+from moorage_controller.hosts.agent import AgentHosts
+from moorage_controller.hosts.pools import AgentChannels
+from moorage_controller.pki.identity import ControllerIdentity
+from moorage_controller.services.apps import Apps
+from moorage_controller.services.audit_log import AuditLog
+from moorage_controller.services.enrollment import Enrollments, load_authority
+from moorage_controller.services.health import Health
+from moorage_controller.services.observations import Observations
+from moorage_controller.services.operations import Operations
+from moorage_controller.services.projects import Projects
+from moorage_controller.services.servers import Servers
+from moorage_controller.services.users import Users
+from moorage_controller.settings import Settings
+from moorage_controller.signals import Signals
+from moorage_controller.store.encryption import Keyring, UndecryptableError
+from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
+from moorage_controller.store.migrate import migrate
+
+_SHUTDOWN_SECONDS = 5.0
+
+
+class Controller:
+    """A controller from `async with` to its end. Raises StartupError with a sentence where it can't start.
+
+    `first_password` is the first admin's, when it was made here just now; `address` where it listens.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._stack = AsyncExitStack()
+        self.first_password: str | None = None
+        self.address = ""
+
+    async def __aenter__(self) -> Self:
+        """Start everything; what did start is stopped again when something later fails."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop everything. Operations go on on their hosts; the next start takes them up."""
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        settings, clock = self._settings, self._clock
+        settings_module.prepare_data_dir(settings)
+        if settings.sqlite_path is not None:
+            self._stack.callback(_lock(settings.moorage_data_dir / "controller.lock"))
+        database = await self._open_database()
+        keyring = _keyring(settings)
+        try:
+            authority = await load_authority(database, keyring)
+        except UndecryptableError as error:
+            raise StartupError("undecryptable_secret", str(error)) from None
+        signals = Signals()
+        channels = AgentChannels(ControllerIdentity(authority, clock).current)
+        self._stack.push_async_callback(channels.close)
+        hosts = AgentHosts(channels)
+        observations = Observations(database, signals)
+        limit = timedelta(minutes=settings.operation_limit_minutes)
+        operations = Operations(database, hosts, observations, signals, clock, limit=limit)
+        apps = Apps(database, operations, signals)
+        users = Users(database, settings_module.secret(settings, "jwt_secret"))
+        self.first_password = await users.ensure_first_admin(settings.admin_username, settings.admin_password)
+        loops = (
+            Loop("host-watcher", HostWatcher(database, hosts, observations, signals, clock).run, clock),
+            Loop("auto-stop", AutoStop(database, apps, signals, clock).run, clock),
+        )
+        services = Services(
+            users=users,
+            servers=Servers(database, hosts, observations, signals),
+            projects=Projects(database, signals),
+            apps=apps,
+            operations=operations,
+            enrollments=Enrollments(database, keyring, authority, signals),
+            audit_log=AuditLog(database),
+            health=Health(database, lambda: [loop.name for loop in loops if not loop.alive]),
+            base_url=settings.base_url,
+        )
+        # What was in flight comes first: auto-stop must not act on an app whose start is still unfinished.
+        self._stack.push_async_callback(operations.close)
+        await operations.recover()
+        for loop in loops:
+            loop.start()
+            self._stack.push_async_callback(loop.stop)
+        await self._listen(middleware.build(services))
+
+    async def _open_database(self) -> Database:
+        settings = self._settings
+        path = settings.sqlite_path
+        database = Database(postgresql_url(settings.database_url) if path is None else sqlite_url(path), self._clock)
+        self._stack.push_async_callback(database.close)
+        await migrate(database)
+        return database
+
+    async def _listen(self, application: web.Application) -> None:
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        try:
+            site = web.TCPSite(runner, self._settings.host, self._settings.port)
+            await site.start()
+        except OSError as error:
+            raise StartupError(
+                "address_in_use",
+                f"{self._settings.host}:{self._settings.port} can't be listened on ({error.strerror}): "
+                "set HOST or PORT to another, or stop what uses it.",
+            ) from None
+        host, port = runner.addresses[0][:2]
+        self.address = f"{host}:{port}"
+
+
+def _keyring(settings: Settings) -> Keyring:
+    previous = [key.strip() for key in settings.encryption_key_previous.split(",") if key.strip()]
+    return Keyring([settings_module.secret(settings, "encryption_key"), *previous])
+
+
+def _lock(path: Path) -> Callable[[], None]:
+    """Lock the data folder and return what gives it back: a second controller on one SQLite database is refused."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise StartupError(
+            "data_dir_in_use",
+            f"Another controller works in {path.parent}: stop it, or set MOORAGE_DATA_DIR to another folder. "
+            "Several controllers need PostgreSQL.",
+        ) from None
+    return lambda: os.close(descriptor)
+
+
+async def migrate_database(settings: Settings) -> None:
+    """Bring the database to this release's revision. Raises StartupError."""
+    settings_module.prepare_data_dir(settings)
+    path = settings.sqlite_path
+    release = _lock(settings.moorage_data_dir / "controller.lock") if path is not None else None
+    database = Database(postgresql_url(settings.database_url) if path is None else sqlite_url(path), SystemClock())
+    try:
+        await migrate(database)
+    finally:
+        await database.close()
+        if release is not None:
+            release()

@@ -1,0 +1,126 @@
+"""Watches every host that has an agent, and keeps what is known of servers and apps true."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from uuid import UUID
+
+import structlog
+from moorage_common.clock import Clock
+from moorage_common.states import Project
+
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.transport import (
+    AppObservation,
+    ContactLostError,
+    HostApp,
+    HostInfo,
+    HostRefusedError,
+    Hosts,
+    Snapshot,
+    WatchItem,
+)
+from moorage_controller.services.observations import Observations
+from moorage_controller.signals import Signals
+from moorage_controller.store import apps as app_store
+from moorage_controller.store import servers as server_store
+from moorage_controller.store.apps import App
+from moorage_controller.store.engine import Database
+
+log = structlog.get_logger(__name__)
+
+_FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
+
+
+class HostWatcher:
+    """One watch a server; a server that changed is watched anew."""
+
+    def __init__(
+        self, database: Database, hosts: Hosts, observations: Observations, signals: Signals, clock: Clock
+    ) -> None:
+        self._database = database
+        self._hosts = hosts
+        self._observations = observations
+        self._clock = clock
+        self._changed: asyncio.Queue[UUID] = asyncio.Queue()
+        self._watches: dict[UUID, asyncio.Task[None]] = {}
+        signals.server_changed.connect(self._changed.put_nowait)
+
+    async def run(self) -> None:
+        """Watch all servers, for ever."""
+        try:
+            async with self._database.read() as connection:
+                servers = await server_store.all_servers(connection)
+            for server in servers:
+                await self._watch_anew(server.id)
+            while True:
+                await self._watch_anew(await self._changed.get())
+        finally:
+            watches, self._watches = list(self._watches.values()), {}
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
+
+    async def _watch_anew(self, server_id: UUID) -> None:
+        old = self._watches.pop(server_id, None)
+        if old is not None:
+            old.cancel()
+            await asyncio.gather(old, return_exceptions=True)
+        self._watches[server_id] = asyncio.create_task(self._watch(server_id), name=f"watch {server_id}")
+
+    async def _watch(self, server_id: UUID) -> None:
+        retry = _FIRST_RETRY
+        while True:
+            started = self._clock.monotonic()
+            try:
+                if not await self._watch_once(server_id):
+                    return
+            except (ContactLostError, HostRefusedError, HostUnreachableError) as error:
+                await self._observations.host_lost(server_id, str(error))
+            except Exception:
+                log.exception("host_watch_failed", server_id=str(server_id))
+            if self._clock.monotonic() - started > _LAST_RETRY:
+                retry = _FIRST_RETRY
+            await self._clock.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            retry = min(retry * 2, _LAST_RETRY)
+
+    async def _watch_once(self, server_id: UUID) -> bool:
+        """Watch until the connection breaks; False when there is nothing to watch: no such server, or no agent."""
+        async with self._database.read() as connection:
+            server = await server_store.get(connection, server_id)
+            apps = await app_store.on_server(connection, server_id)
+        if server is None or not server.agent_name:
+            return False
+        transport = self._hosts.transport(server.api_endpoint, server.agent_name)
+        async for item in transport.watch(_host_apps(apps)):
+            await self._apply(server_id, apps, item)
+        return True
+
+    async def _apply(self, server_id: UUID, apps: Sequence[App], item: WatchItem) -> None:
+        """Apply one item. One that can't be applied never ends the watch."""
+        try:
+            match item:
+                case Snapshot(host, observations):
+                    for observation in observations:
+                        await self._app_seen(apps, observation)
+                    await self._observations.host_seen(server_id, host)
+                case HostInfo():
+                    await self._observations.host_seen(server_id, item)
+                case AppObservation():
+                    await self._app_seen(apps, item)
+        except Exception:
+            log.exception("observation_failed", server_id=str(server_id))
+
+    async def _app_seen(self, apps: Sequence[App], observation: AppObservation) -> None:
+        for app in apps:
+            if app.cd_path == observation.cd_path:
+                await self._observations.app_seen(app.id, observation)
+
+
+def _host_apps(apps: Sequence[App]) -> list[HostApp]:
+    return [
+        HostApp(app.cd_path, Project(app.project_name, app.project_directory))
+        if app.project_name and app.project_directory
+        else HostApp(app.cd_path)
+        for app in apps
+    ]

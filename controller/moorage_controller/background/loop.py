@@ -1,0 +1,56 @@
+"""Background work that goes on: a failure is logged and tried again, never the end of it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+from moorage_common.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+_RESTART_SECONDS = 2.0
+
+
+class Loop:
+    """Runs an endless coroutine function in a task of its own, from `start` to `stop`."""
+
+    def __init__(self, name: str, run: Callable[[], Awaitable[None]], clock: Clock) -> None:
+        self.name = name
+        self._run = run
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is running."""
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._supervise(), name=self.name)
+
+    async def stop(self) -> None:
+        """End it, and wait until it has ended."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _supervise(self) -> None:
+        while True:
+            try:
+                await self._run()
+            except Exception:
+                log.exception("background_loop_failed", loop=self.name)
+            await self._clock.sleep(_RESTART_SECONDS)
+
+
+async def wait_for(event: asyncio.Event, seconds: float, clock: Clock) -> None:
+    """Return when the event is set or that much time of the clock has passed; the event is cleared."""
+    tasks = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(seconds))}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    event.clear()

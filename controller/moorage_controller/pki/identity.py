@@ -1,0 +1,29 @@
+"""The controller's own certificate: made in memory, renewed in memory, never on disk."""
+
+from datetime import datetime, timedelta
+
+from moorage_common.clock import Clock
+
+from moorage_controller.hosts.pools import ClientIdentity
+from moorage_controller.pki.authority import Authority
+
+_RENEW_AFTER = timedelta(days=30)
+
+
+class ControllerIdentity:
+    """Gives out the certificate in force; after thirty of its ninety days there is a new one."""
+
+    def __init__(self, authority: Authority, clock: Clock) -> None:
+        self._authority = authority
+        self._clock = clock
+        self._issued_at: datetime | None = None
+        self._current: ClientIdentity
+
+    def current(self) -> ClientIdentity:
+        """Return the identity to show to agents: the same object until it is renewed."""
+        now = self._clock.now()
+        if self._issued_at is None or now - self._issued_at >= _RENEW_AFTER:
+            certificate, key = self._authority.issue_controller(now)
+            self._current = ClientIdentity(self._authority.certificate_pem, certificate, key)
+            self._issued_at = now
+        return self._current

@@ -21,6 +21,7 @@ from moorage_controller.background.loop import Loop
 from moorage_controller.errors import StartupError
 from moorage_controller.hosts.agent import AgentHosts
 from moorage_controller.hosts.pools import AgentChannels
+from moorage_controller.hosts.transport import Hosts
 from moorage_controller.pki.identity import ControllerIdentity
 from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
@@ -43,12 +44,14 @@ _SHUTDOWN_SECONDS = 5.0
 class Controller:
     """A controller from `async with` to its end. Raises StartupError with a sentence where it can't start.
 
-    `first_password` is the first admin's, when it was made here just now; `address` where it listens.
+    `first_password` is the first admin's, when it was made here just now; `address` where it listens. `hosts` makes the
+    ways to hosts out of the channels; tests of faults bring their own.
     """
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, hosts: Callable[[AgentChannels], Hosts] = AgentHosts) -> None:
         self._settings = settings
         self._clock = clock
+        self._make_hosts = hosts
         self._stack = AsyncExitStack()
         self.first_password: str | None = None
         self.address = ""
@@ -82,7 +85,7 @@ class Controller:
         signals = Signals()
         channels = AgentChannels(ControllerIdentity(authority, clock).current)
         self._stack.push_async_callback(channels.close)
-        hosts = AgentHosts(channels)
+        hosts = self._make_hosts(channels)
         observations = Observations(database, signals)
         limit = timedelta(minutes=settings.operation_limit_minutes)
         operations = Operations(database, hosts, observations, signals, clock, limit=limit)

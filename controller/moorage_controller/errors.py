@@ -28,7 +28,7 @@ class InvalidError(MoorageError):
     """A field is wrong; `errors` maps each field to its sentence."""
 
     def __init__(self, errors: dict[str, str], code: str = "invalid_field") -> None:
-        super().__init__(code, " ".join(f"{field}: {sentence}" for field, sentence in errors.items()))
+        super().__init__(code, "; ".join(f"{field}: {sentence}" for field, sentence in errors.items()))
         self.errors = errors
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import grpc
 import grpc.aio
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_common.rpc.v1.agent_pb2_grpc import AgentAsyncStub, AgentStub
+from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts import messages
@@ -40,7 +40,7 @@ class AgentTransport:
     def __init__(self, channel: grpc.aio.Channel, endpoint: str) -> None:
         self._channel = channel
         self._endpoint = endpoint
-        self._stub: AgentAsyncStub = AgentStub(channel)
+        self._stub = AgentStub(channel)
 
     async def connect(self) -> None:
         """Ask for the host's facts: the cheapest call that proves both ends, and that changes nothing."""

@@ -27,6 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
 	@test -x $(BIN)/python || "$$(sh lab/find-python.sh)" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--build-constraint constraints.txt \
 		--group dev $(DISTRIBUTIONS:%=--editable ./%)
 	@touch $@
 

@@ -151,11 +151,11 @@ class Journal:
                 found = _cancel_idle(operations, operation_id, folder, by) or files.read_exit(folder)
                 if found is not None:
                     return _cancelled(found, before_it_began=noted)
+                noted = noted or files.read_process(folder) is None
                 files.write_cancelled(folder, by)
                 if files.signal_command(folder, signal.SIGTERM):
                     return CancelOutcome.SIGNALLED
                 # Not begun: whoever starts it sees the note. Or just ended: then the record is on its way.
-                noted = noted or files.read_process(folder) is None
             if time.monotonic() > patience:
                 return CancelOutcome.SIGNALLED if noted else CancelOutcome.ALREADY_ENDED
             time.sleep(_PAUSE)

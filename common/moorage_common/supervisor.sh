@@ -96,23 +96,25 @@ for mj_tool in flock setsid sync mv mkdir wc dd rm; do
     command -v "$mj_tool" >/dev/null || mj_leave "failed The host has no command $mj_tool: install it and start again."
 done
 
-# Whoever removes an ended operation takes its folder away under the lock: a lock in a folder that is no more is none.
+# Whoever removes an ended operation takes its folder away under the lock: a lock in a folder that is no more is none,
+# and each step below may find that it is no more.
 mj_try=0
 while :; do
-    mj_try=$((mj_try + 1))
-    [ "$mj_try" -le 20 ] || mj_leave "failed The folder of the operation can't be opened."
     cd -P "$mj_root/operations" || mj_leave "failed The folder $mj_root/operations can't be entered."
     mj_folder=$(pwd -P)/$mj_id
-    mkdir -m 2770 "$mj_id" 2>/dev/null || [ -d "$mj_id" ] || mj_give_up "The folder of the operation can't be made."
-    cd -P "./$mj_id" 2>/dev/null || continue
-    [ "$(pwd -P)" = "$mj_folder" ] || mj_leave 'failed The folder of the operation is a symbolic link.'
+    mj_try=$((mj_try + 1))
+    [ "$mj_try" -le 20 ] || mj_give_up "The folder of the operation can't be made or opened in $mj_root/operations."
+    mkdir -m 2770 "$mj_id" 2>/dev/null || [ -d "$mj_id" ] || continue
+    cd -P "./$mj_id" 2>/dev/null && [ "$(pwd -P 2>/dev/null)" = "$mj_folder" ] || {
+        [ ! -L "$mj_folder" ] || mj_leave 'failed The folder of the operation is a symbolic link.'
+        continue
+    }
     for mj_file in lock spec.new reason.new start.new exit exit.new pid cancelled cancelled.new out; do
         [ ! -L "$mj_file" ] && { [ -f "$mj_file" ] || [ ! -e "$mj_file" ]; } ||
             mj_leave "failed The file $mj_file of the operation is not a regular file."
     done
-    # true, unlike exec, survives a file that can't be opened.
-    true >>lock || mj_give_up "The lock of the operation can't be opened."
-    exec 9>>lock
+    # As a plain command: a failed exec would end this shell.
+    command exec 9>>lock || continue
     flock -n 9 || mj_leave held
     [ "$mj_folder/lock" -ef "/proc/$$/fd/9" ] && break
 done
@@ -128,17 +130,17 @@ printf '%s' "$mj_spec" >spec.new && mv -f spec.new spec || mj_give_up 'The order
 # Opened for reading: in a sticky folder the kernel may refuse to open somebody else's file with the wish to create it.
 mj_open() {
     [ -e "$1" ] || (true >>"$1") 2>/dev/null
-    [ -f "$1" ] && [ ! -L "$1" ] && [ -r "$1" ] || mj_give_up "The lock file $1 can't be opened."
+    [ -f "$1" ] && [ ! -L "$1" ]
 }
-mj_open "$mj_directory_lock"
-exec 8<"$mj_directory_lock"
+mj_open "$mj_directory_lock" && command exec 8<"$mj_directory_lock" ||
+    mj_give_up "The lock file $mj_directory_lock can't be opened."
 flock -n 8 || {
     mj_bury directory_busy 'Another operation works in this directory: wait for its end and start again.'
     mj_leave busy directory
 }
 if [ -n "$mj_project_lock" ]; then
-    mj_open "$mj_project_lock"
-    exec 7<"$mj_project_lock"
+    mj_open "$mj_project_lock" && command exec 7<"$mj_project_lock" ||
+        mj_give_up "The lock file $mj_project_lock can't be opened."
     flock -n 7 || {
         mj_bury project_busy 'Another operation works on this Compose project: wait for its end and start again.'
         mj_leave busy project
@@ -179,4 +181,7 @@ printf 'started\n'
 exec </dev/null >/dev/null 2>&1
 # In the foreground: an asynchronous list would ignore INT. No leader of a group yet, so setsid doesn't fork.
 setsid /bin/sh -c "$mj_command" moorage-command "$mj_umask" "$mj_directory" "$@" >>out 2>&1
-mj_end exited $?
+mj_code=$?
+# Before the end shows: whoever sees it may start the next operation here at once.
+exec 8>&- 7>&-
+mj_end exited "$mj_code"

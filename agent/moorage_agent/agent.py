@@ -1,0 +1,129 @@
+"""The agent's wiring, in the order in which things start."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from datetime import timedelta
+
+import structlog
+from moorage_common import x509
+from moorage_common.clock import SystemClock
+from moorage_common.journal import Journal, JournalError
+
+from moorage_agent.compose_runner import ComposeRunner
+from moorage_agent.engine import Engine
+from moorage_agent.errors import RefusalError, SetupError
+from moorage_agent.observer import Observer
+from moorage_agent.policy import Policy
+from moorage_agent.server import serve
+from moorage_agent.servicer import AgentServicer
+from moorage_agent.settings import Membership, Settings, compose_binary
+from moorage_agent.watch import Watcher
+
+log = structlog.get_logger(__name__)
+
+_KEEP_OPERATIONS = timedelta(days=7)
+_CLEAN_EVERY_SECONDS = 24 * 3600.0
+_GRACE_SECONDS = 2.0
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM; operations go on without the agent. Raises SetupError."""
+    membership = settings.membership()
+    _check_certificate(settings)
+    compose = compose_binary()
+    journal = open_journal(settings)
+    engine = Engine(settings.docker_host)
+    observer = Observer(engine)
+    runner = ComposeRunner(journal, engine, Policy(settings.policy_file), compose, environment(settings))
+    servicer = AgentServicer(runner, Watcher(observer, engine, runner), compose_version(compose))
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    background = [asyncio.create_task(observer.run()), asyncio.create_task(_clean_daily(journal))]
+    try:
+        server = await serve(settings, membership.listen, servicer)
+        log.info("listening", address=membership.listen, name=membership.agent_name)
+        await ended.wait()
+        log.info("stopping")
+        await server.stop(_GRACE_SECONDS)
+    finally:
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+
+
+def open_journal(settings: Settings) -> Journal:
+    """Return the journal, its folders made. Raises SetupError."""
+    try:
+        group = settings.docker_socket.stat().st_gid
+    except OSError:
+        group = None  # no Engine yet: nobody else to share with
+    journal = Journal(settings.data_dir, group=group)
+    try:
+        journal.prepare()
+    except JournalError as error:
+        raise SetupError(str(error)) from None
+    return journal
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return what the clean environment of commands is made from."""
+    kept = {name: value for name in ("HOME", "DOCKER_CONFIG") if (value := os.environ.get(name))}
+    return {**kept, "DOCKER_HOST": settings.docker_host}
+
+
+def compose_version(compose: str) -> str:
+    """Return the version of Compose. Raises SetupError where it doesn't run."""
+    argv = [compose, "version", "--short"]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603 - our own argv
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SetupError(f"{compose} doesn't run ({error}): install the agent again.") from None
+    return done.stdout.strip()
+
+
+def describe(settings: Settings) -> dict[str, str]:
+    """Return what `moorage-agent status` shows, in its order. Raises SetupError where the host isn't enrolled."""
+    membership: Membership = settings.membership()
+    expiry = x509.expires_at(settings.certificate_file.read_bytes())
+    engine = Engine(settings.docker_host)
+    try:
+        engine_version = engine.facts().version
+    except RefusalError as error:
+        engine_version = str(error)
+    try:
+        roots = ", ".join(Policy(settings.policy_file).roots()) or "nothing"
+    except RefusalError as error:
+        roots = str(error)
+    return {
+        "name": membership.agent_name,
+        "controller": membership.controller,
+        "listens on": membership.listen,
+        "advertised as": membership.advertise,
+        "certificate until": expiry.strftime("%Y-%m-%d %H:%M UTC"),
+        "allowed roots": roots,
+        "Engine": engine_version,
+        "Compose": compose_version(compose_binary()),
+    }
+
+
+def _check_certificate(settings: Settings) -> None:
+    try:
+        expiry = x509.expires_at(settings.certificate_file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SetupError(f"The agent's certificate can't be read ({error}): enrol this host again.") from None
+    if expiry <= SystemClock().now():
+        raise SetupError(f"The agent's certificate expired on {expiry:%Y-%m-%d %H:%M} UTC: enrol this host again.")
+
+
+async def _clean_daily(journal: Journal) -> None:
+    while True:
+        try:
+            removed = await asyncio.to_thread(journal.clean, _KEEP_OPERATIONS, SystemClock().now())
+        except JournalError as error:
+            log.warning("journal_not_cleaned", error=str(error))
+        else:
+            log.info("journal_cleaned", removed=len(removed))
+        await asyncio.sleep(_CLEAN_EVERY_SECONDS)

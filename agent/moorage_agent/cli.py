@@ -1,0 +1,98 @@
+"""The command line: `moorage-agent enroll | serve | status`."""
+
+import asyncio
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import click
+from moorage_common import logging
+
+from moorage_agent import agent, enrollment, sweep
+from moorage_agent.errors import SetupError
+from moorage_agent.settings import DEFAULT_DATA_DIR, DEFAULT_LISTEN, Settings
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    help="Where the agent keeps its key, its certificate and the journal of operations.",
+)
+
+
+@click.group()
+def main() -> None:
+    """Run Docker Compose on this host, for one controller."""
+
+
+@main.command()
+@click.option("--controller", required=True, help="The controller's URL.")
+@click.option("--token-file", required=True, type=click.File(), help="File with the join token; - is standard input.")
+@_data_dir
+@click.option("--listen", default=DEFAULT_LISTEN, show_default=True, help="HOST:PORT to listen on.")
+@click.option("--advertise", help="HOST:PORT under which the controller reaches this host; found out by default.")
+@click.option("--allow-root", "roots", multiple=True, help="Directory below which apps may lie; may be repeated.")
+def enroll(
+    controller: str, token_file: TextIO, data_dir: Path, listen: str, advertise: str | None, roots: Sequence[str]
+) -> None:
+    """Make this host a member: fetch a certificate for it with a join token."""
+    with _sentences():
+        settings = Settings.load(data_dir)
+        membership = enrollment.enroll(
+            settings,
+            controller=controller,
+            token_text=token_file.read(),
+            listen=_address(listen, "--listen"),
+            advertise=None if advertise is None else _address(advertise, "--advertise"),
+            roots=[str(Path(root).absolute()) for root in roots],
+        )
+        click.echo(f"Enrolled as {membership.agent_name}; the controller will dial {membership.advertise}.")
+        if not roots:
+            click.echo(f"See {settings.policy_file}: an app runs only below a directory that is listed there.")
+
+
+@main.command()
+@_data_dir
+def serve(data_dir: Path) -> None:
+    """Serve the controller, until SIGINT or SIGTERM."""
+    with _sentences():
+        settings = Settings.load(data_dir)
+        logging.configure(settings.log_level)
+        asyncio.run(agent.run(settings))
+
+
+@main.command()
+@_data_dir
+def status(data_dir: Path) -> None:
+    """Show who this agent is, and how Engine and Compose are."""
+    with _sentences():
+        about = agent.describe(Settings.load(data_dir))
+        width = max(len(name) for name in about)
+        for name, value in about.items():
+            click.echo(f"{name:<{width}}  {value}")
+
+
+@main.command("sweep", hidden=True, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run_sweep(arguments: Sequence[str]) -> None:
+    """Run the last step of a stop; a bundled agent calls itself for it."""
+    sys.exit(sweep.main(arguments))
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    try:
+        yield
+    except SetupError as error:
+        click.echo(f"moorage-agent: {error}", err=True)
+        sys.exit(1)
+
+
+def _address(text: str, option: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise SetupError(f"{option} {text} is no address: give HOST:PORT.")
+    return text

@@ -1,0 +1,130 @@
+"""Wire messages to the agent's types and back; the only place that knows both."""
+
+from datetime import datetime
+from importlib.metadata import version
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from moorage_common.journal import CancelOutcome, Record, State
+from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_common.states import ContainerState, OperationKind, Project
+
+from moorage_agent.errors import RefusalError
+from moorage_agent.watch import Everything, HostState, Observation, WatchedApp, WatchItem
+
+AGENT_VERSION = version("moorage-agent")
+
+_KINDS = {
+    pb.OPERATION_KIND_UP: OperationKind.UP,
+    pb.OPERATION_KIND_DOWN: OperationKind.DOWN,
+    pb.OPERATION_KIND_RESTART: OperationKind.RESTART,
+}
+_ENDS = {
+    State.EXITED: pb.OPERATION_END_EXITED,
+    State.LOST: pb.OPERATION_END_LOST,
+    State.BURIED: pb.OPERATION_END_BURIED,
+}
+_CANCELS = {
+    CancelOutcome.SIGNALLED: pb.CANCEL_OUTCOME_SIGNALLED,
+    CancelOutcome.ALREADY_ENDED: pb.CANCEL_OUTCOME_ALREADY_ENDED,
+    CancelOutcome.BURIED: pb.CANCEL_OUTCOME_BURIED,
+}
+
+
+def kind(value: "pb.OperationKind.ValueType") -> OperationKind:
+    """Read an operation's kind. Raises RefusalError for one this agent doesn't know."""
+    if value not in _KINDS:
+        raise RefusalError("invalid_request", "This agent doesn't know that kind of operation: upgrade it.")
+    return _KINDS[value]
+
+
+def watched_app(message: pb.App) -> WatchedApp:
+    """Read how the controller names an app."""
+    last = message.last_project
+    return WatchedApp(message.cd_path, Project(last.name, last.directory) if last.name else None)
+
+
+def host(state: HostState, compose_version: str, boot_id: str) -> pb.Host:
+    """Show the host's facts."""
+    return pb.Host(
+        engine_reachable=not state.engine_problem,
+        engine_problem=state.engine_problem,
+        running_containers=state.running_containers,
+        uptime=state.uptime,
+        boot_id=boot_id,
+        engine_version=state.engine_version,
+        compose_version=compose_version,
+        agent_version=AGENT_VERSION,
+    )
+
+
+def observation(seen: Observation, boot_id: str) -> pb.AppObservation:
+    """Show what was seen of an app."""
+    project = seen.identity.named
+    return pb.AppObservation(
+        cd_path=seen.identity.cd_path,
+        real_directory=seen.identity.real_directory,
+        project=None if project is None else pb.Project(name=project.name, directory=project.directory),
+        containers=[_container(c) for c in seen.containers],
+        problem_code=seen.identity.problem_code,
+        problem=seen.identity.problem,
+        looked_at=seen.looked_at,
+        boot_id=boot_id,
+    )
+
+
+def end(record: Record, observed: pb.AppObservation | None) -> pb.End:
+    """Show the end of an operation."""
+    return pb.End(
+        end=_ENDS[record.state],
+        exit_code=record.exit_code or 0,
+        length=record.length,
+        cancelled_by=record.cancelled_by,
+        code=record.code,
+        reason=record.reason,
+        observed=observed,
+    )
+
+
+def cancel_outcome(outcome: CancelOutcome) -> "pb.CancelOutcome.ValueType":
+    """Show what became of a cancel."""
+    return _CANCELS[outcome]
+
+
+def watch_item(item: WatchItem, compose_version: str, boot_id: str) -> pb.WatchResponse:
+    """Show an item of a watch."""
+    match item:
+        case Everything():
+            snapshot = pb.Snapshot(
+                host=host(item.host, compose_version, boot_id), apps=[observation(a, boot_id) for a in item.apps]
+            )
+            return pb.WatchResponse(snapshot=snapshot)
+        case Observation():
+            return pb.WatchResponse(app=observation(item, boot_id))
+        case HostState():
+            return pb.WatchResponse(host=host(item, compose_version, boot_id))
+        case _:
+            return pb.WatchResponse(heartbeat=pb.Heartbeat())
+
+
+def _container(state: ContainerState) -> pb.Container:
+    return pb.Container(
+        id=state.id,
+        name=state.name,
+        service=state.service,
+        image=state.image,
+        state=state.state,
+        health=state.health,
+        exit_code=state.exit_code,
+        one_off=state.one_off,
+        started_at=_timestamp(state.started_at),
+        finished_at=_timestamp(state.finished_at),
+        ports=state.ports,
+    )
+
+
+def _timestamp(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(moment)
+    return message

@@ -1,0 +1,211 @@
+"""The Docker Engine, by its SDK. Everything here blocks: call it in a thread."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+import docker
+import docker.errors
+import requests.exceptions
+import urllib3.exceptions
+from moorage_common.states import ContainerState
+
+from moorage_agent.errors import EngineUnreachableError
+
+PROJECT = "com.docker.compose.project"
+_DIRECTORY = "com.docker.compose.project.working_dir"
+_SERVICE = "com.docker.compose.service"
+_ONE_OFF = "com.docker.compose.oneoff"
+_TIMEOUT_SECONDS = 10
+_EVENTS = (
+    "create",
+    "start",
+    "restart",
+    "die",
+    "stop",
+    "kill",
+    "oom",
+    "pause",
+    "unpause",
+    "rename",
+    "destroy",
+    "health_status",
+)
+"""All but the noise: each health check alone makes three exec events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container of some Compose project: its state, and whose it is; `directory` has its links resolved."""
+
+    state: ContainerState
+    project: str
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the Engine says of itself; `time` is its clock, in epoch seconds."""
+
+    version: str
+    running_containers: int
+    time: int
+
+
+class EventStream(Protocol):
+    """The SDK's stream of events: iterable in one thread, closeable from another."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield events."""
+
+    def close(self) -> None:
+        """End the iteration, wherever it is."""
+
+
+@dataclass(slots=True)
+class Engine:
+    """The Engine at `host` (unix://PATH). Every method raises EngineUnreachableError."""
+
+    host: str
+    _client: docker.APIClient | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def facts(self) -> EngineFacts:
+        """Ask version, running containers (all, not only Compose's) and time."""
+        with self._talking() as client:
+            info = client.info()
+        moment = datetime.fromisoformat(info["SystemTime"])
+        return EngineFacts(info["ServerVersion"], info["ContainersRunning"], int(moment.timestamp()))
+
+    def containers(self, wanted: Callable[[Container], bool] = lambda _: True) -> dict[str, Container]:
+        """Look at all containers of Compose projects, by id, each inspected: health and exit codes are only there."""
+        with self._talking() as client:
+            rows = client.containers(all=True, filters={"label": PROJECT})
+        found = (self.container(row["Id"]) for row in rows if wanted(_of_labels(row["Labels"])))
+        return {c.state.id: c for c in found if c is not None}
+
+    def container(self, container_id: str) -> Container | None:
+        """Look at one container; None where it is gone, or of no Compose project."""
+        with self._talking() as client:
+            try:
+                about = client.inspect_container(container_id)
+            except docker.errors.NotFound:
+                return None
+        labels = about["Config"]["Labels"] or {}
+        return _container(about, labels) if PROJECT in labels else None
+
+    def events(self, since: int) -> EventStream:
+        """Open the stream of container events from an Engine's time (epoch seconds) on."""
+        with self._talking() as client:
+            stream: EventStream = client.events(
+                since=since, filters={"type": "container", "event": list(_EVENTS)}, decode=True
+            )
+        return stream
+
+    def remove(self, container_id: str) -> None:
+        """Stop a container with its own grace period, and remove it; one that is gone is fine."""
+        with self._talking() as client:
+            for step in (self._stop, self._remove):
+                try:
+                    step(client, container_id)
+                except docker.errors.NotFound:
+                    return
+
+    def remove_networks(self, project: str) -> list[str]:
+        """Remove the networks of a project that nobody uses any more, and return their names."""
+        removed = []
+        with self._talking() as client:
+            for network in client.networks(filters={"label": f"{PROJECT}={project}"}):
+                try:
+                    client.remove_network(network["Id"])
+                except docker.errors.APIError:
+                    continue  # in use
+                removed.append(network["Name"])
+        return removed
+
+    def close(self) -> None:
+        """Forget the connection: an Engine that was replaced may speak another version."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    @staticmethod
+    def _stop(client: docker.APIClient, container_id: str) -> None:
+        about = client.inspect_container(container_id)
+        grace = about["Config"].get("StopTimeout")
+        # The call lasts as long as the container's own grace period: the time-out must be longer.
+        client.stop(container_id, timeout=10 if grace is None else grace)
+
+    @staticmethod
+    def _remove(client: docker.APIClient, container_id: str) -> None:
+        try:
+            client.remove_container(container_id, force=True)
+        except docker.errors.APIError as error:
+            if error.status_code != 409:  # noqa: PLR2004 - HTTP: its removal is in progress already
+                raise
+
+    @contextmanager
+    def _talking(self) -> Iterator[docker.APIClient]:
+        try:
+            with self._lock:
+                if self._client is None:
+                    self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_SECONDS)
+                client = self._client
+            yield client
+        except (
+            docker.errors.DockerException,
+            requests.exceptions.RequestException,
+            urllib3.exceptions.HTTPError,
+            OSError,
+        ) as error:
+            raise EngineUnreachableError(_sentence(self.host, error)) from error
+
+
+def _sentence(host: str, error: Exception) -> str:
+    if isinstance(error, docker.errors.APIError):
+        return f"The Docker Engine answered with an error: {error.explanation or error}"
+    return f"The Docker Engine at {host} doesn't answer: see on the host that it runs ({type(error).__name__})."
+
+
+def _of_labels(labels: Mapping[str, str]) -> Container:
+    state = ContainerState(id="", name="", service=labels.get(_SERVICE, ""), image="", state="")
+    return Container(state, labels[PROJECT], os.path.realpath(labels.get(_DIRECTORY) or "/"))
+
+
+def _container(about: Mapping[str, Any], labels: Mapping[str, str]) -> Container:
+    state = about["State"]
+    return Container(
+        state=ContainerState(
+            id=about["Id"],
+            name=about["Name"].removeprefix("/"),
+            service=labels.get(_SERVICE, ""),
+            image=about["Config"]["Image"],
+            state=state["Status"],
+            health=(state.get("Health") or {}).get("Status", "").replace("none", ""),
+            exit_code=state["ExitCode"],
+            one_off=labels.get(_ONE_OFF, "").lower() == "true",
+            started_at=_moment(state["StartedAt"]),
+            finished_at=_moment(state["FinishedAt"]),
+            ports=tuple(_ports((about.get("NetworkSettings") or {}).get("Ports") or {})),
+        ),
+        project=labels[PROJECT],
+        directory=os.path.realpath(labels.get(_DIRECTORY) or "/"),
+    )
+
+
+def _moment(text: str) -> datetime | None:
+    # The Engine writes year 1 for "never".
+    return None if text.startswith("0001-") else datetime.fromisoformat(text)
+
+
+def _ports(ports: Mapping[str, Iterable[Mapping[str, str]] | None]) -> Iterator[str]:
+    for inner, outer in sorted(ports.items()):
+        if not outer:
+            yield inner
+        for place in outer or ():
+            yield f"{place['HostIp']}:{place['HostPort']}->{inner}"

@@ -1,0 +1,123 @@
+"""Becoming a member: a key made here, a certificate fetched with a join token, and what to remember of it."""
+
+import json
+import socket
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from http.client import HTTPException
+from importlib.metadata import version
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from moorage_common import x509
+from moorage_common.join_token import JoinToken
+
+from moorage_agent.errors import SetupError
+from moorage_agent.policy import write_policy
+from moorage_agent.settings import Membership, Settings, write_file
+
+_TIMEOUT_SECONDS = 30
+
+
+def enroll(
+    settings: Settings, *, controller: str, token_text: str, listen: str, advertise: str | None, roots: Sequence[str]
+) -> Membership:
+    """Enrol this host and write everything down. Raises SetupError with a sentence; then nothing is changed.
+
+    The key is kept before the request goes out, and used again by the next try with the same token: the controller
+    answers the same request again, so that a lost answer costs nothing.
+    """
+    try:
+        token = JoinToken.parse(token_text)
+    except ValueError as error:
+        raise SetupError(str(error)) from None
+    endpoint = advertise or _reachable_address(controller, listen)
+    try:
+        key = _key(settings, token)
+        answer = _request(controller, token, key, endpoint)
+        certificate, ca, name = (str(answer[field]) for field in ("certificate", "ca", "agentName"))
+        x509.check_issued_certificate(certificate.encode(), ca.encode(), key, token.ca_fingerprint)
+        if name not in x509.dns_names(certificate.encode()):
+            raise SetupError(f"The certificate in the answer is not for {name}: ask the controller's admin.")
+        _keep(settings, key, certificate, ca)
+        membership = Membership(listen=listen, advertise=endpoint, controller=controller, agent_name=name)
+        if roots or not settings.policy_file.exists():
+            write_policy(settings.policy_file, roots)
+        settings.write_membership(membership)
+    except KeyError as error:
+        raise SetupError(f"The controller's answer lacks {error}: is {controller} a Moorage controller?") from None
+    except ValueError as error:
+        raise SetupError(str(error)) from None
+    except OSError as error:
+        raise SetupError(f"{error.filename or settings.data_dir} can't be written ({error.strerror}).") from None
+    return membership
+
+
+def _key(settings: Settings, token: JoinToken) -> ec.EllipticCurvePrivateKey:
+    """Return the key of this enrolment: an earlier try's with the same token, or a new one."""
+    kept = settings.key_file.with_name(f"enrolling-{token.id}.key")
+    if kept.exists():
+        return x509.key_from_pem(kept.read_bytes())
+    key = x509.new_key()
+    write_file(kept, x509.key_to_pem(key), mode=0o600)
+    return key
+
+
+def _keep(settings: Settings, key: ec.EllipticCurvePrivateKey, certificate: str, ca: str) -> None:
+    write_file(settings.ca_file, ca.encode(), mode=0o644)
+    write_file(settings.certificate_file, certificate.encode(), mode=0o644)
+    write_file(settings.key_file, x509.key_to_pem(key), mode=0o600)
+    for left in settings.key_file.parent.glob("enrolling-*.key"):
+        left.unlink()
+
+
+def _request(controller: str, token: JoinToken, key: ec.EllipticCurvePrivateKey, endpoint: str) -> dict[str, Any]:
+    csr = x509.signing_request(key, "Moorage agent").decode()
+    agent_version = version("moorage-agent")
+    body = {
+        "token": token.proof(csr, endpoint, agent_version),
+        "csr": csr,
+        "endpoint": endpoint,
+        "version": agent_version,
+    }
+    url = f"{controller.rstrip('/')}/api/enroll"
+    if urllib.parse.urlsplit(url).scheme not in {"http", "https"}:
+        raise SetupError(f"{controller} is not the URL of a controller: it begins with http:// or https://.")
+    request = urllib.request.Request(  # noqa: S310 - the scheme was checked
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as reply:  # noqa: S310 - the scheme was checked
+            answer = json.load(reply)
+    except urllib.error.HTTPError as error:
+        raise SetupError(f"The controller refused: {_problem(error)}") from None
+    except (OSError, HTTPException, ValueError) as error:
+        raise SetupError(f"The controller at {controller} can't be reached, or isn't one: {error}") from None
+    if not isinstance(answer, dict):
+        raise SetupError(f"{controller} doesn't answer like a Moorage controller.")
+    return answer
+
+
+def _problem(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP status {error.code}"
+
+
+def _reachable_address(controller: str, listen: str) -> str:
+    """Return HOST:PORT under which the controller most likely reaches this host: the address that faces it."""
+    host, _, port = listen.rpartition(":")
+    if host not in {"0.0.0.0", "[::]", ""}:  # noqa: S104 - compared, not bound
+        return listen
+    place = urllib.parse.urlsplit(controller)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(place.hostname, place.port or 80, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # a datagram socket: nothing is sent
+            mine = probe.getsockname()[0]
+    except OSError as error:
+        raise SetupError(f"{controller} can't be resolved ({error}): check the URL, or give --advertise.") from None
+    return f"[{mine}]:{port}" if ":" in mine else f"{mine}:{port}"

@@ -1,0 +1,128 @@
+"""What runs on this host, kept true without gaps.
+
+The Engine's time is taken, the stream of events since then is opened, and only then everything is looked at: what
+happens in between is in the stream. An event only says which container to look at again. Every reconnect begins with
+a look at everything.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from moorage_agent.engine import Container, Engine, EngineFacts, EventStream
+from moorage_agent.errors import EngineUnreachableError
+
+log = structlog.get_logger(__name__)
+
+_COALESCE_SECONDS = 0.05
+_PING_SECONDS = 10.0
+_FIRST_RETRY, _LAST_RETRY = 0.2, 5.0
+
+
+class Observer:
+    """Follows the Engine for as long as `run` runs; others read what it knows and are told of changes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._listeners: set[Callable[[], None]] = set()
+        self.containers: Mapping[str, Container] = {}
+        self.looked_at = 0
+        """Nanoseconds of the boot clock at which the look behind `containers` began."""
+        self.facts: EngineFacts | None = None
+        self.problem = "The Docker Engine was not asked yet."
+        self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have `listener` called after every change; returns what ends that."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    async def run(self) -> None:
+        """Follow the Engine until cancelled."""
+        retry = _FIRST_RETRY
+        while True:
+            began = time.monotonic()
+            try:
+                await self._session()
+            except EngineUnreachableError as error:
+                if self.facts is not None or self.problem != str(error):
+                    log.warning("engine_lost", problem=str(error))
+                self.facts, self.problem = None, str(error)
+                self._tell()
+            except Exception:
+                # One bad event never ends the watch.
+                log.exception("observer_failed")
+            await asyncio.to_thread(self._engine.close)
+            retry = _FIRST_RETRY if time.monotonic() - began > _LAST_RETRY else min(retry * 2, _LAST_RETRY)
+            await asyncio.sleep(retry)
+
+    async def _session(self) -> None:
+        """One connection to the Engine, from the first look to its end, which is always an error."""
+        facts = await asyncio.to_thread(self._engine.facts)
+        stream = await asyncio.to_thread(self._engine.events, facts.time)
+        dirty: set[str] = set()
+        stirred = asyncio.Event()
+        ended = asyncio.ensure_future(_pump(stream, dirty, stirred))
+        try:
+            began = boot_nanoseconds()
+            containers = await asyncio.to_thread(self._engine.containers)
+            self._now_knows(containers, began, await asyncio.to_thread(self._engine.facts))
+            while not ended.done():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stirred.wait(), _PING_SECONDS)
+                await asyncio.sleep(_COALESCE_SECONDS)
+                stirred.clear()
+                await self._look_again(dirty)
+        finally:
+            await asyncio.to_thread(stream.close)
+            await asyncio.gather(ended, return_exceptions=True)
+        raise EngineUnreachableError("The Docker Engine closed the stream of its events: see on the host that it runs.")
+
+    async def _look_again(self, dirty: set[str]) -> None:
+        """Look at what was stirred; with nothing stirred, see that the Engine still answers."""
+        ids, began = set(dirty), boot_nanoseconds()
+        dirty.clear()
+        containers = dict(self.containers)
+        for container_id in ids:
+            found = await asyncio.to_thread(self._engine.container, container_id)
+            if found is None:
+                containers.pop(container_id, None)
+            else:
+                containers[container_id] = found
+        self._now_knows(containers, began if ids else self.looked_at, await asyncio.to_thread(self._engine.facts))
+
+    def _now_knows(self, containers: Mapping[str, Container], looked_at: int, facts: EngineFacts) -> None:
+        self.containers, self.looked_at, self.facts, self.problem = containers, looked_at, facts, ""
+        self._tell()
+
+    def _tell(self) -> None:
+        for listener in tuple(self._listeners):
+            listener()
+
+
+def boot_nanoseconds() -> int:
+    """Return nanoseconds since boot, suspended time included: the same clock before and after the agent's restart."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+async def _pump(stream: EventStream, dirty: set[str], stirred: asyncio.Event) -> None:
+    """Read the blocking stream in a thread of its own; returns when it ends, however it ends."""
+    loop = asyncio.get_running_loop()
+
+    def stir(container_id: str | None) -> None:
+        if container_id is not None:
+            dirty.add(container_id)
+        stirred.set()
+
+    def read() -> None:
+        # The stream ends in whatever way the connection under it does.
+        with suppress(Exception):
+            for event in stream:
+                loop.call_soon_threadsafe(stir, event["Actor"]["ID"])
+        loop.call_soon_threadsafe(stir, None)
+
+    await asyncio.to_thread(read)

@@ -1,0 +1,118 @@
+"""The gRPC server: mutual TLS 1.3, and nobody but the controller is let in."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from moorage_common.rpc.v1 import agent_pb2, agent_pb2_grpc
+from moorage_common.x509 import CONTROLLER_URI
+
+from moorage_agent.errors import SetupError
+from moorage_agent.servicer import CODE_KEY, AgentServicer
+from moorage_agent.settings import Settings
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    # The controller pings every ten seconds, calls or not.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class OnlyTheController(grpc.aio.ServerInterceptor):
+    """Refuses every caller whose certificate is not the controller's, on every method.
+
+    The handshake lets any certificate of the authority in: another agent's must not open this one.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:  # noqa: ANN401 - a handler of whatever messages
+        """Return the handler with the check in front."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                _checked_call(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                _checked_stream(handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        # A method that takes a stream has no check yet, so it has no way in.
+        return None
+
+
+def _checked_call(behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+    async def checked(request: Any, context: Context) -> Any:  # noqa: ANN401 - whatever messages
+        await _check(context)
+        return await behaviour(request, context)
+
+    return checked
+
+
+def _checked_stream(
+    behaviour: Callable[[Any, Context], AsyncIterator[Any]],
+) -> Callable[[Any, Context], AsyncIterator[Any]]:
+    async def checked(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401 - whatever messages
+        await _check(context)
+        async for reply in behaviour(request, context):
+            yield reply
+
+    return checked
+
+
+async def _check(context: Context) -> None:
+    presented = {name: list(values) for name, values in context.auth_context().items()}
+    if presented.get("ssl_tls_version") != [b"TLSv1.3"]:
+        await context.abort(
+            grpc.StatusCode.UNAUTHENTICATED, "This agent speaks TLS 1.3 only.", ((CODE_KEY, "tls_version"),)
+        )
+    if CONTROLLER_URI.encode() not in presented.get("peer_uri", []):
+        await context.abort(
+            grpc.StatusCode.PERMISSION_DENIED,
+            "This agent obeys its controller only, and this certificate is not the controller's.",
+            ((CODE_KEY, "not_the_controller"),),
+        )
+
+
+async def serve(settings: Settings, listen: str, servicer: AgentServicer) -> grpc.aio.Server:
+    """Start the server. Raises SetupError where the address can't be listened on."""
+    server = grpc.aio.server(interceptors=[OnlyTheController()], options=_OPTIONS)
+    agent_pb2_grpc.add_AgentServicer_to_server(servicer, server)
+    await _add_health(server)
+    try:
+        server.add_secure_port(listen, _credentials(settings))
+    except RuntimeError:
+        raise SetupError(f"{listen} can't be listened on: stop what uses it, or enrol with another --listen.") from None
+    await server.start()
+    return server
+
+
+async def _add_health(server: grpc.aio.Server) -> None:
+    servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]  # there, but not in the stubs
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    for name in ("", agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials:
+    """Return credentials that use the files as they are at each handshake: a renewal needs no restart."""
+    files = (settings.key_file, settings.certificate_file, settings.ca_file)
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(files), lambda: _configuration(files), require_client_authentication=True
+    )
+
+
+def _configuration(files: tuple[Path, Path, Path]) -> grpc.ServerCertificateConfiguration:
+    key, certificate, ca = (file.read_bytes() for file in files)
+    return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=ca)

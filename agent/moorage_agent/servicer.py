@@ -1,0 +1,127 @@
+"""The RPCs: parse, call, convert; refusals become gRPC statuses with a code of ours."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NoReturn
+from uuid import UUID
+
+import grpc
+import grpc.aio
+import structlog
+from moorage_common.journal import JournalError, Record, Refused
+from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_common.rpc.v1 import agent_pb2_grpc
+
+from moorage_agent import convert
+from moorage_agent.compose_runner import Chunk, ComposeRunner
+from moorage_agent.errors import RefusalError
+from moorage_agent.watch import Watcher
+
+log = structlog.get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+CODE_KEY = "moorage-code"
+_LOOK_SECONDS = 10.0
+
+_STATUS = {
+    "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
+    "operation_unknown": grpc.StatusCode.NOT_FOUND,
+    "path_not_allowed": grpc.StatusCode.PERMISSION_DENIED,
+    "policy_unreadable": grpc.StatusCode.PERMISSION_DENIED,
+    "journal_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "journal_unavailable": grpc.StatusCode.UNAVAILABLE,
+    "engine_unreachable": grpc.StatusCode.UNAVAILABLE,
+    "agent_fault": grpc.StatusCode.INTERNAL,
+}
+"""FAILED_PRECONDITION for all others: the state of the host doesn't allow it now."""
+
+
+class AgentServicer(agent_pb2_grpc.AgentServicer):
+    """What a controller can ask of this host."""
+
+    def __init__(self, runner: ComposeRunner, watcher: Watcher, compose_version: str) -> None:
+        self._runner = runner
+        self._watcher = watcher
+        self._compose_version = compose_version
+
+    async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.GetInfoResponse:  # noqa: N802 - gRPC's
+        """Tell the host's facts, asked now."""
+        del request
+        async with _statuses(context):
+            state = await self._watcher.host_now()
+        return pb.GetInfoResponse(host=convert.host(state, self._compose_version, self._watcher.boot_id))
+
+    async def StartOperation(  # noqa: N802 - gRPC's
+        self, request: pb.StartOperationRequest, context: Context
+    ) -> pb.StartOperationResponse:
+        """Start an operation, or attach to it."""
+        async with _statuses(context):
+            app = convert.watched_app(request.app)
+            kind = convert.kind(request.kind)
+            operation_id = _operation_id(request.operation_id)
+            attached = await self._runner.start(operation_id, kind, app.cd_path, app.last_project)
+        return pb.StartOperationResponse(attached=attached)
+
+    async def FollowOperation(  # noqa: N802 - gRPC's
+        self, request: pb.FollowOperationRequest, context: Context
+    ) -> AsyncIterator[pb.FollowOperationResponse]:
+        """Send output from an offset on, then the end."""
+        async with _statuses(context):
+            async for item in self._runner.follow(_operation_id(request.operation_id), max(request.after, 0)):
+                yield await self._follow_item(item)
+
+    async def CancelOperation(  # noqa: N802 - gRPC's
+        self, request: pb.CancelOperationRequest, context: Context
+    ) -> pb.CancelOperationResponse:
+        """Stop a start's command, or bury an operation that never came here."""
+        async with _statuses(context):
+            outcome = await self._runner.cancel(_operation_id(request.operation_id), request.by or "somebody")
+        return pb.CancelOperationResponse(outcome=convert.cancel_outcome(outcome))
+
+    async def Watch(  # noqa: N802 - gRPC's
+        self, request: pb.WatchRequest, context: Context
+    ) -> AsyncIterator[pb.WatchResponse]:
+        """Send everything, then changes."""
+        async with _statuses(context):
+            async for item in self._watcher.watch([convert.watched_app(a) for a in request.apps]):
+                yield convert.watch_item(item, self._compose_version, self._watcher.boot_id)
+
+    async def _follow_item(self, item: Chunk | Record) -> pb.FollowOperationResponse:
+        if isinstance(item, Chunk):
+            return pb.FollowOperationResponse(output=pb.Output(offset=item.offset, data=item.data))
+        identity = self._runner.identity_of(item)
+        observed = None
+        if identity is not None:
+            with suppress(RefusalError, TimeoutError):
+                seen = await asyncio.wait_for(self._watcher.look(identity), _LOOK_SECONDS)
+                observed = convert.observation(seen, self._watcher.boot_id)
+        return pb.FollowOperationResponse(end=convert.end(item, observed))
+
+
+def _operation_id(text: str) -> str:
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise RefusalError("invalid_request", "The operation's id must be a UUID.") from None
+
+
+@asynccontextmanager
+async def _statuses(context: Context) -> AsyncIterator[None]:
+    """Turn whatever is raised inside into a status."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - logged, and told to the caller as a fault of ours
+        await _abort(error, context)
+
+
+async def _abort(error: Exception, context: Context) -> NoReturn:
+    if isinstance(error, (RefusalError, Refused, JournalError)):
+        code, sentence = error.code, str(error)
+    else:
+        log.error("rpc_failed", exc_info=error)
+        code, sentence = "agent_fault", "Something went wrong in the agent: see its log on the host."
+    status = _STATUS.get(code, grpc.StatusCode.FAILED_PRECONDITION)
+    await context.abort(status, sentence, ((CODE_KEY, code),))
+    raise AssertionError("abort raises")

@@ -1,0 +1,118 @@
+"""Where the agent keeps what it knows, and what it finds in the environment."""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from moorage_agent.errors import SetupError
+
+DEFAULT_DATA_DIR = Path("/var/lib/moorage")
+DEFAULT_LISTEN = "0.0.0.0:7443"
+DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What enrolment wrote down: addresses as HOST:PORT, the controller's URL, this agent's name."""
+
+    listen: str
+    advertise: str
+    controller: str
+    agent_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Paths below the data folder, and the environment's word on Docker, Compose and the policy."""
+
+    data_dir: Path
+    docker_host: str
+    log_level: str
+    policy_file: Path
+
+    @classmethod
+    def load(cls, data_dir: Path) -> "Settings":
+        """Read the environment: DOCKER_HOST, LOG_LEVEL, MOORAGE_AGENT_POLICY. Raises SetupError."""
+        level = os.environ.get("LOG_LEVEL", "info").lower()
+        if level not in LOG_LEVELS:
+            raise SetupError(f"LOG_LEVEL is {level!r}: set it to one of {', '.join(LOG_LEVELS)}.")
+        docker_host = os.environ.get("DOCKER_HOST") or DEFAULT_DOCKER_HOST
+        if not docker_host.startswith("unix://"):
+            raise SetupError(
+                f"DOCKER_HOST is {docker_host!r}: the agent needs the Engine of its own host, unix://PATH."
+            )
+        policy = Path(os.environ.get("MOORAGE_AGENT_POLICY") or data_dir / "policy.toml")
+        return cls(data_dir.absolute(), docker_host, level, policy)
+
+    @property
+    def docker_socket(self) -> Path:
+        """The Engine's socket."""
+        return Path(self.docker_host.removeprefix("unix://"))
+
+    @property
+    def key_file(self) -> Path:
+        """The agent's private key (PEM, 0600); it never leaves the host."""
+        return self.data_dir / "pki" / "agent.key"
+
+    @property
+    def certificate_file(self) -> Path:
+        """The agent's certificate (PEM)."""
+        return self.data_dir / "pki" / "agent.crt"
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificate of the controller's authority (PEM)."""
+        return self.data_dir / "pki" / "ca.crt"
+
+    @property
+    def membership_file(self) -> Path:
+        """What enrolment wrote down (JSON)."""
+        return self.data_dir / "agent.json"
+
+    def membership(self) -> Membership:
+        """Return what enrolment wrote down. Raises SetupError where the host isn't enrolled."""
+        try:
+            return Membership(**json.loads(self.membership_file.read_text()))
+        except FileNotFoundError:
+            raise SetupError(
+                f"This host is not enrolled ({self.membership_file} is missing): run `moorage-agent enroll` first."
+            ) from None
+        except (ValueError, TypeError, OSError) as error:
+            raise SetupError(
+                f"{self.membership_file} can't be read ({error}): run `moorage-agent enroll` again."
+            ) from None
+
+    def write_membership(self, membership: Membership) -> None:
+        """Write down what enrolment brought."""
+        write_file(self.membership_file, json.dumps(asdict(membership), indent=2).encode() + b"\n", mode=0o644)
+
+
+def compose_binary() -> str:
+    """Return the Compose this agent runs: MOORAGE_COMPOSE, else the pinned one beside it, else PATH's.
+
+    Raises SetupError where there is none.
+    """
+    beside = Path(sys.executable).parent / "docker-compose"
+    found = os.environ.get("MOORAGE_COMPOSE") or (str(beside) if beside.exists() else shutil.which("docker-compose"))
+    if not found or not os.access(found, os.X_OK):
+        raise SetupError(
+            "There is no docker-compose beside the agent: install the agent again, or set MOORAGE_COMPOSE."
+        )
+    return found
+
+
+def write_file(path: Path, content: bytes, *, mode: int) -> None:
+    """Write a file so that there is either the old or the whole new one. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    part.replace(path)

@@ -1,0 +1,95 @@
+"""The last step of a stop: whatever still bears the app's labels goes, and then it looks.
+
+Run as a program of its own inside the stop's operation (`python -I -m moorage_agent.sweep`), so that it happens even
+if the agent is killed meanwhile, and so that its exit code is the stop's: 0 only when nothing of the app is left.
+Prints what it does as Compose does, a JSON object a line.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from moorage_common.states import Project
+
+from moorage_agent.engine import Container, Engine
+from moorage_agent.errors import EngineUnreachableError
+from moorage_agent.projects import AppIdentity
+
+_ROUNDS = 5
+_PAUSE_SECONDS = 0.5
+
+
+def command(identity: AppIdentity) -> list[str]:
+    """Return the argv of the sweep of an app."""
+    # A frozen program is its own interpreter; -I keeps the app's directory out of Python's module path.
+    python = [sys.executable, "sweep"] if getattr(sys, "frozen", False) else [sys.executable, "-I", "-m", __name__]
+    argv = [*python, "--real-directory", identity.real_directory]
+    for project in (identity.project, identity.last_project):
+        if project is not None:
+            argv += ["--project", project.name, project.directory]
+    return argv
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Sweep, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="moorage-agent sweep")
+    parser.add_argument("--real-directory", required=True)
+    parser.add_argument("--project", nargs=2, action="append", default=[], metavar=("NAME", "DIRECTORY"))
+    given = parser.parse_args(arguments)
+    projects = [Project(*pair) for pair in given.project]
+    identity = AppIdentity(given.real_directory, given.real_directory, *_two(projects))
+    try:
+        left = _sweep(Engine(os.environ["DOCKER_HOST"]), identity, projects)
+    except EngineUnreachableError as error:
+        return _fail(str(error))
+    if left:
+        names = ", ".join(sorted(c.state.name for c in left))
+        return _fail(f"The app was told to stop, but this is still there: {names}.")
+    return 0
+
+
+def _sweep(engine: Engine, identity: AppIdentity, projects: Sequence[Project]) -> Sequence[Container]:
+    """Remove what is the app's, and return what is left of it in the end."""
+    left: Sequence[Container] = ()
+    for attempt in range(_ROUNDS):
+        left = list(engine.containers(identity.owns).values())
+        if not left:
+            break
+        if attempt:
+            time.sleep(_PAUSE_SECONDS)
+        for container in left:
+            _say(f"Container {container.state.name}", "Working", "Removing")
+            engine.remove(container.state.id)
+            _say(f"Container {container.state.name}", "Done", "Removed")
+        left = list(engine.containers(identity.owns).values())
+    others = {c.project for c in engine.containers(lambda c: not identity.owns(c)).values()}
+    for name in {p.name for p in projects} - others:
+        for network in engine.remove_networks(name):
+            _say(f"Network {network}", "Done", "Removed")
+    return left
+
+
+def _two(projects: Sequence[Project]) -> tuple[Project | None, Project | None]:
+    first, second = [*projects, None, None][:2]
+    return first, second
+
+
+def _say(thing: str, status: str, text: str) -> None:
+    _write({"id": thing, "status": status, "text": text})
+
+
+def _fail(sentence: str) -> int:
+    _write({"error": True, "message": sentence})
+    return 1
+
+
+def _write(entry: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(entry) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -25,7 +25,7 @@ _OPTIONS = (
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class OnlyTheController(grpc.aio.ServerInterceptor):
+class OnlyTheController(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Refuses every caller whose certificate is not the controller's, on every method.
 
     The handshake lets any certificate of the authority in: another agent's must not open this one.

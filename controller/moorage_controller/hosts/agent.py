@@ -59,7 +59,7 @@ class AgentTransport:
         try:
             await self._stub.StartOperation(messages.start_request(order), timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
-            _raise(error)
+            self._raise(error)
 
     async def follow(self, operation_id: UUID, after: int) -> AsyncIterator[Output | End]:
         """Yield output from an offset on, then the end."""
@@ -71,8 +71,8 @@ class AgentTransport:
                     return
                 yield Output(reply.output.offset, reply.output.data)
         except grpc.aio.AioRpcError as error:
-            _raise(error)
-        raise ContactLostError("The agent ended the stream before the operation's end.")
+            self._raise(error)
+        raise ContactLostError(f"The agent at {self._endpoint} ended the stream before the operation's end.")
 
     async def cancel(self, operation_id: UUID, by: str) -> CancelOutcome:
         """Stop a start's command, or bury it."""
@@ -80,7 +80,7 @@ class AgentTransport:
         try:
             reply = await self._stub.CancelOperation(request, timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
-            _raise(error)
+            self._raise(error)
         return messages.cancel_outcome(reply.outcome)
 
     async def watch(self, apps: Sequence[HostApp]) -> AsyncIterator[WatchItem]:
@@ -90,16 +90,24 @@ class AgentTransport:
             while True:
                 reply = await asyncio.wait_for(call.read(), _HEARTBEAT_SECONDS)
                 if not isinstance(reply, pb.WatchResponse):
-                    raise ContactLostError("The agent ended the watch.")
+                    raise ContactLostError(f"The agent at {self._endpoint} ended the watch.")
                 item = messages.watch_item(reply)
                 if item is not None:
                     yield item
         except TimeoutError:
             raise ContactLostError(f"The agent at {self._endpoint} has not been heard of for a while.") from None
         except grpc.aio.AioRpcError as error:
-            _raise(error)
+            self._raise(error)
         finally:
             call.cancel()
+
+    def _raise(self, error: grpc.aio.AioRpcError) -> NoReturn:
+        """Raise HostRefusedError for a status with a code of ours (a definite answer), else ContactLostError."""
+        code = _moorage_code(error)
+        details = error.details() or error.code().name
+        if code is not None:
+            raise HostRefusedError(code, details) from None
+        raise ContactLostError(f"The connection to the agent at {self._endpoint} was lost: {details}") from None
 
 
 class AgentHosts:
@@ -116,15 +124,6 @@ class AgentHosts:
                 "no_agent",
             )
         return AgentTransport(self._channels.get(endpoint, agent_name), endpoint)
-
-
-def _raise(error: grpc.aio.AioRpcError) -> NoReturn:
-    """Raise HostRefusedError for a status with a code of ours (a definite answer), ContactLostError for any other."""
-    code = _moorage_code(error)
-    details = error.details() or error.code().name
-    if code is not None:
-        raise HostRefusedError(code, details) from None
-    raise ContactLostError(details) from None
 
 
 def _unreachable_sentence(endpoint: str, error: grpc.aio.AioRpcError) -> str:

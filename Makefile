@@ -34,14 +34,14 @@ $(INSTALLED): pyproject.toml constraints.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
 .PHONY: run
 run: ## Run a controller at 127.0.0.1:3000, an agent beside it, and a sample app
 	@sh lab/system-packages.sh venv engine busybox
-	@$(MAKE) --no-print-directory install
+	@$(MAKE) --silent --no-print-directory install
 	@exec $(BIN)/python -m moorage_lab.run
 
 .PHONY: test
 test: ## Check everything: lint, then all tests, on real Engines and processes
 	@sh lab/system-packages.sh venv dockerd busybox
-	@$(MAKE) --no-print-directory install
-	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --silent --no-print-directory install
+	@$(MAKE) --silent --no-print-directory lint
 	@PYTHONUNBUFFERED=1 exec $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: lint
@@ -60,7 +60,7 @@ proto: install ## Generate the RPC code anew from proto/
 .PHONY: bench
 bench: ## Measure, and print the numbers (not part of `make test`)
 	@sh lab/system-packages.sh venv dockerd busybox
-	@$(MAKE) --no-print-directory install
+	@$(MAKE) --silent --no-print-directory install
 	@PYTHONUNBUFFERED=1 exec $(BIN)/python -m pytest tests/benchmarks -s $(PYTEST_ARGS)
 
 .PHONY: clean

@@ -21,8 +21,8 @@ def engine_folder() -> Iterator[Path]:
     for left in _PLACE.glob(f"{_PREFIX}*"):
         owner = Pid.read(left / _OWNER)
         if owner is not None and not owner.alive:
-            for engine in left.glob("engine*"):
-                PrivateEngine(engine).stop()
+            for record in [*left.glob("*/dockerd.pid"), *left.glob("*/engine/dockerd.pid")]:
+                PrivateEngine(record.parent).stop()
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PLACE))
     Pid.own().write(folder / _OWNER)

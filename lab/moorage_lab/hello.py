@@ -29,7 +29,7 @@ services:
         echo $$starts > /www/starts
         {{
           echo "<!doctype html><title>hello</title><h1>Hello from Moorage</h1>"
-          echo "<p>This app was started $$starts times; the last time was $$(date)."
+          echo "<p>This is start number $$starts, of $$(date)."
           echo "<p>The number is kept in www/starts, which stays when the app is stopped."
         }} > /www/index.html
         exec httpd -f -p 80 -h /www

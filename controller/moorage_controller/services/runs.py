@@ -83,7 +83,7 @@ def _after_start(app: App, operation: Operation, outcome: Outcome, now: datetime
     assert operation.run_id is not None
     assert operation.run_timeout is not None
     provisional = app.run_id is None or app.run_id == operation.run_id
-    if not outcome.ran:
+    if not outcome.ran and outcome.observed is None:
         return _as_before(app, keep_run=not provisional)
     run = new_run(operation.run_id, operation.run_timeout, now)
     if outcome.observed is None:

@@ -41,7 +41,7 @@ class Engine:
     def answers(self) -> bool:
         """Tell whether it answers now."""
         try:
-            client = docker.DockerClient(base_url=self.host, version="1.41", timeout=5)
+            client = docker.DockerClient(base_url=self.host, timeout=5)
         except docker.errors.DockerException:
             return False
         try:

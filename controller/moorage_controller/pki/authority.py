@@ -11,8 +11,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from moorage_common.x509 import CERTIFICATE_DAYS, CONTROLLER_URI, fingerprint, key_from_pem, key_to_pem, new_key
 
 _CA_DAYS = 3650
-_BACKDATE = dt.timedelta(minutes=5)
-"""A host's clock may be behind; a certificate from its future would be refused there."""
+_BACKDATE = dt.timedelta(days=1)
+"""A host's clock may be behind, by a time zone set wrong: a certificate from its future would be refused there."""
 
 
 class Authority:

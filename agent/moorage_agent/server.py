@@ -25,7 +25,7 @@ _OPTIONS = (
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class OnlyTheController(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+class OnlyTheController(grpc.aio.ServerInterceptor):
     """Refuses every caller whose certificate is not the controller's, on every method.
 
     The handshake lets any certificate of the authority in: another agent's must not open this one.
@@ -99,7 +99,7 @@ async def serve(settings: Settings, listen: str, servicer: AgentServicer) -> grp
 
 
 async def _add_health(server: grpc.aio.Server) -> None:
-    servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]  # there, but not in the stubs
+    servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     for name in ("", agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)

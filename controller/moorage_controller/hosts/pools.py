@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import grpc
 import grpc.aio
+from moorage_common.tls import ClientIdentity
 
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
@@ -18,15 +18,6 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ClientIdentity:
-    """What the controller shows to agents; all PEM."""
-
-    ca: bytes
-    certificate: bytes
-    key: bytes
 
 
 class AgentChannels:

@@ -3,8 +3,8 @@
 from datetime import datetime, timedelta
 
 from moorage_common.clock import Clock
+from moorage_common.tls import ClientIdentity
 
-from moorage_controller.hosts.pools import ClientIdentity
 from moorage_controller.pki.authority import Authority
 
 _RENEW_AFTER = timedelta(days=30)

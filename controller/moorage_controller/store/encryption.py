@@ -46,10 +46,10 @@ class Keyring:
                 f"The secret in {column} was encrypted with another key: set ENCRYPTION_KEY (or "
                 "ENCRYPTION_KEY_PREVIOUS) to the key that was in use when it was stored."
             )
-        raw = base64.b64decode(parts[2])
         try:
+            raw = base64.b64decode(parts[2])
             return key.decrypt(raw[:_NONCE], raw[_NONCE:], _place(column, row)).decode()
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             raise UndecryptableError(f"The secret in {column} was altered or moved to another row.") from None
 
 

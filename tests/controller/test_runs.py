@@ -1,0 +1,215 @@
+"""Runs, as a pure matter: whatever happens to an app, a running container means a run with a deadline."""
+
+import uuid
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+from factories import PATH, app_row, operation_row
+from fakes import EPOCH
+from hypothesis import given
+from hypothesis import strategies as st
+from moorage_common.states import ContainerState, OperationKind, Project
+from moorage_controller.hosts.transport import AppObservation
+from moorage_controller.services import runs
+from moorage_controller.services.runs import Outcome
+from moorage_controller.store.apps import App
+from moorage_controller.store.operations import Operation
+
+LATER = EPOCH + timedelta(minutes=7)
+PROJECT = Project("shop", PATH)
+
+
+def seen(*states: str) -> AppObservation:
+    """Return an observation of containers in those states."""
+    containers = [ContainerState(str(n), f"shop-{n}", f"s{n}", "x", state) for n, state in enumerate(states)]
+    return AppObservation(PATH, PROJECT if states else None, containers)
+
+
+def an_app(**changes: object) -> App:
+    return app_row(uuid.uuid4(), uuid.uuid4(), **changes)
+
+
+def a_running_app() -> App:
+    return an_app(status="running", **runs.new_run(uuid.uuid4(), 60, EPOCH))
+
+
+def a_start(app: App, kind: OperationKind = OperationKind.UP) -> Operation:
+    return operation_row(app, kind=kind.value, run_timeout=90)
+
+
+def started(app: App, operation: Operation) -> App:
+    return replace(app, **runs.begin_start(app, operation))
+
+
+def settled(app: App, operation: Operation, outcome: Outcome, now: datetime = LATER) -> App:
+    return replace(app, **runs.settle(app, operation, outcome, now))
+
+
+def test_a_start_has_a_provisional_run_whose_deadline_lies_beyond_all_that_may_be() -> None:
+    app = an_app()
+    operation = a_start(app)
+    app = started(app, operation)
+    assert (app.status, app.run_id, app.started_at) == ("starting", operation.run_id, None)
+    assert app.stop_at == operation.deadline_at + timedelta(minutes=90)
+
+
+def test_a_start_that_succeeded_begins_its_run_at_that_moment() -> None:
+    app = an_app(last_error="of the last time")
+    operation = a_start(app)
+    app = settled(started(app, operation), operation, Outcome("succeeded", observed=seen("running", "running")))
+    assert (app.status, app.health, app.last_error) == ("running", "healthy", None)
+    assert (app.run_id, app.run_timeout, app.started_at) == (operation.run_id, 90, LATER)
+    assert app.stop_at == LATER + timedelta(minutes=90)
+    assert (app.project_name, app.project_directory) == ("shop", PATH)
+
+
+def test_a_start_whose_end_nobody_could_look_at_counts_as_running() -> None:
+    app = an_app()
+    operation = a_start(app)
+    app = settled(started(app, operation), operation, Outcome("succeeded"))
+    assert (app.status, app.health, app.run_id) == ("running", "unknown", operation.run_id)
+
+
+def test_a_start_of_nothing_but_one_shots_leaves_no_run() -> None:
+    app = an_app()
+    operation = a_start(app)
+    app = settled(started(app, operation), operation, Outcome("succeeded", observed=seen("exited")))
+    assert (app.status, app.run_id, app.stop_at, app.started_at) == ("stopped", None, None, None)
+
+
+def test_a_failed_start_that_left_a_container_has_a_deadline() -> None:
+    app = an_app()
+    operation = a_start(app)
+    outcome = Outcome("failed", exit_code=1, error="no such image", observed=seen("running", "created"))
+    app = settled(started(app, operation), operation, outcome)
+    assert (app.status, app.health, app.last_error) == ("running", "degraded", "no such image")
+    assert app.stop_at == LATER + timedelta(minutes=90)
+
+
+def test_a_failed_start_over_a_running_app_keeps_the_old_run() -> None:
+    old = a_running_app()
+    operation = a_start(old, OperationKind.RESTART)
+    app = settled(started(old, operation), operation, Outcome("failed", error="x", observed=seen("running")))
+    assert (app.run_id, app.started_at, app.stop_at) == (old.run_id, old.started_at, old.stop_at)
+
+
+def test_a_failed_start_that_nobody_could_look_at_keeps_a_deadline_for_what_it_may_have_left() -> None:
+    app = an_app()
+    operation = a_start(app)
+    app = settled(started(app, operation), operation, Outcome("interrupted", error="x"))
+    assert (app.status, app.run_id) == ("stopped", operation.run_id)
+    assert app.stop_at == LATER + timedelta(minutes=90)
+
+
+@pytest.mark.parametrize("kind", [OperationKind.UP, OperationKind.RESTART])
+def test_a_start_that_never_ran_leaves_all_as_it_was(kind: OperationKind) -> None:
+    for old in (an_app(), a_running_app()):
+        operation = a_start(old, kind)
+        app = settled(started(old, operation), operation, Outcome("failed", ran=False, error="unreachable"))
+        assert (app.status, app.run_id, app.started_at, app.stop_at) == (
+            old.status,
+            old.run_id,
+            old.started_at,
+            old.stop_at,
+        )
+        assert app.last_error == "unreachable"
+
+
+def test_a_start_that_never_ran_still_takes_what_was_seen_for_true() -> None:
+    app = an_app()
+    operation = a_start(app)
+    app = settled(started(app, operation), operation, Outcome("failed", ran=False, observed=seen("running")))
+    assert app.status == "running"
+    assert app.run_id is not None
+    old = a_running_app()
+    operation = a_start(old)
+    app = settled(started(old, operation), operation, Outcome("failed", ran=False, observed=seen("exited")))
+    assert (app.status, app.run_id) == ("stopped", None)
+
+
+def test_a_stop_ends_the_run_only_when_nothing_is_left() -> None:
+    old = a_running_app()
+    stop = operation_row(old, kind="down", run_id=old.run_id)
+    app = settled(old, stop, Outcome("succeeded", observed=seen()))
+    assert (app.status, app.run_id, app.stop_at) == ("stopped", None, None)
+    app = settled(old, stop, Outcome("succeeded", exit_code=0))
+    assert (app.status, app.run_id) == ("stopped", None)
+    app = settled(old, stop, Outcome("failed", exit_code=1, error="busy", observed=seen("running")))
+    assert (app.status, app.run_id, app.stop_at) == ("running", old.run_id, old.stop_at)
+    app = settled(old, stop, Outcome("failed", ran=False, error="unreachable"))
+    assert (app.status, app.run_id, app.stop_at, app.last_error) == ("running", old.run_id, old.stop_at, "unreachable")
+
+
+def test_containers_found_running_begin_a_run_of_the_app_s_own_length() -> None:
+    app = an_app(auto_stop_timeout=45)
+    app = replace(app, **runs.observe(app, seen("running"), LATER, in_flight=False))
+    assert (app.status, app.started_at, app.run_timeout) == ("running", LATER, 45)
+    assert app.stop_at == LATER + timedelta(minutes=45)
+
+
+def test_containers_that_all_ended_end_the_run() -> None:
+    app = a_running_app()
+    app = replace(app, **runs.observe(app, seen("exited", "dead"), LATER, in_flight=False))
+    assert (app.status, app.run_id, app.started_at, app.stop_at) == ("stopped", None, None, None)
+
+
+def test_while_an_operation_is_in_flight_only_the_health_is_taken() -> None:
+    old = a_running_app()
+    values = runs.observe(old, seen("exited"), LATER, in_flight=True)
+    assert "status" not in values
+    assert not values.keys() & runs.NO_RUN.keys()
+    assert runs.observe(old, seen("paused"), LATER, in_flight=True)["health"] == "degraded"
+
+
+def test_an_observation_of_what_is_known_changes_nothing() -> None:
+    app = a_running_app()
+    app = replace(app, **runs.observe(app, seen("running"), LATER, in_flight=False))
+    assert runs.observe(app, seen("running"), LATER + timedelta(hours=1), in_flight=False) == {}
+
+
+STATES = st.lists(st.sampled_from(["running", "paused", "restarting", "exited", "created", "dead"]), max_size=3)
+OBSERVED = STATES.map(lambda states: seen(*states))
+OUTCOMES = st.builds(
+    Outcome,
+    state=st.sampled_from(["succeeded", "failed", "cancelled", "interrupted"]),
+    ran=st.booleans(),
+    error=st.just("x"),
+    observed=st.none() | OBSERVED,
+)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(list(OperationKind)), OUTCOMES) | OBSERVED | st.tuples(OBSERVED, st.booleans()),
+    max_size=12,
+)
+
+
+@given(STEPS)
+def test_whatever_happens_a_running_container_means_a_run_with_a_deadline(steps: list[object]) -> None:
+    app, now = an_app(), EPOCH
+    for step in steps:
+        now += timedelta(minutes=5)
+        match step:
+            case (OperationKind() as kind, Outcome() as outcome):
+                operation = operation_row(app, kind=kind.value, run_id=uuid.uuid4())
+                before = runs.begin_start(app, operation) if kind is not OperationKind.DOWN else {"status": "stopping"}
+                app = settled(replace(app, **before), operation, outcome, now)
+                observed = outcome.observed
+            case (AppObservation() as observed, bool() as in_flight):
+                app = replace(app, **runs.observe(app, observed, now, in_flight=in_flight))
+                observed = None if in_flight else observed
+            case AppObservation() as observed:
+                app = replace(app, **runs.observe(app, observed, now, in_flight=False))
+        _check(app)
+        if observed is not None:
+            assert app.status == ("running" if any(c.alive for c in observed.containers) else "stopped")
+
+
+def _check(app: App) -> None:
+    if app.status == "running":
+        assert app.run_id is not None
+        assert app.started_at is not None
+    if app.run_id is None:
+        assert (app.run_timeout, app.stop_at, app.started_at) == (None, None, None)
+    else:
+        assert app.run_timeout is not None
+        assert app.stop_at is not None

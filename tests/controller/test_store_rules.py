@@ -1,0 +1,268 @@
+"""What the database itself holds: whoever writes, and however many at once."""
+
+import asyncio
+import uuid
+from datetime import timedelta
+
+import pytest
+from factories import USER, add_app, add_operation, audit_row, operation_row, user_row
+from fakes import EPOCH
+from moorage_controller.store import apps, audit, enrollment, operations, projects, servers, users
+from moorage_controller.store.engine import Database, postgresql_url
+from moorage_controller.store.tables import apps as apps_table
+from moorage_controller.store.tables import users as users_table
+from moorage_controller.store.types import Ciphertext
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError, StatementError
+
+
+async def test_only_one_operation_is_in_flight_on_an_app(database: Database) -> None:
+    app = await add_app(database)
+    first = await add_operation(database, app, state="running")
+    for state in ("queued", "running"):
+        with pytest.raises(IntegrityError):
+            await add_operation(database, app, state=state)
+    await add_operation(database, app, state="succeeded")
+    async with database.write() as connection:
+        assert await operations.change_in_flight(connection, first.id, {"state": "failed"})
+    await add_operation(database, app, state="queued")
+
+
+async def test_of_fifty_starts_at_once_one_is_recorded(database: Database) -> None:
+    app = await add_app(database)
+    results = await asyncio.gather(*(add_operation(database, app) for _ in range(50)), return_exceptions=True)
+    assert sum(isinstance(r, IntegrityError) for r in results) == 49
+    async with database.read() as connection:
+        assert len(await operations.all_in_flight(connection)) == 1
+
+
+async def test_an_end_is_never_overwritten(database: Database) -> None:
+    operation = await add_operation(database, await add_app(database), state="running")
+    async with database.write() as connection:
+        assert await operations.change_in_flight(connection, operation.id, {"state": "succeeded", "exit_code": 0})
+        assert not await operations.change_in_flight(connection, operation.id, {"state": "failed", "exit_code": 1})
+        kept = await operations.get(connection, operation.id)
+    assert kept is not None
+    assert (kept.state, kept.exit_code) == ("succeeded", 0)
+
+
+async def test_a_run_is_changed_only_as_long_as_it_is_that_run_with_that_deadline(database: Database) -> None:
+    run_id, stop_at = uuid.uuid4(), EPOCH + timedelta(minutes=1)
+    app = await add_app(database, run_id=run_id, stop_at=stop_at, status="running")
+    stopping = {"status": "stopping"}
+    async with database.write() as connection:
+        assert not await apps.change_run(connection, app.id, uuid.uuid4(), stop_at, stopping)
+        assert not await apps.change_run(connection, app.id, run_id, stop_at + timedelta(microseconds=1), stopping)
+        assert not await apps.change_run(connection, app.id, None, stop_at, stopping)
+        assert not await apps.change_run(connection, app.id, run_id, None, stopping)
+        assert await apps.change_run(connection, app.id, run_id, stop_at, stopping)
+
+
+async def test_a_deadline_keeps_its_microseconds_and_its_zone(database: Database) -> None:
+    stop_at = EPOCH + timedelta(microseconds=123_457)
+    app = await add_app(database, stop_at=stop_at, run_id=uuid.uuid4())
+    async with database.read() as connection:
+        found = await apps.get(connection, app.id)
+    assert found is not None
+    assert found.stop_at == stop_at
+    assert found.stop_at is not None
+    assert found.stop_at.utcoffset() == timedelta(0)
+
+
+async def test_a_time_without_a_zone_is_refused(database: Database) -> None:
+    app = await add_app(database)
+    naive = EPOCH.replace(tzinfo=None)
+    with pytest.raises(StatementError, match="without a zone"):
+        async with database.write() as connection:
+            await apps.change(connection, app.id, {"stop_at": naive})
+
+
+async def test_what_is_due_is_over_and_idle_the_longest_overdue_first(database: Database) -> None:
+    late = await add_app(database, run_id=uuid.uuid4(), stop_at=EPOCH - timedelta(minutes=5))
+    now = await add_app(database, run_id=uuid.uuid4(), stop_at=EPOCH)
+    busy = await add_app(database, run_id=uuid.uuid4(), stop_at=EPOCH - timedelta(minutes=1))
+    await add_operation(database, busy, state="running")
+    soon = await add_app(database, run_id=uuid.uuid4(), stop_at=EPOCH + timedelta(seconds=1))
+    await add_app(database)
+    async with database.read() as connection:
+        assert [app.id for app in await apps.due(connection, EPOCH)] == [late.id, now.id]
+        assert await apps.next_stop_at(connection, EPOCH) == soon.stop_at
+
+
+async def test_a_removed_project_takes_its_apps_along_and_their_operations_stay(database: Database) -> None:
+    app = await add_app(database)
+    operation = await add_operation(database, app, state="succeeded")
+    async with database.write() as connection:
+        assert await projects.remove(connection, app.project_id)
+    async with database.read() as connection:
+        assert await apps.get(connection, app.id) is None
+        kept = await operations.get(connection, operation.id)
+    assert kept is not None
+    assert kept.app_id is None
+
+
+async def test_a_server_with_apps_can_t_be_removed(database: Database) -> None:
+    app = await add_app(database)
+    with pytest.raises(IntegrityError):
+        async with database.write() as connection:
+            await servers.remove(connection, app.server_id)
+    async with database.write() as connection:
+        await apps.remove(connection, app.id)
+        assert await servers.remove(connection, app.server_id)
+
+
+async def test_a_removed_server_takes_its_join_tokens_and_enrolments_along(database: Database) -> None:
+    app = await add_app(database)
+    token = enrollment.StoredToken(uuid.uuid4(), app.server_id, Ciphertext("v1:a:b"), EPOCH, None, EPOCH)
+    member = enrollment.Enrollment(uuid.uuid4(), app.server_id, token.id, "a.agents.moorage", "00", "PEM", EPOCH)
+    async with database.write() as connection:
+        await enrollment.add_token(connection, token)
+        await enrollment.add_enrollment(connection, member)
+        await apps.remove(connection, app.id)
+        await servers.remove(connection, app.server_id)
+        assert await enrollment.token(connection, token.id) is None
+        assert await enrollment.enrollment_of(connection, token.id) is None
+
+
+async def test_a_new_join_token_voids_the_unused_ones_of_that_server_and_is_spent_once(database: Database) -> None:
+    app, other = await add_app(database), await add_app(database)
+    tokens = [
+        enrollment.StoredToken(uuid.uuid4(), server_id, Ciphertext("v1:a:b"), EPOCH, None, EPOCH)
+        for server_id in (app.server_id, other.server_id, app.server_id)
+    ]
+    async with database.write() as connection:
+        for token in tokens:
+            await enrollment.add_token(connection, token)
+        assert [await enrollment.token(connection, t.id) is None for t in tokens] == [True, False, False]
+        assert await enrollment.spend_token(connection, tokens[2].id, EPOCH)
+        assert not await enrollment.spend_token(connection, tokens[2].id, EPOCH)
+
+
+async def test_what_a_deleted_user_did_stays_under_his_name(database: Database) -> None:
+    app = await add_app(database)
+    user = user_row("somebody")
+    entry = audit_row(user.id, EPOCH)
+    async with database.write() as connection:
+        await users.add(connection, user)
+        await audit.add(connection, entry)
+    operation = await add_operation(database, app, actor_id=user.id, actor="somebody", state="succeeded")
+    async with database.write() as connection:
+        await connection.execute(delete(users_table).where(users_table.c.id == user.id))
+    async with database.read() as connection:
+        (kept,), total = await audit.page(connection, user_id=None, limit=10, offset=0)
+        done = await operations.get(connection, operation.id)
+    assert total == 1
+    assert (kept.user_id, kept.username, kept.message) == (None, "somebody", entry.message)
+    assert done is not None
+    assert (done.actor_id, done.actor) == (None, "somebody")
+
+
+async def test_values_that_mean_nothing_are_refused(database: Database) -> None:
+    app = await add_app(database)
+    for values in ({"status": "paused"}, {"auto_stop_timeout": 0}, {"auto_stop_timeout": 43_201}):
+        with pytest.raises(IntegrityError):
+            async with database.write() as connection:
+                await connection.execute(update(apps_table).values(values))
+    with pytest.raises(IntegrityError):
+        await add_operation(database, app, kind="pull")
+    with pytest.raises(IntegrityError):
+        async with database.write() as connection:
+            await users.add(connection, user_row("x", "root"))
+    with pytest.raises(IntegrityError):
+        async with database.write() as connection:
+            await users.add(connection, user_row(USER))
+
+
+async def test_fifty_writers_at_once_all_succeed(database: Database) -> None:
+    """Each reads before it writes, which is what a deferred transaction fails at."""
+
+    async def write(number: int) -> None:
+        async with database.write() as connection:
+            count = (await connection.execute(select(func.count()).select_from(users_table))).scalar_one()
+            await connection.execute(
+                insert(users_table).values(
+                    username=f"u{number}", password_hash=str(count), role="user", created_at=EPOCH, updated_at=EPOCH
+                )
+            )
+
+    await asyncio.gather(*(write(number) for number in range(50)))
+    async with database.read() as connection:
+        counts = (await connection.execute(select(users_table.c.password_hash))).scalars().all()
+    assert sorted(int(c) for c in counts if c.isdigit()) == list(range(2, 52)), "two writers saw the same state"
+
+
+async def test_a_failed_write_leaves_nothing(database: Database) -> None:
+    app = await add_app(database)
+
+    async def write_and_fail() -> None:
+        async with database.write() as connection:
+            await operations.add(connection, operation_row(app))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await write_and_fail()
+    async with database.read() as connection:
+        assert await operations.all_in_flight(connection) == []
+
+
+async def test_a_read_sees_one_state_while_others_write(database: Database) -> None:
+    app = await add_app(database)
+    async with database.read() as reading:
+        before = await apps.get(reading, app.id)
+        async with database.write() as connection:
+            await apps.change(connection, app.id, {"name": "Another"})
+        after = await apps.get(reading, app.id)
+    assert before == after
+
+
+async def test_running_apps_are_counted_and_only_those(database: Database) -> None:
+    app = await add_app(database, status="running")
+    await add_app(database, status="running")
+    async with database.write() as connection:
+        await servers.recount(connection, app.server_id)
+        server = await servers.get(connection, app.server_id)
+        assert server is not None
+        assert server.running_apps_count == 1
+        await apps.change(connection, app.id, {"status": "stopping"})
+        await servers.recount(connection, app.server_id)
+        server = await servers.get(connection, app.server_id)
+    assert server is not None
+    assert server.running_apps_count == 0
+
+
+async def test_the_audit_log_is_paged_newest_first_and_filtered_by_user(database: Database) -> None:
+    async with database.read() as connection:
+        user = await users.by_name(connection, USER)
+    assert user is not None
+    rows = [audit_row(user.id if n % 2 else None, EPOCH + timedelta(seconds=n)) for n in range(6)]
+    async with database.write() as connection:
+        for row in rows:
+            await audit.add(connection, row)
+        page, total = await audit.page(connection, user_id=None, limit=2, offset=1)
+        own, own_total = await audit.page(connection, user_id=user.id, limit=10, offset=0)
+    assert ([row.id for row in page], total) == ([rows[4].id, rows[3].id], 6)
+    assert ([row.id for row in own], own_total) == ([rows[5].id, rows[3].id, rows[1].id], 3)
+
+
+async def test_a_revoked_token_is_dead_twice_as_well_and_forgotten_after_its_end(database: Database) -> None:
+    jti = uuid.uuid4()
+    async with database.write() as connection:
+        assert not await users.is_revoked(connection, jti)
+        await users.revoke_token(connection, jti, EPOCH)
+        await users.revoke_token(connection, jti, EPOCH)
+        await users.forget_expired_tokens(connection, EPOCH)
+        assert await users.is_revoked(connection, jti)
+        await users.forget_expired_tokens(connection, EPOCH + timedelta(seconds=1))
+        assert not await users.is_revoked(connection, jti)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("postgresql://u:p@h/n", "postgresql+asyncpg://u:p@h/n"),
+        ("postgres://u:p@h/n", "postgresql+asyncpg://u:p@h/n"),
+        ("postgresql+asyncpg://h/n", "postgresql+asyncpg://h/n"),
+    ],
+)
+def test_postgresql_is_reached_however_its_url_is_written(given: str, used: str) -> None:
+    assert postgresql_url(given) == used

@@ -1,0 +1,78 @@
+"""Login tokens: only our own, with all claims, until their time."""
+
+import base64
+import json
+import uuid
+from datetime import timedelta
+
+import jwt
+import pytest
+from factories import JWT_SECRET
+from fakes import EPOCH
+from moorage_controller.auth import tokens
+
+USER_ID = uuid.uuid4()
+
+
+def issued() -> str:
+    return tokens.issue(JWT_SECRET, user_id=USER_ID, username="anna", role="admin", now=EPOCH)
+
+
+def forged(key: str = JWT_SECRET, algorithm: str = "HS256", **changes: object) -> str:
+    claims = jwt.decode(issued(), options={"verify_signature": False}) | changes
+    return jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm=algorithm)
+
+
+def test_a_token_bears_the_guide_s_claims_and_ours_and_lasts_a_day() -> None:
+    claims = jwt.decode(issued(), options={"verify_signature": False})
+    assert {k: claims[k] for k in ("userId", "username", "role")} == {
+        "userId": str(USER_ID),
+        "username": "anna",
+        "role": "admin",
+    }
+    assert claims.keys() == {"userId", "username", "role", "jti", "iat", "exp"}
+    assert claims["exp"] - claims["iat"] == 24 * 3600
+    assert jwt.get_unverified_header(issued())["alg"] == "HS256"
+
+
+def test_it_counts_to_the_second() -> None:
+    token = issued()
+    claims = tokens.read(JWT_SECRET, token, EPOCH + timedelta(hours=24, seconds=-1))
+    assert (claims.user_id, claims.role, claims.issued_at) == (USER_ID, "admin", EPOCH)
+    with pytest.raises(tokens.BadTokenError):
+        tokens.read(JWT_SECRET, token, EPOCH + timedelta(hours=24))
+
+
+def test_no_two_tokens_are_the_same_one() -> None:
+    assert len({tokens.read(JWT_SECRET, issued(), EPOCH).jti for _ in range(20)}) == 20
+
+
+def unsigned() -> str:
+    claims = jwt.decode(issued(), options={"verify_signature": False})
+    parts = ({"alg": "none", "typ": "JWT"}, claims)
+    return ".".join(base64.urlsafe_b64encode(json.dumps(p).encode()).rstrip(b"=").decode() for p in parts) + "."
+
+
+BAD = {
+    "empty": "",
+    "no token at all": "Bearer",
+    "three empty parts": "..",
+    "unsigned": unsigned(),
+    "another secret": forged("another-secret-0123456789-0123456789-0123"),
+    "another algorithm": forged(JWT_SECRET * 2, "HS512"),
+    "no end": forged(exp=None),
+    "no id": forged(jti=None),
+    "an id that is none": forged(jti="x"),
+    "a user that is none": forged(userId="1 OR 1=1"),
+    "a user that is a number": forged(userId=7),
+    "an end that is text": forged(exp="tomorrow"),
+    "an end beyond all calendars": forged(exp=10**30),
+    "altered": issued()[:-3] + "AAA",
+    "not ASCII": "é.é.é",
+}
+
+
+@pytest.mark.parametrize("token", BAD.values(), ids=BAD.keys())
+def test_everything_else_is_refused_alike(token: str) -> None:
+    with pytest.raises(tokens.BadTokenError):
+        tokens.read(JWT_SECRET, token, EPOCH)

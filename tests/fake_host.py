@@ -1,0 +1,323 @@
+"""A Docker host that lives in memory: apps' containers, a journal of operations, and switches for what can go wrong."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Literal
+from uuid import UUID
+
+from moorage_common.states import ContainerState, OperationKind, Project
+from moorage_controller.hosts.transport import (
+    AppObservation,
+    CancelOutcome,
+    ContactLostError,
+    End,
+    EndKind,
+    HostApp,
+    HostInfo,
+    HostRefusedError,
+    Order,
+    Output,
+    Snapshot,
+    WatchItem,
+)
+
+
+class _Change:
+    """Wakes all who wait, as often as it is told."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def tell(self) -> None:
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+@dataclass
+class FakeApp:
+    """An app's directory on a fake host: the services its compose file has, and the containers there are."""
+
+    services: tuple[str, ...] = ("web", "db")
+    containers: list[ContainerState] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How commands of a kind go: what they print, how they end, and which services then have running containers."""
+
+    exit_code: int = 0
+    output: bytes = b""
+    leaves: tuple[str, ...] | None = None
+
+
+@dataclass
+class FakeRun:
+    """An operation in a fake host's journal. `starts` counts the commands that were run: never more than one."""
+
+    order: Order | None
+    output: bytearray = field(default_factory=bytearray)
+    end: End | None = None
+    cancelled_by: str = ""
+    signals: list[str] = field(default_factory=list)
+    starts: int = 0
+    attached: int = 0
+    task: asyncio.Task[None] | None = None
+    terminated: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class Refusal:
+    """A definite no to starts; one that the journal takes down as a tombstone, or one it can't."""
+
+    code: str
+    sentence: str
+
+    @property
+    def buries(self) -> bool:
+        """Whether the journal could write a tombstone."""
+        return not self.code.startswith(("journal_", "agent_"))
+
+
+class FakeHost:
+    """A Docker host in memory, with a journal, and switches for what can go wrong.
+
+    Switches: `reachable`, `silent` (connections stand but nothing answers), `engine_problem`, `lose_start`, `cut_after`
+    (bytes after which one follow breaks), `refusal`, `plans`, and `hold`/`let_go` for commands that take long.
+    """
+
+    def __init__(self) -> None:
+        self.apps: dict[str, FakeApp] = {}
+        self.journal: dict[UUID, FakeRun] = {}
+        self.plans: dict[OperationKind, Plan] = {}
+        self.silent = False
+        self.lose_start: Literal["", "before", "after"] = ""
+        self.cut_after: int | None = None
+        self.refusal: Refusal | None = None
+        self.on_start: Callable[[Order], Awaitable[None]] | None = None
+        self.follows: list[int] = []
+        self.boot_id = "boot-1"
+        self._reachable = True
+        self._engine_problem = ""
+        self._cuts = 0
+        self._looked_at = 0
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self._changed = _Change()
+        self._watches: dict[asyncio.Queue[WatchItem | None], set[str]] = {}
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the network to it works; switching it off breaks all that is under way."""
+        return self._reachable
+
+    @reachable.setter
+    def reachable(self, value: bool) -> None:
+        self._reachable = value
+        if not value:
+            self.break_connections()
+
+    @property
+    def engine_problem(self) -> str:
+        """A sentence while the Engine doesn't answer."""
+        return self._engine_problem
+
+    @engine_problem.setter
+    def engine_problem(self, value: str) -> None:
+        self._engine_problem = value
+        self._push_all(self.host_info())
+        if not value:
+            for path in self.apps:
+                self.push(self.observation(path))
+
+    @property
+    def commands(self) -> list[tuple[OperationKind, str]]:
+        """The commands that were really run, in order: kind and directory."""
+        return [(run.order.kind, run.order.app.cd_path) for run in self.journal.values() if run.order and run.starts]
+
+    def break_connections(self) -> None:
+        """Cut every watch and every follow once."""
+        for queue in self._watches:
+            queue.put_nowait(None)
+        self._cuts += 1
+        self._changed.tell()
+
+    def app(self, cd_path: str) -> FakeApp:
+        """Return the app in a directory; there is one in each."""
+        return self.apps.setdefault(cd_path, FakeApp())
+
+    def hold(self) -> None:
+        """Let no command end until `let_go`, unless it is terminated."""
+        self._gate.clear()
+
+    def let_go(self) -> None:
+        """Let all commands end."""
+        self._gate.set()
+
+    def lose_runs(self) -> None:
+        """Lose every running command as a power cut does: the journal knows that it began, not how it ended."""
+        for run in self.journal.values():
+            if run.end is None and run.task is not None:
+                run.task.cancel()
+                run.end = End(EndKind.LOST, length=len(run.output))
+        self._changed.tell()
+
+    def set_running(self, cd_path: str, services: Sequence[str]) -> None:
+        """Make these services' containers run, those of all others be exited, and tell the watchers."""
+        app = self.app(cd_path)
+        project = PurePosixPath(cd_path).name
+        known = {c.service for c in app.containers} | set(services)
+        app.containers = [
+            ContainerState(
+                id=f"{project}-{service}",
+                name=f"{project}-{service}-1",
+                service=service,
+                image="sample:1",
+                state="running" if service in services else "exited",
+                exit_code=0 if service in services else 137,
+            )
+            for service in sorted(known)
+        ]
+        self.push(self.observation(cd_path))
+
+    def observation(self, cd_path: str) -> AppObservation:
+        """Look at an app's containers now."""
+        self._looked_at += 1_000_000
+        app = self.app(cd_path)
+        project = Project(PurePosixPath(cd_path).name, cd_path) if app.containers else None
+        return AppObservation(cd_path, project, tuple(app.containers), self._looked_at, self.boot_id)
+
+    def host_info(self) -> HostInfo:
+        """Return the host's facts."""
+        running = sum(c.alive for app in self.apps.values() for c in app.containers)
+        return HostInfo(not self._engine_problem, self._engine_problem, running, 4711, "0.1.0", "20.10.24", "5.6.1")
+
+    def push(self, observation: AppObservation) -> None:
+        """Send an observation to all who watch that app."""
+        if not self._engine_problem:
+            for queue, paths in self._watches.items():
+                if observation.cd_path in paths:
+                    queue.put_nowait(observation)
+
+    def _push_all(self, item: WatchItem) -> None:
+        for queue in self._watches:
+            queue.put_nowait(item)
+
+    async def launch(self, order: Order) -> None:
+        """Start a command, or attach to it; what a start meets once it has arrived."""
+        if self.on_start is not None:
+            await self.on_start(order)
+        known = self.journal.get(order.operation_id)
+        if known is not None and known.order is not None:
+            known.attached += 1
+            return
+        if known is not None and known.end is not None:
+            return
+        if self.refusal is not None:
+            code, sentence = self.refusal.code, self.refusal.sentence
+            if self.refusal.buries:
+                self.journal[order.operation_id] = FakeRun(None, end=End(EndKind.BURIED, code=code, reason=sentence))
+            raise HostRefusedError(code, sentence)
+        run = self.journal[order.operation_id] = FakeRun(order, starts=1)
+        run.task = asyncio.create_task(self._execute(run, order), name=f"fake {order.kind} {order.operation_id}")
+
+    async def _execute(self, run: FakeRun, order: Order) -> None:
+        path, plan = order.app.cd_path, self.plans.get(order.kind, Plan())
+        services = self.app(path).services
+        self._print(run, f'{{"id":"Container {path}","status":"Working","text":"{order.kind.value}"}}\n'.encode())
+        tasks = [asyncio.create_task(event.wait()) for event in (self._gate, run.terminated)]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if run.terminated.is_set():
+            plan, code = Plan(leaves=tuple(c.service for c in self.app(path).containers if c.alive)), 130
+        else:
+            code = plan.exit_code
+        self._print(run, plan.output)
+        leaves = plan.leaves
+        if leaves is None:
+            leaves = () if order.kind is OperationKind.DOWN or code else services
+        if order.kind is OperationKind.DOWN:
+            # What `down` took away is gone, not exited.
+            self.app(path).containers = [c for c in self.app(path).containers if c.service in leaves]
+        self.set_running(path, leaves)
+        run.end = End(EndKind.EXITED, code, len(run.output), run.cancelled_by)
+        self._changed.tell()
+
+    def _print(self, run: FakeRun, data: bytes) -> None:
+        run.output += data
+        self._changed.tell()
+
+    def stop(self, operation_id: UUID, by: str) -> CancelOutcome:
+        """Cancel: TERM to a running start, a tombstone for an unknown one."""
+        run = self.journal.get(operation_id)
+        if run is None:
+            reason = f"Cancelled by {by} before it started."
+            end = End(EndKind.BURIED, cancelled_by=by, code="cancelled", reason=reason)
+            self.journal[operation_id] = FakeRun(None, end=end)
+            return CancelOutcome.BURIED
+        if run.order is not None and run.order.kind is OperationKind.DOWN:
+            raise HostRefusedError("not_cancellable", "A stop can't be cancelled: the Engine goes on with it.")
+        if run.end is not None:
+            return CancelOutcome.BURIED if run.end.kind is EndKind.BURIED else CancelOutcome.ALREADY_ENDED
+        run.cancelled_by = by
+        run.signals.append("TERM")
+        run.terminated.set()
+        return CancelOutcome.SIGNALLED
+
+    async def read(self, operation_id: UUID, after: int) -> AsyncIterator[Output | End]:
+        """Yield output from an offset on, then the end; breaks where the connection does."""
+        self.follows.append(after)
+        run, cuts = self.journal.get(operation_id), self._cuts
+        if run is None:
+            raise HostRefusedError("operation_unknown", "This host has never heard of that operation.")
+        while True:
+            if not self._reachable or self._cuts != cuts:
+                raise ContactLostError("The connection broke.")
+            data = bytes(run.output[after : self.cut_after])
+            if data:
+                yield Output(after, data)
+                after += len(data)
+            if self.cut_after is not None and after >= self.cut_after:
+                self.cut_after = None
+                raise ContactLostError("The connection broke in the middle of the output.")
+            if after < len(run.output):
+                continue
+            if run.end is not None:
+                yield self._with_observation(run, run.end)
+                return
+            await self._changed.wait()
+
+    def _with_observation(self, run: FakeRun, end: End) -> End:
+        if self._engine_problem or run.order is None:
+            return end
+        seen = self.observation(run.order.app.cd_path)
+        return End(end.kind, end.exit_code, end.length, end.cancelled_by, end.code, end.reason, seen)
+
+    async def watched(self, apps: Sequence[HostApp]) -> AsyncIterator[WatchItem]:
+        """Yield a snapshot, then every change."""
+        queue: asyncio.Queue[WatchItem | None] = asyncio.Queue()
+        self._watches[queue] = {app.cd_path for app in apps}
+        try:
+            seen = () if self._engine_problem else tuple(self.observation(app.cd_path) for app in apps)
+            yield Snapshot(self.host_info(), seen)
+            while (item := await queue.get()) is not None:
+                yield item
+            raise ContactLostError("The connection broke.")
+        finally:
+            del self._watches[queue]
+
+    async def close(self) -> None:
+        """End the commands that still run."""
+        for run in self.journal.values():
+            if run.task is not None:
+                run.task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await run.task

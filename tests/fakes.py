@@ -1,0 +1,207 @@
+"""Stand-ins that behave like the real thing: a clock that tests move, and ways to hosts that live in memory.
+
+The fake transport passes the same contract tests as an agent on a real Engine (tests/contract).
+"""
+
+import asyncio
+import gc
+import heapq
+import inspect
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import aiosqlite.core
+from fake_host import FakeApp, FakeHost, FakeRun, Plan, Refusal
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.transport import (
+    CancelOutcome,
+    ContactLostError,
+    End,
+    HostApp,
+    HostInfo,
+    HostTransport,
+    Order,
+    Output,
+    WatchItem,
+)
+
+__all__ = [
+    "EPOCH",
+    "FakeApp",
+    "FakeClock",
+    "FakeHost",
+    "FakeHosts",
+    "FakeRun",
+    "FakeTransport",
+    "Plan",
+    "Refusal",
+    "settle",
+]
+
+EPOCH = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+_QUIET_ROUNDS = 12
+_MOST_ROUNDS = 200_000
+_IN_THREADS = frozenset({aiosqlite.core.__file__, asyncio.threads.__file__})
+"""Whose coroutines wait for a thread."""
+
+
+async def settle() -> None:
+    """Return once every task waits for something that only the test, or the clock, can bring: no real time passes."""
+    quiet = 0
+    for _ in range(_MOST_ROUNDS):
+        await asyncio.sleep(0)
+        quiet = 0 if any(_waits_for_a_thread(task) for task in asyncio.all_tasks()) else quiet + 1
+        if quiet == _QUIET_ROUNDS:
+            return
+    raise AssertionError("the tasks never came to rest")
+
+
+def _waits_for_a_thread(task: asyncio.Task[Any]) -> bool:
+    inner: Any = task.get_coro()
+    while inner is not None:
+        code = getattr(inner, "cr_code", None) or getattr(inner, "ag_code", None)
+        if code is not None:
+            if code.co_filename in _IN_THREADS:
+                return True
+            inner = getattr(inner, "cr_await", None) or getattr(inner, "ag_await", None)
+        else:
+            # Wrappers (of __await__, of an async generator's next step) don't say what they wrap; the collector knows.
+            wrapped = gc.get_referents(inner) if not isinstance(inner, asyncio.Future) else []
+            inner = next((w for w in wrapped if inspect.iscoroutine(w) or inspect.isasyncgen(w)), None)
+    return False
+
+
+class FakeClock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self, start: datetime = EPOCH) -> None:
+        self._now = start
+        self._monotonic = 1000.0
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._count = 0
+
+    def now(self) -> datetime:
+        """Return the wall time, aware, in UTC."""
+        return self._now
+
+    def monotonic(self) -> float:
+        """Return seconds from an arbitrary point."""
+        return self._monotonic
+
+    async def sleep(self, seconds: float) -> None:
+        """Return once the clock was moved by that much."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._count += 1
+        heapq.heappush(self._sleepers, (self._monotonic + seconds, self._count, future))
+        await future
+
+    def advance(self, seconds: float) -> None:
+        """Move wall and monotonic time at once, and wake those whose time has come, in order."""
+        self._now += timedelta(seconds=seconds)
+        self._monotonic += seconds
+        while self._sleepers and self._sleepers[0][0] <= self._monotonic:
+            _, _, future = heapq.heappop(self._sleepers)
+            if not future.done():
+                future.set_result(None)
+
+    async def run(self, seconds: float) -> None:
+        """Let that much time pass as it really does: each sleeper wakes at its own moment, and acts before the next."""
+        end = self._monotonic + seconds
+        await settle()
+        while (due := self._next()) is not None and due <= end:
+            self.advance(due - self._monotonic)
+            await settle()
+        self.advance(end - self._monotonic)
+        await settle()
+
+    def _next(self) -> float | None:
+        while self._sleepers and self._sleepers[0][2].done():
+            heapq.heappop(self._sleepers)
+        return self._sleepers[0][0] if self._sleepers else None
+
+
+class FakeTransport:
+    """The way to a fake host; fails as an agent's does."""
+
+    name = "agent"
+
+    def __init__(self, host: FakeHost, clock: FakeClock) -> None:
+        self._host = host
+        self._clock = clock
+
+    async def connect(self) -> None:
+        """Reach the host. Raises HostUnreachableError."""
+        await self.info()
+
+    async def info(self) -> HostInfo:
+        """Ask the host's facts now. Raises HostUnreachableError, after five seconds where nothing answers."""
+        if self._host.silent:
+            await self._clock.sleep(5)
+            raise HostUnreachableError("The host can't be reached: no answer within 5 seconds")
+        if not self._host.reachable:
+            raise HostUnreachableError("The host can't be reached: connection refused")
+        return self._host.host_info()
+
+    async def start(self, order: Order) -> None:
+        """Start, or attach to, an operation. Raises ContactLostError, HostRefusedError."""
+        await self._arrive()
+        lost, self._host.lose_start = self._host.lose_start, ""
+        if lost == "before":
+            raise ContactLostError("The connection broke.")
+        await self._host.launch(order)
+        if lost == "after":
+            raise ContactLostError("The connection broke.")
+
+    async def follow(self, operation_id: UUID, after: int) -> AsyncIterator[Output | End]:
+        """Yield output from an offset on, then the end."""
+        await self._arrive()
+        async for item in self._host.read(operation_id, after):
+            yield item
+
+    async def cancel(self, operation_id: UUID, by: str) -> CancelOutcome:
+        """Stop a start's command, or bury it."""
+        await self._arrive()
+        return self._host.stop(operation_id, by)
+
+    async def watch(self, apps: Sequence[HostApp]) -> AsyncIterator[WatchItem]:
+        """Yield a snapshot, then every change."""
+        await self._arrive()
+        async for item in self._host.watched(apps):
+            yield item
+
+    async def _arrive(self) -> None:
+        if self._host.silent:
+            await self._clock.sleep(30)
+        if self._host.silent or not self._host.reachable:
+            raise ContactLostError("The connection broke.")
+
+
+class FakeHosts:
+    """Finds fake hosts by their endpoint."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self.hosts: dict[str, FakeHost] = {}
+
+    def add(self, endpoint: str) -> FakeHost:
+        """Return a new host at an endpoint."""
+        self.hosts[endpoint] = FakeHost()
+        return self.hosts[endpoint]
+
+    def transport(self, endpoint: str | None, agent_name: str | None) -> HostTransport:
+        """Return the way to a server's host. Raises HostUnreachableError where there is none."""
+        if not endpoint or not agent_name:
+            raise HostUnreachableError("This server has no agent yet.", "no_agent")
+        if endpoint not in self.hosts:
+            raise HostUnreachableError(f"The agent at {endpoint} can't be reached: no route to host")
+        return FakeTransport(self.hosts[endpoint], self._clock)
+
+    async def close(self) -> None:
+        """End everything that runs on the hosts."""
+        for host in self.hosts.values():
+            await host.close()

@@ -9,7 +9,7 @@ import docker
 from moorage_lab.agent import AgentProcess
 from moorage_lab.api import Api
 from moorage_lab.controller import ControllerProcess
-from moorage_lab.engine import Engine
+from moorage_lab.engine import PrivateEngine
 from moorage_lab.processes import installed, plain_environment
 from moorage_lab.waiting import eventually
 
@@ -38,7 +38,7 @@ class Stack:
     """Controller and agent, started and enrolled; `apps` is the directory the agent's policy allows."""
 
     folder: Path
-    engine: Engine
+    engine: PrivateEngine
     controller: ControllerProcess = field(init=False)
     agent: AgentProcess = field(init=False)
     server_id: str = field(init=False)
@@ -85,9 +85,13 @@ class Stack:
         return str(self.api.post(path).expect(201)["token"])
 
     def wait_online(self) -> None:
-        """Wait until the controller sees the agent."""
+        """Wait until the controller sees the agent, and the agent its Engine."""
+        self.wait_server(status="online")
+
+    def wait_server(self, *, status: str) -> None:
+        """Wait until the server has a status."""
         path = f"/api/servers/{self.server_id}"
-        eventually(lambda: self.api.get(path).json["status"] == "online", timeout=20, what="the server online")
+        eventually(lambda: self.api.get(path).json["status"] == status, timeout=30, what=f"the server {status}")
 
     def make_app(self, name: str, compose: str | None, directory: Path | None = None, **fields: object) -> str:
         """Write a compose file (none where it is None) and register the app; returns its id."""

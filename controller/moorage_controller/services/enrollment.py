@@ -109,7 +109,9 @@ class Enrollments:
         if token is None:
             raise unknown
         secret = self._keyring.open(token.encrypted_secret, column=_SECRET_COLUMN, row=str(token.id))
-        expected = JoinToken(str(token.id), bytes.fromhex(secret), "").proof(csr, endpoint, version)
+        expected = JoinToken(str(token.id), bytes.fromhex(secret), self._authority.fingerprint).proof(
+            csr, endpoint, version
+        )
         if not hmac.compare_digest(expected.encode(), proof.encode()):
             raise unknown
         if token.expires_at <= now:

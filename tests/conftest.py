@@ -9,6 +9,7 @@ import pytest
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.images import ensure_sample_image
 from moorage_lab.pids import Pid
+from stack import IMAGE, Stack
 
 _PLACE = Path("/var/tmp")  # noqa: S108  # mkdtemp makes the folders; /tmp may be memory, and an Engine writes a lot
 _PREFIX = "moorage-test-"
@@ -42,3 +43,15 @@ def engine(engine_folder: Path) -> Iterator[PrivateEngine]:
 def sample_image(engine: PrivateEngine) -> str:
     """Return the name of an image with busybox in it, present in `engine`."""
     return ensure_sample_image(engine)
+
+
+@pytest.fixture(scope="module")
+def stack(engine: PrivateEngine, sample_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Return a running controller and an agent that is enrolled with it: one for each file of tests."""
+    assert sample_image == IMAGE
+    made = Stack(tmp_path_factory.mktemp("stack"), engine)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()

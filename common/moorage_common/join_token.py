@@ -54,6 +54,6 @@ class JoinToken:
         return f"JoinToken(id={self.id!r})"
 
     def proof(self, csr: str, endpoint: str, version: str) -> str:
-        """Return the `token` field of an enrolment request: `ID.MAC` over the other fields and the expected authority."""
+        """Return the `token` field of a request: `ID.MAC` over its other fields and the expected authority."""
         message = json.dumps([self.id, self.ca_fingerprint, csr, endpoint, version]).encode()
         return f"{self.id}.{hmac.new(self.secret, message, hashlib.sha256).hexdigest()}"

@@ -37,6 +37,7 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-site",
     "Cache-Control": "no-store",
+    "Server": "Moorage",
 }
 _FRAMEWORK = {
     404: ("not_found", "There is no such path in this API."),

@@ -1,11 +1,13 @@
 """What all tests share: one real Docker Engine of their own for the whole session, with a sample image in it."""
 
+import asyncio
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from member import Member
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.images import ensure_sample_image
 from moorage_lab.pids import Pid
@@ -55,3 +57,13 @@ def stack(engine: PrivateEngine, sample_image: str, tmp_path_factory: pytest.Tem
         yield made
     finally:
         made.stop()
+
+
+@pytest.fixture
+async def member(engine: PrivateEngine, sample_image: str, tmp_path: Path) -> AsyncIterator[Member]:
+    """Return a member whose controller is not running yet; its agent is ended afterwards."""
+    assert sample_image == IMAGE
+    made = Member(tmp_path, engine)
+    yield made
+    if made.agent.process.alive:
+        await asyncio.to_thread(made.agent.terminate)

@@ -19,6 +19,7 @@ from moorage_controller.services.servers import Servers
 from moorage_controller.services.users import Users
 
 T = TypeVar("T", bound=BaseModel)
+_MOST_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,6 @@ class Call:
     def query_number(self, name: str, default: int, least: int, most: int) -> int:
         """Return a number from the query. Raises InvalidError outside of its bounds."""
         text = self.request.query.get(name, str(default))
-        if not (text.isascii() and text.isdigit() and least <= int(text[:12]) <= most):
+        if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and least <= int(text) <= most):
             raise InvalidError({name: f"It must be a number from {least} to {most}."})
         return int(text)

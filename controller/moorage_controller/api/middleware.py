@@ -81,12 +81,17 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
 
 def _endpoint(route: Route, services: Services) -> Handler:
     async def endpoint(request: web.Request) -> web.StreamResponse:
-        origin = Origin(request.remote, request.headers.get("User-Agent", "")[:500] or None)
+        origin = Origin(request.remote, _text(request.headers.get("User-Agent", ""))[:500] or None)
         principal = await _authenticate(route, request, services)
         body = await _read_body(route.body, request) if route.body is not None else None
         return _respond(await route.handler(Call(services, request, origin, principal, body)))
 
     return endpoint
+
+
+def _text(header: str) -> str:
+    """Return a header without the bytes that are no UTF-8: the library keeps them as what can't be stored."""
+    return header.encode(errors="replace").decode()
 
 
 async def _authenticate(route: Route, request: web.Request, services: Services) -> Principal | None:

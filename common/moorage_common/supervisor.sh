@@ -44,9 +44,9 @@ mj_length() {
 
 # Whether the record of the end is whole, and the output at least as long as it says.
 mj_whole() {
-    [ -f exit ] && IFS= read -r mj_line <exit && [ ${#mj_line} -eq 37 ] || return 1
+    [ -f exit ] && [ "$(wc -c <exit)" -eq 38 ] && IFS= read -r mj_line <exit && [ ${#mj_line} -eq 37 ] || return 1
     case $mj_line in
-    '1 exited '*' end' | '1 lost   '*' end' | '1 buried '*' end') ;;
+    '1 exited '[0-9][0-9][0-9]' '*' end' | '1 lost   '[0-9][0-9][0-9]' '*' end' | '1 buried '[0-9][0-9][0-9]' '*' end') ;;
     *) return 1 ;;
     esac
     mj_line=${mj_line% end}
@@ -96,6 +96,15 @@ for mj_tool in flock setsid sync mv mkdir wc dd rm; do
     command -v "$mj_tool" >/dev/null || mj_leave "failed The host has no command $mj_tool: install it and start again."
 done
 
+# Leaves where a name is taken by something else than a file. Asks again: a file may come or go between two questions.
+mj_plain() {
+    for mj_again in 1 2 3; do
+        [ ! -L "$1" ] || break
+        [ -e "$1" ] && [ ! -f "$1" ] || return 0
+    done
+    mj_leave "failed The file $1 of the operation is not a regular file."
+}
+
 # Whoever removes an ended operation takes its folder away under the lock: a lock in a folder that is no more is none,
 # and each step below may find that it is no more.
 mj_try=0
@@ -109,14 +118,14 @@ while :; do
         [ ! -L "$mj_folder" ] || mj_leave 'failed The folder of the operation is a symbolic link.'
         continue
     }
-    for mj_file in lock spec.new reason.new start.new exit exit.new pid cancelled cancelled.new out; do
-        [ ! -L "$mj_file" ] && { [ -f "$mj_file" ] || [ ! -e "$mj_file" ]; } ||
-            mj_leave "failed The file $mj_file of the operation is not a regular file."
-    done
+    mj_plain lock
     # As a plain command: a failed exec would end this shell.
     command exec 9>>lock || continue
     flock -n 9 || mj_leave held
     [ "$mj_folder/lock" -ef "/proc/$$/fd/9" ] && break
+done
+for mj_file in spec.new reason.new start.new exit exit.new pid cancelled cancelled.new .room out; do
+    mj_plain "$mj_file"
 done
 
 if mj_whole; then

@@ -18,7 +18,7 @@ from moorage_common.journal import Journal, JournalError, Launch, Order, Record,
 TELL = """
 import json, os
 print(json.dumps([
-    dict(os.environ), os.getcwd(), os.umask(0), os.read(0, 1).hex(), os.getsid(0) == os.getpid(),
+    dict(os.environ), os.getcwd(), os.umask(0), os.readlink("/proc/self/fd/0"), os.getsid(0) == os.getpid(),
     open("/proc/self/status").read(),
 ]))
 """
@@ -113,10 +113,11 @@ async def test_the_command_gets_its_environment_and_nothing_of_ours(
     for added in ("_", "SHLVL", "LC_CTYPE"):  # bash adds the first two, Python the last
         found.pop(added, None)
     assert found == {**environment, "PWD": str(work)}
-    assert (directory, umask, standard_input, leader) == (str(work), mine, "", True)
+    assert (directory, umask, standard_input, leader) == (str(work), mine, "/dev/null", True)
     ignored = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn")), 16)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        assert not ignored & 1 << number - 1
+        # What this process ignores (INT, started in the background), no child can catch again.
+        assert bool(ignored & 1 << number - 1) == (signal.getsignal(number) is signal.SIG_IGN)
 
 
 @pytest.mark.usefixtures("every_shell")

@@ -1,6 +1,7 @@
 """Removing what ended long ago, and nothing else, whoever else is at work."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from moorage_common.clock import SystemClock
 from moorage_common.journal import Journal, Launch, Order, Record, Refused, State
+from moorage_common.journal_files import held_lock, open_folder
 
 Orders = Callable[..., Order]
 Until = Callable[..., Awaitable[None]]
@@ -132,6 +134,23 @@ async def test_a_lock_in_a_removed_folder_is_none(
     assert (work / "runs").read_text() == "ran\nagain\n"
 
 
+def test_a_folder_taken_away_meanwhile_can_not_be_locked(journal: Journal, root: Path, order: Orders) -> None:
+    operations, name = root / "operations", order().operation_id
+    journal.bury(name, "gone", "Gone.")
+    parent = open_folder(str(operations))
+    folder = open_folder(name, parent)
+    with held_lock(parent, name, folder) as ours:
+        assert ours
+    (operations / name).rename(operations / ".removed")
+    with held_lock(parent, name, folder) as ours:
+        assert not ours
+    journal.bury(name, "gone", "Gone.")
+    with held_lock(parent, name, folder) as ours:
+        assert not ours
+    os.close(folder)
+    os.close(parent)
+
+
 async def test_cleaning_and_starting_at_once_lose_no_run(
     journal: Journal, order: Orders, until: Until, work: Path
 ) -> None:
@@ -141,11 +160,11 @@ async def test_cleaning_and_starting_at_once_lose_no_run(
 
     async def clean() -> None:
         while not over.is_set():
-            removed.extend(await asyncio.to_thread(journal.clean, DAY, SystemClock().now() + 2 * DAY))
+            removed.extend(await asyncio.to_thread(journal.clean, timedelta(milliseconds=20), SystemClock().now()))
             await asyncio.sleep(0.003)
 
     async def start() -> int:
-        outcomes = [await journal.launch(an_order) for _ in range(15)]
+        outcomes = [await journal.launch(an_order) for _ in range(20)]
         return outcomes.count(Launch.STARTED)
 
     cleaning = [asyncio.create_task(clean()) for _ in range(2)]
@@ -156,4 +175,4 @@ async def test_cleaning_and_starting_at_once_lose_no_run(
     await until(lambda: journal.read(an_order.operation_id) is None or ended(journal, an_order))
     assert sum(started) > 1
     assert (work / "runs").read_text().count("ran") == sum(started)
-    assert len(removed) >= sum(started) - 1  # a folder that was only just made may go as well
+    assert len(removed) >= sum(started) - 1

@@ -229,6 +229,7 @@ TORN = [
     *(WHOLE[:length] for length in (0, 1, 12, 33, 37)),
     WHOLE.replace("end", "enx"),
     WHOLE + "x",
+    "1 exited 000 4 end\n".ljust(len(WHOLE), "x"),
     WHOLE.replace("1 exited", "2 exited"),
     WHOLE.replace("exited 000", "exited 0x0"),
     WHOLE.replace("4 end", "5 end"),
@@ -236,7 +237,7 @@ TORN = [
 
 
 @pytest.mark.usefixtures("every_shell")
-@pytest.mark.parametrize("by", ["read", "launch"])
+@pytest.mark.parametrize("by", ["read", "the supervisor"])
 async def test_only_a_whole_record_of_a_whole_output_is_accepted(
     journal: Journal, root: Path, order: Orders, by: str
 ) -> None:
@@ -247,9 +248,13 @@ async def test_only_a_whole_record_of_a_whole_output_is_accepted(
         (folder / "start").write_text("1 x 1 1 end\n")
         (folder / "out").write_bytes(b"four")
         (folder / "exit").write_text(text)
-        if by == "launch":
-            assert await journal.launch(an_order) is Launch.ENDED
-        assert known(journal, an_order).state is (State.EXITED if text == WHOLE else State.LOST), text
+        if by == "read":
+            assert known(journal, an_order).state is (State.EXITED if text == WHOLE else State.LOST), text
+        else:
+            argv, environment = journal._invocation(an_order)
+            answer = await asyncio.to_thread(subprocess.check_output, argv, env=environment, stdin=subprocess.DEVNULL)
+            assert answer == b"ended\n"
+        assert (folder / "exit").read_text() == (WHOLE if text == WHOLE else WHOLE.replace("exited", "lost  ")), text
 
 
 async def test_a_torn_record_waits_for_the_lock(journal: Journal, root: Path, order: Orders) -> None:

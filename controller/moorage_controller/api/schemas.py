@@ -4,7 +4,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 MAX_MINUTES = 43_200
@@ -44,24 +44,32 @@ def _url(url: str) -> str:
 
 def _endpoint(endpoint: str) -> str:
     host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65_536:  # noqa: PLR2004 - TCP's ports
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65_536:  # noqa: PLR2004 - TCP's ports
         raise ValueError("It must be HOST:PORT.")
     return endpoint
 
 
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("It must be a number.")  # noqa: TRY004 - what pydantic tells a caller
+    return value
+
+
 OneLine = AfterValidator(_one_line)
+Number = BeforeValidator(_no_boolean)
+"""Python takes true for 1; a caller who sends it means something else."""
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255), OneLine]
 Address = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255), OneLine, AfterValidator(_no_spaces)
 ]
 SshUser = Annotated[str, StringConstraints(max_length=255), OneLine, AfterValidator(_no_spaces)]
-Port = Annotated[int, Field(ge=1, le=65_535)]
+Port = Annotated[int, Number, Field(ge=1, le=65_535)]
 Endpoint = Annotated[Address, AfterValidator(_endpoint)]
 Description = Annotated[str, StringConstraints(max_length=10_000)]
 CdPath = Annotated[str, StringConstraints(min_length=1, max_length=500), OneLine, AfterValidator(_cd_path)]
 Url = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), OneLine, AfterValidator(_url)]
 Domain = Annotated[str, StringConstraints(strip_whitespace=True, max_length=255), OneLine]
-Minutes = Annotated[int, Field(ge=1, le=MAX_MINUTES)]
+Minutes = Annotated[int, Number, Field(ge=1, le=MAX_MINUTES)]
 
 
 class LoginIn(Schema):

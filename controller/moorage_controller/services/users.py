@@ -4,9 +4,9 @@ import secrets
 from uuid import uuid4
 
 from moorage_controller.auth import tokens
-from moorage_controller.auth.passwords import hash_password, verify_password
+from moorage_controller.auth.passwords import MAX_BYTES, hash_password, verify_password
 from moorage_controller.auth.roles import Actor, Origin, Principal, Role
-from moorage_controller.errors import NotAuthenticatedError
+from moorage_controller.errors import NotAuthenticatedError, StartupError
 from moorage_controller.services.audit import Action, record
 from moorage_controller.store import users as store
 from moorage_controller.store.engine import Database
@@ -25,11 +25,14 @@ class Users:
     async def ensure_first_admin(self, username: str, password: str) -> str | None:
         """Make the first admin where there is no user at all.
 
-        Returns the password when it was made here (to be printed once), None otherwise.
+        Returns the password when it was made here (to be printed once), None otherwise. Raises StartupError for one
+        that is too long.
         """
         async with self._database.read() as connection:
             if await store.count(connection) > 0:
                 return None
+        if len(password.encode()) > MAX_BYTES:
+            raise StartupError("long_password", f"ADMIN_PASSWORD is too long: use {MAX_BYTES} bytes at most.")
         made = None if password else secrets.token_urlsafe(12)
         password_hash = await hash_password(made or password)
         async with self._database.write() as connection:

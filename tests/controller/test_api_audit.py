@@ -1,0 +1,112 @@
+"""The audit log: one entry a change, with who, from where and what; each sees what is his to see."""
+
+import json
+from typing import Any
+
+from factories import PASSWORD, USER, World
+from fakes import settle
+
+AGENT = {"User-Agent": "dashboard/1.0"}
+
+
+async def test_each_change_leaves_one_entry_with_actor_address_and_browser(world: World) -> None:
+    server_id, _ = await world.new_host()
+    made: dict[str, str] = {}
+    bodies: dict[str, dict[str, object]] = {
+        "project": {"name": "P"},
+        "server": {"name": "S", "address": "10.0.0.2"},
+        "app": {"name": "A", "serverId": server_id, "cdPath": "/a"},
+    }
+    for kind, body in bodies.items():
+        if kind == "app":
+            body["projectId"] = made["project"]
+        reply = await world.admin.send("POST", f"/api/{kind}s", body, headers=AGENT)
+        made[kind] = reply.expect(201)["id"]
+    for kind, resource_id in made.items():
+        await world.admin.send("PUT", f"/api/{kind}s/{resource_id}", {"name": f"{kind}-2"}, headers=AGENT)
+    for verb in ("start", "restart", "stop"):
+        (await world.admin.send("POST", f"/api/apps/{made['app']}/{verb}", headers=AGENT)).expect(200)
+    for kind in ("app", "server", "project"):
+        await world.admin.send("DELETE", f"/api/{kind}s/{made[kind]}", headers=AGENT)
+    page = (await world.admin.get("/api/audit-logs?limit=1000")).expect(200)
+    mine = [entry for entry in page["logs"] if entry["userAgent"] == "dashboard/1.0"]
+    found = sorted((entry["action"], entry["resourceType"], entry["resourceId"]) for entry in mine)
+    wanted = [(action, kind, made[kind]) for kind in made for action in ("CREATE", "UPDATE", "DELETE")]
+    assert found == sorted(wanted + [(action, "app", made["app"]) for action in ("START", "RESTART", "STOP")])
+    for entry in mine:
+        assert (entry["username"], entry["ipAddress"]) == ("admin", "127.0.0.1")
+        assert entry["userId"]
+        assert entry["resourceName"]
+        assert entry["details"].endswith(".")
+        assert entry["createdAt"] == entry["updatedAt"] == "2026-03-04T05:06:07.000Z"
+
+
+async def test_an_enrolment_is_the_host_s_deed(world: World) -> None:
+    server_id, _ = await world.new_host()
+    (entry,) = await world.audit("ENROLL")
+    assert (entry["resourceId"], entry["userId"]) == (server_id, None)
+    assert entry["username"].endswith(".agents.moorage")
+    assert entry["data"] == {"endpoint": "10.0.0.1:7443", "version": "0.1.0"}
+    (token,) = await world.audit("TOKEN_CREATE")
+    assert (token["username"], token["resourceId"]) == ("admin", server_id)
+
+
+async def test_what_is_refused_leaves_no_entry(world: World) -> None:
+    before = (await world.admin.get("/api/audit-logs")).expect(200)["total"]
+    server_id = await world.new_server()
+    app_id = await world.new_app(server_id)
+    (await world.admin.post("/api/projects", {})).expect(422)
+    (await world.user.post("/api/projects", {"name": "x"})).expect(403)
+    (await world.admin.delete(f"/api/servers/{server_id}")).expect(409)
+    (await world.user.put(f"/api/apps/{app_id}", {"name": "x"})).expect(403)
+    assert (await world.admin.get("/api/audit-logs")).expect(200)["total"] == before + 3
+
+
+async def test_a_user_sees_his_own_entries_and_an_admin_all(world: World) -> None:
+    server_id, _ = await world.new_host()
+    app_id = await world.new_app(server_id)
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    own = (await world.user.get("/api/audit-logs")).expect(200)
+    assert {entry["username"] for entry in own["logs"]} == {USER}
+    assert {entry["action"] for entry in own["logs"]} == {"LOGIN", "START"}
+    assert own["total"] == 2
+    everything = (await world.admin.get("/api/audit-logs")).expect(200)
+    assert {entry["username"] for entry in everything["logs"]} >= {USER, "admin", "observer"}
+
+
+async def test_pages_cover_everything_once(world: World) -> None:
+    for number in range(7):
+        await world.admin.post("/api/projects", {"name": f"p{number}"})
+        world.clock.advance(1)
+    total = (await world.admin.get("/api/audit-logs?limit=1")).expect(200)["total"]
+    seen: list[Any] = []
+    for offset in range(0, total, 3):
+        page = (await world.admin.get(f"/api/audit-logs?limit=3&offset={offset}")).expect(200)
+        assert (page["limit"], page["offset"], page["total"]) == (3, offset, total)
+        seen += page["logs"]
+    assert len({entry["id"] for entry in seen}) == len(seen) == total
+    assert [e["createdAt"] for e in seen] == sorted((e["createdAt"] for e in seen), reverse=True)
+    beyond = (await world.admin.get(f"/api/audit-logs?offset={total}")).expect(200)
+    assert beyond["logs"] == []
+
+
+async def test_a_change_of_nothing_but_a_name_says_which_field(world: World) -> None:
+    project = (await world.admin.post("/api/projects", {"name": "P"})).expect(201)
+    await world.admin.put(f"/api/projects/{project['id']}", {"name": "Q", "color": "red"})
+    (entry,) = await world.audit("UPDATE")
+    assert entry["data"] == {"changed": ["name"]}
+    assert (entry["resourceName"], "P" in entry["details"]) == ("Q", True)
+
+
+async def test_a_start_s_entry_leads_to_its_operation(world: World) -> None:
+    server_id, _ = await world.new_host()
+    app_id = await world.new_app(server_id)
+    reply = (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
+    await settle()
+    (entry,) = await world.audit("START")
+    assert entry["data"] == {"operationId": reply["operationId"], "timeout": 5}
+
+
+async def test_a_password_is_never_in_an_entry(world: World) -> None:
+    await world.nobody.post("/api/auth/login", {"username": "admin", "password": PASSWORD + "!"})
+    assert PASSWORD not in json.dumps((await world.admin.get("/api/audit-logs")).expect(200))

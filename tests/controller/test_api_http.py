@@ -1,0 +1,242 @@
+"""What every reply is like: problem documents, headers, request ids, and bodies that aren't what they should be."""
+
+import asyncio
+import io
+import re
+import uuid
+
+import pytest
+from factories import World
+from moorage_controller.services.projects import Projects
+
+SERVER = {"name": "s", "address": "10.0.0.9"}
+PROBLEM = {"type", "title", "status", "detail", "code", "requestId", "error"}
+SECURITY = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
+
+
+async def test_every_kind_of_error_is_a_problem_document_whose_error_is_a_sentence(world: World) -> None:
+    missing = str(uuid.uuid4())
+    replies = {
+        400: await world.admin.send("POST", "/api/projects", data=b"{"),
+        401: await world.nobody.get("/api/apps"),
+        403: await world.user.post("/api/projects", {"name": "x"}),
+        404: await world.admin.get(f"/api/apps/{missing}"),
+        405: await world.admin.send("PATCH", "/api/apps"),
+        413: await world.admin.send("POST", "/api/projects", data=b'{"name":"' + b"x" * 1024 * 1024 + b'"}'),
+        415: await world.admin.send("POST", "/api/projects", data=b"x", headers={"Content-Type": "text/plain"}),
+        422: await world.admin.post("/api/projects", {}),
+    }
+    for status, reply in replies.items():
+        body = reply.expect(status)
+        assert body.keys() == (PROBLEM | {"errors"} if status == 422 else PROBLEM)
+        assert reply.headers["Content-Type"].startswith("application/problem+json")
+        assert body["status"] == status
+        assert isinstance(body["error"], str)
+        assert body["error"] == body["detail"]
+        assert body["error"].strip()
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", body["code"])
+        assert body["requestId"] == reply.headers["X-Request-Id"]
+    assert replies[422].json["errors"] == [{"field": "name", "message": "Field required"}]
+
+
+async def test_an_unknown_path_is_a_problem_too_with_and_without_a_token(world: World) -> None:
+    for api in (world.nobody, world.admin):
+        (await api.get("/api/nothing")).expect(404, "not_found")
+        (await api.get("/api/apps/")).expect(404, "not_found")
+
+
+async def test_every_reply_bears_the_security_headers(world: World) -> None:
+    for reply in (
+        await world.admin.get("/api/apps"),
+        await world.nobody.get("/api/apps"),
+        await world.nobody.get("/nothing"),
+        await world.nobody.get("/healthz"),
+    ):
+        assert {name: reply.headers[name] for name in SECURITY} == SECURITY
+        assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("sane", ["abc", "0b9c-1.2_X", "x" * 128])
+async def test_a_sane_request_id_comes_back(world: World, sane: str) -> None:
+    for path in ("/healthz", "/api/apps", "/nothing"):
+        assert (await world.nobody.get(path, X_Request_Id=sane)).headers["X-Request-Id"] == sane
+
+
+@pytest.mark.parametrize("insane", ["", "x" * 129, "a b", "<script>", "a;b", "ä", "a\tb", '"', "../../etc"])
+async def test_an_insane_one_is_replaced(world: World, insane: str) -> None:
+    reply = await world.nobody.get("/api/apps", X_Request_Id=insane)
+    assert UUID.fullmatch(reply.headers["X-Request-Id"])
+    assert reply.json["requestId"] == reply.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"{", 400, "unreadable_json"),
+        (b"{'name': 'x'}", 400, "unreadable_json"),
+        (b'{"name": "x"} trailing', 400, "unreadable_json"),
+        (b"\xff\xfe\xff", 400, "unreadable_json"),
+        (b"[" * 100_000, 400, "unreadable_json"),
+        (b'{"name": ' + b"9" * 10_000 + b"}", 400, "unreadable_json"),
+        (b"[]", 400, "not_an_object"),
+        (b'[{"name": "x"}]', 400, "not_an_object"),
+        (b'"name"', 400, "not_an_object"),
+        (b"null", 400, "not_an_object"),
+        (b"7", 400, "not_an_object"),
+        (b'{"name": null}', 422, "invalid_field"),
+        (b'{"name": "\\ud800"}', 422, "invalid_field"),
+        (b'{"name": {"$gt": ""}}', 422, "invalid_field"),
+        (b'{"name": NaN}', 422, "invalid_field"),
+        (b'{"name": ["x"]}', 422, "invalid_field"),
+        (b"", 422, "invalid_field"),
+        (b"  \n ", 422, "invalid_field"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+async def test_a_body_that_can_t_be_read_is_told_from_one_that_is_wrong(
+    world: World, data: bytes, status: int, code: str
+) -> None:
+    (await world.admin.send("POST", "/api/projects", data=data)).expect(status, code)
+
+
+@pytest.mark.parametrize(
+    "media", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"]
+)
+async def test_another_media_type_is_refused(world: World, media: str) -> None:
+    reply = await world.admin.send("POST", "/api/projects", data=b'{"name":"x"}', headers={"Content-Type": media})
+    reply.expect(415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("media", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
+async def test_json_is_taken_however_it_is_called(world: World, media: str) -> None:
+    reply = await world.admin.send("POST", "/api/projects", data=b'{"name":"x"}', headers={"Content-Type": media})
+    reply.expect(201)
+
+
+async def test_a_body_of_one_mebibyte_is_read_and_one_byte_more_is_not(world: World) -> None:
+    frame = b'{"name":"x","extra":""}'
+    room = 1024 * 1024 - len(frame)
+    full = frame[:-2] + b"y" * room + b'"}'
+    assert len(full) == 1024 * 1024
+    (await world.admin.send("POST", "/api/projects", data=full)).expect(201)
+    (await world.admin.send("POST", "/api/projects", data=full + b" ")).expect(413, "body_too_large")
+
+
+async def test_unknown_fields_and_query_parameters_are_ignored(world: World) -> None:
+    body = {"name": "x", "color": "red", "id": str(uuid.uuid4()), "createdAt": 1}
+    made = (await world.admin.post("/api/projects?cache=1", body)).expect(201)
+    assert made["id"] != body["id"]
+    assert made["createdAt"] != 1
+    assert "color" not in made
+
+
+@pytest.mark.parametrize(
+    "bad", ["1", "server-1", "..%2f..", "%00", "%ff", "x" * 1000, "00000000-0000-0000-0000-00000000000g"]
+)
+@pytest.mark.parametrize("resource", ["servers", "projects", "apps", "operations"])
+async def test_a_malformed_id_is_of_nothing(world: World, resource: str, bad: str) -> None:
+    (await world.admin.get(f"/api/{resource}/{bad}")).expect(404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("GET", "/api/servers/{}", "server_not_found"),
+        ("PUT", "/api/servers/{}", "server_not_found"),
+        ("DELETE", "/api/servers/{}", "server_not_found"),
+        ("GET", "/api/servers/{}/status", "server_not_found"),
+        ("POST", "/api/servers/{}/enrollment-token", "server_not_found"),
+        ("GET", "/api/projects/{}", "project_not_found"),
+        ("PUT", "/api/projects/{}", "project_not_found"),
+        ("DELETE", "/api/projects/{}", "project_not_found"),
+        ("GET", "/api/apps/{}", "app_not_found"),
+        ("PUT", "/api/apps/{}", "app_not_found"),
+        ("DELETE", "/api/apps/{}", "app_not_found"),
+        ("DELETE", "/api/apps/{}?force=true", "app_not_found"),
+        ("POST", "/api/apps/{}/start", "app_not_found"),
+        ("POST", "/api/apps/{}/stop", "app_not_found"),
+        ("POST", "/api/apps/{}/restart", "app_not_found"),
+        ("GET", "/api/operations/{}", "operation_not_found"),
+        ("POST", "/api/operations/{}/cancel", "operation_not_found"),
+    ],
+)
+async def test_an_unknown_id_is_404_everywhere(world: World, method: str, path: str, code: str) -> None:
+    (await world.admin.send(method, path.format(uuid.uuid4()))).expect(404, code)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=-1",
+        "limit=x",
+        "limit=1e3",
+        "limit=",
+        "limit=%d9%a3",
+        "offset=-1",
+        "offset=x",
+        "offset=9999999999999999999999999",
+        "offset=0000000000009999999999999999999999999",
+    ],
+)
+async def test_a_page_that_can_t_be_is_refused(world: World, query: str) -> None:
+    (await world.admin.get(f"/api/audit-logs?{query}")).expect(422, "invalid_field")
+
+
+@pytest.mark.parametrize("query", ["appId=x", "serverId=1", "appId=%00"])
+async def test_a_filter_by_no_id_is_refused(world: World, query: str) -> None:
+    (await world.admin.get(f"/api/operations?{query}")).expect(422, "invalid_field")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /api/auth/login HTTP/1.1\r\nUser-Agent: \xff\xfe\xed\xa0\x80",
+        b"POST /api/auth/login HTTP/1.1\r\nX-Request-Id: \xff",
+        b"POST /api/auth/login?x=%ff HTTP/1.1\r\nAuthorization: Bearer \xff",
+        b"POST /api/auth/login?\xc3\x28 HTTP/1.1",
+        b"GET /api/operations?state=%ed%a0%80 HTTP/1.1\r\nAuthorization: Bearer TOKEN",
+        b"GET /api/operations?state=%00 HTTP/1.1\r\nAuthorization: Bearer TOKEN",
+        b"GET /api/apps/%ed%a0%80 HTTP/1.1\r\nAuthorization: Bearer TOKEN",
+        b"GET /api/apps HTTP/1.1\r\nAuthorization: Bearer \xff\xff",
+    ],
+)
+async def test_bytes_that_are_no_text_are_a_caller_s_fault(world: World, logs: io.StringIO, head: bytes) -> None:
+    """Raw, since a client library would refuse to send them."""
+    host, port = world.nobody.url.removeprefix("http://").split(":")
+    body = b'{"username":"admin","password":"x"}' if head.startswith(b"POST") else b""
+    rest = b"Host: x\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head.replace(b"TOKEN", (world.admin.token or "").encode()) + b"\r\n" + rest % (len(body), body))
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.split(b" ")[1] in {b"200", b"400", b"401", b"404", b"422"}, answer
+    assert "request_failed" not in logs.getvalue()
+
+
+async def test_a_fault_of_ours_tells_a_caller_nothing_but_where_to_look(
+    world: World, logs: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_: Projects) -> None:
+        raise RuntimeError("an inner secret")
+
+    monkeypatch.setattr(Projects, "all", broken)
+    reply = await world.admin.get("/api/projects")
+    body = reply.expect(500, "internal_error")
+    assert "secret" not in reply.text
+    line = next(line for line in logs.getvalue().splitlines() if "request_failed" in line)
+    assert body["requestId"] in line
+    assert "an inner secret" in line
+
+
+async def test_health_and_readiness_need_no_token(world: World) -> None:
+    assert (await world.nobody.get("/healthz")).expect(200) == {"status": "ok", "problems": []}
+    assert (await world.nobody.get("/readyz")).expect(200) == {"status": "ok", "problems": []}

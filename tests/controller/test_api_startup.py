@@ -1,0 +1,133 @@
+"""Starting and ending: what is made once, what is refused, and with which sentence."""
+
+import asyncio
+import errno
+import signal
+import socket
+from pathlib import Path
+
+import aiohttp
+import pytest
+from click.testing import CliRunner
+from factories import ENCRYPTION_KEY, PASSWORD, Api, World, make_settings
+from fakes import FakeClock, FakeHosts
+from moorage_controller import cli
+from moorage_controller.app import Controller
+from moorage_controller.errors import StartupError
+from moorage_lab.waiting import eventually_async
+
+
+def controller(folder: Path, **changes: object) -> Controller:
+    clock = FakeClock()
+    return Controller(make_settings(folder, **changes), clock, hosts=lambda _: FakeHosts(clock))
+
+
+async def login(address: str, password: str) -> int:
+    async with aiohttp.ClientSession() as session:
+        body = {"username": "admin", "password": password}
+        return (await Api(session, f"http://{address}", None).post("/api/auth/login", body)).status
+
+
+async def test_the_first_admin_s_password_is_made_once_and_works(tmp_path: Path) -> None:
+    async with controller(tmp_path, admin_password="") as first:
+        made = first.first_password
+        assert made is not None
+        assert len(made) >= 12
+        assert await login(first.address, made) == 200
+    async with controller(tmp_path, admin_password="") as second:
+        assert second.first_password is None
+        assert await login(second.address, made) == 200
+
+
+async def test_a_given_password_is_taken_on_the_first_start_only_and_never_shown(tmp_path: Path) -> None:
+    async with controller(tmp_path) as first:
+        assert first.first_password is None
+        assert await login(first.address, PASSWORD) == 200
+    async with controller(tmp_path, admin_password=PASSWORD.upper()) as second:
+        assert await login(second.address, PASSWORD.upper()) == 401
+
+
+@pytest.mark.parametrize("password", ["é" * 37, "x" * 73], ids=["characters", "bytes"])
+async def test_a_first_password_that_bcrypt_would_cut_is_refused_with_a_sentence(tmp_path: Path, password: str) -> None:
+    with pytest.raises(StartupError, match="ADMIN_PASSWORD") as caught:
+        await controller(tmp_path, admin_password=password).__aenter__()
+    assert password not in caught.value.sentence
+
+
+async def test_the_program_prints_the_password_when_it_made_it_and_only_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+
+    def listening() -> bool:
+        seen.extend("".join(capsys.readouterr()).splitlines())
+        return any("listening" in line for line in seen)
+
+    told = []
+    for _ in range(2):
+        seen.clear()
+        serving = asyncio.create_task(cli._serve(make_settings(tmp_path, admin_password="")))
+        await eventually_async(listening, what="the controller")
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(serving, 5)
+        told.append([line for line in seen if "password" in line])
+    assert len(told[0]) == 1
+    assert told[0][0].startswith("The first admin is admin, the password ")
+    assert told[1] == []
+
+
+async def test_a_second_controller_on_one_data_folder_is_refused_and_the_first_goes_on(world: World) -> None:
+    with pytest.raises(StartupError, match="Another controller works in") as caught:
+        await controller(world.settings.moorage_data_dir).__aenter__()
+    assert caught.value.code == "data_dir_in_use"
+    assert str(world.settings.moorage_data_dir) in caught.value.sentence
+    (await world.nobody.get("/readyz")).expect(200)
+    await world.restart()
+
+
+async def test_a_port_in_use_is_told_and_everything_else_is_given_back(world: World, tmp_path: Path) -> None:
+    port = int(world.nobody.url.rpartition(":")[2])
+    folder = tmp_path / "other"
+    with pytest.raises(StartupError, match=rf"127\.0\.0\.1:{port} can't be listened on") as caught:
+        await controller(folder, port=port).__aenter__()
+    assert caught.value.code == "address_in_use"
+    async with controller(folder) as second:
+        assert second.address
+
+
+async def test_another_encryption_key_is_refused_with_the_way_out(world: World) -> None:
+    folder = world.settings.moorage_data_dir
+    await world.stop()
+    with pytest.raises(StartupError, match="ENCRYPTION_KEY_PREVIOUS") as caught:
+        await controller(folder, encryption_key="k" * 40).__aenter__()
+    assert caught.value.code == "undecryptable_secret"
+    async with controller(folder, encryption_key="k" * 40, encryption_key_previous=f" {ENCRYPTION_KEY} ,") as again:
+        assert again.address
+
+
+async def test_a_controller_that_ended_can_t_be_reached_and_leaves_no_task(tmp_path: Path) -> None:
+    before = asyncio.all_tasks()
+    async with controller(tmp_path) as first:
+        address = first.address
+    assert asyncio.all_tasks() == before
+    host, _, port = address.rpartition(":")
+    with socket.socket() as left:
+        assert left.connect_ex((host, int(port))) == errno.ECONNREFUSED
+
+
+def test_the_command_line_tells_a_refusal_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOORAGE_DATA_DIR", str(tmp_path / "file" / "data"))
+    result = CliRunner().invoke(cli.main, ["migrate"])
+    assert result.exit_code == 1
+    assert result.output.startswith("moorage-controller: The data folder ")
+    assert result.output.strip().endswith("(data_dir)")
+    assert result.output.count("\n") == 1
+
+
+def test_migrate_makes_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOORAGE_DATA_DIR", str(tmp_path / "data"))
+    for _ in range(2):
+        result = CliRunner().invoke(cli.main, ["migrate"])
+        assert (result.exit_code, result.output) == (0, "")
+    assert (tmp_path / "data" / "moorage.db").exists()

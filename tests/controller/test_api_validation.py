@@ -1,0 +1,182 @@
+"""What a field may hold, and what it may not: told by the field's name, never a 500."""
+
+import pytest
+from factories import PATH, World
+
+CONTROL = ["a\nb", "a\rb", "a\0b", "a\tb", "\x1b[31mred", "a\x7fb", "\n", "a\x0bb"]
+BAD_PATHS = [
+    "",
+    " ",
+    "relative",
+    "./x",
+    "~/x",
+    "$HOME/x",
+    "C:\\apps",
+    "..",
+    "../x",
+    "/..",
+    "/../etc",
+    "/srv/../etc",
+    "/srv/apps/..",
+    "/srv/./../x",
+    "//../x",
+    "/srv/\0",
+    "/srv\0/../etc",
+    "/srv/a\nb",
+    "/srv/a\r\nrm -rf x",
+    "/srv/\x1b]0;x\x07",
+    "/srv/\x7f",
+    "/" + "x" * 500,
+    "/srv/\ud800",
+    "file:///srv",
+    " /srv/leading",
+    "\u2028/srv",
+    "-rf /",
+    7,
+    ["/srv"],
+    {"path": "/srv"},
+    True,
+]
+STRANGE_PATHS = [
+    "/",
+    "/srv/with space",
+    "/srv/$(reboot)",
+    "/srv/`id`",
+    "/srv/a;b|c&d>e<f",
+    "/srv/'quoted\"",
+    "/srv/-rf",
+    "/srv/...",
+    "/srv/..hidden",
+    "/srv/a..b",
+    "/srv/ünïcödé/日本語/🚢",
+    "/srv/%2e%2e/%00",
+    "/srv/*?[a]",
+    "/" + "x" * 499,
+]
+BAD_TIMEOUTS = [0, -1, 43_201, "x", "", 1.5, "1.5", True, False, [60], {"minutes": 5}, 10**30, "1e3"]
+
+
+async def body(world: World) -> dict[str, object]:
+    """Return what makes an app."""
+    project_id = (await world.admin.post("/api/projects", {"name": "Shop"})).expect(201)["id"]
+    return {"name": "a", "projectId": project_id, "serverId": await world.new_server(), "cdPath": PATH}
+
+
+def fields(errors: list[dict[str, str]]) -> set[str]:
+    assert all(error["message"].strip() for error in errors)
+    return {error["field"] for error in errors}
+
+
+async def test_a_path_that_could_lead_elsewhere_is_refused(world: World) -> None:
+    app = await body(world)
+    app_id = (await world.admin.post("/api/apps", app)).expect(201)["id"]
+    for path in BAD_PATHS:
+        made = await world.admin.post("/api/apps", {**app, "cdPath": path})
+        assert fields(made.expect(422, "invalid_field")["errors"]) == {"cdPath"}, path
+        changed = await world.admin.put(f"/api/apps/{app_id}", {"cdPath": path})
+        assert fields(changed.expect(422, "invalid_field")["errors"]) == {"cdPath"}, path
+    assert (await world.app(app_id))["cdPath"] == PATH
+
+
+async def test_a_strange_path_is_a_path_all_the_same_and_kept_letter_for_letter(world: World) -> None:
+    app = await body(world)
+    for path in STRANGE_PATHS:
+        made = (await world.admin.post("/api/apps", {**app, "cdPath": path})).expect(201)
+        assert (await world.app(made["id"]))["cdPath"] == path
+
+
+async def test_an_auto_stop_timeout_is_whole_minutes_of_thirty_days_at_most(world: World) -> None:
+    app = await body(world)
+    app_id = (await world.admin.post("/api/apps", app)).expect(201)["id"]
+    for timeout in BAD_TIMEOUTS:
+        made = await world.admin.post("/api/apps", {**app, "autoStopTimeout": timeout})
+        assert fields(made.expect(422, "invalid_field")["errors"]) == {"autoStopTimeout"}, timeout
+        changed = await world.admin.put(f"/api/apps/{app_id}", {"autoStopTimeout": timeout})
+        assert fields(changed.expect(422, "invalid_field")["errors"]) == {"autoStopTimeout"}, timeout
+    for timeout in (1, 43_200):
+        made = await world.admin.post("/api/apps", {**app, "autoStopTimeout": timeout})
+        assert made.expect(201)["autoStopTimeout"] == timeout
+
+
+async def test_a_start_s_timeout_is_held_to_the_same(world: World) -> None:
+    server_id, host = await world.new_host()
+    app_id = await world.new_app(server_id)
+    for verb in ("start", "restart"):
+        for name in ("timeout", "timeout_minutes"):
+            for timeout in BAD_TIMEOUTS:
+                reply = await world.user.post(f"/api/apps/{app_id}/{verb}", {name: timeout})
+                assert fields(reply.expect(422, "invalid_field")["errors"]) == {name}, timeout
+    assert host.journal == {}
+
+
+@pytest.mark.parametrize("kind", ["servers", "projects", "apps"])
+async def test_a_name_is_one_line_of_255_characters_at_most(world: World, kind: str) -> None:
+    kinds: dict[str, dict[str, object]] = {
+        "servers": {"address": "10.0.0.1"},
+        "projects": {},
+        "apps": await body(world),
+    }
+    good = kinds[kind]
+    for name in [*CONTROL[:-2], "", "   ", "x" * 256, 7, None, ["x"], {"a": 1}]:
+        reply = await world.admin.post(f"/api/{kind}", {**good, "name": name})
+        assert fields(reply.expect(422, "invalid_field")["errors"]) == {"name"}, repr(name)
+    for name in ("x" * 255, "Ünïcödé 日本語 🚢", "<script>alert(1)</script>", "'; DROP TABLE apps; --", "a\u202eb"):
+        assert (await world.admin.post(f"/api/{kind}", {**good, "name": name})).expect(201)["name"] == name
+
+
+async def test_a_server_s_other_fields_are_checked(world: World) -> None:
+    good = {"name": "s", "address": "10.0.0.1"}
+    bad: dict[str, list[object]] = {
+        "address": ["", " ", "a b", "a\nb", "x" * 256, None, 7],
+        "sshPort": [0, 65_536, -1, "ssh", 1.5, None, True],
+        "sshUser": ["a b", "a\nb", "x" * 256, 7],
+        "apiEndpoint": ["host", "host:", ":7443", "host:0", "host:65536", "host:x", "host:-1", "a b:1", "host:٣", 7],
+    }
+    server_id = (await world.admin.post("/api/servers", good)).expect(201)["id"]
+    for field, values in bad.items():
+        for value in values:
+            reply = await world.admin.post("/api/servers", {**good, field: value})
+            assert fields(reply.expect(422, "invalid_field")["errors"]) == {field}, (field, value)
+            if value is not None:
+                reply = await world.admin.put(f"/api/servers/{server_id}", {field: value})
+                assert fields(reply.expect(422, "invalid_field")["errors"]) == {field}, (field, value)
+    for address in ("db.example.com", "::1", "fe80::1%eth0", "xn--bcher-kva.example"):
+        assert (await world.admin.post("/api/servers", {**good, "address": address})).expect(201)["address"] == address
+
+
+async def test_an_app_s_url_is_one_a_browser_may_follow(world: World) -> None:
+    app = await body(world)
+    for url in ("javascript:alert(1)", "ftp://x", "//x", "x", "http://", "http:///x", "http://[::1", "http://a\nb", 7):
+        reply = await world.admin.post("/api/apps", {**app, "appUrl": url})
+        assert fields(reply.expect(422, "invalid_field")["errors"]) == {"appUrl"}, url
+    for url in ("http://192.168.1.100:8080", "https://x.example.com/a?b=c#d", "http://[::1]:80/"):
+        assert (await world.admin.post("/api/apps", {**app, "appUrl": url})).expect(201)["appUrl"] == url
+
+
+@pytest.mark.parametrize("field", ["projectId", "serverId"])
+async def test_a_reference_is_an_id(world: World, field: str) -> None:
+    app = await body(world)
+    for value in ("", "1", None, 7, "x" * 36):
+        reply = await world.admin.post("/api/apps", {**app, field: value})
+        assert fields(reply.expect(422, "invalid_field")["errors"]) == {field}, value
+
+
+async def test_all_that_is_wrong_is_told_at_once(world: World) -> None:
+    reply = await world.admin.post("/api/apps", {"name": "", "cdPath": "x", "autoStopTimeout": 0})
+    errors = reply.expect(422, "invalid_field")["errors"]
+    assert fields(errors) == {"name", "cdPath", "autoStopTimeout", "projectId", "serverId"}
+
+
+async def test_a_login_s_fields_are_text(world: World) -> None:
+    for sent in ({}, {"username": "admin"}, {"username": 1, "password": 2}, {"username": None, "password": None}):
+        reply = await world.nobody.post("/api/auth/login", sent)
+        assert reply.expect(422, "invalid_field")["errors"]
+
+
+async def test_an_enrolment_s_fields_are_checked_before_anything_is_looked_up(world: World) -> None:
+    good = {"token": "x.y", "csr": "x", "endpoint": "10.0.0.1:7443", "version": "0.1.0"}
+    bad = {"token": "", "csr": "x" * 10_001, "endpoint": "nowhere", "version": "x" * 51}
+    for field, value in bad.items():
+        reply = await world.nobody.post("/api/enroll", {**good, field: value})
+        assert fields(reply.expect(422, "invalid_field")["errors"]) == {field}
+    assert fields((await world.nobody.post("/api/enroll", good)).expect(422)["errors"]) == {"csr"}

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import structlog
@@ -13,12 +14,13 @@ from moorage_common.journal import Journal, JournalError
 
 from moorage_agent.compose_runner import ComposeRunner
 from moorage_agent.engine import Engine
-from moorage_agent.errors import RefusalError, SetupError
+from moorage_agent.errors import SetupError
+from moorage_agent.identities import Identities
 from moorage_agent.observer import Observer
 from moorage_agent.policy import Policy
 from moorage_agent.server import serve
 from moorage_agent.servicer import AgentServicer
-from moorage_agent.settings import Membership, Settings, compose_binary
+from moorage_agent.settings import Settings, compose_binary
 from moorage_agent.watch import Watcher
 
 log = structlog.get_logger(__name__)
@@ -26,6 +28,7 @@ log = structlog.get_logger(__name__)
 _KEEP_OPERATIONS = timedelta(days=7)
 _CLEAN_EVERY_SECONDS = 24 * 3600.0
 _GRACE_SECONDS = 2.0
+_THREADS = 32
 
 
 async def run(settings: Settings) -> None:
@@ -33,14 +36,19 @@ async def run(settings: Settings) -> None:
     membership = settings.membership()
     _check_certificate(settings)
     compose = compose_binary()
+    version = compose_version(compose)
     journal = open_journal(settings)
     engine = Engine(settings.docker_host)
     observer = Observer(engine)
-    runner = ComposeRunner(journal, engine, Policy(settings.policy_file), compose, environment(settings))
-    servicer = AgentServicer(runner, Watcher(observer, engine, runner), compose_version(compose))
+    identities = Identities(Policy(settings.policy_file), compose, environment(settings))
+    runner = ComposeRunner(journal, engine, identities, compose, environment(settings))
+    servicer = AgentServicer(runner, Watcher(observer, engine, identities), version)
     ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    # Calls to an Engine that hangs take a thread each until they time out: the journal must still get one.
+    loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        loop.add_signal_handler(number, ended.set)
     background = [asyncio.create_task(observer.run()), asyncio.create_task(_clean_daily(journal))]
     try:
         server = await serve(settings, membership.listen, servicer)
@@ -84,36 +92,13 @@ def compose_version(compose: str) -> str:
     return done.stdout.strip()
 
 
-def describe(settings: Settings) -> dict[str, str]:
-    """Return what `moorage-agent status` shows, in its order. Raises SetupError where the host isn't enrolled."""
-    membership: Membership = settings.membership()
-    expiry = x509.expires_at(settings.certificate_file.read_bytes())
-    engine = Engine(settings.docker_host)
-    try:
-        engine_version = engine.facts().version
-    except RefusalError as error:
-        engine_version = str(error)
-    try:
-        roots = ", ".join(Policy(settings.policy_file).roots()) or "nothing"
-    except RefusalError as error:
-        roots = str(error)
-    return {
-        "name": membership.agent_name,
-        "controller": membership.controller,
-        "listens on": membership.listen,
-        "advertised as": membership.advertise,
-        "certificate until": expiry.strftime("%Y-%m-%d %H:%M UTC"),
-        "allowed roots": roots,
-        "Engine": engine_version,
-        "Compose": compose_version(compose_binary()),
-    }
-
-
 def _check_certificate(settings: Settings) -> None:
     try:
         expiry = x509.expires_at(settings.certificate_file.read_bytes())
+        x509.key_from_pem(settings.key_file.read_bytes())
+        x509.fingerprint(settings.ca_file.read_bytes())
     except (OSError, ValueError) as error:
-        raise SetupError(f"The agent's certificate can't be read ({error}): enrol this host again.") from None
+        raise SetupError(f"The agent's certificate or key can't be read ({error}): enrol this host again.") from None
     if expiry <= SystemClock().now():
         raise SetupError(f"The agent's certificate expired on {expiry:%Y-%m-%d %H:%M} UTC: enrol this host again.")
 

@@ -13,6 +13,7 @@ from moorage_common import logging
 from moorage_agent import agent, enrollment, sweep
 from moorage_agent.errors import SetupError
 from moorage_agent.settings import DEFAULT_DATA_DIR, DEFAULT_LISTEN, Settings
+from moorage_agent.status import describe
 
 _data_dir = click.option(
     "--data-dir",
@@ -69,9 +70,9 @@ def serve(data_dir: Path) -> None:
 def status(data_dir: Path) -> None:
     """Show who this agent is, and how Engine and Compose are."""
     with _sentences():
-        about = agent.describe(Settings.load(data_dir))
-        width = max(len(name) for name in about)
-        for name, value in about.items():
+        about = describe(Settings.load(data_dir))
+        width = max(len(name) for name, _ in about)
+        for name, value in about:
             click.echo(f"{name:<{width}}  {value}")
 
 

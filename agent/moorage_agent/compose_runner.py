@@ -13,8 +13,8 @@ from moorage_common.states import OperationKind, Project
 from moorage_agent import sweep
 from moorage_agent.engine import Engine
 from moorage_agent.errors import RefusalError
-from moorage_agent.policy import Policy
-from moorage_agent.projects import AppIdentity, identify
+from moorage_agent.identities import Identities
+from moorage_agent.projects import AppIdentity
 
 log = structlog.get_logger(__name__)
 
@@ -35,19 +35,14 @@ class ComposeRunner:
     """Runs operations. `environment` is what a clean environment is made from: DOCKER_HOST is in it."""
 
     def __init__(
-        self, journal: Journal, engine: Engine, policy: Policy, compose: str, environment: Mapping[str, str]
+        self, journal: Journal, engine: Engine, identities: Identities, compose: str, environment: Mapping[str, str]
     ) -> None:
         self._journal = journal
         self._engine = engine
-        self._policy = policy
+        self._identities = identities
         self._compose = compose
         self._environment = environment
         self._killers: set[asyncio.Task[None]] = set()
-
-    async def identify(self, cd_path: str, last_project: Project | None) -> AppIdentity:
-        """Return what an app is on this host. Raises RefusalError where the policy doesn't allow its directory."""
-        real = await asyncio.to_thread(self._policy.real_directory, cd_path)
-        return await identify(self._compose, cd_path, real, last_project, self._environment)
 
     async def start(self, operation_id: str, kind: OperationKind, cd_path: str, last_project: Project | None) -> bool:
         """Start an operation; True when it was there already, running or ended, and was left alone.
@@ -56,7 +51,7 @@ class ComposeRunner:
         """
         if await asyncio.to_thread(self._journal.read, operation_id) is not None:
             return True
-        identity = await self.identify(cd_path, last_project)
+        identity = await self._identities.ask(cd_path, last_project)
         if kind is OperationKind.DOWN:
             order, guard = await self._down(operation_id, identity)
         else:

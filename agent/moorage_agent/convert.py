@@ -9,7 +9,8 @@ from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.states import ContainerState, OperationKind, Project
 
 from moorage_agent.errors import RefusalError
-from moorage_agent.watch import Everything, HostState, Observation, WatchedApp, WatchItem
+from moorage_agent.identities import WatchedApp
+from moorage_agent.watch import Everything, HostState, Observation, WatchItem
 
 AGENT_VERSION = version("moorage-agent")
 

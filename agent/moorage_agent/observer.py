@@ -34,6 +34,8 @@ class Observer:
         """Nanoseconds of the boot clock at which the look behind `containers` began."""
         self.facts: EngineFacts | None = None
         self.problem = "The Docker Engine was not asked yet."
+        self.asked = asyncio.Event()
+        """Set as soon as the Engine answered, or didn't, for the first time."""
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -51,11 +53,11 @@ class Observer:
             except EngineUnreachableError as error:
                 if self.facts is not None or self.problem != str(error):
                     log.warning("engine_lost", problem=str(error))
-                self.facts, self.problem = None, str(error)
-                self._tell()
+                self._lost(str(error))
             except Exception:
-                # One bad event never ends the watch.
+                # One bad event never ends the watch; but what was known is not known any more.
                 log.exception("observer_failed")
+                self._lost("The agent couldn't make sense of what the Docker Engine said: see its log on the host.")
             await asyncio.to_thread(self._engine.close)
             retry = _FIRST_RETRY if time.monotonic() - began > _LAST_RETRY else min(retry * 2, _LAST_RETRY)
             await asyncio.sleep(retry)
@@ -99,7 +101,12 @@ class Observer:
         self.containers, self.looked_at, self.facts, self.problem = containers, looked_at, facts, ""
         self._tell()
 
+    def _lost(self, problem: str) -> None:
+        self.facts, self.problem = None, problem
+        self._tell()
+
     def _tell(self) -> None:
+        self.asked.set()
         for listener in tuple(self._listeners):
             listener()
 

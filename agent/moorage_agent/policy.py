@@ -9,42 +9,44 @@ from moorage_agent.errors import RefusalError
 from moorage_agent.settings import write_file
 
 _HEADER = """\
-# Directories below which a controller may run Compose apps. An app's directory is compared with its symbolic links
-# resolved. Nothing listed means nothing allowed. A change counts from the next call on, without a restart.
+# Directories below which a controller may run Compose apps, as absolute paths. An app's directory, and that of its
+# compose file, are compared with their symbolic links resolved. Nothing listed means nothing allowed. A change counts
+# from the next call on, without a restart.
 """
 
 
 class Policy:
-    """The policy file, read anew whenever it changed."""
+    """The policy file, read anew for each question: it is small, and links below it may change without it."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._stamp: tuple[int, int] | None = None
-        self._roots: tuple[str, ...] = ()
 
     def roots(self) -> Sequence[str]:
         """Return the allowed roots, links resolved. Raises RefusalError where the file can't be read."""
         try:
-            about = self._file.stat()
-            if self._stamp != (about.st_mtime_ns, about.st_ino):
-                listed = tomllib.loads(self._file.read_text()).get("allowed_roots", [])
-                self._roots = tuple(os.path.realpath(str(root)) for root in listed)
-                self._stamp = (about.st_mtime_ns, about.st_ino)
+            listed = tomllib.loads(self._file.read_text(encoding="utf-8")).get("allowed_roots", [])
+            # Strict: a lone string would be read letter by letter, "" would be the agent's own directory.
+            if not isinstance(listed, list) or not all(isinstance(root, str) and root.startswith("/") for root in listed):
+                raise ValueError("allowed_roots must be a list of absolute paths")  # noqa: TRY301 - one sentence for all
+            return tuple(os.path.realpath(root) for root in listed)
         except (OSError, ValueError) as error:
-            self._stamp = None
             raise RefusalError(
                 "policy_unreadable", f"The policy {self._file} on the host can't be read ({error}): mend it there."
             ) from None
-        return self._roots
 
-    def real_directory(self, cd_path: str) -> str:
+    def real_directory(self, path: str) -> str:
         """Return the directory with its links resolved, whether or not it exists.
 
-        Raises RefusalError: `invalid_request` for a path that isn't absolute, `path_not_allowed` outside the roots.
+        Raises RefusalError: `invalid_request` for a path that isn't absolute or can't be shown on one line,
+        `path_not_allowed` outside the roots.
         """
-        if not cd_path.startswith("/") or "\0" in cd_path:
+        if not path.startswith("/") or "\0" in path:
             raise RefusalError("invalid_request", "The directory of an app must be an absolute path.")
-        real = os.path.realpath(cd_path)
+        real = os.path.realpath(path)
+        if not _speakable(path) or not _speakable(real):
+            raise RefusalError(
+                "invalid_request", f"The directory {path!a} has a line break in it, or is not UTF-8: rename it."
+            )
         roots = self.roots()
         if not any(real == root or real.startswith(root.rstrip("/") + "/") for root in roots):
             allowed = ", ".join(roots) or "nothing yet"
@@ -57,11 +59,24 @@ class Policy:
 
 
 def write_policy(file: Path, roots: Sequence[str]) -> None:
-    """Write a policy file that allows these roots."""
+    """Write a policy file that allows these roots. Raises ValueError for one that isn't UTF-8."""
     lines = "".join(f"    {_toml_string(root)},\n" for root in roots)
     write_file(file, f"{_HEADER}allowed_roots = [\n{lines}]\n".encode(), mode=0o644)
 
 
+def _speakable(path: str) -> bool:
+    """Whether Compose's lines about a path, and gRPC's messages, can hold it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return not {"\n", "\r"} & set(path)
+
+
 def _toml_string(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"The directory {text!a} is not UTF-8: rename it.") from None
     escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08X}" for c in text)
     return f'"{escaped}"'

@@ -20,7 +20,10 @@ from moorage_common.states import Project
 from moorage_agent.engine import Container
 
 _FILES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+_OVERRIDES = tuple(name.replace("compose.", "compose.override.") for name in _FILES)
 _CONFIG_SECONDS = 20.0
+_NO_FILE = "no configuration file provided"
+"""Compose's words where it finds no file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +52,37 @@ class AppIdentity:
         return self.project or self.last_project
 
 
-async def identify(
-    compose: str, cd_path: str, real_directory: str, last_project: Project | None, environment: Mapping[str, str]
-) -> AppIdentity:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What Compose makes of a directory. It stands as long as `files`, there or missing, stay as they are."""
+
+    project: Project | None
+    files: Sequence[str]
+    problem_code: str = ""
+    problem: str = ""
+
+    def identity(self, cd_path: str, real_directory: str, last_project: Project | None) -> AppIdentity:
+        """Return the app that this says."""
+        return AppIdentity(cd_path, real_directory, self.project, last_project, self.problem_code, self.problem)
+
+
+async def read_project(compose: str, real_directory: str, environment: Mapping[str, str]) -> Reading:
     """Ask Compose what the project in a directory is called, and where its containers will say they come from."""
     kind = await asyncio.to_thread(_kind_of, real_directory)
     if kind != "directory":
         code = "not_a_directory" if kind == "file" else "directory_missing"
         problem = f"{real_directory} {'is not a directory' if kind == 'file' else 'does not exist'} on the host."
-        return AppIdentity(cd_path, real_directory, None, last_project, code, problem)
+        return Reading(None, [real_directory], code, problem)
     config, variables = await asyncio.gather(
         _run(config_command(compose), real_directory, environment),
         _run(config_command(compose, environment=True), real_directory, environment),
     )
+    directory, files = await asyncio.to_thread(_places, real_directory, variables.output)
     if config.code != 0 or variables.code != 0:
-        missing = "no configuration file provided" in config.complaint
-        code = "compose_file_missing" if missing else "compose_file_invalid"
-        return AppIdentity(cd_path, real_directory, None, last_project, code, f"Compose says: {config.complaint}")
-    name = json.loads(config.output)["name"]
-    directory = await asyncio.to_thread(_project_directory, real_directory, variables.output)
-    return AppIdentity(cd_path, real_directory, Project(name, directory), last_project)
+        complaint = config.complaint if config.code else variables.complaint
+        code = "compose_file_missing" if _NO_FILE in complaint else "compose_file_invalid"
+        return Reading(None, files, code, f"Compose says: {complaint}")
+    return Reading(Project(json.loads(config.output)["name"], directory), files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +122,18 @@ def _kind_of(path: str) -> str:
     return "file" if os.path.lexists(path) else "nothing"
 
 
-def _project_directory(real_directory: str, environment: str) -> str:
-    """Return what Compose labels containers with: the directory of the first compose file, links resolved."""
+def _places(real_directory: str, environment: str) -> tuple[str, Sequence[str]]:
+    """Return what Compose labels containers with (the directory of its first file, links resolved), and its files."""
     variables = dict(line.partition("=")[::2] for line in environment.splitlines())
+    # Not the directory itself: it changes whenever the app writes a file beside its compose file.
+    settings = [str(Path(real_directory, ".env"))]
     named = variables.get("COMPOSE_FILE")
     if named:
-        first = named.split(variables.get("COMPOSE_PATH_SEPARATOR") or os.pathsep)[0]
-        return os.path.realpath(Path(real_directory, first).parent)
+        files = [Path(real_directory, f) for f in named.split(variables.get("COMPOSE_PATH_SEPARATOR") or os.pathsep)]
+        return os.path.realpath(files[0].parent), [*settings, *map(str, files)]
     # As Compose does: the nearest directory upwards with a file of one of the known names.
-    upwards = (Path(real_directory), *Path(real_directory).parents)
-    return next((str(d) for d in upwards if any((d / name).exists() for name in _FILES)), real_directory)
+    for directory in (Path(real_directory), *Path(real_directory).parents):
+        settings += [str(directory / name) for name in (".env", *_FILES, *_OVERRIDES)]
+        if any((directory / name).exists() for name in _FILES):
+            return str(directory), settings
+    return real_directory, settings

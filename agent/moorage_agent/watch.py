@@ -1,29 +1,22 @@
 """What one controller is told: everything at first, then whatever of it changed. Always the latest, never a backlog."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moorage_common.states import ContainerState, Project
+from moorage_common.states import ContainerState
 
-from moorage_agent.compose_runner import ComposeRunner
 from moorage_agent.engine import Container, Engine
 from moorage_agent.errors import RefusalError
+from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.observer import Observer, boot_nanoseconds
 from moorage_agent.projects import AppIdentity
 
 _HEARTBEAT_SECONDS = 10.0
-_IDENTIFY_AGAIN_SECONDS = 60.0
-"""Compose files change without an event; a start or a stop always asks Compose anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class WatchedApp:
-    """An app as the controller names it."""
-
-    cd_path: str
-    last_project: Project | None
+_ASK_SECONDS = 3.0
+"""A hung Engine must not keep the caller's own limit from hearing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +56,10 @@ WatchItem = Everything | Observation | HostState | Heartbeat
 class Watcher:
     """Serves watches from one observer."""
 
-    def __init__(self, observer: Observer, engine: Engine, runner: ComposeRunner) -> None:
+    def __init__(self, observer: Observer, engine: Engine, identities: Identities) -> None:
         self._observer = observer
         self._engine = engine
-        self._runner = runner
+        self._identities = identities
 
     def host(self) -> HostState:
         """Return the host's facts as they are known now."""
@@ -82,9 +75,12 @@ class Watcher:
         """Ask the Engine now."""
         known = self.host()
         try:
-            facts = await asyncio.to_thread(self._engine.facts)
+            facts = await asyncio.wait_for(asyncio.to_thread(self._engine.facts), _ASK_SECONDS)
         except RefusalError as error:
             return replace(known, engine_problem=str(error), running_containers=0)
+        except TimeoutError:
+            sentence = f"The Docker Engine didn't answer within {_ASK_SECONDS:.0f} seconds: see on the host how it is."
+            return replace(known, engine_problem=sentence, running_containers=0)
         return replace(
             known, engine_problem="", running_containers=facts.running_containers, engine_version=facts.version
         )
@@ -105,41 +101,27 @@ class Watcher:
         stirred = asyncio.Event()
         stop_listening = self._observer.listen(stirred.set)
         try:
-            identities = await self._identify(apps)
-            identified = asyncio.get_running_loop().time()
-            sent = self._observations(identities)
+            await self._observer.asked.wait()
+            sent = self._observations(await self._identities.current(apps))
             sent_host = self.host()
             yield Everything(sent_host, list(sent.values()))
+            said = _now()
             while True:
-                try:
-                    await asyncio.wait_for(stirred.wait(), _HEARTBEAT_SECONDS)
-                except TimeoutError:
-                    yield Heartbeat()
+                # By what was sent, not by what stirred: on a busy host something always does.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stirred.wait(), max(said + _HEARTBEAT_SECONDS - _now(), 0))
                 stirred.clear()
-                if asyncio.get_running_loop().time() - identified > _IDENTIFY_AGAIN_SECONDS:
-                    identities = await self._identify(apps)
-                    identified = asyncio.get_running_loop().time()
-                now = self._observations(identities)
-                for cd_path, observation in now.items():
-                    if _differs(observation, sent.get(cd_path)):
-                        yield observation
-                sent = now or sent
-                host = replace(self.host(), uptime=sent_host.uptime)
-                if host != sent_host:
-                    sent_host = self.host()
-                    yield sent_host
+                identities = await self._identities.current(apps)
+                observations, host = self._observations(identities), self.host()
+                for item in _changes(observations, sent, host, sent_host):
+                    yield item
+                    said = _now()
+                sent, sent_host = observations, host
+                if _now() - said >= _HEARTBEAT_SECONDS:
+                    yield Heartbeat()
+                    said = _now()
         finally:
             stop_listening()
-
-    async def _identify(self, apps: Sequence[WatchedApp]) -> list[AppIdentity]:
-        identities = []
-        for app in apps:
-            try:
-                identities.append(await self._runner.identify(app.cd_path, app.last_project))
-            except RefusalError as error:
-                # Outside the policy nothing of it is shown but the reason.
-                identities.append(AppIdentity(app.cd_path, "", None, None, error.code, str(error)))
-        return identities
 
     def _observations(self, identities: Sequence[AppIdentity]) -> dict[str, Observation]:
         """Return what is known of each app; nothing while the Engine doesn't answer: unknown is not stopped."""
@@ -156,5 +138,17 @@ def _states(containers: Iterable[Container]) -> Sequence[ContainerState]:
     return sorted((c.state for c in containers), key=lambda state: state.name)
 
 
-def _differs(observation: Observation, sent: Observation | None) -> bool:
-    return sent is None or (observation.identity, observation.containers) != (sent.identity, sent.containers)
+def _changes(
+    now: Mapping[str, Observation], sent: Mapping[str, Observation], host: HostState, sent_host: HostState
+) -> Iterator[WatchItem]:
+    """Yield what differs. After an Engine that didn't answer nothing counts as sent: whoever watches took it back."""
+    for cd_path, observation in now.items():
+        before = sent.get(cd_path)
+        if before is None or (observation.identity, observation.containers) != (before.identity, before.containers):
+            yield observation
+    if replace(host, uptime=sent_host.uptime) != sent_host:
+        yield host
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,52 @@
+"""What `moorage-agent status` shows: who this agent is, what it may do, how what it needs is, what it does now."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from moorage_common import x509
+from moorage_common.journal import Journal, JournalError, State
+
+from moorage_agent.agent import compose_version
+from moorage_agent.engine import Engine
+from moorage_agent.errors import RefusalError, SetupError
+from moorage_agent.policy import Policy
+from moorage_agent.settings import Settings, compose_binary
+
+
+def describe(settings: Settings) -> list[tuple[str, str]]:
+    """Return names and values, in their order; a part that fails shows why. Raises SetupError where not enrolled."""
+    membership = settings.membership()
+    return [
+        ("name", membership.agent_name),
+        ("controller", membership.controller),
+        ("listens on", membership.listen),
+        ("advertised as", membership.advertise),
+        ("certificate until", _or_why(lambda: _expiry(settings))),
+        ("allowed roots", _or_why(lambda: ", ".join(Policy(settings.policy_file).roots()) or "nothing")),
+        ("Engine", _or_why(lambda: Engine(settings.docker_host).facts().version)),
+        ("Compose", _or_why(lambda: compose_version(compose_binary()))),
+        ("running now", _or_why(lambda: _running(settings))),
+    ]
+
+
+def _or_why(part: Callable[[], str]) -> str:
+    try:
+        return part()
+    except (RefusalError, SetupError, JournalError, OSError, ValueError) as error:
+        return str(error)
+
+
+def _expiry(settings: Settings) -> str:
+    return f"{x509.expires_at(settings.certificate_file.read_bytes()):%Y-%m-%d %H:%M} UTC"
+
+
+def _running(settings: Settings) -> str:
+    journal = Journal(settings.data_dir)
+    found = []
+    # No folder before the first `serve`.
+    for folder in sorted(settings.operations_dir.iterdir()) if settings.operations_dir.exists() else ():
+        with suppress(ValueError):  # not an operation's folder
+            record = journal.read(folder.name)
+            if record is not None and record.state is State.RUNNING:
+                found.append(f"{folder.name} ({record.spec.get('kind')} in {record.spec.get('cd_path')})")
+    return ", ".join(found) or "nothing"

@@ -1,0 +1,43 @@
+"""One enrolled agent for all tests of this folder, and what calls it."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from lone_agent import Caller, Desk, LoneAgent
+from moorage_lab.engine import PrivateEngine
+from stack import IMAGE
+
+
+@pytest.fixture(scope="session")
+def desk() -> Iterator[Desk]:
+    """Return where agents enrol."""
+    made = Desk().start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_agent(
+    engine: PrivateEngine, sample_image: str, desk: Desk, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LoneAgent]:
+    """Return a running agent."""
+    assert sample_image == IMAGE
+    made = LoneAgent(tmp_path_factory.mktemp("agent"), engine, desk).start()
+    yield made
+    made.clear()
+    made.process.terminate()
+
+
+@pytest.fixture
+def agent(shared_agent: LoneAgent) -> Iterator[LoneAgent]:
+    """Return the running agent; what a test leaves of its apps is removed."""
+    assert shared_agent.process.process.alive
+    yield shared_agent
+    shared_agent.clear()
+
+
+@pytest.fixture
+async def caller(agent: LoneAgent) -> AsyncIterator[Caller]:
+    """Call the agent as the controller does."""
+    async with agent.called() as made:
+        yield made

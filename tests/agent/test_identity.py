@@ -1,0 +1,255 @@
+"""Whose containers are whose: what Compose labels is what the agent expects, wherever the files are."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from lone_agent import DIRECTORY_LABEL, DOWN, UP, Caller, LoneAgent, code_of, compose
+from moorage_agent.projects import read_project
+from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_lab.engine import PrivateEngine
+from moorage_lab.processes import installed
+from stack import IMAGE, SLEEPER
+
+EXTRA = f"  extra: {{image: '{IMAGE}', init: true, stop_grace_period: 0s, command: sleep 1000, profiles: [x]}}\n"
+
+
+def _plain(directory: Path) -> None:
+    (directory / "compose.yaml").write_text(SLEEPER)
+
+
+def _old_name(directory: Path) -> None:
+    (directory / "docker-compose.yml").write_text(SLEEPER)
+
+
+def _named(directory: Path) -> None:
+    (directory / "compose.yaml").write_text(f"name: named-inside\n{SLEEPER}")
+
+
+def _named_in_dot_env(directory: Path) -> None:
+    _plain(directory)
+    (directory / ".env").write_text("COMPOSE_PROJECT_NAME=named-in-env\n")
+
+
+def _elsewhere(directory: Path) -> None:
+    (directory / "deploy").mkdir()
+    (directory / "deploy" / "prod.yaml").write_text(SLEEPER)
+    (directory / ".env").write_text("# comment\nCOMPOSE_FILE=deploy/prod.yaml\n")
+
+
+def _two_files(directory: Path) -> None:
+    _elsewhere(directory)
+    (directory / "more.yaml").write_text(f"services: {{more: {{image: '{IMAGE}'}}}}\n")
+    (directory / ".env").write_text("COMPOSE_FILE=deploy/prod.yaml:more.yaml\n")
+
+
+def _own_separator(directory: Path) -> None:
+    _two_files(directory)
+    (directory / ".env").write_text("COMPOSE_PATH_SEPARATOR=;\nCOMPOSE_FILE=deploy/prod.yaml;more.yaml\n")
+
+
+def _absolute(directory: Path) -> None:
+    _elsewhere(directory)
+    (directory / ".env").write_text(f"COMPOSE_FILE={directory}/deploy/prod.yaml\n")
+
+
+def _in_the_parent(directory: Path) -> None:
+    (directory.parent / "compose.yml").write_text(SLEEPER)
+
+
+def _linked_folder(directory: Path) -> None:
+    _elsewhere(directory)
+    (directory / "deploy").rename(directory / "releases")
+    (directory / "deploy").symlink_to("releases")
+
+
+def _linked_file(directory: Path) -> None:
+    (directory / "shared").mkdir()
+    (directory / "shared" / "x.yaml").write_text(SLEEPER)
+    (directory / "compose.yaml").symlink_to("shared/x.yaml")
+
+
+def _odd_name(directory: Path) -> None:
+    odd = directory / "with 'quotes'; $(and) more"
+    odd.mkdir()
+    (odd / "prod.yaml").write_text(SLEEPER)
+    (directory / ".env").write_text("COMPOSE_FILE=\"with 'quotes'; \\$(and) more/prod.yaml\"\n")
+
+
+@pytest.mark.parametrize(
+    "lay_out",
+    [
+        _plain,
+        _old_name,
+        _named,
+        _named_in_dot_env,
+        _elsewhere,
+        _two_files,
+        _own_separator,
+        _absolute,
+        _in_the_parent,
+        _linked_folder,
+        _linked_file,
+        _odd_name,
+    ],
+)
+async def test_the_project_is_what_compose_labels(
+    engine: PrivateEngine, sample_image: str, tmp_path: Path, lay_out: Callable[[Path], None]
+) -> None:
+    assert sample_image == IMAGE
+    directory = tmp_path / "some Dir"
+    directory.mkdir()
+    lay_out(directory)
+    reading = await read_project(installed("docker-compose"), str(directory), {"DOCKER_HOST": engine.host})
+    assert reading.project is not None
+    await asyncio.to_thread(compose, engine, directory, "create")
+    try:
+        with closing(engine.client()) as client:
+            found = client.api.containers(
+                all=True, filters={"label": f"com.docker.compose.project={reading.project.name}"}
+            )
+        labelled = {os.path.realpath(row["Labels"][DIRECTORY_LABEL]) for row in found}  # noqa: ASYNC240 - of a test's own
+        assert labelled == {reading.project.directory}
+    finally:
+        await asyncio.to_thread(compose, engine, directory, "down")
+
+
+@pytest.mark.parametrize("name", ["with space", "quo'te", 'dou"ble', "semi; touch x", "$(touch x)", "-dash", "a=b"])
+async def test_a_directory_of_any_name(agent: LoneAgent, caller: Caller, name: str) -> None:
+    directory = agent.app(f"odd/{name}", f"name: odd\n{SLEEPER}")
+    assert (await caller.run(UP, directory)).end.exit_code == 0
+    assert list(agent.containers(directory).values()) == ["running"]
+    assert (await caller.run(DOWN, directory)).end.exit_code == 0
+    assert agent.containers(directory) == {}
+    assert not list(agent.apps.rglob("x"))
+
+
+async def test_a_directory_behind_a_link(agent: LoneAgent, caller: Caller) -> None:
+    real = agent.app("real-place", SLEEPER)
+    link = agent.apps / "link"
+    link.symlink_to(real)
+    done = await caller.run(UP, link)
+    assert (done.end.observed.cd_path, done.end.observed.real_directory) == (str(link), str(real))
+    assert [c.state for c in done.end.observed.containers] == ["running"]
+    stopped = await caller.run(DOWN, link)
+    assert (stopped.end.exit_code, agent.containers(real)) == (0, {})
+
+
+async def test_a_compose_file_in_a_folder_below(agent: LoneAgent, caller: Caller) -> None:
+    directory = agent.app("below", None)
+    _elsewhere(directory)
+    done = await caller.run(UP, directory)
+    assert done.end.observed.project == pb.Project(name="deploy", directory=str(directory / "deploy"))
+    assert [c.state for c in done.end.observed.containers] == ["running"]
+    assert (await caller.run(DOWN, directory)).end.exit_code == 0
+    assert agent.containers(directory) == {}
+
+
+async def test_a_name_that_changed_between_start_and_stop(agent: LoneAgent, caller: Caller) -> None:
+    directory = agent.app("renamed", f"name: name-before\n{SLEEPER}")
+    assert (await caller.run(UP, directory)).end.exit_code == 0
+    (directory / "compose.yaml").write_text(f"name: name-after\n{SLEEPER}")
+    assert (await caller.run(DOWN, directory)).end.exit_code == 0
+    assert agent.containers(directory) == {}
+
+
+def _delete_file(directory: Path) -> None:
+    (directory / "compose.yaml").unlink()
+
+
+def _break_file(directory: Path) -> None:
+    (directory / "compose.yaml").write_text("servces: {}\n")
+
+
+def _delete_directory(directory: Path) -> None:
+    shutil.rmtree(directory)
+
+
+def _replace_by_file(directory: Path) -> None:
+    shutil.rmtree(directory)
+    directory.write_text("")
+
+
+@pytest.mark.parametrize("harm", [_delete_file, _break_file, _delete_directory, _replace_by_file])
+async def test_a_stop_without_a_usable_file(agent: LoneAgent, caller: Caller, harm: Callable[[Path], None]) -> None:
+    directory = agent.app(f"harmed{harm.__name__}", SLEEPER)
+    started = await caller.run(UP, directory)
+    networks = _networks(agent, started.end.observed.project.name)
+    assert len(networks) == 1
+    harm(directory)
+    stopped = await caller.run(DOWN, directory)
+    assert (stopped.end.exit_code, list(stopped.end.observed.containers)) == (0, [])
+    assert agent.containers(directory) == {}
+    assert _networks(agent, started.end.observed.project.name) == []
+
+
+async def test_a_file_below_that_is_gone_is_found_by_the_last_project(agent: LoneAgent, caller: Caller) -> None:
+    directory = agent.app("gone-below", None)
+    _elsewhere(directory)
+    last = (await caller.run(UP, directory)).end.observed.project
+    (directory / ".env").unlink()
+    shutil.rmtree(directory / "deploy")
+    # Without a hint nothing leads from the directory to its containers.
+    stopped = await caller.run(DOWN, directory, last)
+    assert (stopped.end.exit_code, agent.containers(directory)) == (0, {})
+
+
+async def test_two_directories_of_one_name_leave_each_other_alone(agent: LoneAgent, caller: Caller) -> None:
+    first, second = agent.app("a/twin", SLEEPER), agent.app("b/twin", SLEEPER)
+    assert (await caller.run(UP, first)).end.exit_code == 0
+    running = agent.containers(first)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await caller.start(UP, second)
+    assert (refused.value.code(), code_of(refused.value)) == (grpc.StatusCode.FAILED_PRECONDITION, "project_taken")
+    assert str(first) in (refused.value.details() or "")
+    stopped = await caller.run(DOWN, second, pb.Project(name="twin", directory=str(second)))
+    assert (stopped.end.exit_code, list(stopped.end.observed.containers)) == (0, [])
+    assert agent.containers(first) == running == {"twin-web-1": "running"}
+    assert len(_networks(agent, "twin")) == 1
+    await caller.run(DOWN, first)
+    assert (await caller.run(UP, second)).end.exit_code == 0
+    assert agent.containers(second) == {"twin-web-1": "running"}
+
+
+async def test_a_stop_takes_everything_of_the_app_and_no_volume(agent: LoneAgent, caller: Caller) -> None:
+    volume = "volumes: {kept: {}}\n"
+    text = f"{SLEEPER}{EXTRA}  data: {{image: '{IMAGE}', volumes: ['kept:/kept'], command: 'true'}}\n{volume}"
+    directory = agent.app("everything", text)
+    await caller.run(UP, directory)
+    agent.compose(directory, "--profile", "x", "up", "-d", "extra")
+    agent.compose(directory, "run", "-d", "web", "sleep", "500")
+    agent.compose(directory, "run", "-d", "--name", "paused-one", "web", "sleep", "500")
+    with closing(agent.engine.client()) as client:
+        client.api.pause("paused-one")
+        assert sorted(agent.containers(directory).values()) == ["exited", "paused", "running", "running", "running"]
+        stopped = await caller.run(DOWN, directory)
+        assert (stopped.end.exit_code, agent.containers(directory)) == (0, {})
+        assert "Container paused-one" in stopped.output
+        volumes = client.volumes.list(filters={"label": "com.docker.compose.project=everything"})
+        assert [v.name for v in volumes] == ["everything_kept"]
+        volumes[0].remove()
+
+
+async def test_a_container_that_restarts_for_ever_is_stopped(agent: LoneAgent, caller: Caller) -> None:
+    text = f"services: {{web: {{image: '{IMAGE}', restart: always, command: 'false'}}}}\n"
+    directory = agent.app("restarting", text)
+    await caller.run(UP, directory)
+    stopped = await caller.run(DOWN, directory)
+    assert (stopped.end.exit_code, agent.containers(directory)) == (0, {})
+
+
+async def test_a_stop_of_what_never_ran_is_fine(agent: LoneAgent, caller: Caller) -> None:
+    for directory in (agent.app("never", SLEEPER), agent.app("never-any-file", None), agent.apps / "not-there"):
+        stopped = await caller.run(DOWN, directory)
+        assert (stopped.end.end, stopped.end.exit_code) == (pb.OPERATION_END_EXITED, 0)
+
+
+def _networks(agent: LoneAgent, project: str) -> list[str | None]:
+    with closing(agent.engine.client()) as client:
+        return [n.name for n in client.networks.list(filters={"label": f"com.docker.compose.project={project}"})]

@@ -117,8 +117,16 @@ class PrivateEngine(Engine):
         self._clean_up()
 
     def kill(self) -> None:
-        """Kill dockerd as a crash would: containers run on. `start` brings it back."""
+        """Kill dockerd as a crash would: containers run on, until `start` brings it back."""
         self._end_dockerd(self._dockerd.kill)
+
+    def hang(self) -> None:
+        """Let dockerd answer nobody, while its containers run on; `go_on` ends that."""
+        self._dockerd.identity.send(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End a `hang`."""
+        self._dockerd.identity.send(signal.SIGCONT)
 
     def restart(self) -> None:
         """Restart dockerd as an upgrade does: it stops its containers, and starts those that want it."""

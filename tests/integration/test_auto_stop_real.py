@@ -69,18 +69,20 @@ async def test_a_stop_that_the_engine_could_not_do_is_tried_again(member: Member
     async with member.controller():
         await member.join()
         app_id = await member.start_app("stubborn", SLEEPER, 1)
-        await asyncio.to_thread(member.engine.kill)
-        member.clock.shift(61)
-        await member.wait_for(f"/api/servers/{member.server_id}", status="offline")
 
-        async def tried() -> bool:
-            operations = await member.call("GET", f"/api/operations?appId={app_id}&state=failed")
-            return bool(operations)
+        async def failed() -> bool:
+            return bool(await member.call("GET", f"/api/operations?appId={app_id}&state=failed"))
 
-        await eventually_async(tried, timeout=30, what="a stop that failed")
-        assert (await member.call("GET", f"/api/apps/{app_id}"))["status"] == "running"
-        await asyncio.to_thread(member.engine.start)
-        await member.wait_for(f"/api/servers/{member.server_id}", status="online")
+        member.engine.hang()
+        try:
+            member.clock.shift(61)
+            await eventually_async(failed, timeout=60, what="a stop that failed")
+            shown = await member.call("GET", f"/api/apps/{app_id}")
+            assert shown["stopAt"] is not None
+            assert "Docker Engine" in shown["lastError"]
+        finally:
+            member.engine.go_on()
+        member.clock.shift(90)  # over the longest pause between two tries
         await member.wait_for(f"/api/apps/{app_id}", status="stopped")
         assert await member.running("stubborn") == []
         assert len(await member.auto_stops(app_id)) == 1

@@ -18,6 +18,7 @@ log = structlog.get_logger(__name__)
 _LONGEST_SLEEP = 30.0
 """Even without a hint or a deadline it looks again: a clock that jumped must not delay it for long."""
 _FIRST_RETRY, _LAST_RETRY = 2.0, 60.0
+_FORGET_SECONDS = 3600.0
 
 
 class AutoStop:
@@ -44,7 +45,7 @@ class AutoStop:
             now = await self._database.now(connection)
             due = await store.due(connection, now)
             next_stop_at = await store.next_stop_at(connection, now)
-        self._tries = {app.run_id: self._tries[app.run_id] for app in due if app.run_id in self._tries}
+        self._forget_old_tries()
         for app in due:
             assert app.run_id is not None
             tries, not_before = self._tries.get(app.run_id, (0, 0.0))
@@ -55,10 +56,15 @@ class AutoStop:
             operation = await self._apps.auto_stop(app)
             if operation is not None:
                 log.info("auto_stop_begun", app_id=str(app.id), operation_id=str(operation.id), attempt=tries + 1)
-        waits = [not_before - self._clock.monotonic() for _, not_before in self._tries.values()]
+        waits = [self._tries[app.run_id][1] - self._clock.monotonic() for app in due if app.run_id is not None]
         if next_stop_at is not None:
             waits.append((next_stop_at - now).total_seconds())
         return max(min([*waits, _LONGEST_SLEEP]), 0.0)
+
+    def _forget_old_tries(self) -> None:
+        """Drop the runs that were stopped long ago. One whose stop is in flight is not due, but must be kept."""
+        old = self._clock.monotonic() - _FORGET_SECONDS
+        self._tries = {run_id: tried for run_id, tried in self._tries.items() if tried[1] > old}
 
     def _on_host_back(self, _: UUID) -> None:
         self._tries.clear()

@@ -26,7 +26,8 @@ class Policy:
         try:
             listed = tomllib.loads(self._file.read_text(encoding="utf-8")).get("allowed_roots", [])
             # Strict: a lone string would be read letter by letter, "" would be the agent's own directory.
-            if not isinstance(listed, list) or not all(isinstance(root, str) and root.startswith("/") for root in listed):
+            absolute = isinstance(listed, list) and all(isinstance(r, str) and r.startswith("/") for r in listed)
+            if not absolute:
                 raise ValueError("allowed_roots must be a list of absolute paths")  # noqa: TRY301 - one sentence for all
             return tuple(os.path.realpath(root) for root in listed)
         except (OSError, ValueError) as error:

@@ -47,6 +47,7 @@ class Delivery:
         self._operation = operation
         self._tail = b""
         self._offset = 0
+        self._refusal: HostRefusedError | None = None
 
     async def run(self, *, recovered: bool) -> Outcome:
         """Return how it ended. `recovered`: it may have been sent before, by a controller that died."""
@@ -60,20 +61,24 @@ class Delivery:
             await self._mark_running(transport.name)
         limit = asyncio.create_task(self._enforce_limit())
         try:
-            return await self._deliver(order, send=not recovered or self._may_still_start())
+            return await self._deliver(order, send=not recovered or self._may_still_start(), sent=recovered)
         finally:
             limit.cancel()
             with suppress(asyncio.CancelledError):
                 await limit
 
-    async def _deliver(self, order: Order, *, send: bool) -> Outcome:
-        """Send and follow, again and again: a lost connection is no answer."""
+    async def _deliver(self, order: Order, *, send: bool, sent: bool) -> Outcome:
+        """Send and follow, again and again: a lost connection is no answer. `sent`: it may have arrived before."""
         retry = _FIRST_RETRY
         while True:
+            # Only the answer to the first sending proves that nothing began.
+            proves = send and not sent
             try:
                 transport = await self._transport()
                 if send:
+                    sent = True
                     await transport.start(order)
+                    proves = False
                 async for item in transport.follow(order.operation_id, self._offset):
                     retry = _FIRST_RETRY
                     if isinstance(item, End):
@@ -82,12 +87,12 @@ class Delivery:
             except HostRefusedError as error:
                 if error.code == "operation_unknown":
                     await self._bury(transport)
-                elif error.code == "agent_fault":
-                    # It may have begun before it went wrong: from here on only ask.
-                    log.warning("agent_fault", error=error.sentence)
-                    send = False
-                else:
+                elif proves and error.code != "agent_fault":
                     return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
+                else:
+                    # It may have begun before: from here on only ask.
+                    log.warning("host_refused", code=error.code, error=error.sentence)
+                    self._refusal, send = error, False
             except (ContactLostError, HostUnreachableError) as error:
                 log.warning("host_contact_lost", error=str(error))
             await self._clock.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
@@ -156,15 +161,22 @@ class Delivery:
                 observed=end.observed,
             )
         if end.kind is EndKind.BURIED:
-            state = "cancelled" if end.code == "cancelled" else "failed"
-            reason = end.reason or "It was cancelled before it began."
-            return Outcome(state, ran=False, error_code=end.code, error=reason, observed=end.observed)
+            state, code, sentence = self._why_buried(end)
+            return Outcome(state, ran=False, error_code=code, error=sentence, observed=end.observed)
         if end.exit_code == 0:
             return Outcome("succeeded", exit_code=0, output=output, observed=end.observed)
         state, code, sentence = self._failure(end, output)
         return Outcome(
             state, exit_code=end.exit_code, error_code=code, error=sentence, output=output, observed=end.observed
         )
+
+    def _why_buried(self, end: End) -> tuple[str, str, str]:
+        if end.cancelled_by == DEADLINE:
+            if self._refusal is not None:
+                return "failed", self._refusal.code, self._refusal.sentence
+            return "failed", "deadline_exceeded", "The operation's time limit was over before it reached the host."
+        state = "cancelled" if end.code == "cancelled" else "failed"
+        return state, end.code, end.reason or "It was cancelled before it began."
 
     def _failure(self, end: End, output: str) -> tuple[str, str, str]:
         if end.cancelled_by == DEADLINE:

@@ -26,6 +26,8 @@ class Observations:
         self._database = database
         self._signals = signals
         self._last_look: dict[UUID, tuple[str, int]] = {}
+        # Seen while an operation was in flight: the status in it is not applied, and would not be told again.
+        self._held: dict[UUID, AppObservation] = {}
 
     def note(self, app_id: UUID, observation: AppObservation) -> None:
         """Remember when an app was last looked at; called before what was seen is committed."""
@@ -35,9 +37,15 @@ class Observations:
     async def app_seen(self, app_id: UUID, observation: AppObservation) -> None:
         """Apply what was seen of an app; nothing where it is older than what is known, or changes nothing."""
         self.note(app_id, observation)
+        if self._is_stale(app_id, observation):
+            return
+        # Before the look at the database: an operation that ends right after it finds it here.
+        self._held[app_id] = observation
         async with self._database.read() as connection:
             now = await self._database.now(connection)
             view = await app_store.view(connection, app_id)
+        if view is None or view.operation_id is None:
+            self._held.pop(app_id, None)
         if view is None or not runs.observe(view.app, observation, now, in_flight=view.operation_id is not None):
             return
         async with self._database.write() as connection:
@@ -46,6 +54,12 @@ class Observations:
                 return
             await self._apply(connection, app_id, observation)
         self._signals.deadlines_changed.emit(None)
+
+    async def operation_ended(self, app_id: UUID, *, ran: bool) -> None:
+        """Apply what was seen while an operation was in flight that, as its end says, never ran."""
+        held = self._held.pop(app_id, None)
+        if held is not None and not ran:
+            await self.app_seen(app_id, held)
 
     async def host_seen(self, server_id: UUID, info: HostInfo) -> None:
         """Apply a host's facts. A host whose Engine doesn't answer is offline, with the reason."""
@@ -90,6 +104,8 @@ class Observations:
         view = await app_store.view(connection, app_id)
         if view is None:
             return
+        if view.operation_id is not None:
+            self._held[app_id] = observation
         values = runs.observe(view.app, observation, now, in_flight=view.operation_id is not None)
         if not values:
             return

@@ -222,6 +222,7 @@ class Operations:
             await server_store.recount(connection, app.server_id)
             if operation.auto_stop and values["status"] == "stopped":
                 await _record_auto_stop(connection, app, operation, now)
+        await self._observations.operation_ended(operation.app_id, ran=outcome.ran)
         log.info("operation_ended", kind=operation.kind, state=outcome.state, error=outcome.error)
         self._signals.deadlines_changed.emit(None)
 

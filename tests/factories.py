@@ -28,6 +28,8 @@ JWT_SECRET = "a-test-s-jwt-secret-0123456789abcdef"  # noqa: S105 - a test's
 ENCRYPTION_KEY = "a-test-s-encryption-key-0123456789ab"
 ENDPOINT = "10.0.0.1:7443"
 PATH = "/srv/apps/shop"
+LIMIT = 120
+"""Seconds after which a test's start is stopped on its host."""
 _CHEAP_HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
 """Checked as any other bcrypt hash is, in a millisecond."""
 
@@ -210,6 +212,7 @@ def make_settings(folder: Path, **changes: object) -> Settings:
         "encryption_key": ENCRYPTION_KEY,
         "admin_password": PASSWORD,
         "public_url": "https://moorage.example.com",
+        "operation_limit_minutes": LIMIT // 60,
     }
     return Settings.model_validate({**plain, **changes})
 

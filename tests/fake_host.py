@@ -167,11 +167,14 @@ class FakeHost:
                 run.end = End(EndKind.LOST, length=len(run.output))
         self._changed.tell()
 
-    def set_running(self, cd_path: str, services: Sequence[str]) -> None:
-        """Make these services' containers run, those of all others be exited, and tell the watchers."""
+    def set_running(self, cd_path: str, services: Sequence[str], others: Sequence[str] = ()) -> None:
+        """Make these services' containers run, those of all others be exited, and tell the watchers.
+
+        `others` have containers too, besides those that are there.
+        """
         app = self.app(cd_path)
         project = PurePosixPath(cd_path).name
-        known = {c.service for c in app.containers} | set(services)
+        known = {c.service for c in app.containers} | set(services) | set(others)
         app.containers = [
             ContainerState(
                 id=f"{project}-{service}",
@@ -247,7 +250,7 @@ class FakeHost:
         if order.kind is OperationKind.DOWN:
             # What `down` took away is gone, not exited.
             self.app(path).containers = [c for c in self.app(path).containers if c.service in leaves]
-        self.set_running(path, leaves)
+        self.set_running(path, leaves, services if leaves and order.kind is not OperationKind.DOWN else ())
         run.end = End(EndKind.EXITED, code, len(run.output), run.cancelled_by)
         self._changed.tell()
 

@@ -1,0 +1,235 @@
+"""How an operation ends, and what its end makes of the app: failed, refused, cancelled, too long, lost."""
+
+import asyncio
+
+import pytest
+from factories import LIMIT, PATH, World
+from fakes import EPOCH, FakeHost, Plan, Refusal, settle
+from moorage_common.states import OperationKind
+
+NOW = int(EPOCH.timestamp() * 1000)
+MINUTE = 60_000
+ERROR = b'{"error":true,"message":"no such image: nothing:1"}\n'
+
+
+@pytest.fixture
+async def host(world: World) -> FakeHost:
+    """Return the one host."""
+    return (await world.new_host())[1]
+
+
+@pytest.fixture
+async def app_id(world: World, host: FakeHost) -> str:
+    """Return an app on that host."""
+    assert host.reachable
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    return await world.new_app(server["id"])
+
+
+async def test_what_compose_said_is_told_and_kept_until_the_next_success(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.plans[OperationKind.UP] = Plan(1, b"Pulling\n" + ERROR)
+    body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(502, "compose_failed")
+    assert body["error"] == "no such image: nothing:1"
+    assert body["output"].splitlines()[-2:] == ["Pulling", "no such image: nothing:1"]
+    app = await world.app(app_id)
+    assert (app["status"], app["lastError"], app["stopAt"]) == ("stopped", body["error"], None)
+    operation = await world.operation(body["operationId"])
+    assert (operation["state"], operation["exitCode"], operation["error"]) == ("failed", 1, body["error"])
+    host.plans.clear()
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    assert (await world.app(app_id))["lastError"] is None
+
+
+async def test_a_failed_start_never_runs_down_and_what_it_left_has_a_deadline(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.plans[OperationKind.UP] = Plan(1, ERROR, leaves=("db",))
+    (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(502, "compose_failed")
+    app = await world.app(app_id)
+    assert (app["status"], app["health"], app["lastError"]) == ("running", "degraded", "no such image: nothing:1")
+    assert (app["startedAt"], app["stopAt"]) == (NOW, NOW + 5 * MINUTE)
+    assert [kind.value for kind, _ in host.commands] == ["up"]
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+async def test_a_failure_over_a_running_app_keeps_its_run(world: World, host: FakeHost, app_id: str, verb: str) -> None:
+    (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
+    old = await world.row(app_id)
+    host.plans[OperationKind.UP] = host.plans[OperationKind.RESTART] = Plan(1, ERROR, leaves=("web",))
+    await world.clock.run(60)
+    (await world.user.post(f"/api/apps/{app_id}/{verb}", {"timeout": 90})).expect(502, "compose_failed")
+    new = await world.row(app_id)
+    assert (new.status, new.run_id, new.stop_at, new.run_timeout) == ("running", old.run_id, old.stop_at, 5)
+
+
+async def test_a_silent_failure_is_told_by_its_code(world: World, host: FakeHost, app_id: str) -> None:
+    host.plans[OperationKind.DOWN] = Plan(14, leaves=("web",))
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    body = (await world.user.post(f"/api/apps/{app_id}/stop")).expect(502, "compose_failed")
+    assert body["error"]
+    app = await world.app(app_id)
+    assert (app["status"], app["lastError"]) == ("running", body["error"])
+    assert app["stopAt"] is not None
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("path_not_allowed", 403),
+        ("project_taken", 409),
+        ("directory_busy", 409),
+        ("project_busy", 409),
+        ("journal_full", 503),
+        ("journal_unavailable", 503),
+        ("engine_unreachable", 503),
+        ("no_compose_file", 502),
+    ],
+)
+async def test_a_host_s_no_is_passed_on_in_its_own_words(
+    world: World, host: FakeHost, app_id: str, code: str, status: int
+) -> None:
+    host.refusal = Refusal(code, "Because of this and that.")
+    body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(status, code)
+    assert body["error"] == "Because of this and that."
+    app = await world.app(app_id)
+    assert (app["status"], app["lastError"], app["stopAt"]) == ("stopped", "Because of this and that.", None)
+    assert (await world.row(app_id)).run_id is None
+    assert host.commands == []
+    host.refusal = None
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+
+
+async def test_a_lost_run_is_called_not_known_and_what_runs_has_a_deadline(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.hold()
+    calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5}))
+    await settle()
+    host.set_running(PATH, ["db"])
+    host.lose_runs()
+    body = (await calling).expect(502, "operation_lost")
+    assert "not known" in body["error"]
+    assert (await world.operation(body["operationId"]))["state"] == "interrupted"
+    app = await world.app(app_id)
+    assert (app["status"], app["stopAt"]) == ("running", NOW + 5 * MINUTE)
+    assert len(host.commands) == 1, "a lost run is never run again by itself"
+
+
+async def test_a_cancelled_start_is_terminated_on_the_host(world: World, host: FakeHost, app_id: str) -> None:
+    host.hold()
+    calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
+    await settle()
+    operation_id = (await world.app(app_id))["operationId"]
+    (await world.user.post(f"/api/operations/{operation_id}/cancel")).expect(200)
+    body = (await calling).expect(409, "operation_cancelled")
+    assert "operator" in body["error"]
+    (run,) = host.journal.values()
+    assert (run.signals, run.cancelled_by) == (["TERM"], "operator")
+    assert (await world.operation(operation_id))["state"] == "cancelled"
+    assert (await world.app(app_id))["status"] == "stopped"
+    (entry,) = await world.audit("CANCEL")
+    assert (entry["username"], entry["resourceId"], entry["data"]) == (
+        "operator",
+        app_id,
+        {"operationId": operation_id},
+    )
+    (await world.user.post(f"/api/operations/{operation_id}/cancel")).expect(409, "operation_ended")
+
+
+async def test_a_start_that_is_cancelled_before_it_arrived_never_runs(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.lose_start = "before"
+    operation_id = await world.begin(app_id)
+    (await world.user.post(f"/api/operations/{operation_id}/cancel")).expect(200)
+    await world.clock.run(20)
+    operation = await world.operation(operation_id)
+    assert (operation["state"], "operator" in operation["error"]) == ("cancelled", True)
+    assert host.commands == []
+    assert (await world.row(app_id)).run_id is None
+
+
+async def test_a_stop_can_t_be_cancelled(world: World, host: FakeHost, app_id: str) -> None:
+    host.hold()
+    operation_id = await world.begin(app_id, "stop")
+    (await world.user.post(f"/api/operations/{operation_id}/cancel")).expect(409, "not_cancellable")
+    assert await world.audit("CANCEL") == []
+
+
+async def test_a_cancel_that_can_t_be_sent_is_told_and_changes_nothing(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.hold()
+    operation_id = await world.begin(app_id)
+    host.reachable = False
+    (await world.user.post(f"/api/operations/{operation_id}/cancel")).expect(503, "host_unreachable")
+    assert (await world.operation(operation_id))["state"] == "running"
+    assert await world.audit("CANCEL") == []
+
+
+async def test_past_its_limit_a_start_is_stopped_on_the_host(world: World, host: FakeHost, app_id: str) -> None:
+    host.hold()
+    calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
+    await settle()
+    await world.clock.run(LIMIT - 1)
+    (run,) = host.journal.values()
+    assert run.signals == []
+    await world.clock.run(1)
+    assert run.signals == ["TERM"]
+    body = (await calling).expect(504, "deadline_exceeded")
+    assert (await world.operation(body["operationId"]))["state"] == "failed"
+    assert (await world.app(app_id))["status"] == "stopped"
+
+
+async def test_the_limit_is_enforced_as_soon_as_the_host_is_back(world: World, host: FakeHost, app_id: str) -> None:
+    host.hold()
+    operation_id = await world.begin(app_id)
+    host.reachable = False
+    await world.clock.run(LIMIT + 60)
+    assert (await world.operation(operation_id))["state"] == "running"
+    host.reachable = True
+    await world.clock.run(20)
+    (run,) = host.journal.values()
+    assert run.signals == ["TERM"]
+    assert (await world.operation(operation_id))["state"] == "failed"
+
+
+async def test_a_stop_is_never_cut_short(world: World, host: FakeHost, app_id: str) -> None:
+    host.hold()
+    operation_id = await world.begin(app_id, "stop")
+    await world.clock.run(2 * LIMIT)
+    (run,) = host.journal.values()
+    assert run.signals == []
+    assert (await world.operation(operation_id))["state"] == "running"
+    host.let_go()
+    await settle()
+    assert (await world.operation(operation_id))["state"] == "succeeded"
+
+
+async def test_a_start_that_nobody_could_look_at_counts_as_running(world: World, host: FakeHost, app_id: str) -> None:
+    host.hold()
+    calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5}))
+    await settle()
+    host.engine_problem = "The Docker Engine doesn't answer."
+    host.let_go()
+    body = (await calling).expect(200)
+    assert (body["status"], body["stopAt"]) == ("running", NOW + 5 * MINUTE)
+    assert (await world.app(app_id))["health"] == "unknown"
+
+
+async def test_only_the_end_of_a_long_output_is_kept(world: World, host: FakeHost, app_id: str) -> None:
+    lines = b"".join(b"line %06d\n" % number for number in range(20_000))
+    host.plans[OperationKind.UP] = Plan(0, lines)
+    body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    assert len(body["output"]) <= 64 * 1024
+    assert body["output"].endswith("line 019999")
+
+
+async def test_output_that_is_no_text_is_shown_all_the_same(world: World, host: FakeHost, app_id: str) -> None:
+    host.plans[OperationKind.UP] = Plan(1, b"\xff\xfe \x1b[31mred\x1b[0m \x00 \xed\xa0\x80 end\n")
+    body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(502, "compose_failed")
+    assert body["error"].endswith("end")
+    assert "\x1b" not in body["output"]
+    assert "\0" not in body["error"]

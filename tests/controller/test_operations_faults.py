@@ -1,0 +1,310 @@
+"""What breaks on the way: hosts that can't be reached, cut connections, a controller that dies. Never a false end."""
+
+import asyncio
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from factories import LIMIT, PATH, World, add_operation
+from fakes import EPOCH, FakeHost, Plan, Refusal, settle
+from moorage_common.states import OperationKind
+from moorage_controller.hosts.transport import EndKind, HostRefusedError, Order
+from moorage_controller.store.operations import Operation
+
+NOW = int(EPOCH.timestamp() * 1000)
+MINUTE = 60_000
+
+
+@pytest.fixture
+async def host(world: World) -> FakeHost:
+    """Return the one host."""
+    return (await world.new_host())[1]
+
+
+@pytest.fixture
+async def app_id(world: World, host: FakeHost) -> str:
+    """Return an app on that host."""
+    assert host.reachable
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    return await world.new_app(server["id"])
+
+
+async def test_a_host_that_can_t_be_reached_is_told_at_once_and_nothing_was_sent(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.reachable = False
+    body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(503, "host_unreachable")
+    app = await world.app(app_id)
+    assert (app["status"], app["lastError"], app["operationId"]) == ("stopped", body["error"], None)
+    assert (await world.row(app_id)).run_id is None
+    assert host.journal == {}
+    assert (await world.operation(body["operationId"]))["state"] == "failed"
+    host.reachable = True
+    await world.clock.run(60)
+    assert host.journal == {}, "what was told to have failed must not be sent later"
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+
+
+async def test_a_server_without_an_agent_says_what_to_do(world: World) -> None:
+    app_id = await world.new_app(await world.new_server())
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(503, "no_agent")
+    assert (await world.app(app_id))["status"] == "stopped"
+
+
+async def test_a_host_that_doesn_t_answer_is_given_up_within_seconds(world: World, host: FakeHost, app_id: str) -> None:
+    host.silent = True
+    calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
+    await world.clock.run(4.9)
+    assert not calling.done()
+    await world.clock.run(0.2)
+    (await calling).expect(503, "host_unreachable")
+    assert host.journal == {}
+
+
+async def test_a_stop_that_can_t_be_sent_leaves_the_run_and_its_deadline(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 60})).expect(200)
+    host.reachable = False
+    (await world.user.post(f"/api/apps/{app_id}/stop")).expect(503, "host_unreachable")
+    app = await world.app(app_id)
+    assert (app["status"], app["stopAt"]) == ("running", NOW + 60 * MINUTE)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("verb", ["start", "restart", "stop"])
+async def test_contact_lost_at_the_start_is_no_answer_and_it_runs_exactly_once(
+    world: World, host: FakeHost, app_id: str, when: str, verb: str
+) -> None:
+    host.lose_start = "before" if when == "before" else "after"
+    calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/{verb}"))
+    await settle()
+    assert not calling.done()
+    await world.clock.run(2)
+    (await calling).expect(200)
+    (run,) = host.journal.values()
+    assert run.starts == 1
+    assert run.attached == (1 if when == "after" else 0)
+
+
+async def test_a_cut_while_it_is_followed_is_mended_by_offset_with_the_whole_output(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    lines = b"".join(b"line %04d\n" % number for number in range(500))
+    host.plans[OperationKind.UP] = Plan(0, lines)
+    host.cut_after = 1234
+    calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
+    await settle()
+    assert not calling.done()
+    await world.clock.run(2)
+    output = (await calling).expect(200)["output"]
+    assert output.splitlines()[1:] == lines.decode().splitlines()
+    assert host.follows == [0, 1234]
+
+
+async def test_a_host_that_is_away_for_long_is_followed_again_and_its_end_is_the_end(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.hold()
+    operation_id = await world.begin(app_id)
+    host.reachable = False
+    await world.clock.run(60)
+    assert (await world.operation(operation_id))["state"] == "running"
+    assert (await world.app(app_id))["status"] == "starting"
+    host.let_go()
+    await settle()
+    host.reachable = True
+    await world.clock.run(20)
+    assert (await world.operation(operation_id))["state"] == "succeeded"
+    assert (await world.app(app_id))["status"] == "running"
+    (run,) = host.journal.values()
+    assert run.starts == 1
+
+
+async def test_a_caller_s_patience_ends_with_the_limit_and_the_operation_goes_on(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.hold()
+    operation_id = await world.begin(app_id)
+    host.reachable = False
+    await world.clock.run(LIMIT + 61)
+    body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(504, "deadline_exceeded")
+    assert body["operationId"] == operation_id
+    assert (await world.operation(operation_id))["state"] == "running"
+
+
+@pytest.mark.parametrize("verb", ["start", "stop"])
+async def test_a_controller_that_died_in_the_middle_takes_it_up_again(
+    world: World, host: FakeHost, app_id: str, verb: str
+) -> None:
+    host.hold()
+    operation_id = await world.begin(app_id, verb)
+    await world.stop()
+    assert [run.end for run in host.journal.values()] == [None]
+    await world.start()
+    assert (await world.operation(operation_id))["state"] == "running"
+    host.let_go()
+    await world.clock.run(2)
+    assert (await world.operation(operation_id))["state"] == "succeeded"
+    (run,) = host.journal.values()
+    assert run.starts == 1
+
+
+async def test_what_ended_while_no_controller_was_there_is_recorded_with_its_whole_output(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.hold()
+    host.plans[OperationKind.UP] = Plan(1, b'{"error":true,"message":"port is taken"}\n', leaves=("db",))
+    operation_id = await world.begin(app_id, "start", {"timeout": 5})
+    await world.stop()
+    host.let_go()
+    await settle()
+    world.clock.advance(60)
+    await world.start()
+    await settle()
+    operation = await world.operation(operation_id)
+    assert (operation["state"], operation["error"]) == ("failed", "port is taken")
+    app = await world.app(app_id)
+    assert (app["status"], app["health"], app["lastError"]) == ("running", "degraded", "port is taken")
+    assert app["stopAt"] == NOW + 6 * MINUTE
+
+
+async def died_before_sending(world: World, app_id: str, kind: OperationKind) -> Operation:
+    """Leave what a controller leaves that died between its commit and its first word to the host."""
+    await world.stop()
+    app = await world.row(app_id)
+    database = world.database()
+    deadline = world.clock.now() + timedelta(seconds=LIMIT)
+    run = None if kind is OperationKind.DOWN else UUID(int=7)
+    operation = await add_operation(
+        database, app, kind=kind.value, deadline_at=deadline, run_id=run, run_timeout=5, created_at=world.clock.now()
+    )
+    await database.close()
+    return operation
+
+
+@pytest.mark.parametrize("kind", list(OperationKind))
+async def test_what_was_recorded_and_never_sent_is_sent_within_its_limit(
+    world: World, host: FakeHost, app_id: str, kind: OperationKind
+) -> None:
+    operation = await died_before_sending(world, app_id, kind)
+    world.clock.advance(LIMIT - 1)
+    await world.start()
+    await settle()
+    assert (await world.operation(str(operation.id)))["state"] == "succeeded"
+    assert host.commands == [(kind, PATH)]
+
+
+async def test_after_its_limit_it_is_buried_instead_and_fails(world: World, host: FakeHost, app_id: str) -> None:
+    operation = await died_before_sending(world, app_id, OperationKind.UP)
+    world.clock.advance(LIMIT + 1)
+    await world.start()
+    await world.clock.run(5)
+    ended = await world.operation(str(operation.id))
+    assert (ended["state"], "time limit" in ended["error"]) == ("failed", True)
+    (run,) = host.journal.values()
+    assert run.end is not None
+    assert (run.end.kind, run.starts) == (EndKind.BURIED, 0)
+    app = await world.app(app_id)
+    assert (app["status"], app["stopAt"]) == ("stopped", None)
+    row = await world.row(app_id)
+    assert row.run_id is None
+
+
+async def test_a_stop_is_sent_however_late(world: World, host: FakeHost, app_id: str) -> None:
+    (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 600})).expect(200)
+    operation = await died_before_sending(world, app_id, OperationKind.DOWN)
+    world.clock.advance(2 * LIMIT)
+    await world.start()
+    await settle()
+    assert (await world.operation(str(operation.id)))["state"] == "succeeded"
+    assert (await world.app(app_id))["status"] == "stopped"
+    assert host.app(PATH).containers == []
+
+
+async def test_a_stale_look_doesn_t_undo_a_later_truth(world: World, host: FakeHost, app_id: str) -> None:
+    stale = host.observation(PATH)
+    (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
+    host.push(stale)
+    await settle()
+    assert (await world.app(app_id))["status"] == "running"
+    stale = host.observation(PATH)
+    (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
+    host.push(stale)
+    await settle()
+    app = await world.app(app_id)
+    assert (app["status"], app["stopAt"]) == ("stopped", None)
+
+
+async def test_after_a_reboot_the_host_s_looks_count_from_nought(world: World, host: FakeHost, app_id: str) -> None:
+    (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
+    host.boot_id, host._looked_at = "boot-2", 0
+    host.set_running(PATH, [])
+    await settle()
+    assert (await world.app(app_id))["status"] == "stopped"
+
+
+async def test_a_no_after_a_lost_start_is_not_taken_for_never_ran(world: World, host: FakeHost, app_id: str) -> None:
+    """The start arrived, its answer didn't; asked again, the host can't even look into its journal (a full disk)."""
+    host.hold()
+    host.lose_start = "after"
+    operation_id = await world.begin(app_id, "start", {"timeout": 5})
+    launch, refusals = host.launch, 0
+
+    async def full(order: Order) -> None:
+        nonlocal refusals
+        refusals += 1
+        if refusals > 2:
+            await launch(order)
+        raise HostRefusedError("journal_full", "The disk is full.")
+
+    host.launch = full  # type: ignore[method-assign]  # a host whose disk fills up
+    await world.clock.run(2)
+    assert refusals > 0
+    assert (await world.operation(operation_id))["state"] == "running", "a false end"
+    host.let_go()
+    await world.clock.run(60)
+    assert (await world.operation(operation_id))["state"] == "succeeded"
+    (run,) = host.journal.values()
+    assert run.starts == 1
+
+
+async def test_what_is_refused_when_it_is_sent_again_by_the_next_controller_fails_in_the_host_s_words(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    operation = await died_before_sending(world, app_id, OperationKind.UP)
+    host.refusal = Refusal("path_not_allowed", "This directory is outside of what the agent may touch.")
+    await world.start()
+    await world.clock.run(5)
+    ended = await world.operation(str(operation.id))
+    assert (ended["state"], ended["error"]) == ("failed", host.refusal.sentence)
+    assert (await world.row(app_id)).run_id is None
+
+
+async def test_what_was_seen_while_a_start_was_refused_still_counts(world: World, host: FakeHost, app_id: str) -> None:
+    """Somebody runs `docker compose up` by hand meanwhile: told once by the watch, and by nothing afterwards."""
+    host.lose_start = "before"
+    await world.begin(app_id)
+    host.set_running(PATH, ["web"])
+    host.refusal = Refusal("project_taken", "Another directory's containers run under that name.")
+    await world.clock.run(5)
+    app = await world.app(app_id)
+    assert (app["status"], app["startedAt"] is not None) == ("running", True)
+    assert app["stopAt"] is not None, "a running container without a deadline"
+
+
+async def test_a_fault_in_the_agent_is_asked_about_and_not_guessed_at(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    launch = host.launch
+
+    async def faulty(order: Order) -> None:
+        await launch(order)
+        raise HostRefusedError("agent_fault", "Something went wrong in the agent.")
+
+    host.launch = faulty  # type: ignore[method-assign]  # an agent with a fault after the deed
+    calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
+    await world.clock.run(2)
+    (await calling).expect(200)
+    (run,) = host.journal.values()
+    assert (run.starts, run.attached) == (1, 0)

@@ -1,6 +1,7 @@
 """A real journal in a temporary folder, run by each shell there is."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from moorage_common.journal import Journal, Order
+from moorage_common.journal import Journal, JournalError, Order
 
 SHELLS = ["sh", *(name for name in ("busybox", "bash") if shutil.which(name))]
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -68,11 +69,15 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def journal(root: Path, shell: Shell) -> Journal:
-    """Return a prepared journal whose supervisors run in `shell`."""
+def journal(root: Path, shell: Shell, work: Path) -> Iterator[Journal]:
+    """Return a prepared journal whose supervisors run in `shell`; a test that failed leaves nothing running."""
     journal = Journal(root, launcher=shell.launcher)
     journal.prepare()
-    return journal
+    yield journal
+    (work / "on").touch()
+    for folder in (root / "operations").iterdir():
+        with contextlib.suppress(ValueError, JournalError):
+            journal.kill(folder.name)
 
 
 @pytest.fixture
@@ -116,15 +121,17 @@ def until() -> Callable[..., Awaitable[None]]:
 
 
 @pytest.fixture
-def gated(tmp_path: Path) -> Callable[[str], Path]:
+def gated(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Return a maker of gates: a folder for the front of PATH, in which a tool waits for the file `open` to be there.
 
     Each call of the tool makes the file `arrived` first.
     """
+    gates: list[Path] = []
 
     def make(tool: str) -> Path:
         gate = tmp_path / f"gate-{tool}"
         gate.mkdir()
+        gates.append(gate)
         real = shutil.which(tool)
         wrapper = gate / tool
         wait = f"while [ ! -e '{gate}/open' ]; do sleep 0.01; done"
@@ -132,7 +139,9 @@ def gated(tmp_path: Path) -> Callable[[str], Path]:
         wrapper.chmod(0o755)
         return gate
 
-    return make
+    yield make
+    for gate in gates:
+        (gate / "open").touch()
 
 
 @pytest.fixture

@@ -1,0 +1,105 @@
+"""The commands of an operation, and the steps of a stop run for real by each shell there is."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moorage_common.compose import (
+    clean_environment,
+    config_command,
+    down_command,
+    start_command,
+    steps_command,
+)
+from moorage_common.states import OperationKind
+
+SHELLS = {
+    name: [program, *rest]
+    for name, rest in (("dash", []), ("busybox", ["sh"]), ("bash", ["--posix"]))
+    if (program := shutil.which(name))
+}
+words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+hostile = st.sampled_from(
+    ["'", '"', "$(exit 9)", "`exit 9`", ";exit 9;", "\n", "${1}", "$#", "\\", "*", "-n", "--", "3"]
+)
+
+
+def run(steps: list[list[str]], shell: str, directory: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    _, *rest = steps_command(steps)
+    return subprocess.run([*SHELLS[shell], *rest], capture_output=True, check=False, cwd=directory)
+
+
+def test_there_is_a_shell_to_try() -> None:
+    assert SHELLS
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@given(arguments=st.lists(words | hostile, max_size=14))
+@settings(max_examples=40, deadline=None)
+def test_every_argument_arrives_as_it_is(shell: str, arguments: list[str]) -> None:
+    step = ["/usr/bin/printf", "%s\\0", "begin", *arguments]
+    expected = b"".join(word.encode() + b"\0" for word in ("begin", *arguments))
+    ended = run([step, step], shell)
+    assert (ended.stdout, ended.stderr, ended.returncode) == (expected * 2, b"", 0)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@given(codes=st.lists(st.integers(0, 255), max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_each_step_runs_and_the_last_code_counts(shell: str, codes: list[int]) -> None:
+    steps = [["/bin/sh", "-c", f"echo {number}; exit {code}"] for number, code in enumerate(codes)]
+    ended = run(steps, shell)
+    assert ended.stdout.decode().split() == [str(number) for number in range(len(codes))]
+    assert ended.returncode == (codes[-1] if codes else 0)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_step_that_cannot_run_does_not_keep_the_next_from_running(shell: str, tmp_path: Path) -> None:
+    ended = run([["/no/such/program"], ["touch", "ran"]], shell, tmp_path)
+    assert ended.returncode == 0
+    assert (tmp_path / "ran").exists()
+    assert run([["touch", "ran"], ["/no/such/program"]], shell, tmp_path).returncode == 127
+
+
+def test_the_commands_are_those_of_the_guide() -> None:
+    base = ["compose", "--progress", "json", "--ansi", "never"]
+    assert start_command("compose", OperationKind.UP) == [*base, "up", "-d"]
+    assert start_command("compose", OperationKind.RESTART) == [*base, "up", "-d", "--force-recreate"]
+    assert down_command("compose") == [*base, "down"]
+    assert down_command("compose", "web") == [*base, "-p", "web", "down", "--remove-orphans"]
+    assert config_command("compose") == ["compose", "config", "--format", "json"]
+    assert config_command("compose", environment=True) == ["compose", "config", "--environment"]
+
+
+def test_the_environment_is_clean() -> None:
+    base = {
+        "HOME": "/home/x",
+        "DOCKER_HOST": "unix:///x.sock",
+        "DOCKER_CONFIG": "/cfg",
+        "PATH": "/evil",
+        "LD_LIBRARY_PATH": "/bundle",
+        "JWT_SECRET": "secret",
+        "COMPOSE_FILE": "other.yaml",
+        "COMPOSE_PROJECT_NAME": "other",
+        "PWD": "/wrong",
+    }
+    assert clean_environment("/srv/app", base) == {
+        "HOME": "/home/x",
+        "DOCKER_HOST": "unix:///x.sock",
+        "DOCKER_CONFIG": "/cfg",
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "PWD": "/srv/app",
+    }
+    assert clean_environment("/srv/app", {})["HOME"] == "/root"
+
+
+def test_the_environment_is_this_process_s_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///mine.sock")
+    monkeypatch.setenv("ENCRYPTION_KEY", "secret")
+    found = clean_environment("/srv/app")
+    assert found["DOCKER_HOST"] == "unix:///mine.sock"
+    assert "ENCRYPTION_KEY" not in found

@@ -1,0 +1,68 @@
+"""What containers say about an app."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from moorage_common.states import AppStatus, ContainerState, Health, observed_health, observed_status
+
+UP = ContainerState(id="1", name="web-a-1", service="a", image="a:1", state="running")
+DONE = replace(UP, state="exited", exit_code=0)
+FAILED = replace(UP, state="exited", exit_code=1)
+CREATED = replace(UP, state="created")
+ONE_OFF = replace(UP, one_off=True)
+STATES = ["created", "running", "paused", "restarting", "removing", "exited", "dead"]
+
+containers = st.builds(
+    ContainerState,
+    id=st.just("1"),
+    name=st.just("n"),
+    service=st.just("s"),
+    image=st.just("i"),
+    state=st.sampled_from(STATES),
+    health=st.sampled_from(["", "starting", "healthy", "unhealthy"]),
+    exit_code=st.sampled_from([0, 1, 137]),
+    one_off=st.booleans(),
+)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_an_app_runs_while_one_container_holds_resources(state: str) -> None:
+    alive = state in {"running", "restarting", "paused", "removing"}
+    expected = AppStatus.RUNNING if alive else AppStatus.STOPPED
+    assert observed_status([DONE, replace(UP, state=state)]) is expected
+    assert observed_status([replace(ONE_OFF, state=state)]) is expected
+
+
+@pytest.mark.parametrize(
+    ("found", "health"),
+    [
+        ([], Health.UNKNOWN),
+        ([DONE], Health.UNKNOWN),
+        ([FAILED, CREATED], Health.UNKNOWN),
+        ([ONE_OFF], Health.UNKNOWN),
+        ([UP], Health.HEALTHY),
+        ([UP, DONE], Health.HEALTHY),
+        ([UP, replace(ONE_OFF, health="unhealthy")], Health.HEALTHY),
+        ([replace(UP, health="healthy"), UP], Health.HEALTHY),
+        ([replace(UP, health="starting"), UP], Health.STARTING),
+        ([UP, FAILED], Health.DEGRADED),
+        ([UP, CREATED], Health.DEGRADED),
+        ([UP, replace(UP, state="dead")], Health.DEGRADED),
+        ([UP, replace(UP, state="restarting")], Health.DEGRADED),
+        ([replace(UP, state="paused")], Health.DEGRADED),
+        ([replace(UP, health="starting"), FAILED], Health.DEGRADED),
+        ([replace(UP, health="unhealthy"), FAILED], Health.UNHEALTHY),
+    ],
+)
+def test_the_worst_word_wins(found: list[ContainerState], health: Health) -> None:
+    assert observed_health(found) is health
+
+
+@given(st.lists(containers, max_size=5))
+def test_the_order_does_not_matter_and_nothing_stopped_is_healthy(found: list[ContainerState]) -> None:
+    assert observed_health(found[::-1]) is observed_health(found)
+    assert observed_status(found[::-1]) is observed_status(found)
+    if observed_health(found) is not Health.UNKNOWN:
+        assert observed_status(found) is AppStatus.RUNNING

@@ -68,7 +68,7 @@ class FakeRun:
     starts: int = 0
     attached: int = 0
     task: asyncio.Task[None] | None = None
-    terminated: asyncio.Event = field(default_factory=asyncio.Event)
+    terminated: bool = False
 
 
 @dataclass
@@ -106,8 +106,8 @@ class FakeHost:
         self._engine_problem = ""
         self._cuts = 0
         self._looked_at = 0
-        self._gate = asyncio.Event()
-        self._gate.set()
+        self._open = True
+        self._let_go: set[str] = set()
         self._changed = _Change()
         self._watches: dict[asyncio.Queue[WatchItem | None], set[str]] = {}
 
@@ -153,11 +153,17 @@ class FakeHost:
 
     def hold(self) -> None:
         """Let no command end until `let_go`, unless it is terminated."""
-        self._gate.clear()
+        self._open = False
 
     def let_go(self) -> None:
         """Let all commands end."""
-        self._gate.set()
+        self._open = True
+        self._changed.tell()
+
+    def let_go_of(self, cd_path: str) -> None:
+        """Let the commands in one directory end, from here on."""
+        self._let_go.add(cd_path)
+        self._changed.tell()
 
     def lose_runs(self) -> None:
         """Lose every running command as a power cut does: the journal knows that it began, not how it ended."""
@@ -233,13 +239,9 @@ class FakeHost:
         path, plan = order.app.cd_path, self.plans.get(order.kind, Plan())
         services = self.app(path).services
         self._print(run, f'{{"id":"Container {path}","status":"Working","text":"{order.kind.value}"}}\n'.encode())
-        tasks = [asyncio.create_task(event.wait()) for event in (self._gate, run.terminated)]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-        if run.terminated.is_set():
+        while not (self._open or path in self._let_go or run.terminated):
+            await self._changed.wait()
+        if run.terminated:
             plan, code = Plan(leaves=tuple(c.service for c in self.app(path).containers if c.alive)), 130
         else:
             code = plan.exit_code
@@ -272,7 +274,8 @@ class FakeHost:
             return CancelOutcome.BURIED if run.end.kind is EndKind.BURIED else CancelOutcome.ALREADY_ENDED
         run.cancelled_by = by
         run.signals.append("TERM")
-        run.terminated.set()
+        run.terminated = True
+        self._changed.tell()
         return CancelOutcome.SIGNALLED
 
     async def read(self, operation_id: UUID, after: int) -> AsyncIterator[Output | End]:

@@ -1,0 +1,396 @@
+"""Auto-stop: at the deadline to the second, once, through changes, failures and outages, until nothing is left."""
+
+import asyncio
+import random
+import uuid
+from datetime import timedelta
+
+import pytest
+from factories import PATH, World
+from fakes import EPOCH, FakeHost, Plan, settle
+from moorage_common.states import OperationKind
+from moorage_controller.services.apps import Apps
+from moorage_controller.store import apps
+
+NOW = int(EPOCH.timestamp() * 1000)
+SECONDS = 300
+
+
+@pytest.fixture(autouse=True)
+def _steady_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries come when they are said to."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+
+
+@pytest.fixture
+async def host(world: World) -> FakeHost:
+    """Return the one host."""
+    return (await world.new_host())[1]
+
+
+@pytest.fixture
+async def app_id(world: World, host: FakeHost) -> str:
+    """Return an app on that host, whose runs last five minutes."""
+    assert host.reachable
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    return await world.new_app(server["id"], autoStopTimeout=5)
+
+
+def downs(host: FakeHost) -> list[str]:
+    """Return the directories of the stops that a host ran."""
+    return [path for kind, path in host.commands if kind is OperationKind.DOWN]
+
+
+async def start(world: World, app_id: str, minutes: int = 5) -> None:
+    (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": minutes})).expect(200)
+
+
+async def status(world: World, app_id: str) -> str:
+    return str((await world.app(app_id))["status"])
+
+
+async def test_it_is_stopped_at_its_deadline_to_the_second_and_not_before(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    await start(world, app_id)
+    await world.clock.run(SECONDS - 1)
+    assert downs(host) == []
+    assert await status(world, app_id) == "running"
+    await world.clock.run(1)
+    assert downs(host) == [PATH]
+    app = await world.app(app_id)
+    assert (app["status"], app["startedAt"], app["stopAt"]) == ("stopped", None, None)
+    assert host.app(PATH).containers == []
+
+
+async def test_it_is_in_the_audit_log_once_with_the_guide_s_details(world: World, host: FakeHost, app_id: str) -> None:
+    await start(world, app_id)
+    await world.clock.run(SECONDS + 120)
+    (entry,) = await world.audit("AUTO_STOP")
+    assert entry["data"] == {"reason": "timeout", "timeout": 5}
+    assert (entry["username"], entry["userId"], entry["resourceType"]) == ("auto-stop", None, "app")
+    assert (entry["resourceId"], entry["resourceName"]) == (app_id, "QMS Backend")
+    assert entry["createdAt"] == "2026-03-04T05:11:07.000Z"
+    assert await world.audit("STOP") == []
+    assert len(downs(host)) == 1
+
+
+async def test_its_operation_says_who_asked(world: World, host: FakeHost, app_id: str) -> None:
+    await start(world, app_id)
+    host.hold()
+    await world.clock.run(SECONDS)
+    app = await world.app(app_id)
+    assert app["status"] == "stopping"
+    operation = await world.operation(app["operationId"])
+    assert (operation["kind"], operation["actor"], operation["state"]) == ("down", "auto-stop", "running")
+    (await world.admin.post(f"/api/operations/{operation['id']}/cancel")).expect(409, "not_cancellable")
+    assert await world.audit("AUTO_STOP") == [], "it is told when it is done"
+    host.let_go()
+    await settle()
+    assert len(await world.audit("AUTO_STOP")) == 1
+
+
+async def test_a_stop_by_hand_leaves_nothing_to_stop(world: World, host: FakeHost, app_id: str) -> None:
+    await start(world, app_id)
+    (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
+    await world.clock.run(SECONDS + 60)
+    assert len(downs(host)) == 1
+    assert await world.audit("AUTO_STOP") == []
+
+
+async def test_a_longer_timeout_moves_the_deadline_of_the_run_at_once(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    await start(world, app_id)
+    await world.clock.run(SECONDS - 10)
+    changed = (await world.user.put(f"/api/apps/{app_id}", {"autoStopTimeout": 6})).expect(200)
+    assert changed["stopAt"] == NOW + 6 * 60_000
+    await world.clock.run(69)
+    assert downs(host) == []
+    await world.clock.run(1)
+    assert downs(host) == [PATH]
+    (entry,) = await world.audit("AUTO_STOP")
+    assert entry["data"] == {"reason": "timeout", "timeout": 6}
+
+
+async def test_a_shorter_one_too_and_one_that_is_over_stops_it_now(world: World, host: FakeHost, app_id: str) -> None:
+    await start(world, app_id)
+    await world.clock.run(90)
+    (await world.user.put(f"/api/apps/{app_id}", {"autoStopTimeout": 2})).expect(200)
+    await world.clock.run(29)
+    assert downs(host) == []
+    await world.clock.run(1)
+    assert downs(host) == [PATH]
+    await start(world, app_id)
+    await world.clock.run(61)
+    (await world.user.put(f"/api/apps/{app_id}", {"autoStopTimeout": 1})).expect(200)
+    await settle()
+    assert downs(host) == [PATH, PATH]
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+async def test_a_new_run_wins(world: World, host: FakeHost, app_id: str, verb: str) -> None:
+    await start(world, app_id)
+    await world.clock.run(SECONDS - 1)
+    (await world.user.post(f"/api/apps/{app_id}/{verb}", {"timeout": 5})).expect(200)
+    await world.clock.run(SECONDS - 1)
+    assert downs(host) == []
+    await world.clock.run(1)
+    assert downs(host) == [PATH]
+
+
+async def test_a_run_that_changed_after_it_was_found_due_is_left_alone(
+    world: World, host: FakeHost, app_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compare-and-set: between the look and the deed somebody extends it."""
+    await start(world, app_id)
+    plain = Apps.auto_stop
+
+    async def extended_first(self: Apps, due: apps.App) -> object:
+        if due.stop_at == EPOCH + timedelta(minutes=5):
+            (await world.user.put(f"/api/apps/{app_id}", {"autoStopTimeout": 10})).expect(200)
+        return await plain(self, due)
+
+    monkeypatch.setattr(Apps, "auto_stop", extended_first)
+    await world.clock.run(SECONDS + 60)
+    assert downs(host) == []
+    assert await status(world, app_id) == "running"
+    await world.clock.run(SECONDS - 60)
+    assert downs(host) == [PATH]
+
+
+async def test_a_stop_that_leaves_containers_is_tried_again_until_they_are_gone(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.plans[OperationKind.DOWN] = Plan(1, b"container is stuck\n", leaves=("db",))
+    await start(world, app_id)
+    await world.clock.run(SECONDS)
+    app = await world.app(app_id)
+    assert (app["status"], app["lastError"]) == ("running", "container is stuck")
+    await world.clock.run(60)
+    tries = len(downs(host))
+    assert 3 <= tries <= 10
+    assert await world.audit("AUTO_STOP") == []
+    host.plans.clear()
+    await world.clock.run(61)
+    assert await status(world, app_id) == "stopped"
+    assert len(downs(host)) == tries + 1
+    assert len(await world.audit("AUTO_STOP")) == 1
+    await world.clock.run(120)
+    assert len(downs(host)) == tries + 1
+
+
+async def test_a_host_that_is_away_is_stopped_on_as_soon_as_it_is_back(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    await start(world, app_id)
+    host.reachable = False
+    await world.clock.run(SECONDS + 120)
+    assert downs(host) == []
+    app = await world.app(app_id)
+    assert app["status"] == "running"
+    assert app["stopAt"] == NOW + SECONDS * 1000
+    host.reachable = True
+    # The watch comes back within 15 seconds, and its first word is enough.
+    await world.clock.run(15)
+    assert downs(host) == [PATH]
+    assert await status(world, app_id) == "stopped"
+    assert len(await world.audit("AUTO_STOP")) == 1
+
+
+async def test_what_became_due_while_no_controller_was_there_is_stopped_at_the_start(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    await start(world, app_id)
+    await world.stop()
+    world.clock.advance(SECONDS * 3)
+    await world.start()
+    await settle()
+    assert downs(host) == [PATH]
+    assert len(await world.audit("AUTO_STOP")) == 1
+
+
+async def test_a_deadline_outlives_a_restart_of_the_controller(world: World, host: FakeHost, app_id: str) -> None:
+    await start(world, app_id)
+    await world.clock.run(60)
+    await world.restart()
+    await world.clock.run(SECONDS - 61)
+    assert downs(host) == []
+    await world.clock.run(1)
+    assert downs(host) == [PATH]
+
+
+async def test_a_controller_that_dies_in_the_middle_of_it_ends_it_and_tells_it_once(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    await start(world, app_id)
+    host.hold()
+    await world.clock.run(SECONDS)
+    await world.stop()
+    host.let_go()
+    await settle()
+    await world.start()
+    await world.clock.run(5)
+    assert await status(world, app_id) == "stopped"
+    assert len(downs(host)) == 1
+    assert len(await world.audit("AUTO_STOP")) == 1
+
+
+async def test_what_a_failed_start_left_is_stopped_at_its_deadline(world: World, host: FakeHost, app_id: str) -> None:
+    host.plans[OperationKind.UP] = Plan(1, b"web failed\n", leaves=("db",))
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(502)
+    await world.clock.run(SECONDS - 1)
+    assert downs(host) == []
+    await world.clock.run(1)
+    assert downs(host) == [PATH]
+    assert host.app(PATH).containers == []
+
+
+async def test_what_a_start_may_have_left_that_nobody_could_look_at_is_stopped_too(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.hold()
+    calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
+    await settle()
+    host.engine_problem = "The Docker Engine doesn't answer."
+    host.lose_runs()
+    (await calling).expect(502, "operation_lost")
+    host.let_go()
+    await world.clock.run(SECONDS)
+    assert downs(host) == [PATH]
+
+
+async def test_containers_that_were_started_past_us_get_a_run_and_are_stopped(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.set_running(PATH, ["web"])
+    await settle()
+    app = await world.app(app_id)
+    assert (app["status"], app["startedAt"], app["stopAt"]) == ("running", NOW, NOW + SECONDS * 1000)
+    await world.clock.run(SECONDS - 1)
+    assert downs(host) == []
+    await world.clock.run(1)
+    assert downs(host) == [PATH]
+    (entry,) = await world.audit("AUTO_STOP")
+    assert entry["data"] == {"reason": "timeout", "timeout": 5}
+
+
+async def test_an_app_that_ended_by_itself_is_not_stopped(world: World, host: FakeHost, app_id: str) -> None:
+    await start(world, app_id)
+    host.set_running(PATH, [])
+    await settle()
+    assert await status(world, app_id) == "stopped"
+    await world.clock.run(SECONDS + 60)
+    assert downs(host) == []
+
+
+async def test_two_that_are_due_at_once_are_both_stopped(world: World, host: FakeHost, app_id: str) -> None:
+    app = await world.app(app_id)
+    other = await world.new_app(app["serverId"], projectId=app["projectId"], cdPath="/srv/other", name="Other")
+    for each in (app_id, other):
+        await start(world, each)
+    await world.clock.run(SECONDS)
+    assert sorted(downs(host)) == sorted([PATH, "/srv/other"])
+    assert [await status(world, each) for each in (app_id, other)] == ["stopped", "stopped"]
+
+
+async def test_one_host_that_hangs_delays_no_other(world: World, host: FakeHost, app_id: str) -> None:
+    second_server, second = await world.new_host("10.0.0.2:7443", name="Second")
+    other = await world.new_app(second_server, cdPath="/srv/other")
+    for each in (app_id, other):
+        await start(world, each)
+    host.silent = True
+    await world.clock.run(SECONDS)
+    assert downs(host) == []
+    assert downs(second) == ["/srv/other"]
+    assert await status(world, other) == "stopped"
+
+
+async def test_a_stop_that_hangs_delays_no_other_on_the_same_host(world: World, host: FakeHost, app_id: str) -> None:
+    app = await world.app(app_id)
+    other = await world.new_app(app["serverId"], projectId=app["projectId"], cdPath="/srv/other", name="Other")
+    await start(world, app_id, 5)
+    await start(world, other, 6)
+    host.hold()
+    await world.clock.run(SECONDS)
+    host.let_go_of("/srv/other")
+    await world.clock.run(60)
+    assert [await status(world, each) for each in (app_id, other)] == ["stopping", "stopped"]
+
+
+async def test_a_deadline_that_passes_while_a_restart_is_under_way_doesn_t_end_the_new_run(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    await start(world, app_id)
+    await world.clock.run(SECONDS - 1)
+    host.hold()
+    await world.begin(app_id, "restart", {"timeout": 5})
+    await world.clock.run(60)
+    assert downs(host) == []
+    host.let_go()
+    await settle()
+    assert (await world.app(app_id))["stopAt"] == NOW + (2 * SECONDS + 59) * 1000
+    await world.clock.run(SECONDS - 1)
+    assert downs(host) == []
+    await world.clock.run(1)
+    assert downs(host) == [PATH]
+
+
+async def test_a_failed_restart_past_the_old_deadline_is_followed_by_the_stop(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    await start(world, app_id)
+    await world.clock.run(SECONDS - 1)
+    host.plans[OperationKind.RESTART] = Plan(1, b"no\n", leaves=("web",))
+    host.hold()
+    await world.begin(app_id, "restart", {"timeout": 5})
+    await world.clock.run(30)
+    host.let_go()
+    await settle()
+    assert downs(host) == [PATH]
+    assert await status(world, app_id) == "stopped"
+
+
+async def test_a_clock_that_jumps_over_a_deadline_doesn_t_lose_it(world: World, host: FakeHost, app_id: str) -> None:
+    await start(world, app_id)
+    await settle()
+    world.clock.advance(SECONDS * 10)
+    await settle()
+    assert downs(host) == [PATH]
+
+
+async def test_a_run_of_an_app_that_was_deleted_meanwhile_stops_nothing(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    await start(world, app_id)
+    (await world.admin.delete(f"/api/apps/{app_id}?force=true")).expect(200)
+    await world.clock.run(SECONDS + 60)
+    assert len(downs(host)) == 1
+
+
+async def test_auto_stop_goes_on_after_a_database_that_failed_for_a_while(
+    world: World, host: FakeHost, app_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await start(world, app_id)
+    await world.clock.run(SECONDS - 1)
+    with monkeypatch.context() as broken:
+        broken.setattr(apps, "due", None)
+        await world.clock.run(4)
+        assert downs(host) == []
+    await world.clock.run(5)
+    assert downs(host) == [PATH]
+
+
+async def test_a_deadline_in_the_database_is_all_it_takes(world: World, host: FakeHost, app_id: str) -> None:
+    """Another controller, or a restored backup, set it: no hint comes, only the row is there."""
+    host.app(PATH).containers.clear()
+    database = world.database()
+    stop_at = world.clock.now() + timedelta(seconds=45)
+    values = {"status": "running", "run_id": uuid.uuid4(), "run_timeout": 1, "stop_at": stop_at}
+    async with database.write() as connection:
+        await apps.change(connection, uuid.UUID(app_id), {**values, "started_at": world.clock.now()})
+    await database.close()
+    await world.clock.run(44)
+    assert downs(host) == []
+    await world.clock.run(1)
+    assert downs(host) == [PATH]

@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 _BATCH_BYTES = 256 * 1024
 _POLL_SECONDS = 0.1
 _KILL_AFTER_SECONDS = 10.0
+_TOLD_BY_COMPOSE = frozenset({"", "compose_file_missing", "compose_file_invalid"})
+"""A start with one of these runs all the same: Compose says best what is wrong. With any other it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +103,22 @@ class ComposeRunner:
         return AppIdentity(str(spec["cd_path"]), str(spec["real_directory"]), project, last_project)
 
     def _up(self, operation_id: str, kind: OperationKind, identity: AppIdentity) -> tuple[Order, Guard]:
-        if identity.problem_code in {"directory_missing", "not_a_directory"}:
+        if identity.problem_code not in _TOLD_BY_COMPOSE:
             raise RefusalError(identity.problem_code, identity.problem)
         argv = start_command(self._compose, kind)
         name = identity.project.name if identity.project else ""
         return self._order(operation_id, kind, identity, argv, identity.real_directory), self._guard(identity, {name})
 
     async def _down(self, operation_id: str, identity: AppIdentity) -> tuple[Order, Guard]:
-        """Make a stop: `down` by the file, then by each name, then the sweep; never by a name that others bear."""
+        """Make a stop: `down` by the file, then by each other name, then the sweep; never by a name others bear."""
         containers = (await asyncio.to_thread(self._engine.containers)).values()
         names = {c.project for c in containers if identity.owns(c)}
         names |= {p.name for p in (identity.project, identity.last_project) if p is not None}
         safe = sorted(name for name in names if not any(identity.is_foreign(c, name) for c in containers))
-        steps = [down_command(self._compose, name) for name in safe]
-        if identity.project is not None and identity.project.name in safe:
-            steps.insert(0, down_command(self._compose))
+        by_file = {identity.project.name} & set(safe) if identity.project is not None else set()
+        steps = [down_command(self._compose) for _ in by_file]
+        # Not by the file's own name once more: what its `down` leaves, orphans and all, the sweep takes.
+        steps += [down_command(self._compose, name) for name in safe if name not in by_file]
         steps.append(sweep.command(identity))
         missing = identity.problem_code in {"directory_missing", "not_a_directory"}
         directory = "/" if missing else identity.real_directory

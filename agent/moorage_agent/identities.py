@@ -1,9 +1,10 @@
 """Which app a path is, on this host and by its policy; known without asking Compose while its files stay the same."""
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moorage_common.states import Project
@@ -17,6 +18,8 @@ _KEEP_PROBLEM_SECONDS = 60.0
 """A file that the compose file includes may have mended it: that changes none of the files looked at."""
 _AT_ONCE = 2
 """Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
+
+_PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 _CLOCK_TICK_NS = 20_000_000
 
@@ -49,10 +52,16 @@ class Identities:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(self, cd_path: str, last_project: Project | None) -> AppIdentity:
-        """Ask Compose now. Raises RefusalError where the policy doesn't allow the directory."""
+        """Ask Compose now. Raises RefusalError where the policy doesn't allow the directory.
+
+        A compose file elsewhere, which Compose found above or a setting names, is a problem that forbids a start.
+        """
         real = await asyncio.to_thread(self._policy.real_directory, cd_path)
         reading = await self._read(real)
-        return reading.identity(cd_path, real, last_project)
+        identity = await asyncio.to_thread(self._allowed, reading.identity(cd_path, real, last_project))
+        if not identity.real_directory:
+            raise RefusalError(identity.problem_code, identity.problem)
+        return identity
 
     async def current(self, apps: Sequence[WatchedApp]) -> list[AppIdentity]:
         """Return what apps are, in their order; Compose is asked only where its files changed since it was asked.
@@ -60,7 +69,8 @@ class Identities:
         Of one outside the policy there is nothing but the reason.
         """
         found = await asyncio.to_thread(lambda: [self._look(app) for app in apps])
-        return list(await asyncio.gather(*(self._answer(app, *seen) for app, seen in zip(apps, found, strict=True))))
+        answers = await asyncio.gather(*(self._answer(app, *seen) for app, seen in zip(apps, found, strict=True)))
+        return await asyncio.to_thread(lambda: [self._allowed(i) if i.real_directory else i for i in answers])
 
     def _look(self, app: WatchedApp) -> tuple[str | RefusalError, Reading | None]:
         try:
@@ -74,8 +84,32 @@ class Identities:
 
     async def _answer(self, app: WatchedApp, real: str | RefusalError, reading: Reading | None) -> AppIdentity:
         if isinstance(real, RefusalError):
-            return AppIdentity(app.cd_path, "", None, None, real.code, str(real))
+            return _reason(app.cd_path, real)
         return (reading or await self._read(real)).identity(app.cd_path, real, app.last_project)
+
+    def _allowed(self, identity: AppIdentity) -> AppIdentity:
+        """Take away what lies outside the policy: nobody's app is reached, or shown, through another's directory."""
+        try:
+            # Again: the policy may have changed while Compose was asked.
+            self._policy.real_directory(identity.real_directory)
+        except RefusalError as error:
+            return _reason(identity.cd_path, error)
+        last = identity.last_project
+        if last is not None and self._refusal(last) is not None:
+            identity = replace(identity, last_project=None)
+        refusal = None if identity.project is None else self._refusal(identity.project)
+        if refusal is None:
+            return identity
+        return replace(identity, project=None, problem_code=refusal.code, problem=str(refusal))
+
+    def _refusal(self, project: Project) -> RefusalError | None:
+        if not _PROJECT_NAME.fullmatch(project.name):
+            return RefusalError("invalid_request", f"{project.name!a} can't be the name of a Compose project.")
+        try:
+            self._policy.real_directory(project.directory)
+        except RefusalError as error:
+            return error
+        return None
 
     async def _read(self, real: str) -> Reading:
         async with self._turns:
@@ -89,6 +123,10 @@ class Identities:
             keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
             self._known[real] = _Known(reading, stamp, time.monotonic() + keep)
         return reading
+
+
+def _reason(cd_path: str, refusal: RefusalError) -> AppIdentity:
+    return AppIdentity(cd_path, "", None, None, refusal.code, str(refusal))
 
 
 def _stamp(files: Sequence[str]) -> _Stamp:

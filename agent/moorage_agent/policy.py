@@ -16,20 +16,21 @@ _HEADER = """\
 
 
 class Policy:
-    """The policy file, read anew for each question: it is small, and links below it may change without it."""
+    """The policy file, read anew whenever it changed; its links are resolved anew for each question."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._read: tuple[tuple[int, ...], Sequence[str]] = ((), ())
 
     def roots(self) -> Sequence[str]:
         """Return the allowed roots, links resolved. Raises RefusalError where the file can't be read."""
         try:
-            listed = tomllib.loads(self._file.read_text(encoding="utf-8")).get("allowed_roots", [])
-            # Strict: a lone string would be read letter by letter, "" would be the agent's own directory.
-            absolute = isinstance(listed, list) and all(isinstance(r, str) and r.startswith("/") for r in listed)
-            if not absolute:
-                raise ValueError("allowed_roots must be a list of absolute paths")  # noqa: TRY301 - one sentence for all
-            return tuple(os.path.realpath(root) for root in listed)
+            about = self._file.stat()
+            # The size, too: a file that is being written anew is empty for a moment, within one tick of the clock.
+            stamp = (about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_size)
+            if self._read[0] != stamp:
+                self._read = (stamp, _listed(self._file.read_text(encoding="utf-8")))
+            return tuple(os.path.realpath(root) for root in self._read[1])
         except (OSError, ValueError) as error:
             raise RefusalError(
                 "policy_unreadable", f"The policy {self._file} on the host can't be read ({error}): mend it there."
@@ -63,6 +64,15 @@ def write_policy(file: Path, roots: Sequence[str]) -> None:
     """Write a policy file that allows these roots. Raises ValueError for one that isn't UTF-8."""
     lines = "".join(f"    {_toml_string(root)},\n" for root in roots)
     write_file(file, f"{_HEADER}allowed_roots = [\n{lines}]\n".encode(), mode=0o644)
+
+
+def _listed(text: str) -> Sequence[str]:
+    """Return the roots a policy lists. Raises ValueError for anything but a list of absolute paths."""
+    listed = tomllib.loads(text).get("allowed_roots", [])
+    # Strict: a lone string would be read letter by letter, "" would be the agent's own directory.
+    if not isinstance(listed, list) or not all(isinstance(r, str) and r.startswith("/") for r in listed):
+        raise ValueError("allowed_roots must be a list of absolute paths")
+    return listed
 
 
 def _speakable(path: str) -> bool:

@@ -27,23 +27,26 @@ def error_sentence(raw: str) -> str | None:
 
     The last `{"error":true}` message, else the last detail of a step in error, else the last line.
     """
-    final = detail = last = None
+    final = detail = last = ""
     for line in _lines(raw):
         entry = _json(line)
-        if entry is not None and entry.get("error") is True and entry.get("message"):
-            final = str(entry["message"])
+        if entry is not None and entry.get("error") is True:
+            final = _clean(str(entry.get("message") or "")) or final
         elif entry is not None and entry.get("status") == "Error":
-            detail = ": ".join(str(entry[key]) for key in ("id", "details") if entry.get(key))
-        last = _progress_text(entry, line) or last
-    found = final or detail or last
-    return None if found is None else " ".join(found.split())
+            detail = _clean(": ".join(str(entry[key]) for key in ("id", "details") if entry.get(key))) or detail
+        last = _progress_text(entry, line)
+    return " ".join((final or detail or last).split()) or None
 
 
 def _lines(raw: str) -> Iterator[str]:
     for line in raw.splitlines():
-        clean = _CONTROL.sub("", _ANSI.sub("", line)).rstrip()
+        clean = _clean(line)
         if clean:
             yield clean
+
+
+def _clean(text: str) -> str:
+    return _CONTROL.sub("", _ANSI.sub("", text)).strip()
 
 
 def _json(line: str) -> dict[str, object] | None:
@@ -57,11 +60,12 @@ def _json(line: str) -> dict[str, object] | None:
 
 
 def _progress_text(entry: dict[str, object] | None, line: str) -> str:
+    """Return an entry as text, or the line itself where the entry says nothing. Never empty."""
     if entry is None:
         return line
     if entry.get("error") is True or "level" in entry:
-        return str(entry.get("message") or entry.get("msg") or line)
-    if "id" not in entry:
-        return line
-    words = (entry["id"], entry.get("text"), entry.get("details"))
-    return " ".join(str(word) for word in words if word)
+        said = str(entry.get("message") or entry.get("msg") or "")
+    else:
+        said = " ".join(str(entry[key]) for key in ("id", "text", "details") if "id" in entry and entry.get(key))
+    # A JSON string may hold what a raw line can't: it is cleaned once more.
+    return _clean(said) or line

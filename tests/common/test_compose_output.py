@@ -3,6 +3,7 @@
 import json
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moorage_common.compose_output import error_sentence, render
@@ -73,3 +74,20 @@ def test_any_json_is_rendered_and_gives_one_line(found: list[dict[str, object]])
     raw = "\n".join(json.dumps(entry) for entry in found)
     assert len(render(raw).split("\n")) <= max(1, raw.count("\\n") + len(found))
     assert len((error_sentence(raw) or "").splitlines()) <= 1
+
+
+@pytest.mark.parametrize("line", ['{"id":null}', '{"id":""}', '{"error":true,"message":"  "}', '{"id":" "}'])
+def test_an_entry_that_says_nothing_is_shown_as_it_is(line: str) -> None:
+    assert render(line) == line
+    assert error_sentence(line) == line
+
+
+def test_control_sequences_inside_json_strings_are_taken_out() -> None:
+    line = '{"id":"Container \\u001b[31mx","text":"Started\\u001b[0m\\u0007"}'
+    assert render(line) == "Container x Started"
+    assert error_sentence('{"error":true,"message":"\\u001b[1mbad\\u001b[0m"}') == "bad"
+
+
+def test_an_error_without_words_falls_back_to_what_was_said_before() -> None:
+    raw = '{"id":"Image x","status":"Error","details":"no such host"}\n{"error":true,"message":" "}'
+    assert error_sentence(raw) == "Image x: no such host"

@@ -69,7 +69,9 @@ class ComposeRunner:
             record = await asyncio.to_thread(self._journal.read, operation_id)
             if record is None:
                 raise RefusalError("operation_unknown", "This host's journal has never heard of this operation.")
-            data = await asyncio.to_thread(self._journal.read_output, operation_id, after, _BATCH_BYTES)
+            # What something left behind prints after the end is not the operation's.
+            limit = _BATCH_BYTES if record.state is State.RUNNING else min(_BATCH_BYTES, max(record.length - after, 0))
+            data = await asyncio.to_thread(self._journal.read_output, operation_id, after, limit)
             if data:
                 yield Chunk(after, data)
                 after += len(data)

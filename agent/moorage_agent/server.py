@@ -61,12 +61,16 @@ def _checked_call(behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Callab
 
 
 def _checked_stream(
-    behaviour: Callable[[Any, Context], AsyncIterator[Any]],
+    behaviour: Callable[[Any, Context], AsyncIterator[Any] | Awaitable[None]],
 ) -> Callable[[Any, Context], AsyncIterator[Any]]:
     async def checked(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401 - whatever messages
         await _check(context)
-        async for reply in behaviour(request, context):
-            yield reply
+        replies = behaviour(request, context)
+        if isinstance(replies, AsyncIterator):
+            async for reply in replies:
+                yield reply
+        else:
+            await replies  # the health service's way: it writes to the context by itself
 
     return checked
 

@@ -1,0 +1,265 @@
+"""The observer at the moments that are hard to hit from outside, each on a real Engine."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from lone_agent import compose
+from moorage_agent import identities, watch
+from moorage_agent.engine import Container, Engine, EventStream
+from moorage_agent.identities import Identities, WatchedApp
+from moorage_agent.observer import Observer
+from moorage_agent.policy import Policy, write_policy
+from moorage_agent.projects import Reading, read_project
+from moorage_agent.watch import Everything, Heartbeat, HostState, Observation, Watcher, WatchItem
+from moorage_lab.engine import PrivateEngine
+from moorage_lab.images import ensure_sample_image
+from moorage_lab.processes import installed
+from stack import IMAGE, SLEEPER
+
+
+class Told:
+    """What a watch has told, item by item."""
+
+    def __init__(self, items: AsyncIterator[WatchItem]) -> None:
+        self._items = items
+        self.all: list[WatchItem] = []
+
+    async def until(self, right: Callable[[WatchItem], bool], *, timeout: float = 20) -> WatchItem:  # noqa: ASYNC109  # tells what was seen
+        """Read on to the first item that is right."""
+        seen: list[WatchItem] = []
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                async for item in self._items:
+                    self.all.append(item)
+                    seen.append(item)
+                    if right(item):
+                        return item
+        raise AssertionError(f"not within {timeout} s; told meanwhile: {seen}")
+
+
+@asynccontextmanager
+async def watching(engine: Engine, directory: Path) -> AsyncIterator[Told]:
+    """Observe an Engine, and watch one app on it."""
+    file = directory.parent / "policy.toml"
+    write_policy(file, [str(directory.parent)])
+    observer = Observer(engine)
+    known = Identities(Policy(file), installed("docker-compose"), {"DOCKER_HOST": engine.host})
+    running = asyncio.create_task(observer.run())
+    items = Watcher(observer, engine, known).watch([WatchedApp(str(directory), None)])
+    try:
+        yield Told(items)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await items.aclose()  # type: ignore[attr-defined]  # a generator, declared as the iterator it is for callers
+
+
+def states(item: WatchItem) -> Sequence[str] | None:
+    """Return the states of the app's containers, None where an item doesn't tell them."""
+    if isinstance(item, Everything) and item.apps:
+        return [c.state for c in item.apps[0].containers]
+    return [c.state for c in item.containers] if isinstance(item, Observation) else None
+
+
+def reachable(item: WatchItem) -> bool | None:
+    """Return whether the Engine answers, None where an item doesn't tell."""
+    host = item.host if isinstance(item, Everything) else item
+    return not host.engine_problem if isinstance(host, HostState) else None
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    made = tmp_path / f"observed-{tmp_path.name.replace('_', '-')}"
+    made.mkdir()
+    (made / "compose.yaml").write_text(SLEEPER)
+    return made
+
+
+@pytest.fixture
+def running_app(engine: PrivateEngine, sample_image: str, app: Path) -> Iterator[Path]:
+    """Return an app that runs on the shared Engine."""
+    assert sample_image == IMAGE
+    compose(engine, app, "up", "-d")
+    yield app
+    compose(engine, app, "down")
+
+
+class Meddler(Engine):
+    """An Engine on which something happens just before, or just after, a certain question is answered."""
+
+    __slots__ = ("after", "before", "stream")
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.before: dict[str, Callable[[], Any]] = {}
+        self.after: dict[str, Callable[[], Any]] = {}
+        self.stream: EventStream | None = None
+
+    def events(self, since: int) -> EventStream:
+        """Open the stream, after what was to happen before."""
+        self.before.pop("events", lambda: None)()
+        self.stream = super().events(since)
+        return self.stream
+
+    def containers(self, wanted: Callable[[Container], bool] = lambda _: True) -> dict[str, Container]:
+        """Look at all containers; what was to happen after it happens before anybody knows what was seen."""
+        found = super().containers(wanted)
+        self.after.pop("containers", lambda: None)()
+        return found
+
+
+@pytest.mark.parametrize("moment", ["before the stream is open", "after all was looked at"])
+async def test_nothing_falls_between_the_first_look_and_the_events(
+    engine: PrivateEngine, running_app: Path, moment: str
+) -> None:
+    meddler = Meddler(engine.host)
+
+    def kill() -> None:
+        compose(engine, running_app, "kill")
+
+    if moment.startswith("before"):
+        meddler.before["events"] = kill
+    else:
+        meddler.after["containers"] = kill
+    async with watching(meddler, running_app) as told:
+        await told.until(lambda item: states(item) == ["exited"], timeout=5)
+    assert (meddler.before, meddler.after) == ({}, {})
+
+
+async def test_a_busy_host_still_beats(
+    engine: PrivateEngine, running_app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_HEARTBEAT_SECONDS", 1.0)
+    with closing(docker.APIClient(base_url=engine.host, version="auto")) as client:
+        other = client.create_container(IMAGE, "sleep 1000", labels={"com.docker.compose.project": "noise"})
+        client.start(other)
+
+        async def make_noise() -> None:
+            while True:
+                await asyncio.to_thread(client.pause, other)
+                await asyncio.to_thread(client.unpause, other)
+
+        noise = asyncio.create_task(make_noise())
+        try:
+            async with watching(Engine(engine.host), running_app) as told:
+                for _ in range(3):
+                    await told.until(lambda item: isinstance(item, Heartbeat), timeout=3)
+        finally:
+            noise.cancel()
+            await asyncio.gather(noise, return_exceptions=True)
+            client.remove_container(other, force=True)
+
+
+async def test_what_the_engine_says_in_riddles_makes_the_host_unknown(engine: PrivateEngine, running_app: Path) -> None:
+    meddler = Meddler(engine.host)
+
+    def puzzle() -> None:
+        raise KeyError("State")
+
+    async with watching(meddler, running_app) as told:
+        await told.until(lambda item: states(item) == ["running"])
+        meddler.before["events"] = puzzle
+        meddler.after["containers"] = puzzle
+        assert meddler.stream is not None
+        await asyncio.to_thread(meddler.stream.close)
+        # The next two sessions end in a riddle each, and the third one sees.
+        lost = await told.until(lambda item: isinstance(item, HostState) and "make sense" in item.engine_problem)
+        assert reachable(lost) is False
+        await told.until(lambda item: states(item) == ["running"])
+        assert (meddler.before, meddler.after) == ({}, {})
+
+
+async def test_compose_is_asked_again_only_where_its_files_changed(
+    engine: PrivateEngine, running_app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def counted(compose: str, real_directory: str, environment: Mapping[str, str]) -> Reading:
+        asked.append(real_directory)
+        return await read_project(compose, real_directory, environment)
+
+    monkeypatch.setattr(identities, "read_project", counted)
+    file = running_app.parent / "policy.toml"
+    write_policy(file, [str(running_app.parent)])
+    known = Identities(Policy(file), installed("docker-compose"), {"DOCKER_HOST": engine.host})
+    apps = [WatchedApp(str(running_app), None)]
+    (first,) = await known.current(apps)
+    for _ in range(10):
+        # Files of the app's own beside the compose file don't count.
+        (running_app / "data.log").write_text("x")
+        assert await known.current(apps) == [first]
+    assert len(asked) == 1
+    (running_app / "compose.override.yaml").write_text("name: another\n")
+    (second,) = await known.current(apps)
+    assert second.project is not None
+    assert second.project.name == "another"
+    (running_app / "compose.override.yaml").unlink()
+    (third,) = await known.current(apps)
+    assert third == first
+    (running_app / "compose.yaml").rename(running_app / "x")
+    (fourth,) = await known.current(apps)
+    assert fourth.problem_code == "compose_file_missing"
+    (running_app / "x").rename(running_app / "compose.yaml")
+    assert await known.current(apps) == [first]
+
+
+@pytest.fixture(scope="module")
+def other_engine(engine_folder: Path) -> Iterator[PrivateEngine]:
+    """Return an Engine that may be killed."""
+    with PrivateEngine(engine_folder / "agent-other") as made:
+        ensure_sample_image(made)
+        yield made
+
+
+async def test_an_engine_that_goes_and_comes_back_is_told_and_looked_at_anew(
+    other_engine: PrivateEngine, app: Path
+) -> None:
+    await asyncio.to_thread(compose, other_engine, app, "up", "-d")
+    async with watching(Engine(other_engine.host), app) as told:
+        await told.until(lambda item: states(item) == ["running"])
+        # Restarted, it stops its containers; they are not of the kind that is started again.
+        await asyncio.to_thread(other_engine.restart)
+        await told.until(lambda item: reachable(item) is False)
+        await told.until(lambda item: states(item) == ["exited"])
+        await told.until(lambda item: reachable(item) is True)
+        # Nothing of the app changes while the Engine is away: it is told again all the same.
+        await asyncio.to_thread(other_engine.kill)
+        lost = await told.until(lambda item: reachable(item) is False)
+        assert isinstance(lost, HostState)
+        assert other_engine.host in lost.engine_problem or "closed the stream" in lost.engine_problem
+        assert lost.running_containers == 0
+        await asyncio.to_thread(other_engine.start)
+        await told.until(lambda item: states(item) == ["exited"])
+        await told.until(lambda item: reachable(item) is True)
+    await asyncio.to_thread(compose, other_engine, app, "down")
+
+
+async def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_host_s_facts(
+    other_engine: PrivateEngine, app: Path
+) -> None:
+    engine = Engine(other_engine.host)
+    watcher = Watcher(Observer(engine), engine, Identities(Policy(app), "", {}))
+    assert (await watcher.host_now()).engine_problem == ""
+    dockerd = other_engine._dockerd.identity
+    dockerd.send(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(4.5):
+            problem = (await watcher.host_now()).engine_problem
+        assert "didn't answer within 3 seconds" in problem
+    finally:
+        dockerd.send(signal.SIGCONT)
+
+
+async def test_a_host_without_an_engine_is_told_as_such_at_once(app: Path) -> None:
+    async with watching(Engine(f"unix://{app}/no.sock"), app) as told:
+        first = await told.until(lambda _: True, timeout=5)
+        assert isinstance(first, Everything)
+        assert f"{app}/no.sock" in first.host.engine_problem
+        # What is not known is not said: an empty list would read as stopped.
+        assert first.apps == []

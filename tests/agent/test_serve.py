@@ -1,0 +1,254 @@
+"""The process: what keeps it from starting, how it ends, what it shows, what it costs."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import grpc
+import grpc.aio
+import pytest
+from lone_agent import DOWN, UP, Desk, LoneAgent, code_of
+from moorage_agent import compose_runner
+from moorage_agent.compose_runner import Chunk, ComposeRunner
+from moorage_agent.engine import Engine
+from moorage_agent.identities import Identities
+from moorage_agent.policy import Policy, write_policy
+from moorage_common import x509
+from moorage_common.journal import CancelOutcome, Journal, Record, State
+from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_common.states import OperationKind
+from moorage_lab.engine import PrivateEngine
+from moorage_lab.processes import installed, plain_environment
+from moorage_lab.waiting import eventually, eventually_async
+from stack import IMAGE, SLEEPER
+
+NEVER_HEALTHY = f"""\
+services:
+  web:
+    image: {IMAGE}
+    init: true
+    stop_grace_period: 0s
+    command: sleep 1000
+    healthcheck: {{test: ["CMD", "false"], interval: 1s, retries: 5}}
+  after:
+    image: {IMAGE}
+    depends_on: {{web: {{condition: service_healthy}}}}
+"""
+STUBBORN = """\
+#!/bin/sh
+trap '' TERM
+case "$*" in *config*) exit 1 ;; esac
+echo begun
+while :; do sleep 0.05; done
+"""
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def own(engine: PrivateEngine, sample_image: str, desk: Desk, tmp_path: Path) -> Iterator[LoneAgent]:
+    """Return an enrolled agent of the test's own, not started again here once it ended."""
+    assert sample_image == IMAGE
+    made = LoneAgent(tmp_path / "own", engine, desk).start()
+    yield made
+    if made.process.process.alive:
+        made.process.terminate()
+    made.clear()
+
+
+@pytest.fixture
+def command(engine: PrivateEngine, tmp_path: Path) -> Command:
+    """Return what runs a command of the agent's to its end, with tmp_path/own/data as its folder."""
+
+    def run(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [installed("moorage-agent"), name, "--data-dir", str(tmp_path / "own" / "data")],
+            env=plain_environment(DOCKER_HOST=engine.host) | environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    return run
+
+
+def test_a_host_that_is_not_enrolled_does_not_start(command: Command) -> None:
+    for name in ("serve", "status"):
+        done = command(name)
+        assert done.returncode == 1
+        assert "not enrolled" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_what_keeps_it_from_starting_is_said(own: LoneAgent, command: Command, desk: Desk) -> None:
+    busy = command("serve")
+    assert busy.returncode == 1
+    assert f"{own.process.address} can't be listened on" in busy.stderr
+    own.process.terminate()
+    pki = own.data / "pki"
+    good = (pki / "agent.crt").read_bytes()
+    request = x509.signing_request(x509.key_from_pem((pki / "agent.key").read_bytes()), "x")
+    (pki / "agent.crt").write_bytes(
+        desk.authority.issue_agent(request, own.name, datetime.now(UTC) - timedelta(days=100))
+    )
+    assert re.search(r"certificate expired on \d{4}-\d\d-\d\d .* enrol this host again", command("serve").stderr)
+    (pki / "agent.crt").write_bytes(b"nonsense")
+    assert "certificate or key can't be read" in command("serve").stderr
+    (pki / "agent.crt").write_bytes(good)
+    (pki / "ca.crt").rename(pki / "away")
+    assert "certificate or key can't be read" in command("serve").stderr
+    (pki / "away").rename(pki / "ca.crt")
+    assert "set MOORAGE_COMPOSE" in command("serve", MOORAGE_COMPOSE="/not/there").stderr
+    assert "LOG_LEVEL is 'loud'" in command("serve", LOG_LEVEL="loud").stderr
+    assert "unix://PATH" in command("serve", DOCKER_HOST="tcp://127.0.0.1:2375").stderr
+    (own.data / "agent.json").write_text("{")
+    assert "can't be read" in command("serve").stderr
+
+
+async def test_it_ends_within_two_seconds_and_operations_go_on(own: LoneAgent) -> None:
+    directory = own.app("going-on", NEVER_HEALTHY)
+    async with own.called() as caller, caller.watch(directory):
+        operation_id = await caller.start(UP, directory)
+        following = asyncio.create_task(caller.finish(operation_id))
+        out = own.output_file(operation_id)
+        await eventually_async(lambda: b"Waiting" in out.read_bytes(), what="the start in its middle")
+        began = time.monotonic()
+        assert await asyncio.to_thread(own.process.terminate) == 0
+        assert time.monotonic() - began < 3.5
+        with pytest.raises(grpc.aio.AioRpcError):
+            await following
+    await asyncio.to_thread(own.process.start)
+    async with own.called() as caller:
+        done = await caller.finish(operation_id)
+    # Compose itself saw the service turn unhealthy, seconds after the agent was gone.
+    assert (done.end.end, done.end.cancelled_by) == (pb.OPERATION_END_EXITED, "")
+    assert "unhealthy" in done.output
+
+
+async def test_status_shows_what_is_and_what_is_wrong(own: LoneAgent, command: Command) -> None:
+    def shown(**environment: str) -> dict[str, str]:
+        done = command("status", **environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        return dict(re.split(r"  +", line, maxsplit=1) for line in done.stdout.splitlines())
+
+    idle = await asyncio.to_thread(shown)
+    assert idle["name"] == own.name
+    assert idle["listens on"] == idle["advertised as"] == own.process.address
+    assert idle["controller"] == own.desk.url
+    assert idle["allowed roots"] == str(own.apps)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", idle["certificate until"])
+    assert re.match(r"\d+\.", idle["Engine"])
+    assert re.match(r"\d+\.", idle["Compose"])
+    assert idle["running now"] == "nothing"
+    slow = f"services: {{web: {{image: '{IMAGE}', stop_grace_period: 5s, command: sleep 1000}}}}\n"
+    directory = own.app("at-work", slow)
+    async with own.called() as caller:
+        await caller.run(UP, directory)
+        stop = await caller.start(pb.OPERATION_KIND_DOWN, directory)
+        assert (await asyncio.to_thread(shown))["running now"] == f"{stop} (down in {directory})"
+        await caller.finish(stop)
+    (own.data / "policy.toml").write_text('allowed_roots = "/"\n')
+    wrong = await asyncio.to_thread(lambda: shown(DOCKER_HOST="unix:///not/there", MOORAGE_COMPOSE="/not/there"))
+    assert "doesn't answer" in wrong["Engine"]
+    assert "set MOORAGE_COMPOSE" in wrong["Compose"]
+    assert "must be a list" in wrong["allowed roots"]
+
+
+async def test_an_engine_that_is_not_there_is_told_and_refuses_with_a_word(
+    engine_folder: Path, desk: Desk, tmp_path: Path
+) -> None:
+    away = PrivateEngine(engine_folder / "agent-away")
+    lone = await asyncio.to_thread(LoneAgent(tmp_path / "lone", away, desk).start)
+    directory = lone.app("waiting", SLEEPER)
+    try:
+        async with lone.called() as caller:
+            host = (await caller.stub.GetInfo(pb.GetInfoRequest(), timeout=10)).host
+            assert (host.engine_reachable, host.engine_version) == (False, "")
+            assert "doesn't answer" in host.engine_problem
+            for kind in (UP, DOWN):
+                operation_id = str(uuid4())
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await caller.start(kind, directory, operation_id=operation_id)
+                # A code of ours makes it a definite answer, not a lost connection.
+                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert code_of(refused.value) == "engine_unreachable"
+                with pytest.raises(grpc.aio.AioRpcError) as unknown:
+                    await caller.finish(operation_id)
+                assert code_of(unknown.value) == "operation_unknown"
+    finally:
+        await asyncio.to_thread(lone.process.terminate)
+
+
+def test_old_operations_are_cleared_away_at_the_start(own: LoneAgent) -> None:
+    async def run_one() -> str:
+        async with own.called() as caller:
+            return (await caller.run(UP, own.app(f"cleared-{uuid4().hex}", SLEEPER))).operation_id
+
+    old, young = (own.output_file(asyncio.run(run_one())).parent for _ in range(2))
+    own.process.terminate()
+    for folder, days in ((old, 8), (young, 6)):
+        moment = time.time() - days * 24 * 3600
+        os.utime(folder / "exit", (moment, moment))
+    own.process.start()
+    eventually(lambda: not old.exists(), what="the old operation cleared away")
+    assert young.exists()
+
+
+def test_an_idle_agent_is_small(own: LoneAgent) -> None:
+    status = Path(f"/proc/{own.process.process.pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found is not None
+    assert int(found[1]) < 80 * 1024
+
+
+def test_the_sweep_begins_without_grpc(tmp_path: Path) -> None:
+    program = (
+        "import runpy, sys\n"
+        "sys.argv = ['moorage-agent', 'sweep', '--real-directory', sys.argv[1]]\n"
+        "try: runpy.run_module('moorage_agent', run_name='__main__')\n"
+        "except SystemExit as end: print(end.code, sorted(m for m in sys.modules if m in {'grpc', 'cryptography'}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=plain_environment(DOCKER_HOST="unix:///not/there"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    *said, last = done.stdout.splitlines()
+    assert last == "1 []"
+    assert "doesn't answer" in json.loads(said[-1])["message"]
+
+
+async def test_what_ignores_a_cancellation_is_killed(
+    engine: PrivateEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compose_runner, "_KILL_AFTER_SECONDS", 0.5)
+    stubborn = tmp_path / "docker-compose"
+    stubborn.write_text(STUBBORN)
+    stubborn.chmod(0o755)
+    write_policy(tmp_path / "policy.toml", [str(tmp_path)])
+    environment = {"DOCKER_HOST": engine.host}
+    journal = Journal(tmp_path / "journal")
+    journal.prepare()
+    identities = Identities(Policy(tmp_path / "policy.toml"), str(stubborn), environment)
+    runner = ComposeRunner(journal, Engine(engine.host), identities, str(stubborn), environment)
+    operation_id = str(uuid4())
+    assert not await runner.start(operation_id, OperationKind.UP, str(tmp_path), None)
+    items = []
+    async for item in runner.follow(operation_id, 0):
+        items.append(item)
+        if len(items) == 1:
+            assert await runner.cancel(operation_id, "tester") is CancelOutcome.SIGNALLED
+    assert items[0] == Chunk(0, b"begun\n")
+    assert isinstance(items[-1], Record)
+    assert (items[-1].state, items[-1].exit_code, items[-1].cancelled_by) == (State.EXITED, 128 + 9, "tester")

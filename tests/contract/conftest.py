@@ -1,0 +1,50 @@
+"""Two ways to a host: the fake one, and a real agent on a real Engine. Both have to pass the same tests."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from lone_agent import Desk, LoneAgent
+from moorage_common.clock import SystemClock
+from moorage_controller.hosts.pools import AgentChannels
+from moorage_controller.pki.identity import ControllerIdentity
+from moorage_lab.engine import PrivateEngine
+from rigs import AgentRig, FakeRig, Rig
+from stack import IMAGE
+
+
+@pytest.fixture(scope="session")
+def enrolled_agent(
+    engine: PrivateEngine, sample_image: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LoneAgent]:
+    """Return a running agent."""
+    assert sample_image == IMAGE
+    desk = Desk().start()
+    agent = LoneAgent(tmp_path_factory.mktemp("agent"), engine, desk).start()
+    yield agent
+    agent.clear()
+    agent.process.terminate()
+    desk.stop()
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[Rig]:
+    """Return a fake host."""
+    rig = FakeRig()
+    yield rig
+    await rig.host.close()
+
+
+@pytest.fixture
+async def agent(enrolled_agent: LoneAgent) -> AsyncIterator[Rig]:
+    """Return a real agent, reached as the controller reaches it."""
+    channels = AgentChannels(ControllerIdentity(enrolled_agent.desk.authority, SystemClock()).current)
+    yield AgentRig(enrolled_agent, channels)
+    await channels.close()
+    enrolled_agent.clear()
+
+
+@pytest.fixture(params=["fake", "agent"])
+def rig(request: pytest.FixtureRequest) -> Rig:
+    """Return each host in turn."""
+    found: Rig = request.getfixturevalue(request.param)
+    return found

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -15,6 +16,7 @@ from moorage_common.clock import Clock, SystemClock
 from moorage_controller import settings as settings_module
 from moorage_controller.api import middleware
 from moorage_controller.api.call import Services
+from moorage_controller.api.surface import Surface
 from moorage_controller.background.auto_stop import AutoStop
 from moorage_controller.background.host_watcher import HostWatcher
 from moorage_controller.background.loop import Loop
@@ -22,6 +24,7 @@ from moorage_controller.errors import StartupError
 from moorage_controller.hosts.agent import AgentHosts
 from moorage_controller.hosts.pools import AgentChannels
 from moorage_controller.hosts.transport import Hosts
+from moorage_controller.https import Certificates
 from moorage_controller.pki.identity import ControllerIdentity
 from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
@@ -113,7 +116,7 @@ class Controller:
         for loop in loops:
             loop.start()
             self._stack.push_async_callback(loop.stop)
-        await self._listen(middleware.build(services))
+        await self._listen(middleware.build(services, Surface(settings.origins, settings.proxies)))
 
     async def _open_database(self) -> Database:
         settings = self._settings
@@ -128,7 +131,7 @@ class Controller:
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         try:
-            site = web.TCPSite(runner, self._settings.host, self._settings.port)
+            site = web.TCPSite(runner, self._settings.host, self._settings.port, ssl_context=self._tls())
             await site.start()
         except OSError as error:
             raise StartupError(
@@ -138,6 +141,16 @@ class Controller:
             ) from None
         host, port = runner.addresses[0][:2]
         self.address = f"{host}:{port}"
+
+    def _tls(self) -> ssl.SSLContext | None:
+        certificate, key = self._settings.tls_cert_file, self._settings.tls_key_file
+        if certificate is None or key is None:
+            return None
+        certificates = Certificates(certificate, key, self._clock)
+        loop = Loop("tls-files", certificates.run, self._clock)
+        loop.start()
+        self._stack.push_async_callback(loop.stop)
+        return certificates.context
 
 
 def _keyring(settings: Settings) -> Keyring:

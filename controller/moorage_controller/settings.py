@@ -2,10 +2,12 @@
 
 import os
 import secrets
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from moorage_controller.errors import StartupError
@@ -50,16 +52,87 @@ class Settings(BaseSettings):
     operation_limit_minutes: Annotated[
         int, Field(ge=1, le=1440, description="Minutes after which a start is stopped on its host.")
     ] = 30
+    frontend_url: Annotated[
+        str, Field(description="Origins of dashboards that may call from a browser, comma-separated; no wildcard.")
+    ] = ""
+    trusted_proxies: Annotated[
+        str, Field(description="Networks (CIDR, comma-separated) of proxies whose X-Forwarded-* headers are believed.")
+    ] = ""
+    tls_cert_file: Annotated[
+        Path | None, Field(description="PEM certificate chain: with it and TLS_KEY_FILE, HTTPS is served.")
+    ] = None
+    tls_key_file: Annotated[Path | None, Field(description="PEM key of TLS_CERT_FILE, without a password.")] = None
+
+    @field_validator("frontend_url")
+    @classmethod
+    def _check_frontend_url(cls, value: str) -> str:
+        _origins(value)
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_trusted_proxies(cls, value: str) -> str:
+        _networks(value)
+        return value
+
+    @field_validator("tls_cert_file", "tls_key_file", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return value or None
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE belong together: set both or neither")
+        return self
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins of FRONTEND_URL, as a browser writes them."""
+        return _origins(self.frontend_url)
+
+    @property
+    def proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks of TRUSTED_PROXIES."""
+        return _networks(self.trusted_proxies)
 
     @property
     def base_url(self) -> str:
         """The URL that hosts use, without a slash at its end."""
-        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+        scheme = "http" if self.tls_cert_file is None else "https"
+        return (self.public_url or f"{scheme}://{self.host}:{self.port}").rstrip("/")
 
     @property
     def sqlite_path(self) -> Path | None:
         """The database file, None on PostgreSQL."""
         return None if self.database_url else self.moorage_data_dir / "moorage.db"
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    return tuple(_origin(url) for url in _listed(text))
+
+
+def _origin(url: str) -> str:
+    """Return a URL's origin as browsers send it: lower case, no default port, no path."""
+    wrong = ValueError(f"{url} is no origin: write https://dashboard.example.com, and no wildcard")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in {"http", "https"} or not host or "*" in host or parts.username is not None:
+        raise wrong
+    shown = f"[{host}]" if ":" in host else host
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{shown}" + ("" if port in {None, usual} else f":{port}")
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(part, strict=False) for part in _listed(text))
 
 
 def load() -> Settings:

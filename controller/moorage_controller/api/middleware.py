@@ -14,6 +14,7 @@ from moorage_controller.api import problems
 from moorage_controller.api.call import Call, Services
 from moorage_controller.api.replies import Reply
 from moorage_controller.api.routes import ROUTES, Route
+from moorage_controller.api.surface import REQUEST_ID, Surface
 from moorage_controller.auth.roles import Origin, Principal, Role
 from moorage_controller.errors import (
     ForbiddenError,
@@ -30,15 +31,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 BODY_LIMIT = 1024 * 1024
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-site",
-    "Cache-Control": "no-store",
-    "Server": "Moorage",
-}
 _FRAMEWORK = {
     404: ("not_found", "There is no such path in this API."),
     405: ("method_not_allowed", "This path doesn't take that method."),
@@ -46,23 +38,26 @@ _FRAMEWORK = {
 }
 
 
-def build(services: Services) -> web.Application:
+def build(services: Services, surface: Surface) -> web.Application:
     """Return the HTTP application that serves the route table."""
-    application = web.Application(middlewares=[_around], client_max_size=BODY_LIMIT)
+
+    @web.middleware
+    async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
+        sent = request.headers.get("X-Request-Id", "")
+        request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else str(uuid4())
+        request[REQUEST_ID] = request_id
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            preflight = surface.cors.preflight(request)
+            response = await _answer(request, handler, request_id) if preflight is None else preflight
+            log.info("request", method=request.method, path=request.path, status=response.status)
+        return response
+
+    application = web.Application(middlewares=[around], client_max_size=BODY_LIMIT)
+    # A signal and not the middleware: it comes before the first byte of a stream too.
+    application.on_response_prepare.append(surface.prepare)
     for route in ROUTES:
-        application.router.add_route(route.method, route.path, _endpoint(route, services))
+        application.router.add_route(route.method, route.path, _endpoint(route, services, surface))
     return application
-
-
-@web.middleware
-async def _around(request: web.Request, handler: Handler) -> web.StreamResponse:
-    sent = request.headers.get("X-Request-Id", "")
-    request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else str(uuid4())
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
-        response = await _answer(request, handler, request_id)
-        log.info("request", method=request.method, path=request.path, status=response.status)
-    response.headers.update({**_HEADERS, "X-Request-Id": request_id})
-    return response
 
 
 async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
@@ -79,9 +74,9 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         return problems.problem(500, "internal_error", sentence, request_id)
 
 
-def _endpoint(route: Route, services: Services) -> Handler:
+def _endpoint(route: Route, services: Services, surface: Surface) -> Handler:
     async def endpoint(request: web.Request) -> web.StreamResponse:
-        origin = Origin(request.remote, _text(request.headers.get("User-Agent", ""))[:500] or None)
+        origin = Origin(surface.proxies.client(request), _text(request.headers.get("User-Agent", ""))[:500] or None)
         principal = await _authenticate(route, request, services)
         body = await _read_body(route.body, request) if route.body is not None else None
         return _respond(await route.handler(Call(services, request, origin, principal, body)))

@@ -40,6 +40,7 @@ from moorage_controller.signals import Signals
 from moorage_controller.store.encryption import Keyring, UndecryptableError
 from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
 from moorage_controller.store.migrate import migrate
+from moorage_controller.store.revisions import Revisions
 
 _SHUTDOWN_SECONDS = 5.0
 
@@ -116,7 +117,10 @@ class Controller:
         for loop in loops:
             loop.start()
             self._stack.push_async_callback(loop.stop)
-        await self._listen(middleware.build(services, Surface(settings.origins, settings.proxies)))
+        revisions = Revisions(settings.sqlite_path)
+        await revisions.open()
+        self._stack.push_async_callback(revisions.close)
+        await self._listen(middleware.build(services, Surface(settings.origins, settings.proxies, revisions)))
 
     async def _open_database(self) -> Database:
         settings = self._settings

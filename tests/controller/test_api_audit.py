@@ -110,3 +110,45 @@ async def test_a_start_s_entry_leads_to_its_operation(world: World) -> None:
 async def test_a_password_is_never_in_an_entry(world: World) -> None:
     await world.nobody.post("/api/auth/login", {"username": "admin", "password": PASSWORD + "!"})
     assert PASSWORD not in json.dumps((await world.admin.get("/api/audit-logs")).expect(200))
+
+
+async def test_filters_narrow_the_log_and_its_count(world: World) -> None:
+    made = (await world.admin.post("/api/projects", {"name": "a"})).expect(201)
+    (await world.admin.put(f"/api/projects/{made['id']}", {"name": "b"})).expect(200)
+    world.clock.advance(60)
+    await world.new_server()
+    me = (await world.admin.get("/api/auth/verify")).json["user"]["id"]
+    him = (await world.user.get("/api/auth/verify")).json["user"]["id"]
+
+    async def found(query: str, status: int = 200) -> list[tuple[str, str]]:
+        page = (await world.admin.get(f"/api/audit-logs?{query}")).expect(status)
+        assert status != 200 or page["total"] == len(page["logs"])
+        return [(e["action"], e["resourceType"]) for e in reversed(page["logs"])] if status == 200 else []
+
+    everything = await found("")
+    assert await found("action=UPDATE") == [("UPDATE", "project")]
+    assert await found("action=CREATE&resourceType=server") == [("CREATE", "server")]
+    assert await found("resourceType=nothing") == []
+    assert await found(f"userId={him}") == [("LOGIN", "user")]
+    assert len(await found(f"userId={me}")) == len(everything) - 1
+    later = world.clock.now()
+    millis = int(later.timestamp() * 1000)
+    for moment in (str(millis), later.isoformat().replace("+00:00", "Z"), later.isoformat()):
+        assert await found(f"from={moment}") == [("CREATE", "server")]
+    assert await found(f"to={millis - 1}") == everything[:-1]
+    assert await found(f"from={millis}&to={millis}") == [("CREATE", "server")]
+    for wrong in (
+        "from=yesterday",
+        "to=1e3",
+        "from=99999999999999999999",
+        "userId=x",
+        "from=0001-01-01T00:00:00%2B14:00",
+    ):
+        await found(wrong, 422)
+
+
+async def test_a_plain_user_s_filters_don_t_show_him_others(world: World) -> None:
+    me = (await world.admin.get("/api/auth/verify")).json["user"]["id"]
+    assert (await world.user.get(f"/api/audit-logs?userId={me}")).expect(200)["logs"] == []
+    names = {e["username"] for e in (await world.user.get("/api/audit-logs?action=LOGIN")).expect(200)["logs"]}
+    assert names == {"operator"}

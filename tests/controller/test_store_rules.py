@@ -149,7 +149,7 @@ async def test_what_a_deleted_user_did_stays_under_his_name(database: Database) 
     async with database.write() as connection:
         await connection.execute(delete(users_table).where(users_table.c.id == user.id))
     async with database.read() as connection:
-        (kept,), total = await audit.page(connection, user_id=None, limit=10, offset=0)
+        (kept,), total = await audit.page(connection, wanted=audit.AuditFilter(), limit=10, offset=0)
         done = await operations.get(connection, operation.id)
     assert total == 1
     assert (kept.user_id, kept.username, kept.message) == (None, "somebody", entry.message)
@@ -238,8 +238,8 @@ async def test_the_audit_log_is_paged_newest_first_and_filtered_by_user(database
     async with database.write() as connection:
         for row in rows:
             await audit.add(connection, row)
-        page, total = await audit.page(connection, user_id=None, limit=2, offset=1)
-        own, own_total = await audit.page(connection, user_id=user.id, limit=10, offset=0)
+        page, total = await audit.page(connection, wanted=audit.AuditFilter(), limit=2, offset=1)
+        own, own_total = await audit.page(connection, wanted=audit.AuditFilter(user_id=user.id), limit=10, offset=0)
     assert ([row.id for row in page], total) == ([rows[4].id, rows[3].id], 6)
     assert ([row.id for row in own], own_total) == ([rows[5].id, rows[3].id, rows[1].id], 3)
 

@@ -2,14 +2,23 @@
 
 from moorage_controller.api.call import Call
 from moorage_controller.api.convert import audit_entry_out
-from moorage_controller.api.replies import Reply, now
+from moorage_controller.api.replies import Reply
 from moorage_controller.api.schemas import AuditPageOut
+from moorage_controller.store.audit import AuditFilter
 
 
 async def list_audit_logs(call: Call) -> Reply:
     """GET /api/audit-logs."""
     limit = call.query_number("limit", 100, 1, 1000)
     offset = call.query_number("offset", 0, 0, 10**9)
-    entries, total = await call.services.audit_log.page(call.principal, limit, offset)
+    wanted = AuditFilter(
+        user_id=call.query_id("userId"),
+        action=call.request.query.get("action") or None,
+        resource_type=call.request.query.get("resourceType") or None,
+        since=call.query_time("from"),
+        until=call.query_time("to"),
+    )
+    entries, total = await call.services.audit_log.page(call.principal, wanted, limit, offset)
     logs = [audit_entry_out(entry) for entry in entries]
-    return now(AuditPageOut(logs=logs, total=total, limit=limit, offset=offset))
+    page = AuditPageOut(logs=logs, total=total, limit=limit, offset=offset)
+    return Reply(page, headers={"X-Total-Count": str(total)})

@@ -1,6 +1,7 @@
 """What a handler is given: the parsed request, who sent it, and the services."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TypeVar
 from uuid import UUID
 
@@ -79,6 +80,23 @@ class Call:
             return UUID(text)
         except ValueError:
             raise InvalidError({name: "It must be a UUID."}) from None
+
+    def query_time(self, name: str) -> datetime | None:
+        """Return a time from the query, epoch milliseconds or ISO 8601 (UTC where it names no zone); None where absent.
+
+        Raises InvalidError.
+        """
+        text = self.request.query.get(name)
+        if not text:
+            return None
+        try:
+            if text.isascii() and text.isdigit():
+                return datetime.fromtimestamp(int(text) / 1000, UTC)
+            # A query's plus is a blank, unless it was escaped.
+            found = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+            return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+        except (ValueError, OverflowError, OSError):
+            raise InvalidError({name: "It must be epoch milliseconds, or an ISO 8601 time."}) from None
 
     def query_number(self, name: str, default: int, least: int, most: int) -> int:
         """Return a number from the query. Raises InvalidError outside of its bounds."""

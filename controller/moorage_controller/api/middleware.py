@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from moorage_controller.api import problems
 from moorage_controller.api.call import Call, Services
-from moorage_controller.api.replies import Reply
+from moorage_controller.api.details import LIVE
+from moorage_controller.api.replies import Reply, page
 from moorage_controller.api.routes import ROUTES, Route
 from moorage_controller.api.surface import REQUEST_ID, Surface
 from moorage_controller.auth.roles import Origin, Principal, Role
@@ -79,7 +80,15 @@ def _endpoint(route: Route, services: Services, surface: Surface) -> Handler:
         origin = Origin(surface.proxies.client(request), _text(request.headers.get("User-Agent", ""))[:500] or None)
         principal = await _authenticate(route, request, services)
         body = await _read_body(route.body, request) if route.body is not None else None
-        return _respond(await route.handler(Call(services, request, origin, principal, body)))
+        call = Call(services, request, origin, principal, body)
+        if route.method != "GET" or route.path in LIVE:
+            return _respond(await route.handler(call))
+
+        async def make() -> web.Response:
+            return _respond(page(call, await route.handler(call)) if route.many else await route.handler(call))
+
+        caller = str(principal.user_id) if route.many and principal is not None else None
+        return await surface.conditional.answer(request, caller, make)
 
     return endpoint
 
@@ -132,4 +141,6 @@ def _respond(reply: Reply) -> web.Response:
     else:
         text = "[" + ",".join(item.model_dump_json(by_alias=True) for item in reply.body) + "]"
     assert reply.status != HTTPStatus.NO_CONTENT, "a success always has a JSON body"
-    return web.Response(text=text, status=reply.status, content_type="application/json", headers=reply.headers)
+    return web.Response(
+        body=text.encode(), status=reply.status, content_type="application/json", charset="utf-8", headers=reply.headers
+    )

@@ -2,15 +2,19 @@
 
 from moorage_controller.api.call import Call
 from moorage_controller.api.convert import operation_out
-from moorage_controller.api.replies import Reply, now
+from moorage_controller.api.replies import MOST_A_PAGE, Reply, now
 
 
 async def list_operations(call: Call) -> Reply:
     """GET /api/operations."""
-    found = await call.services.operations.search(
-        call.query_id("appId"), call.query_id("serverId"), call.request.query.get("state") or None
+    found, total = await call.services.operations.search(
+        call.query_id("appId"),
+        call.query_id("serverId"),
+        call.request.query.get("state") or None,
+        call.query_number("limit", 200, 1, MOST_A_PAGE),
+        call.query_number("offset", 0, 0, 10**9),
     )
-    return now([operation_out(o) for o in found])
+    return Reply([operation_out(o) for o in found], headers={"X-Total-Count": str(total)})
 
 
 async def get_operation(call: Call) -> Reply:

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
+from moorage_controller.api.call import Call
+
+MOST_A_PAGE = 1000
+
 Body = BaseModel | Sequence[BaseModel]
 
 
@@ -25,3 +29,14 @@ def now(body: Body, status: int = 200) -> Reply:
 def later(operation: BaseModel, operation_id: object) -> Reply:
     """Answer 202: it goes on, and this is where to look."""
     return Reply(operation, 202, {"Location": f"/api/operations/{operation_id}"})
+
+
+def page(call: Call, reply: Reply) -> Reply:
+    """Return the part of a list that `?limit=&offset=` ask for, unless it was cut before; X-Total-Count tells the whole."""
+    if not isinstance(reply.body, Sequence) or "X-Total-Count" in reply.headers:
+        return reply
+    count = len(reply.body)
+    offset = call.query_number("offset", 0, 0, 10**9)
+    limit = call.query_number("limit", max(count, 1), 1, max(count, MOST_A_PAGE))
+    headers = {"X-Total-Count": str(count), **reply.headers}
+    return Reply(reply.body[offset : offset + limit], reply.status, headers)

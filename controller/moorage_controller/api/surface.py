@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
+from moorage_controller.api.conditional import Conditional
 from moorage_controller.api.cors import Cors
 from moorage_controller.api.proxies import Network, TrustedProxies
+from moorage_controller.store.revisions import Revisions
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
@@ -29,7 +31,8 @@ _HSTS = "max-age=31536000; includeSubDomains"
 class Surface:
     """How the API looks from outside: `origins` may call from a browser, `proxies` are believed."""
 
-    def __init__(self, origins: Sequence[str] = (), proxies: Sequence[Network] = ()) -> None:
+    def __init__(self, origins: Sequence[str], proxies: Sequence[Network], revisions: Revisions) -> None:
+        self.conditional = Conditional(revisions)
         self.cors = Cors(origins)
         self.proxies = TrustedProxies(proxies)
 

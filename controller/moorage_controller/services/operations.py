@@ -129,10 +129,14 @@ class Operations:
             raise NotFoundError("operation_not_found", "There is no operation of that id.")
         return found
 
-    async def search(self, app_id: UUID | None, server_id: UUID | None, state: str | None) -> Sequence[Operation]:
-        """Return the newest operations, 200 at most."""
+    async def search(
+        self, app_id: UUID | None, server_id: UUID | None, state: str | None, limit: int = 200, offset: int = 0
+    ) -> tuple[Sequence[Operation], int]:
+        """Return a page of operations, the newest first, and how many there are in all."""
         async with self._database.read() as connection:
-            return await store.search(connection, app_id=app_id, server_id=server_id, state=state, limit=200)
+            return await store.search(
+                connection, app_id=app_id, server_id=server_id, state=state, limit=limit, offset=offset
+            )
 
     async def wait(self, operation_id: UUID, seconds: float | None = None) -> Operation:
         """Return the operation once it has ended, or as it is after that many seconds.

@@ -1,12 +1,12 @@
 """The audit log: what was done, by whom, from where."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import ColumnElement, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store.rows import columns, to_dataclass, to_values
@@ -36,14 +36,36 @@ async def add(connection: AsyncConnection, entry: AuditEntry) -> None:
     await connection.execute(insert(audit_logs).values(to_values(entry)))
 
 
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which entries; None lets all through. `since` and `until` are both included."""
+
+    user_id: UUID | None = None
+    action: str | None = None
+    resource_type: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
 async def page(
-    connection: AsyncConnection, *, user_id: UUID | None, limit: int, offset: int
+    connection: AsyncConnection, *, wanted: AuditFilter, limit: int, offset: int
 ) -> tuple[Sequence[AuditEntry], int]:
-    """Return a page of entries, the newest first, and how many there are in all; of one user where one is given."""
+    """Return a page of the wanted entries, the newest first, and how many of them there are in all."""
     query = select(*columns(AuditEntry, audit_logs))
     total = select(func.count()).select_from(audit_logs)
-    if user_id is not None:
-        query, total = (q.where(audit_logs.c.user_id == user_id) for q in (query, total))
+    for condition in _conditions(wanted):
+        query, total = (q.where(condition) for q in (query, total))
     query = query.order_by(audit_logs.c.created_at.desc(), audit_logs.c.id).limit(limit).offset(offset)
     rows = [to_dataclass(AuditEntry, row) for row in await connection.execute(query)]
     return rows, (await connection.execute(total)).scalar_one()
+
+
+def _conditions(wanted: AuditFilter) -> Iterator[ColumnElement[bool]]:
+    for name in ("user_id", "action", "resource_type"):
+        value = getattr(wanted, name)
+        if value is not None:
+            yield audit_logs.c[name] == value
+    if wanted.since is not None:
+        yield audit_logs.c.created_at >= wanted.since
+    if wanted.until is not None:
+        yield audit_logs.c.created_at <= wanted.until

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store.apps import IN_FLIGHT
@@ -77,14 +77,23 @@ async def all_in_flight(connection: AsyncConnection) -> Sequence[Operation]:
 
 
 async def search(
-    connection: AsyncConnection, *, app_id: UUID | None, server_id: UUID | None, state: str | None, limit: int
-) -> Sequence[Operation]:
-    """Return operations, the newest first; each filter that is None lets everything through."""
-    query = select(*columns(Operation, operations)).order_by(operations.c.created_at.desc()).limit(limit)
+    connection: AsyncConnection,
+    *,
+    app_id: UUID | None,
+    server_id: UUID | None,
+    state: str | None,
+    limit: int,
+    offset: int = 0,
+) -> tuple[Sequence[Operation], int]:
+    """Return a page of operations, the newest first, and how many there are; a filter of None lets all through."""
+    query = select(*columns(Operation, operations))
+    total = select(func.count()).select_from(operations)
     for column, wanted in (("app_id", app_id), ("server_id", server_id), ("state", state)):
         if wanted is not None:
-            query = query.where(operations.c[column] == wanted)
-    return [to_dataclass(Operation, row) for row in await connection.execute(query)]
+            query, total = (q.where(operations.c[column] == wanted) for q in (query, total))
+    query = query.order_by(operations.c.created_at.desc(), operations.c.id).limit(limit).offset(offset)
+    rows = [to_dataclass(Operation, row) for row in await connection.execute(query)]
+    return rows, (await connection.execute(total)).scalar_one()
 
 
 async def change_in_flight(connection: AsyncConnection, operation_id: UUID, values: Mapping[str, Any]) -> bool:

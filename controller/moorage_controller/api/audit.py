@@ -13,8 +13,8 @@ async def list_audit_logs(call: Call) -> Reply:
     offset = call.query_number("offset", 0, 0, 10**9)
     wanted = AuditFilter(
         user_id=call.query_id("userId"),
-        action=call.request.query.get("action") or None,
-        resource_type=call.request.query.get("resourceType") or None,
+        action=call.query_word("action"),
+        resource_type=call.query_word("resourceType"),
         since=call.query_time("from"),
         until=call.query_time("to"),
     )

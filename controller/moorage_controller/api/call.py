@@ -21,6 +21,7 @@ from moorage_controller.services.users import Users
 
 T = TypeVar("T", bound=BaseModel)
 _MOST_DIGITS = 12
+_MOST_WORD = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,13 @@ class Call:
             return UUID(text)
         except ValueError:
             raise InvalidError({name: "It must be a UUID."}) from None
+
+    def query_word(self, name: str) -> str | None:
+        """Return a word to filter by, None where it is absent. Raises InvalidError for what no such word can be."""
+        text = self.request.query.get(name)
+        if text and not (text.isascii() and text.isprintable() and len(text) <= _MOST_WORD):
+            raise InvalidError({name: "It must be a word of the API."})
+        return text or None
 
     def query_time(self, name: str) -> datetime | None:
         """Return a time from the query, epoch milliseconds or ISO 8601 (UTC where it names no zone); None where absent.

@@ -1,4 +1,104 @@
 """What a reader of the API's document is told beyond the route table; common errors follow from the table itself."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 LIVE = frozenset({"/api/auth/verify", "/api/servers/{id}/status", "/healthz", "/readyz"})
 """GETs that ask anew each time, and so bear no ETag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """One route's own errors (status to codes), query parameters (name to schema and sentence), and example."""
+
+    status: int = 200
+    errors: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    query: Mapping[str, tuple[dict[str, Any], str]] = field(default_factory=dict)
+    asynchronous: bool = False
+    request: dict[str, Any] | None = None
+    reply: Any = None
+
+
+_ID = {"type": "string", "format": "uuid"}
+_WORD = {"type": "string", "maxLength": 100, "pattern": "^[ -~]*$"}
+_TIME = {"type": "string"}
+_SERVER = {"name": "Production Server 1", "address": "192.168.1.100", "sshUser": "root", "sshPort": 22}
+_RUN_ERRORS: dict[int, tuple[str, ...]] = {
+    409: (
+        "operation_in_progress",
+        "directory_busy",
+        "project_busy",
+        "project_taken",
+        "operation_cancelled",
+        "cancelled",
+    ),
+    502: ("operation_failed",),
+    503: ("host_unreachable", "no_agent", "engine_unreachable", "journal_full", "journal_unavailable"),
+    504: ("deadline_exceeded",),
+    403: ("path_not_allowed",),
+}
+
+DETAILS: Mapping[tuple[str, str], Details] = {
+    ("POST", "/api/auth/login"): Details(
+        errors={401: ("bad_credentials",)},
+        request={"username": "admin", "password": "admin123"},
+        reply={
+            "user": {"id": "0b0e7d0c-4f53-4a52-9d8e-6f1f5f3a1c11", "username": "admin", "role": "admin"},
+            "token": "eyJhbGciOiJIUzI1NiIs...",
+        },
+    ),
+    ("POST", "/api/auth/logout"): Details(reply={"success": True}),
+    ("POST", "/api/servers"): Details(201, request=_SERVER),
+    ("PUT", "/api/servers/{id}"): Details(errors={409: ("app_running",)}, request={"name": "Production Server 1"}),
+    ("DELETE", "/api/servers/{id}"): Details(errors={409: ("server_in_use",)}),
+    ("GET", "/api/servers/{id}/status"): Details(
+        reply={"status": "online", "runningContainers": 3, "uptime": 86400, "lastChecked": 1633024800000}
+    ),
+    ("POST", "/api/servers/{id}/enrollment-token"): Details(201),
+    ("POST", "/api/enroll"): Details(errors={401: ("bad_join_token", "join_token_used", "join_token_expired")}),
+    ("POST", "/api/projects"): Details(201, request={"name": "QMS", "description": "Quality management"}),
+    ("DELETE", "/api/projects/{id}"): Details(errors={409: ("app_running",)}),
+    ("POST", "/api/apps"): Details(
+        201,
+        request={
+            "name": "QMS Backend",
+            "projectId": "8f14e45f-ceea-467f-9a2b-1f1f2a3b4c5d",
+            "serverId": "45c48cce-2e2d-4fbd-9aa1-0c0d0e0f1011",
+            "cdPath": "/home/apps/qms-backend",
+            "appUrl": "http://192.168.1.100:8080",
+            "autoStopTimeout": 60,
+        },
+    ),
+    ("PUT", "/api/apps/{id}"): Details(
+        errors={403: ("admin_only",), 409: ("app_running", "operation_in_progress")}, request={"autoStopTimeout": 60}
+    ),
+    ("DELETE", "/api/apps/{id}"): Details(
+        errors={**_RUN_ERRORS, 409: ("app_running", *_RUN_ERRORS[409])},
+        query={"force": ({"type": "string", "enum": ["true", "false"]}, "`true` stops a running app first.")},
+    ),
+    ("POST", "/api/apps/{id}/start"): Details(errors=_RUN_ERRORS, asynchronous=True, request={"timeout": 60}),
+    ("POST", "/api/apps/{id}/restart"): Details(errors=_RUN_ERRORS, asynchronous=True, request={"timeout": 60}),
+    ("POST", "/api/apps/{id}/stop"): Details(errors=_RUN_ERRORS, asynchronous=True),
+    ("GET", "/api/operations"): Details(
+        query={
+            "appId": (_ID, "Operations of one app."),
+            "serverId": (_ID, "Operations on one server."),
+            "state": (_WORD, "`queued`, `running`, `succeeded`, `failed`, `cancelled` or `interrupted`."),
+        }
+    ),
+    ("POST", "/api/operations/{id}/cancel"): Details(
+        errors={409: ("not_cancellable", "operation_ended"), 503: ("host_unreachable", "no_agent")}
+    ),
+    ("GET", "/api/audit-logs"): Details(
+        query={
+            "limit": ({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Entries on this page."),
+            "offset": ({"type": "integer", "minimum": 0, "maximum": 10**9, "default": 0}, "Entries left out before."),
+            "userId": (_ID, "Entries of one user."),
+            "action": (_WORD, "Entries of one action, as `LOGIN` or `AUTO_STOP`."),
+            "resourceType": (_WORD, "`user`, `server`, `project`, `app` or `token`."),
+            "from": (_TIME, "The earliest moment: epoch milliseconds, or ISO 8601."),
+            "to": (_TIME, "The latest moment, included."),
+        }
+    ),
+}

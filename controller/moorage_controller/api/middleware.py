@@ -10,10 +10,10 @@ import structlog
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from moorage_controller.api import problems
+from moorage_controller.api import document, problems
 from moorage_controller.api.call import Call, Services
 from moorage_controller.api.details import LIVE
-from moorage_controller.api.replies import Reply, page
+from moorage_controller.api.replies import Raw, Reply, page
 from moorage_controller.api.routes import ROUTES, Route
 from moorage_controller.api.surface import REQUEST_ID, Surface
 from moorage_controller.auth.roles import Origin, Principal, Role
@@ -56,7 +56,7 @@ def build(services: Services, surface: Surface) -> web.Application:
     application = web.Application(middlewares=[around], client_max_size=BODY_LIMIT)
     # A signal and not the middleware: it comes before the first byte of a stream too.
     application.on_response_prepare.append(surface.prepare)
-    for route in ROUTES:
+    for route in (*ROUTES, *document.routes(ROUTES)):
         application.router.add_route(route.method, route.path, _endpoint(route, services, surface))
     return application
 
@@ -136,6 +136,9 @@ def _field_errors(error: ValidationError) -> dict[str, str]:
 
 
 def _respond(reply: Reply) -> web.Response:
+    if isinstance(reply.body, Raw):
+        raw, charset = reply.body, "utf-8"
+        return web.Response(body=raw.data, content_type=raw.content_type, charset=charset, headers=reply.headers)
     if isinstance(reply.body, BaseModel):
         text = reply.body.model_dump_json(by_alias=True)
     else:

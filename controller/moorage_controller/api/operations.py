@@ -10,7 +10,7 @@ async def list_operations(call: Call) -> Reply:
     found, total = await call.services.operations.search(
         call.query_id("appId"),
         call.query_id("serverId"),
-        call.request.query.get("state") or None,
+        call.query_word("state"),
         call.query_number("limit", 200, 1, MOST_A_PAGE),
         call.query_number("offset", 0, 0, 10**9),
     )

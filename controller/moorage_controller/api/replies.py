@@ -9,7 +9,16 @@ from moorage_controller.api.call import Call
 
 MOST_A_PAGE = 1000
 
-Body = BaseModel | Sequence[BaseModel]
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Bytes that are ready, and their media type."""
+
+    data: bytes
+    content_type: str
+
+
+Body = BaseModel | Sequence[BaseModel] | Raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +41,7 @@ def later(operation: BaseModel, operation_id: object) -> Reply:
 
 
 def page(call: Call, reply: Reply) -> Reply:
-    """Return the part of a list that `?limit=&offset=` ask for, unless it was cut before; X-Total-Count tells the whole."""
+    """Cut from a list what `?limit=&offset=` ask for, unless that was done; X-Total-Count tells the whole."""
     if not isinstance(reply.body, Sequence) or "X-Total-Count" in reply.headers:
         return reply
     count = len(reply.body)

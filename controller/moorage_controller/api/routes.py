@@ -29,6 +29,8 @@ class Route:
         """Refuse a route that doesn't say who may call it: the program must not start with one."""
         if not isinstance(self.role, Role) or not issubclass(self.reply, BaseModel):
             raise TypeError(f"{self.method} {self.path} needs a role and a reply model")
+        if (self.body is not None) != (self.method in {"POST", "PUT", "PATCH"}):
+            raise TypeError(f"{self.method} {self.path} needs a body model; GET and DELETE take none")
 
 
 def _get(path: str, handler: Handler, reply: type[BaseModel], *, role: Role = Role.USER, many: bool = False) -> Route:

@@ -134,6 +134,15 @@ class Engine:
         if client is not None:
             client.close()
 
+    def _connect(self) -> docker.APIClient:
+        # Outside the lock: where the Engine hangs each caller waits his own time-out, not everybody's in turn.
+        made = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_SECONDS)
+        with self._lock:
+            client = self._client = self._client or made
+        if client is not made:
+            made.close()
+        return client
+
     @staticmethod
     def _stop(client: docker.APIClient, container_id: str) -> None:
         about = client.inspect_container(container_id)
@@ -152,11 +161,7 @@ class Engine:
     @contextmanager
     def _talking(self) -> Iterator[docker.APIClient]:
         try:
-            with self._lock:
-                if self._client is None:
-                    self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_SECONDS)
-                client = self._client
-            yield client
+            yield self._client or self._connect()
         except (
             docker.errors.DockerException,
             requests.exceptions.RequestException,

@@ -1,7 +1,10 @@
 """The observer at the moments that are hard to hit from outside, each on a real Engine."""
 
 import asyncio
+import functools
+import itertools
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -11,7 +14,7 @@ import docker
 import pytest
 from lone_agent import compose
 from moorage_agent import identities, watch
-from moorage_agent.engine import Container, Engine, EventStream
+from moorage_agent.engine import Container, Engine, EngineFacts, EventStream
 from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.observer import Observer
 from moorage_agent.policy import Policy, write_policy
@@ -101,6 +104,11 @@ class Meddler(Engine):
         self.after: dict[str, Callable[[], Any]] = {}
         self.stream: EventStream | None = None
 
+    def facts(self) -> EngineFacts:
+        """Ask the facts, after what was to happen before."""
+        self.before.pop("facts", lambda: None)()
+        return super().facts()
+
     def events(self, since: int) -> EventStream:
         """Open the stream, after what was to happen before."""
         self.before.pop("events", lambda: None)()
@@ -141,15 +149,15 @@ async def test_a_busy_host_still_beats(
         client.start(other)
 
         async def make_noise() -> None:
-            while True:
-                await asyncio.to_thread(client.pause, other)
-                await asyncio.to_thread(client.unpause, other)
+            for number in itertools.count():
+                await asyncio.to_thread(client.rename, other["Id"], f"noise-{number}")
 
         noise = asyncio.create_task(make_noise())
         try:
             async with watching(Engine(engine.host), running_app) as told:
                 for _ in range(3):
                     await told.until(lambda item: isinstance(item, Heartbeat), timeout=3)
+                assert not noise.done()
         finally:
             noise.cancel()
             await asyncio.gather(noise, return_exceptions=True)
@@ -254,6 +262,15 @@ async def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_host_s_fact
         assert "didn't answer within 3 seconds" in problem
     finally:
         dockerd.send(signal.SIGCONT)
+
+
+async def test_a_slow_first_answer_is_waited_for(engine: PrivateEngine, running_app: Path) -> None:
+    meddler = Meddler(engine.host)
+    meddler.before["facts"] = functools.partial(time.sleep, 1)
+    async with watching(meddler, running_app) as told:
+        # An agent that was just started must not take a host for one without an Engine.
+        first = await told.until(lambda _: True, timeout=5)
+    assert (reachable(first), states(first)) == (True, ["running"])
 
 
 async def test_a_host_without_an_engine_is_told_as_such_at_once(app: Path) -> None:

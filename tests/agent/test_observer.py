@@ -12,7 +12,7 @@ from typing import Any
 
 import docker
 import pytest
-from lone_agent import compose
+from lone_agent import UP, Desk, LoneAgent, compose
 from moorage_agent import identities, watch
 from moorage_agent.engine import Container, Engine, EngineFacts, EventStream
 from moorage_agent.identities import Identities, WatchedApp
@@ -246,6 +246,27 @@ async def test_an_engine_that_goes_and_comes_back_is_told_and_looked_at_anew(
         await told.until(lambda item: states(item) == ["exited"])
         await told.until(lambda item: reachable(item) is True)
     await asyncio.to_thread(compose, other_engine, app, "down")
+
+
+async def test_an_end_is_told_though_nobody_can_say_what_became_of_the_app(
+    other_engine: PrivateEngine, desk: Desk, tmp_path: Path
+) -> None:
+    lone = await asyncio.to_thread(LoneAgent(tmp_path / "lone", other_engine, desk).start)
+    try:
+        async with lone.called() as caller:
+            done = await caller.run(UP, lone.app("unseen", SLEEPER))
+            assert [c.state for c in done.end.observed.containers] == ["running"]
+            await asyncio.to_thread(other_engine.kill)
+            try:
+                again = await caller.finish(done.operation_id)
+            finally:
+                await asyncio.to_thread(other_engine.start)
+        assert (again.raw, again.end.exit_code) == (done.raw, 0)
+        # Absent, not empty: an empty one would say that the app is stopped.
+        assert not again.end.HasField("observed")
+    finally:
+        await asyncio.to_thread(lone.process.terminate)
+        lone.clear()
 
 
 async def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_host_s_facts(

@@ -101,6 +101,7 @@ class FakeHost:
         self.refusal: Refusal | None = None
         self.on_start: Callable[[Order], Awaitable[None]] | None = None
         self.follows: list[int] = []
+        self.cancels: list[tuple[UUID, str]] = []
         self.boot_id = "boot-1"
         self._reachable = True
         self._engine_problem = ""
@@ -262,6 +263,7 @@ class FakeHost:
 
     def stop(self, operation_id: UUID, by: str) -> CancelOutcome:
         """Cancel: TERM to a running start, a tombstone for an unknown one."""
+        self.cancels.append((operation_id, by))
         run = self.journal.get(operation_id)
         if run is None:
             reason = f"Cancelled by {by} before it started."

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 
 import structlog
@@ -51,6 +52,8 @@ async def run(settings: Settings) -> None:
         loop.add_signal_handler(number, ended.set)
     background = [asyncio.create_task(observer.run()), asyncio.create_task(_clean_daily(journal))]
     try:
+        with suppress(JournalError):  # a journal that can't be read says so to whoever asks for an operation
+            await runner.resume_cancels()
         server = await serve(settings, membership.listen, servicer)
         log.info("listening", address=membership.listen, name=membership.agent_name)
         await ended.wait()
@@ -94,11 +97,19 @@ def compose_version(compose: str) -> str:
 
 def _check_certificate(settings: Settings) -> None:
     try:
-        expiry = x509.expires_at(settings.certificate_file.read_bytes())
-        x509.key_from_pem(settings.key_file.read_bytes())
-        x509.fingerprint(settings.ca_file.read_bytes())
+        certificate, ca = settings.certificate_file.read_bytes(), settings.ca_file.read_bytes()
+        expiry = x509.expires_at(certificate)
+        key = x509.key_from_pem(settings.key_file.read_bytes())
+        announced = x509.fingerprint(ca)
     except (OSError, ValueError) as error:
         raise SetupError(f"The agent's certificate or key can't be read ({error}): enrol this host again.") from None
+    try:
+        x509.check_issued_certificate(certificate, ca, key, announced)
+    except ValueError:
+        # gRPC would only say that the address can't be listened on.
+        raise SetupError(
+            "The agent's certificate, its key and the authority don't belong together: enrol this host again."
+        ) from None
     if expiry <= SystemClock().now():
         raise SetupError(f"The agent's certificate expired on {expiry:%Y-%m-%d %H:%M} UTC: enrol this host again.")
 

@@ -1,6 +1,7 @@
 """The command line: `moorage-agent enroll | serve | status`."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,10 +46,10 @@ def enroll(
         membership = enrollment.enroll(
             settings,
             controller=controller,
-            token_text=token_file.read(),
+            token_text=_text(token_file),
             listen=_address(listen, "--listen"),
             advertise=None if advertise is None else _address(advertise, "--advertise"),
-            roots=[str(Path(root).absolute()) for root in roots],
+            roots=[_directory(root) for root in roots],
         )
         click.echo(f"Enrolled as {membership.agent_name}; the controller will dial {membership.advertise}.")
         if not roots:
@@ -62,7 +63,10 @@ def serve(data_dir: Path) -> None:
     with _sentences():
         settings = Settings.load(data_dir)
         logging.configure(settings.log_level)
-        asyncio.run(agent.run(settings))
+        with asyncio.Runner() as runner:
+            runner.run(agent.run(settings))
+            # A thread may be waiting for an Engine that hangs; closing the loop would wait for it. Operations live on.
+            os._exit(0)
 
 
 @main.command()
@@ -90,6 +94,19 @@ def _sentences() -> Iterator[None]:
     except SetupError as error:
         click.echo(f"moorage-agent: {error}", err=True)
         sys.exit(1)
+
+
+def _text(file: TextIO) -> str:
+    try:
+        return file.read()
+    except UnicodeDecodeError:
+        raise SetupError(f"{file.name} holds no join token: it is not text.") from None
+
+
+def _directory(root: str) -> str:
+    if not root:
+        raise SetupError("--allow-root is empty: give a directory.")
+    return str(Path(root).absolute())
 
 
 def _address(text: str, option: str) -> str:

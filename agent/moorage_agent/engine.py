@@ -88,6 +88,12 @@ class Engine:
         found = (self.container(row["Id"]) for row in rows if wanted(_of_labels(row["Labels"])))
         return {c.state.id: c for c in found if c is not None}
 
+    def states(self) -> dict[str, str]:
+        """Look at the states alone of all containers of Compose projects, by id: one cheap call."""
+        with self._talking() as client:
+            rows = client.containers(all=True, filters={"label": PROJECT})
+        return {row["Id"]: row["State"] for row in rows}
+
     def container(self, container_id: str) -> Container | None:
         """Look at one container; None where it is gone, or of no Compose project."""
         with self._talking() as client:
@@ -134,6 +140,15 @@ class Engine:
         if client is not None:
             client.close()
 
+    def _connect(self) -> docker.APIClient:
+        # Outside the lock: where the Engine hangs each caller waits his own time-out, not everybody's in turn.
+        made = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_SECONDS)
+        with self._lock:
+            client = self._client = self._client or made
+        if client is not made:
+            made.close()
+        return client
+
     @staticmethod
     def _stop(client: docker.APIClient, container_id: str) -> None:
         about = client.inspect_container(container_id)
@@ -152,11 +167,7 @@ class Engine:
     @contextmanager
     def _talking(self) -> Iterator[docker.APIClient]:
         try:
-            with self._lock:
-                if self._client is None:
-                    self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_SECONDS)
-                client = self._client
-            yield client
+            yield self._client or self._connect()
         except (
             docker.errors.DockerException,
             requests.exceptions.RequestException,

@@ -6,6 +6,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from http.client import HTTPException
 from importlib.metadata import version
 from typing import Any
@@ -33,7 +34,8 @@ def enroll(
         token = JoinToken.parse(token_text)
     except ValueError as error:
         raise SetupError(str(error)) from None
-    endpoint = advertise or _reachable_address(controller, listen)
+    place = _place(controller)
+    endpoint = advertise or _reachable_address(place, listen)
     try:
         key = _key(settings, token)
         answer = _request(controller, token, key, endpoint)
@@ -83,8 +85,6 @@ def _request(controller: str, token: JoinToken, key: ec.EllipticCurvePrivateKey,
         "version": agent_version,
     }
     url = f"{controller.rstrip('/')}/api/enroll"
-    if urllib.parse.urlsplit(url).scheme not in {"http", "https"}:
-        raise SetupError(f"{controller} is not the URL of a controller: it begins with http:// or https://.")
     request = urllib.request.Request(  # noqa: S310 - the scheme was checked
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
     )
@@ -107,17 +107,25 @@ def _problem(error: urllib.error.HTTPError) -> str:
         return f"HTTP status {error.code}"
 
 
-def _reachable_address(controller: str, listen: str) -> str:
+def _place(controller: str) -> urllib.parse.SplitResult:
+    """Return the parts of the controller's URL. Raises SetupError where it is none."""
+    with suppress(ValueError):
+        place = urllib.parse.urlsplit(controller)
+        if place.scheme in {"http", "https"} and place.hostname and place.port != 0:  # reading the port checks it
+            return place
+    raise SetupError(f"{controller} is not the URL of a controller: it begins with http:// or https:// and a host.")
+
+
+def _reachable_address(place: urllib.parse.SplitResult, listen: str) -> str:
     """Return HOST:PORT under which the controller most likely reaches this host: the address that faces it."""
     host, _, port = listen.rpartition(":")
     if host not in {"0.0.0.0", "[::]", ""}:  # noqa: S104 - compared, not bound
         return listen
-    place = urllib.parse.urlsplit(controller)
     try:
         family, kind, _, _, address = socket.getaddrinfo(place.hostname, place.port or 80, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
             probe.connect(address)  # a datagram socket: nothing is sent
             mine = probe.getsockname()[0]
-    except OSError as error:
-        raise SetupError(f"{controller} can't be resolved ({error}): check the URL, or give --advertise.") from None
+    except (OSError, UnicodeError) as error:
+        raise SetupError(f"{place.geturl()} can't be resolved ({error}): check the URL, or give --advertise.") from None
     return f"[{mine}]:{port}" if ":" in mine else f"{mine}:{port}"

@@ -1,8 +1,8 @@
 """What runs on this host, kept true without gaps.
 
 The Engine's time is taken, the stream of events since then is opened, and only then everything is looked at: what
-happens in between is in the stream. An event only says which container to look at again. Every reconnect begins with
-a look at everything.
+happens in between is in the stream. An event only says which container to look at again, and each look asks for the
+states of all. Every reconnect begins with a look at everything.
 """
 
 import asyncio
@@ -85,17 +85,23 @@ class Observer:
         raise EngineUnreachableError("The Docker Engine closed the stream of its events: see on the host that it runs.")
 
     async def _look_again(self, dirty: set[str]) -> None:
-        """Look at what was stirred; with nothing stirred, see that the Engine still answers."""
+        """Look at what was stirred, and at what is not as it was known: an event may be later than this look.
+
+        So `looked_at` holds for all: no container has another state, comes or goes, before a look and unseen by it.
+        """
         ids, began = set(dirty), boot_nanoseconds()
         dirty.clear()
-        containers = dict(self.containers)
-        for container_id in ids:
+        states = await asyncio.to_thread(self._engine.states)
+        containers = {
+            container_id: known
+            for container_id, known in self.containers.items()
+            if container_id not in ids and states.get(container_id) == known.state.state
+        }
+        for container_id in states.keys() - containers.keys():
             found = await asyncio.to_thread(self._engine.container, container_id)
-            if found is None:
-                containers.pop(container_id, None)
-            else:
+            if found is not None:
                 containers[container_id] = found
-        self._now_knows(containers, began if ids else self.looked_at, await asyncio.to_thread(self._engine.facts))
+        self._now_knows(containers, began, await asyncio.to_thread(self._engine.facts))
 
     def _now_knows(self, containers: Mapping[str, Container], looked_at: int, facts: EngineFacts) -> None:
         self.containers, self.looked_at, self.facts, self.problem = containers, looked_at, facts, ""

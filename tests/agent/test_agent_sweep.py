@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,72 +17,91 @@ _SLEEP = "init: true, stop_grace_period: 0s, command: sleep 1000"
 _TWO = f"services:\n  stuck: {{image: '{IMAGE}', {_SLEEP}}}\n  other: {{image: '{IMAGE}', {_SLEEP}}}\n"
 
 
-@pytest.fixture
-def hold(engine: PrivateEngine) -> Iterator[Callable[[str], None]]:
-    """Return what makes the Engine's own disk refuse to give a container up, until the end of the test."""
-    held: list[Path] = []
+class Grip:
+    """Makes the Engine's own disk refuse to give containers up."""
 
-    def hold(name: str) -> None:
-        with closing(engine.client()) as client:
+    def __init__(self, engine: PrivateEngine) -> None:
+        self._engine = engine
+        self._held: list[Path] = []
+
+    def hold(self, name: str) -> None:
+        """Put a file that can't be removed among a container's."""
+        with closing(self._engine.client()) as client:
             identity = client.containers.get(name).id
-        file = engine.folder / "data" / "containers" / str(identity) / "held"
+        file = self._engine.folder / "data" / "containers" / str(identity) / "held"
         file.touch()
-        subprocess.run(["/usr/bin/chattr", "+i", str(file)], check=True)
-        held.append(file)
+        _chattr("+i", file)
+        self._held.append(file)
 
-    yield hold
-    for file in held:
-        if file.exists():
-            subprocess.run(["/usr/bin/chattr", "-i", str(file)], check=True)
+    def release(self) -> None:
+        """Let all go."""
+        while self._held:
+            _chattr("-i", self._held.pop())
+
+
+def _chattr(change: str, file: Path) -> None:
+    subprocess.run(["/usr/bin/chattr", change, str(file)], check=True)
+
+
+@pytest.fixture
+def grip(engine: PrivateEngine) -> Iterator[Grip]:
+    """Return a grip that is released at the end of the test."""
+    made = Grip(engine)
+    yield made
+    made.release()
+
+
+def _sweep(agent: LoneAgent, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run the sweep alone, in the app's directory, as a stop does."""
+    python = Path(installed("moorage-agent")).parent / "python"
+    return subprocess.run(
+        [str(python), "-I", "-m", "moorage_agent.sweep", "--real-directory", str(directory)],
+        cwd=directory,
+        env={"DOCKER_HOST": agent.engine.host, "PWD": str(directory), "PYTHONPATH": str(directory)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 async def test_a_container_that_can_not_go_is_told_and_keeps_no_other(
-    agent: LoneAgent, caller: Caller, engine: PrivateEngine, hold: Callable[[str], None]
+    agent: LoneAgent, caller: Caller, grip: Grip
 ) -> None:
     directory = agent.app("held", _TWO)
     assert (await caller.run(UP, directory)).end.exit_code == 0
-    hold("held-stuck-1")
+    grip.hold("held-stuck-1")
     done = await caller.run(DOWN, directory)
     assert done.end.exit_code == 1
-    assert "still there: held-stuck-1" in (error_sentence(done.output) or "")
-    assert "held-other-1" not in (error_sentence(done.output) or "")
+    said = error_sentence(done.output) or ""
+    assert "still there: held-stuck-1." in said
     assert [c.name for c in done.end.observed.containers] == ["held-stuck-1"]
     assert any(e.get("status") == "Error" and "held-stuck-1" in str(e["id"]) for e in entries(done.output))
-    with closing(engine.client()) as client:
-        identity = client.containers.get("held-stuck-1").id
-    file = engine.folder / "data" / "containers" / str(identity) / "held"
-    subprocess.run(["/usr/bin/chattr", "-i", str(file)], check=True)
+    grip.release()
     assert (await caller.run(DOWN, directory)).end.exit_code == 0
     assert agent.containers(directory) == {}
 
 
-async def test_what_compose_leaves_goes_all_at_once(agent: LoneAgent, caller: Caller) -> None:
-    # Four one-off containers that ignore TERM for their two seconds: together, not one after the other.
+def test_all_that_is_left_goes_at_once(agent: LoneAgent) -> None:
+    # Four that ignore TERM for their two seconds each: together, not one after the other.
     service = f"services: {{web: {{image: '{IMAGE}', stop_grace_period: 2s, command: sleep 1000}}}}\n"
     directory = agent.app("together", service)
-    for _ in range(4):
-        agent.compose(directory, "run", "-d", "web")
-    (directory / "compose.yaml").write_text("services: {\n")  # by name alone
+    agent.compose(directory, "up", "-d", "--scale", "web=4")
     began = time.monotonic()
-    done = await caller.run(DOWN, directory)
-    assert done.end.exit_code == 0
-    assert time.monotonic() - began < 7
+    done = _sweep(agent, directory)
+    took = time.monotonic() - began
+    assert (done.returncode, done.stderr) == (0, "")
+    removed = [e["id"] for e in entries(done.stdout) if e.get("text") == "Removed"]
+    assert sorted(removed) == [f"Container together-web-{n}" for n in range(1, 5)]
+    assert took < 7
     assert agent.containers(directory) == {}
 
 
-def test_the_sweep_reads_nothing_of_the_directory_it_runs_in(agent: LoneAgent, tmp_path: Path) -> None:
+def test_the_sweep_takes_no_code_from_the_app_s_directory(agent: LoneAgent) -> None:
+    directory = agent.app("imports", None)
     for name in ("docker", "moorage_common", "moorage_agent", "requests"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise SystemExit(77)\n")
-    (tmp_path / "json.py").write_text("raise SystemExit(77)\n")
-    argv = [str(Path(installed("moorage-agent")).parent / "python"), "-I", "-m", "moorage_agent.sweep"]
-    done = subprocess.run(
-        [*argv, "--real-directory", str(tmp_path)],
-        cwd=tmp_path,
-        env={"DOCKER_HOST": agent.engine.host, "PWD": str(tmp_path), "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+        (directory / name).mkdir()
+        (directory / name / "__init__.py").write_text("raise SystemExit(77)\n")
+    (directory / "json.py").write_text("raise SystemExit(77)\n")
+    done = _sweep(agent, directory)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,7 +1,10 @@
 """The observer at the moments that are hard to hit from outside, each on a real Engine."""
 
 import asyncio
+import functools
+import itertools
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -9,9 +12,9 @@ from typing import Any
 
 import docker
 import pytest
-from lone_agent import compose
+from lone_agent import UP, Desk, LoneAgent, compose
 from moorage_agent import identities, watch
-from moorage_agent.engine import Container, Engine, EventStream
+from moorage_agent.engine import Container, Engine, EngineFacts, EventStream
 from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.observer import Observer
 from moorage_agent.policy import Policy, write_policy
@@ -101,6 +104,11 @@ class Meddler(Engine):
         self.after: dict[str, Callable[[], Any]] = {}
         self.stream: EventStream | None = None
 
+    def facts(self) -> EngineFacts:
+        """Ask the facts, after what was to happen before."""
+        self.before.pop("facts", lambda: None)()
+        return super().facts()
+
     def events(self, since: int) -> EventStream:
         """Open the stream, after what was to happen before."""
         self.before.pop("events", lambda: None)()
@@ -141,15 +149,15 @@ async def test_a_busy_host_still_beats(
         client.start(other)
 
         async def make_noise() -> None:
-            while True:
-                await asyncio.to_thread(client.pause, other)
-                await asyncio.to_thread(client.unpause, other)
+            for number in itertools.count():
+                await asyncio.to_thread(client.rename, other["Id"], f"noise-{number}")
 
         noise = asyncio.create_task(make_noise())
         try:
             async with watching(Engine(engine.host), running_app) as told:
                 for _ in range(3):
                     await told.until(lambda item: isinstance(item, Heartbeat), timeout=3)
+                assert not noise.done()
         finally:
             noise.cancel()
             await asyncio.gather(noise, return_exceptions=True)
@@ -240,6 +248,27 @@ async def test_an_engine_that_goes_and_comes_back_is_told_and_looked_at_anew(
     await asyncio.to_thread(compose, other_engine, app, "down")
 
 
+async def test_an_end_is_told_though_nobody_can_say_what_became_of_the_app(
+    other_engine: PrivateEngine, desk: Desk, tmp_path: Path
+) -> None:
+    lone = await asyncio.to_thread(LoneAgent(tmp_path / "lone", other_engine, desk).start)
+    try:
+        async with lone.called() as caller:
+            done = await caller.run(UP, lone.app("unseen", SLEEPER))
+            assert [c.state for c in done.end.observed.containers] == ["running"]
+            await asyncio.to_thread(other_engine.kill)
+            try:
+                again = await caller.finish(done.operation_id)
+            finally:
+                await asyncio.to_thread(other_engine.start)
+        assert (again.raw, again.end.exit_code) == (done.raw, 0)
+        # Absent, not empty: an empty one would say that the app is stopped.
+        assert not again.end.HasField("observed")
+    finally:
+        await asyncio.to_thread(lone.process.terminate)
+        lone.clear()
+
+
 async def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_host_s_facts(
     other_engine: PrivateEngine, app: Path
 ) -> None:
@@ -254,6 +283,15 @@ async def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_host_s_fact
         assert "didn't answer within 3 seconds" in problem
     finally:
         dockerd.send(signal.SIGCONT)
+
+
+async def test_a_slow_first_answer_is_waited_for(engine: PrivateEngine, running_app: Path) -> None:
+    meddler = Meddler(engine.host)
+    meddler.before["facts"] = functools.partial(time.sleep, 1)
+    async with watching(meddler, running_app) as told:
+        # An agent that was just started must not take a host for one without an Engine.
+        first = await told.until(lambda _: True, timeout=5)
+    assert (reachable(first), states(first)) == (True, ["running"])
 
 
 async def test_a_host_without_an_engine_is_told_as_such_at_once(app: Path) -> None:

@@ -44,10 +44,10 @@ async def test_a_wrong_password_and_an_unknown_user_are_answered_alike(world: Wo
     assert headers[0] == headers[1]
 
 
-@pytest.mark.parametrize("password", ["", "wrong", "x" * 100_000, PASSWORD + "\0", "\0", "é" * 72, PASSWORD.upper()])
-async def test_no_other_password_is_right(world: World, password: str) -> None:
-    reply = await world.nobody.post("/api/auth/login", {"username": ADMIN, "password": password})
-    reply.expect(401, "bad_credentials")
+async def test_no_other_password_is_right(world: World) -> None:
+    for password in ["", "wrong", "x" * 100_000, PASSWORD + "\0", "\0", "é" * 72, PASSWORD.upper()]:
+        reply = await world.nobody.post("/api/auth/login", {"username": ADMIN, "password": password})
+        reply.expect(401, "bad_credentials")
 
 
 @pytest.mark.parametrize("username", ["", "x" * 100_000, "admin\0", "a' OR 1=1 --", "\u202eadmin", "\U0001f6a2"])
@@ -105,20 +105,11 @@ async def test_a_token_lasts_a_day_to_the_second(world: World) -> None:
     assert reply.headers["WWW-Authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize(
-    ("header", "code"),
-    [
-        ("", "no_token"),
-        ("Bearer", "no_token"),
-        ("Bearer ", "no_token"),
-        ("Basic YWRtaW46YWRtaW4=", "no_token"),
-        ("Bearer null", "bad_token"),
-        ("Bearer undefined", "bad_token"),
-        ("Bearer a.b.c", "bad_token"),
-    ],
-)
-async def test_what_is_no_token_is_told_from_a_bad_one(world: World, header: str, code: str) -> None:
-    (await world.nobody.get("/api/auth/verify", Authorization=header)).expect(401, code)
+async def test_what_is_no_token_is_told_from_a_bad_one(world: World) -> None:
+    for header in ("", "Bearer", "Bearer ", "Basic YWRtaW46YWRtaW4="):
+        (await world.nobody.get("/api/auth/verify", Authorization=header)).expect(401, "no_token")
+    for header in ("Bearer null", "Bearer undefined", "Bearer a.b.c", "Bearer x y"):
+        (await world.nobody.get("/api/auth/verify", Authorization=header)).expect(401, "bad_token")
 
 
 async def test_a_role_is_never_taken_from_the_token_alone(world: World) -> None:

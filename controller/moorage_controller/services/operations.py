@@ -234,5 +234,6 @@ class Operations:
 async def _record_auto_stop(connection: AsyncConnection, app: App, operation: Operation, now: datetime) -> None:
     # The guide's details, word for word.
     details = {"reason": "timeout", "timeout": operation.run_timeout}
-    message = f"{app.name} was stopped: its {operation.run_timeout} minutes were over."
+    minutes = "minute was" if operation.run_timeout == 1 else "minutes were"
+    message = f"{app.name} was stopped: its {operation.run_timeout} {minutes} over."
     await record(connection, now, AUTO_STOP, Action.AUTO_STOP, ("app", app.id, app.name), message, details)

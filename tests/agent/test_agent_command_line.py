@@ -1,0 +1,84 @@
+"""What people type wrong at `moorage-agent`, and what breaks under it: one sentence, exit code 1, no traceback."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from lone_agent import Desk, LoneAgent
+from moorage_common import x509
+from moorage_controller.pki.authority import Authority
+from moorage_lab.engine import PrivateEngine
+from moorage_lab.processes import installed, plain_environment
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def refused(engine: PrivateEngine, tmp_path: Path) -> Run:
+    """Return what runs an enrolment or `serve` that must fail, and returns its sentence."""
+
+    def run(*words: str | bytes, token: bytes = b"", data: Path | None = None) -> str:
+        done = subprocess.run(
+            [installed("moorage-agent"), *words, "--data-dir", str(data or tmp_path / "data")],
+            input=token,
+            env=plain_environment(DOCKER_HOST=engine.host),
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        said = done.stderr.decode()
+        assert (done.returncode, done.stdout) == (1, b""), said
+        [sentence] = [line for line in said.splitlines() if line.startswith("moorage-agent: ")]
+        assert "Traceback" not in said
+        return sentence
+
+    return run
+
+
+@pytest.fixture
+def own(engine: PrivateEngine, desk: Desk, tmp_path: Path) -> Iterator[LoneAgent]:
+    """Return an agent that is enrolled, and has ended."""
+    made = LoneAgent(tmp_path / "own", engine, desk).start()
+    made.process.terminate()
+    yield made
+    made.clear()
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://x:abc", "http://x:0", "localhost:3000", "http://", "ftp://x"])
+def test_what_is_no_url_of_a_controller_is_said(refused: Run, desk: Desk, tmp_path: Path, url: str) -> None:
+    said = refused("enroll", "--controller", url, "--token-file", "-", token=desk.token().encode())
+    assert f"{url} is not the URL of a controller" in said
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_name_that_no_host_can_have_is_said(refused: Run, desk: Desk) -> None:
+    url = f"http://{'a' * 70}.example"
+    said = refused("enroll", "--controller", url, "--token-file", "-", token=desk.token().encode())
+    assert f"{url} can't be resolved" in said
+
+
+def test_a_token_file_that_is_no_text_is_said(refused: Run, desk: Desk) -> None:
+    assert "is not text" in refused("enroll", "--controller", desk.url, "--token-file", "-", token=b"\xff\xfe")
+
+
+@pytest.mark.parametrize(("root", "said"), [("", "--allow-root is empty"), (b"/srv/\xff", "is not UTF-8")])
+def test_a_root_that_can_not_be_meant_allows_nothing(
+    refused: Run, desk: Desk, tmp_path: Path, root: str | bytes, said: str
+) -> None:
+    words = ("enroll", "--controller", desk.url, "--token-file", "-", "--allow-root", root)
+    assert said in refused(*words, token=desk.token().encode())
+    assert not (tmp_path / "data" / "policy.toml").exists()
+    assert not (tmp_path / "data" / "agent.json").exists()
+
+
+def test_files_that_do_not_belong_together_are_said(refused: Run, own: LoneAgent) -> None:
+    pki = own.data / "pki"
+    key = (pki / "agent.key").read_bytes()
+    (pki / "agent.key").write_bytes(x509.key_to_pem(x509.new_key()))
+    assert "don't belong together" in refused("serve", data=own.data)
+    (pki / "agent.key").write_bytes(key)
+    stranger, _ = Authority.create(datetime.now(UTC))
+    (pki / "ca.crt").write_bytes(stranger.certificate_pem)
+    assert "don't belong together" in refused("serve", data=own.data)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import aiosqlite
+from moorage_controller.store import sqlite
 
 
 class Revisions:
@@ -14,12 +14,12 @@ class Revisions:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._connection: aiosqlite.Connection | None = None
+        self._connection: sqlite.Connection | None = None
 
     async def open(self) -> None:
         """Connect; the number is this connection's own, and means nothing to another."""
         if self._path is not None:
-            self._connection = await aiosqlite.connect(self._path, isolation_level=None)
+            self._connection = await sqlite.connect(str(self._path))
 
     async def close(self) -> None:
         """Disconnect."""
@@ -32,4 +32,5 @@ class Revisions:
         if self._connection is None:
             return None
         rows = list(await self._connection.execute_fetchall("PRAGMA data_version"))
-        return int(rows[0][0])
+        number: int = rows[0][0]
+        return number

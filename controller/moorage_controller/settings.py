@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=1440, description="Minutes after which a start is stopped on its host.")
     ] = 30
 
+    rate_limit_per_minute: Annotated[
+        int,
+        Field(ge=0, description="Requests a minute of one user, or of one address without a token; 0: no limit."),
+    ] = 600
+
     @property
     def base_url(self) -> str:
         """The URL that hosts use, without a slash at its end."""

@@ -43,35 +43,46 @@ __all__ = [
 EPOCH = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 _SECOND = 1_000_000
 _QUIET_ROUNDS = 12
-_MOST_ROUNDS = 200_000
+_MOST_ROUNDS = 100_000
 _IN_THREADS = frozenset({aiosqlite.core.__file__, asyncio.threads.__file__})
 """Whose coroutines wait for a thread."""
 
 
 async def settle() -> None:
-    """Return once every task waits for something that only the test, or the clock, can bring: no real time passes."""
+    """Return once every task waits for something that only the test, or the clock, can bring; nothing is timed here."""
     quiet = 0
     for _ in range(_MOST_ROUNDS):
+        working = {future for task in asyncio.all_tasks() if (future := _thread_s_future(task)) is not None}
+        if working:
+            # To wait for the thread itself: turning round meanwhile would only keep it from its work.
+            await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+            quiet = 0
         await asyncio.sleep(0)
-        quiet = 0 if any(_waits_for_a_thread(task) for task in asyncio.all_tasks()) else quiet + 1
+        quiet += 1
         if quiet == _QUIET_ROUNDS:
             return
     raise AssertionError("the tasks never came to rest")
 
 
-def _waits_for_a_thread(task: asyncio.Task[Any]) -> bool:
+def _thread_s_future(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
+    """Return what a task waits for where a thread works on it."""
     inner: Any = task.get_coro()
+    in_thread = False
     while inner is not None:
         code = getattr(inner, "cr_code", None) or getattr(inner, "ag_code", None)
         if code is not None:
-            if code.co_filename in _IN_THREADS:
-                return True
+            in_thread = in_thread or code.co_filename in _IN_THREADS
             inner = getattr(inner, "cr_await", None) or getattr(inner, "ag_await", None)
+        elif isinstance(inner, asyncio.Future):
+            return inner if in_thread and not inner.done() else None
         else:
             # Wrappers (of __await__, of an async generator's next step) don't say what they wrap; the collector knows.
-            wrapped = gc.get_referents(inner) if not isinstance(inner, asyncio.Future) else []
-            inner = next((w for w in wrapped if inspect.iscoroutine(w) or inspect.isasyncgen(w)), None)
-    return False
+            inner = next((w for w in gc.get_referents(inner) if _is_awaited(w)), None)
+    return None
+
+
+def _is_awaited(thing: object) -> bool:
+    return inspect.iscoroutine(thing) or inspect.isasyncgen(thing) or isinstance(thing, asyncio.Future)
 
 
 class FakeClock:

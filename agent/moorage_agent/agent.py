@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 
 import structlog
@@ -51,6 +52,8 @@ async def run(settings: Settings) -> None:
         loop.add_signal_handler(number, ended.set)
     background = [asyncio.create_task(observer.run()), asyncio.create_task(_clean_daily(journal))]
     try:
+        with suppress(JournalError):  # a journal that can't be read says so to whoever asks for an operation
+            await runner.resume_cancels()
         server = await serve(settings, membership.listen, servicer)
         log.info("listening", address=membership.listen, name=membership.agent_name)
         await ended.wait()

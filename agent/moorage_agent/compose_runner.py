@@ -91,10 +91,14 @@ class ComposeRunner:
             raise RefusalError("not_cancellable", "A stop can't be cancelled: the Engine goes on with it.")
         outcome = await asyncio.to_thread(self._journal.cancel, operation_id, by)
         if outcome is CancelOutcome.SIGNALLED:
-            task = asyncio.create_task(self._kill_later(operation_id))
-            self._killers.add(task)
-            task.add_done_callback(self._killers.discard)
+            self._begin_to_kill(operation_id)
         return outcome
+
+    async def resume_cancels(self) -> None:
+        """See the cancels through that an agent before this one began; call it once at the start."""
+        for record in await asyncio.to_thread(self._journal.running):
+            if record.cancelled_by:
+                self._begin_to_kill(record.operation_id)
 
     def identity_of(self, record: Record) -> AppIdentity | None:
         """Return the app an operation worked on, as it was then; None where its order was never written."""
@@ -162,6 +166,11 @@ class ComposeRunner:
             return None
 
         return guard
+
+    def _begin_to_kill(self, operation_id: str) -> None:
+        task = asyncio.create_task(self._kill_later(operation_id))
+        self._killers.add(task)
+        task.add_done_callback(self._killers.discard)
 
     async def _kill_later(self, operation_id: str) -> None:
         await asyncio.sleep(_KILL_AFTER_SECONDS)

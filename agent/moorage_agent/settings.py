@@ -73,11 +73,6 @@ class Settings:
         """What enrolment wrote down (JSON)."""
         return self.data_dir / "agent.json"
 
-    @property
-    def operations_dir(self) -> Path:
-        """Where the journal has its operations, one folder each."""
-        return self.data_dir / "operations"
-
     def membership(self) -> Membership:
         """Return what enrolment wrote down. Raises SetupError where the host isn't enrolled."""
         try:

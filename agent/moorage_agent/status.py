@@ -1,10 +1,9 @@
 """What `moorage-agent status` shows: who this agent is, what it may do, how what it needs is, what it does now."""
 
 from collections.abc import Callable
-from contextlib import suppress
 
 from moorage_common import x509
-from moorage_common.journal import Journal, JournalError, State
+from moorage_common.journal import Journal, JournalError
 
 from moorage_agent.agent import compose_version
 from moorage_agent.engine import Engine
@@ -41,12 +40,5 @@ def _expiry(settings: Settings) -> str:
 
 
 def _running(settings: Settings) -> str:
-    journal = Journal(settings.data_dir)
-    found = []
-    # No folder before the first `serve`.
-    for folder in sorted(settings.operations_dir.iterdir()) if settings.operations_dir.exists() else ():
-        with suppress(ValueError):  # not an operation's folder
-            record = journal.read(folder.name)
-            if record is not None and record.state is State.RUNNING:
-                found.append(f"{folder.name} ({record.spec.get('kind')} in {record.spec.get('cd_path')})")
-    return ", ".join(found) or "nothing"
+    found = Journal(settings.data_dir).running()
+    return ", ".join(f"{r.operation_id} ({r.spec.get('kind')} in {r.spec.get('cd_path')})" for r in found) or "nothing"

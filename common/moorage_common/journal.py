@@ -124,6 +124,20 @@ class Journal:
                     found = files.settle(folder) if ours else None
             return _record(operation_id, folder, found)
 
+    def running(self) -> list[Record]:
+        """Return the operations of which something lives, by id; none before `prepare`. Raises JournalError."""
+        try:
+            names = sorted(os.listdir(self._root / "operations"))  # noqa: PTH208 - names are wanted, not paths
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise JournalError.from_os(error, str(self._root)) from error
+        found = []
+        for name in names:
+            with contextlib.suppress(ValueError):  # not an operation's folder
+                found.append(self.read(name))
+        return [record for record in found if record is not None and record.state is State.RUNNING]
+
     def read_output(self, operation_id: str, after: int, limit: int) -> bytes:
         """Return at most `limit` bytes of the output from the byte offset `after` on; empty where there is none yet."""
         if after < 0 or limit < 0:

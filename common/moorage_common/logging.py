@@ -21,7 +21,10 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
     ]
     readable = target.isatty()
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer()
+        # Plain tracebacks: the fancy ones show local variables, and those may be secrets.
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if readable
+        else structlog.processors.JSONRenderer()
     )
     last = [renderer] if readable else [structlog.processors.format_exc_info, renderer]
     handler = logging.StreamHandler(target)

@@ -229,8 +229,9 @@ def test_the_sweep_begins_without_grpc(tmp_path: Path) -> None:
     assert "doesn't answer" in json.loads(said[-1])["message"]
 
 
-async def test_what_ignores_a_cancellation_is_killed(
-    engine: PrivateEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_what_ignores_a_cancellation_is_killed_even_if_the_agent_was_restarted_meanwhile(
+    engine: PrivateEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, restarted: bool
 ) -> None:
     monkeypatch.setattr(compose_runner, "_KILL_AFTER_SECONDS", 0.5)
     stubborn = tmp_path / "docker-compose"
@@ -241,13 +242,21 @@ async def test_what_ignores_a_cancellation_is_killed(
     journal = Journal(tmp_path / "journal")
     journal.prepare()
     identities = Identities(Policy(tmp_path / "policy.toml"), str(stubborn), environment)
-    runner = ComposeRunner(journal, Engine(engine.host), identities, str(stubborn), environment)
+
+    def runner_of_an_agent() -> ComposeRunner:
+        return ComposeRunner(journal, Engine(engine.host), identities, str(stubborn), environment)
+
+    runner = runner_of_an_agent()
     operation_id = str(uuid4())
     assert not await runner.start(operation_id, OperationKind.UP, str(tmp_path), None)
     items = []
     async for item in runner.follow(operation_id, 0):
         items.append(item)
-        if len(items) == 1:
+        if len(items) == 1 and restarted:
+            # The agent that sent TERM is gone before it could send KILL.
+            assert await asyncio.to_thread(journal.cancel, operation_id, "tester") is CancelOutcome.SIGNALLED
+            await runner_of_an_agent().resume_cancels()
+        elif len(items) == 1:
             assert await runner.cancel(operation_id, "tester") is CancelOutcome.SIGNALLED
     assert items[0] == Chunk(0, b"begun\n")
     assert isinstance(items[-1], Record)

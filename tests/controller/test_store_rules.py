@@ -5,7 +5,7 @@ import uuid
 from datetime import timedelta
 
 import pytest
-from factories import USER, add_app, add_operation, audit_row, operation_row, user_row
+from factories import USER, add_app, add_operation, audit_row, operation_row, project_row, user_row
 from fakes import EPOCH
 from moorage_controller.store import apps, audit, enrollment, operations, projects, servers, users
 from moorage_controller.store.engine import Database, postgresql_url
@@ -271,3 +271,25 @@ async def test_an_ended_session_is_dead_twice_as_well_and_an_expired_one_is_forg
 )
 def test_postgresql_is_reached_however_its_url_is_written(given: str, used: str) -> None:
     assert postgresql_url(given) == used
+
+
+async def test_a_writer_who_is_cancelled_at_any_moment_locks_out_nobody(database: Database) -> None:
+    """At each of many moments: the statement that is under way ends first, and its lock is given back."""
+
+    async def write() -> None:
+        async with database.write() as connection:
+            await projects.all_projects(connection)
+            await projects.add(connection, project_row())
+
+    kept: list[object] = []
+    for turns in range(120):
+        writing = asyncio.create_task(write())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        writing.cancel()
+        kept += await asyncio.gather(writing, return_exceptions=True)
+        # Less than the ten seconds that SQLite would wait for a lock.
+        await asyncio.wait_for(write(), 5)
+    assert any(isinstance(result, asyncio.CancelledError) for result in kept)
+    async with database.read() as connection:
+        assert len(await projects.all_projects(connection)) >= 120

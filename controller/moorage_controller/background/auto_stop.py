@@ -56,7 +56,11 @@ class AutoStop:
             operation = await self._apps.auto_stop(app)
             if operation is not None:
                 log.info("auto_stop_begun", app_id=str(app.id), operation_id=str(operation.id), attempt=tries + 1)
-        waits = [self._tries[app.run_id][1] - self._clock.monotonic() for app in due if app.run_id is not None]
+        # A host that came back meanwhile took its tries away: those are due at once.
+        tried = [self._tries[app.run_id] for app in due if app.run_id in self._tries]
+        waits = [not_before - self._clock.monotonic() for _, not_before in tried]
+        if len(tried) < len(due):
+            waits.append(0.0)
         if next_stop_at is not None:
             waits.append((next_stop_at - now).total_seconds())
         return max(min([*waits, _LONGEST_SLEEP]), 0.0)

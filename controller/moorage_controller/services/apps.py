@@ -27,6 +27,8 @@ _ACTIONS = {
     OperationKind.RESTART: Action.RESTART,
     OperationKind.DOWN: Action.STOP,
 }
+_ATTEMPTS = 5
+"""How often an operation may be met by another that has ended before it could be joined."""
 _FIXED_WHILE_RUNNING = {"server_id": "serverId", "cd_path": "cdPath"}
 
 

@@ -3,13 +3,17 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from moorage_common.clock import Clock
-from sqlalchemy import Connection, event, func, select
+from sqlalchemy import Connection, event, func, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from moorage_controller.store import sqlite
 
 _BUSY_MILLISECONDS = 10_000
 
@@ -35,8 +39,8 @@ class Database:
     def __init__(self, url: str, clock: Clock) -> None:
         self.url = url
         self._clock = clock
-        self._engine: AsyncEngine = create_async_engine(url)
-        self._is_sqlite = self._engine.dialect.name == "sqlite"
+        self._is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        self._engine: AsyncEngine = create_async_engine(url, **(_sqlite_driver(url) if self._is_sqlite else {}))
         if self._is_sqlite:
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
@@ -64,6 +68,12 @@ class Database:
     async def close(self) -> None:
         """Close all connections."""
         await self._engine.dispose()
+
+
+def _sqlite_driver(url: str) -> dict[str, Any]:
+    path = make_url(url).database
+    assert path is not None
+    return {"async_creator": partial(sqlite.connect, path)}
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

@@ -1,0 +1,60 @@
+"""SQLite's driver, made safe against cancellation: no call goes on, and no lock stays, behind a caller who is gone."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import aiosqlite
+
+T = TypeVar("T")
+
+_ROWS_AT_ONCE = 64
+
+
+class Connection(aiosqlite.Connection):
+    """A connection whose every call ends before its caller's cancellation goes on.
+
+    The library's own leaves the call to its thread: a BEGIN IMMEDIATE that comes through there locks out all others.
+    """
+
+    async def _execute(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - whatever fn takes
+        return await _to_its_end(super()._execute(fn, *args, **kwargs))  # type: ignore[no-untyped-call]  # the library's
+
+    async def close(self) -> None:
+        """Roll back and close: SQLite keeps a closed connection's lock while a cursor of it is referred to."""
+        if self._connection is not None:
+            await self._execute(self._connection.rollback)
+        await super().close()
+
+
+async def connect(path: str) -> Connection:
+    """Open a database file."""
+    connection = Connection(partial(sqlite3.connect, path, check_same_thread=False), _ROWS_AT_ONCE)
+    connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does: it must not keep the program from ending
+    try:
+        await _to_its_end(_opened(connection))
+    except asyncio.CancelledError:
+        await connection.close()
+        raise
+    return connection
+
+
+async def _opened(connection: Connection) -> None:
+    await connection
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result; a cancellation that comes meanwhile goes on when the work is over."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # looked at, so that nobody warns of it
+        raise

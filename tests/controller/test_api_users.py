@@ -151,6 +151,7 @@ async def test_two_admins_who_remove_each_other_at_once_leave_one(world: World) 
         async with database.write() as connection:
             assert len(await store.lock_active_admins(connection)) == 1
             found = await store.by_name(connection, ADMIN)
+            await store.remove(connection, uuid.UUID(other["id"]))
             if found is not None:
                 await store.change(connection, found.id, {"role": "admin", "is_active": True})
         await database.close()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import case, delete, or_, select
+from sqlalchemy import case, delete, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -29,6 +29,13 @@ class Failures:
 def key(kind: str, *parts: str) -> str:
     """Return the key of what is counted: a digest, since people type passwords where names belong."""
     return hashlib.sha256("\0".join((kind, *parts)).encode(errors="surrogatepass")).hexdigest()
+
+
+async def take_turns(connection: AsyncConnection, one: str) -> None:
+    """Let one transaction at a time go on with a key; first thing in it. SQLite has a single writer anyway."""
+    if connection.dialect.name == "postgresql":
+        number = int.from_bytes(bytes.fromhex(one)[:8], "big", signed=True)
+        await connection.execute(select(func.pg_advisory_xact_lock(number)))
 
 
 async def get(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Failures]:

@@ -45,7 +45,6 @@ def user_row(username: str, role: str = "user", **changes: Any) -> users.User:  
         full_name=None,
         is_active=True,
         last_login_at=None,
-        tokens_valid_after=None,
         created_at=EPOCH,
         updated_at=EPOCH,
     )

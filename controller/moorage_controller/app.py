@@ -17,6 +17,7 @@ from moorage_controller import settings as settings_module
 from moorage_controller.api import middleware
 from moorage_controller.api.call import Services
 from moorage_controller.api.surface import Surface
+from moorage_controller.auth.rate_limit import budgets
 from moorage_controller.background.auto_stop import AutoStop
 from moorage_controller.background.host_watcher import HostWatcher
 from moorage_controller.background.loop import Loop
@@ -26,6 +27,8 @@ from moorage_controller.hosts.pools import AgentChannels
 from moorage_controller.hosts.transport import Hosts
 from moorage_controller.https import Certificates
 from moorage_controller.pki.identity import ControllerIdentity
+from moorage_controller.services.accounts import Accounts
+from moorage_controller.services.api_tokens import ApiTokens
 from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
 from moorage_controller.services.enrollment import Enrollments, load_authority
@@ -94,7 +97,8 @@ class Controller:
         limit = timedelta(minutes=settings.operation_limit_minutes)
         operations = Operations(database, hosts, observations, signals, clock, limit=limit)
         apps = Apps(database, operations, signals)
-        users = Users(database, settings_module.secret(settings, "jwt_secret"))
+        api_tokens = ApiTokens(database)
+        users = Users(database, settings_module.secret(settings, "jwt_secret"), api_tokens)
         self.first_password = await users.ensure_first_admin(settings.admin_username, settings.admin_password)
         loops = (
             Loop("host-watcher", HostWatcher(database, hosts, observations, signals, clock).run, clock),
@@ -110,6 +114,9 @@ class Controller:
             audit_log=AuditLog(database),
             health=Health(database, lambda: [loop.name for loop in loops if not loop.alive]),
             base_url=settings.base_url,
+            accounts=Accounts(database),
+            api_tokens=api_tokens,
+            rate_limits=budgets(settings.rate_limit_per_minute, clock),
         )
         # What was in flight comes first: auto-stop must not act on an app whose start is still unfinished.
         self._stack.push_async_callback(operations.close)

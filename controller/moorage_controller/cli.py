@@ -1,10 +1,10 @@
-"""The command line: `moorage-controller serve | migrate`."""
+"""The command line: `moorage-controller serve | migrate | create-user`."""
 
 import asyncio
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import structlog
@@ -14,6 +14,7 @@ from moorage_common.clock import SystemClock
 
 from moorage_controller import settings as settings_module
 from moorage_controller.app import Controller, migrate_database
+from moorage_controller.commands import create_account
 from moorage_controller.errors import StartupError
 from moorage_controller.settings import Settings
 
@@ -35,6 +36,25 @@ def serve() -> None:
 def migrate() -> None:
     """Bring the database to this release's revision."""
     _run(migrate_database)
+
+
+@main.command("create-user")
+@click.argument("name")
+@click.option("--admin", is_flag=True, help="Make an admin; without it, a plain user.")
+@click.option(
+    "--password-file",
+    type=click.File("r", encoding="utf-8"),
+    help="File with the password, `-` for standard input; without it one is made and printed once.",
+)
+def create_user(name: str, password_file: TextIO | None, *, admin: bool) -> None:
+    """Make a user. It works while the controller runs, too."""
+    given = None if password_file is None else password_file.readline().rstrip("\r\n")
+
+    async def work(settings: Settings) -> None:
+        made = await create_account(settings, name, given, "admin" if admin else "user")
+        click.echo(f"{name} was made." if made is None else f"{name} was made, with the password {made}")
+
+    _run(work)
 
 
 def _run(work: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:

@@ -48,6 +48,14 @@ class ConflictError(MoorageError):
     """The state of things doesn't allow it now."""
 
 
+class TooManyRequestsError(MoorageError):
+    """The caller is to wait; `retry_after` is in whole seconds, 1 or more."""
+
+    def __init__(self, sentence: str, retry_after: int) -> None:
+        super().__init__("too_many_requests", sentence)
+        self.retry_after = retry_after
+
+
 class OperationFailedError(MoorageError):
     """An operation ended without success; `output` is what Compose printed, readable."""
 

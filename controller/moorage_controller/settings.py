@@ -96,6 +96,11 @@ class Settings(BaseSettings):
         """The networks of TRUSTED_PROXIES."""
         return _networks(self.trusted_proxies)
 
+    rate_limit_per_minute: Annotated[
+        int,
+        Field(ge=0, description="Requests a minute of one user, or of one address without a token; 0: no limit."),
+    ] = 600
+
     @property
     def base_url(self) -> str:
         """The URL that hosts use, without a slash at its end."""

@@ -244,16 +244,21 @@ async def test_the_audit_log_is_paged_newest_first_and_filtered_by_user(database
     assert ([row.id for row in own], own_total) == ([rows[5].id, rows[3].id, rows[1].id], 3)
 
 
-async def test_a_revoked_token_is_dead_twice_as_well_and_forgotten_after_its_end(database: Database) -> None:
-    jti = uuid.uuid4()
+async def test_an_ended_session_is_dead_twice_as_well_and_an_expired_one_is_forgotten(database: Database) -> None:
+    first, second = uuid.uuid4(), uuid.uuid4()
     async with database.write() as connection:
-        assert not await users.is_revoked(connection, jti)
-        await users.revoke_token(connection, jti, EPOCH)
-        await users.revoke_token(connection, jti, EPOCH)
-        await users.forget_expired_tokens(connection, EPOCH)
-        assert await users.is_revoked(connection, jti)
-        await users.forget_expired_tokens(connection, EPOCH + timedelta(seconds=1))
-        assert not await users.is_revoked(connection, jti)
+        user = await users.by_name(connection, USER)
+        assert user is not None
+        for jti in (first, second):
+            await users.add_session(connection, jti, user.id, EPOCH)
+        assert not await users.has_session(connection, first, uuid.uuid4()), "another user's"
+        for _ in range(2):
+            await users.end_session(connection, first)
+        assert not await users.has_session(connection, first, user.id)
+        await users.forget_expired_sessions(connection, EPOCH)
+        assert await users.has_session(connection, second, user.id)
+        await users.forget_expired_sessions(connection, EPOCH + timedelta(seconds=1))
+        assert not await users.has_session(connection, second, user.id)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from factories import JWT_SECRET
 from fakes import EPOCH
 from moorage_controller.auth import tokens
@@ -18,7 +19,10 @@ def issued() -> str:
     return tokens.issue(JWT_SECRET, user_id=USER_ID, username="anna", role="admin", now=EPOCH)
 
 
-def forged(key: str = JWT_SECRET, algorithm: str = "HS256", **changes: object) -> str:
+_RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def forged(key: str | rsa.RSAPrivateKey = JWT_SECRET, algorithm: str = "HS256", **changes: object) -> str:
     claims = jwt.decode(issued(), options={"verify_signature": False}) | changes
     return jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm=algorithm)
 
@@ -60,6 +64,8 @@ BAD = {
     "unsigned": unsigned(),
     "another secret": forged("another-secret-0123456789-0123456789-0123"),
     "another algorithm": forged(JWT_SECRET * 2, "HS512"),
+    "the same secret, another algorithm": forged(JWT_SECRET, "HS384"),
+    "a key pair": forged(_RSA, "RS256"),
     "no end": forged(exp=None),
     "no id": forged(jti=None),
     "an id that is none": forged(jti="x"),

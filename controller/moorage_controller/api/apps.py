@@ -15,7 +15,6 @@ from moorage_controller.api.convert import (
 )
 from moorage_controller.api.replies import Reply, later, now
 from moorage_controller.api.schemas import AppChanges, AppIn, DeletedOut, StartIn
-from moorage_controller.auth.roles import Role
 from moorage_controller.store.operations import Operation
 
 _WAIT = re.compile(r"wait=(\d{1,6})")
@@ -40,7 +39,7 @@ async def create_app(call: Call) -> Reply:
 async def update_app(call: Call) -> Reply:
     """PUT /api/apps/{id}."""
     changes = given(call.body(AppChanges), nullable={"app_url"})
-    timeout_only = call.principal.role < Role.ADMIN
+    timeout_only = not call.principal.may_administer
     return now(app_out(await call.services.apps.update(call.id(), changes, call.actor, timeout_only=timeout_only)))
 
 

@@ -1,8 +1,9 @@
-"""Logging in, out, and asking who one is."""
+"""Logging in, out, one's own password, and asking who one is."""
 
 from moorage_controller.api.call import Call
 from moorage_controller.api.replies import Reply, now
 from moorage_controller.api.schemas import LoginIn, LoginOut, SuccessOut, UserOut, VerifyOut
+from moorage_controller.api.user_schemas import PasswordIn
 
 
 async def login(call: Call) -> Reply:
@@ -15,6 +16,13 @@ async def login(call: Call) -> Reply:
 async def logout(call: Call) -> Reply:
     """POST /api/auth/logout."""
     await call.services.users.logout(call.principal, call.actor)
+    return now(SuccessOut())
+
+
+async def change_password(call: Call) -> Reply:
+    """POST /api/auth/password."""
+    body = call.body(PasswordIn)
+    await call.services.users.change_password(call.principal, body.current_password, body.new_password, call.actor)
     return now(SuccessOut())
 
 

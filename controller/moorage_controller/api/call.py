@@ -1,5 +1,6 @@
 """What a handler is given: the parsed request, who sent it, and the services."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -8,8 +9,11 @@ from uuid import UUID
 from aiohttp import web
 from pydantic import BaseModel
 
+from moorage_controller.auth.rate_limit import Budget, Limit
 from moorage_controller.auth.roles import Actor, Origin, Principal
 from moorage_controller.errors import InvalidError, NotFoundError
+from moorage_controller.services.accounts import Accounts
+from moorage_controller.services.api_tokens import ApiTokens
 from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
 from moorage_controller.services.enrollment import Enrollments
@@ -26,7 +30,7 @@ _MOST_WORD = 100
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """All services, and the URL under which this controller is reached."""
+    """All services, the URL under which this controller is reached, and the budgets of requests."""
 
     users: Users
     servers: Servers
@@ -37,6 +41,9 @@ class Services:
     audit_log: AuditLog
     health: Health
     base_url: str
+    accounts: Accounts
+    api_tokens: ApiTokens
+    rate_limits: Mapping[Limit, Budget]
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,9 +154,14 @@ def stopped_out(view: AppView, operation: Operation) -> StoppedOut:
     )
 
 
+def iso(moment: datetime) -> str:
+    """Return a time as users and audit entries show it: ISO 8601, UTC, milliseconds, Z."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def audit_entry_out(entry: AuditEntry) -> AuditEntryOut:
     """Show an audit entry; entries never change, so both times are one."""
-    moment = entry.created_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    moment = iso(entry.created_at)
     return AuditEntryOut(
         id=entry.id,
         user_id=entry.user_id,

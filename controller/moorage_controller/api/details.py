@@ -48,7 +48,21 @@ DETAILS: Mapping[tuple[str, str], Details] = {
             "token": "eyJhbGciOiJIUzI1NiIs...",
         },
     ),
-    ("POST", "/api/auth/logout"): Details(reply={"success": True}),
+    ("POST", "/api/auth/logout"): Details(errors={403: ("login_needed",)}, reply={"success": True}),
+    ("POST", "/api/auth/password"): Details(errors={403: ("login_needed",), 422: ("wrong_password",)}),
+    ("POST", "/api/tokens"): Details(
+        201, errors={403: ("login_needed",)}, request={"name": "CI", "scopes": ["read", "operate"]}
+    ),
+    ("DELETE", "/api/tokens/{id}"): Details(errors={403: ("login_needed",)}),
+    ("POST", "/api/users"): Details(
+        201,
+        errors={409: ("username_taken",)},
+        request={"username": "jo", "password": "correct horse", "role": "user"},
+    ),
+    ("PUT", "/api/users/{id}"): Details(
+        errors={403: ("own_password",), 409: ("last_admin", "username_taken")}, request={"fullName": "Jo Doe"}
+    ),
+    ("DELETE", "/api/users/{id}"): Details(errors={409: ("last_admin",)}),
     ("POST", "/api/servers"): Details(201, request=_SERVER),
     ("PUT", "/api/servers/{id}"): Details(errors={409: ("app_running",)}, request={"name": "Production Server 1"}),
     ("DELETE", "/api/servers/{id}"): Details(errors={409: ("server_in_use",)}),

@@ -16,12 +16,14 @@ from moorage_controller.api.details import LIVE
 from moorage_controller.api.replies import Raw, Reply, page
 from moorage_controller.api.routes import ROUTES, Route
 from moorage_controller.api.surface import REQUEST_ID, Surface
-from moorage_controller.auth.roles import Origin, Principal, Role
+from moorage_controller.auth.rate_limit import Limit, network
+from moorage_controller.auth.roles import Origin, Principal, Role, Scope
 from moorage_controller.errors import (
     ForbiddenError,
     InvalidError,
     MoorageError,
     NotAuthenticatedError,
+    TooManyRequestsError,
     UnreadableError,
     UnsupportedMediaError,
 )
@@ -78,7 +80,7 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
 def _endpoint(route: Route, services: Services, surface: Surface) -> Handler:
     async def endpoint(request: web.Request) -> web.StreamResponse:
         origin = Origin(surface.proxies.client(request), _text(request.headers.get("User-Agent", ""))[:500] or None)
-        principal = await _authenticate(route, request, services)
+        principal = await _admit(route, request, services, origin)
         body = await _read_body(route.body, request) if route.body is not None else None
         call = Call(services, request, origin, principal, body)
         if route.method != "GET" or route.path in LIVE:
@@ -98,16 +100,44 @@ def _text(header: str) -> str:
     return header.encode(errors="replace").decode()
 
 
+async def _admit(route: Route, request: web.Request, services: Services, origin: Origin) -> Principal | None:
+    """Authenticate, and count against the user's budget, or the address's where nobody is known."""
+    try:
+        principal = await _authenticate(route, request, services)
+    except NotAuthenticatedError:
+        _count(route, services, network(origin.ip_address))
+        raise
+    _count(route, services, network(origin.ip_address) if principal is None else str(principal.user_id))
+    if principal is not None:
+        _check_rights(route, principal)
+    return principal
+
+
+def _count(route: Route, services: Services, caller: str) -> None:
+    if route.limit is Limit.NONE:
+        return
+    seconds = services.rate_limits[route.limit].take(caller)
+    if seconds > 0:
+        raise TooManyRequestsError(f"Too many requests: try again in {seconds} seconds.", seconds)
+
+
+def _check_rights(route: Route, principal: Principal) -> None:
+    if principal.role < route.role:
+        raise ForbiddenError("forbidden", "Your role doesn't allow this: ask an admin.")
+    if principal.scope < route.scope:
+        if route.scope is Scope.SESSION:
+            raise ForbiddenError("login_needed", "An API token can't do this: log in with name and password.")
+        scope = route.scope.name.lower()
+        raise ForbiddenError("scope_missing", f"This API token doesn't have the scope {scope}: make one that does.")
+
+
 async def _authenticate(route: Route, request: web.Request, services: Services) -> Principal | None:
     if route.role is Role.NOBODY:
         return None
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise NotAuthenticatedError("no_token", "This needs a token: send Authorization: Bearer TOKEN.")
-    principal = await services.users.authenticate(token.strip())
-    if principal.role < route.role:
-        raise ForbiddenError("forbidden", "Your role doesn't allow this: ask an admin.")
-    return principal
+    return await services.users.authenticate(token.strip())
 
 
 async def _read_body(model: type[BaseModel], request: web.Request) -> BaseModel:

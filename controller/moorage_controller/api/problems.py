@@ -18,6 +18,7 @@ _STATUS: dict[type[errors.MoorageError], int] = {
     errors.ConflictError: 409,
     errors.UnsupportedMediaError: 415,
     errors.InvalidError: 422,
+    errors.TooManyRequestsError: 429,
     errors.OperationFailedError: 502,
     errors.HostUnreachableError: 503,
 }
@@ -53,7 +54,10 @@ def from_error(error: errors.MoorageError, request_id: str) -> web.Response:
         extra["errors"] = [{"field": field, "message": message} for field, message in error.errors.items()]
     if isinstance(error, errors.OperationFailedError):
         extra |= {"output": error.output, "operationId": error.operation_id}
-    return problem(status_of(error), error.code, error.sentence, request_id, extra)
+    response = problem(status_of(error), error.code, error.sentence, request_id, extra)
+    if isinstance(error, errors.TooManyRequestsError):
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
 
 
 def problem(

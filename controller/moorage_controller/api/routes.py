@@ -5,17 +5,34 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from moorage_controller.api import apps, audit, auth, enrollment, health, operations, projects, schemas, servers
+from moorage_controller.api import (
+    apps,
+    audit,
+    auth,
+    enrollment,
+    health,
+    operations,
+    projects,
+    schemas,
+    servers,
+    tokens,
+    user_schemas,
+    users,
+)
 from moorage_controller.api.call import Call
 from moorage_controller.api.replies import Reply
-from moorage_controller.auth.roles import Role
+from moorage_controller.auth.rate_limit import Limit
+from moorage_controller.auth.roles import Role, Scope
 
 Handler = Callable[[Call], Awaitable[Reply]]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route. `body` None: it takes none; `reply` is what a success shows; a list of it where `many`."""
+    """One route. `body` None: it takes none; `reply` is what a success shows; a list of it where `many`.
+
+    `scope` is what it asks of an API token beside the user's role; `limit` which budget of requests it counts against.
+    """
 
     method: str
     path: str
@@ -24,6 +41,8 @@ class Route:
     reply: type[BaseModel]
     body: type[BaseModel] | None = None
     many: bool = False
+    scope: Scope = Scope.ADMIN
+    limit: Limit = Limit.GENERAL
 
     def __post_init__(self) -> None:
         """Refuse a route that doesn't say who may call it: the program must not start with one."""
@@ -31,16 +50,62 @@ class Route:
             raise TypeError(f"{self.method} {self.path} needs a role and a reply model")
         if (self.body is not None) != (self.method in {"POST", "PUT", "PATCH"}):
             raise TypeError(f"{self.method} {self.path} needs a body model; GET and DELETE take none")
+        if not isinstance(self.scope, Scope) or not isinstance(self.limit, Limit):
+            raise TypeError(f"{self.method} {self.path} needs a scope and a limit")
 
 
 def _get(path: str, handler: Handler, reply: type[BaseModel], *, role: Role = Role.USER, many: bool = False) -> Route:
-    return Route("GET", path, role, handler, reply, many=many)
+    return Route("GET", path, role, handler, reply, many=many, scope=Scope.READ)
+
+
+def _operate(path: str, handler: Handler, reply: type[BaseModel], body: type[BaseModel]) -> Route:
+    return Route("POST", path, Role.USER, handler, reply, body, scope=Scope.OPERATE)
+
+
+def _probe(path: str, handler: Handler) -> Route:
+    return Route("GET", path, Role.NOBODY, handler, schemas.HealthOut, scope=Scope.READ, limit=Limit.NONE)
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/api/auth/login", Role.NOBODY, auth.login, schemas.LoginOut, schemas.LoginIn),
-    Route("POST", "/api/auth/logout", Role.USER, auth.logout, schemas.SuccessOut, schemas.NothingIn),
+    Route("POST", "/api/auth/login", Role.NOBODY, auth.login, schemas.LoginOut, schemas.LoginIn, limit=Limit.SIGN_IN),
+    Route(
+        "POST",
+        "/api/auth/logout",
+        Role.USER,
+        auth.logout,
+        schemas.SuccessOut,
+        schemas.NothingIn,
+        scope=Scope.SESSION,
+    ),
     _get("/api/auth/verify", auth.verify, schemas.VerifyOut),
+    Route(
+        "POST",
+        "/api/auth/password",
+        Role.USER,
+        auth.change_password,
+        schemas.SuccessOut,
+        user_schemas.PasswordIn,
+        scope=Scope.SESSION,
+        limit=Limit.SIGN_IN,
+    ),
+    _get("/api/tokens", tokens.list_tokens, user_schemas.TokenOut, many=True),
+    Route(
+        "POST",
+        "/api/tokens",
+        Role.USER,
+        tokens.create_token,
+        user_schemas.TokenMadeOut,
+        user_schemas.TokenIn,
+        scope=Scope.SESSION,
+    ),
+    Route("DELETE", "/api/tokens/{id}", Role.USER, tokens.revoke_token, schemas.DeletedOut, scope=Scope.SESSION),
+    _get("/api/users", users.list_users, user_schemas.AccountOut, role=Role.ADMIN, many=True),
+    _get("/api/users/{id}", users.get_user, user_schemas.AccountOut, role=Role.ADMIN),
+    Route("POST", "/api/users", Role.ADMIN, users.create_user, user_schemas.AccountOut, user_schemas.AccountIn),
+    Route(
+        "PUT", "/api/users/{id}", Role.ADMIN, users.update_user, user_schemas.AccountOut, user_schemas.AccountChanges
+    ),
+    Route("DELETE", "/api/users/{id}", Role.ADMIN, users.delete_user, schemas.DeletedOut),
     _get("/api/servers", servers.list_servers, schemas.ServerOut, many=True),
     _get("/api/servers/{id}", servers.get_server, schemas.ServerOut),
     Route("POST", "/api/servers", Role.ADMIN, servers.create_server, schemas.ServerOut, schemas.ServerIn),
@@ -65,22 +130,23 @@ ROUTES: tuple[Route, ...] = (
     _get("/api/apps/{id}", apps.get_app, schemas.AppOut),
     Route("POST", "/api/apps", Role.ADMIN, apps.create_app, schemas.AppOut, schemas.AppIn),
     # A plain user may change autoStopTimeout; the service refuses him the rest.
-    Route("PUT", "/api/apps/{id}", Role.USER, apps.update_app, schemas.AppOut, schemas.AppChanges),
+    Route(
+        "PUT",
+        "/api/apps/{id}",
+        Role.USER,
+        apps.update_app,
+        schemas.AppOut,
+        schemas.AppChanges,
+        scope=Scope.OPERATE,
+    ),
     Route("DELETE", "/api/apps/{id}", Role.ADMIN, apps.delete_app, schemas.DeletedOut),
-    Route("POST", "/api/apps/{id}/start", Role.USER, apps.start_app, schemas.StartedOut, schemas.StartIn),
-    Route("POST", "/api/apps/{id}/stop", Role.USER, apps.stop_app, schemas.StoppedOut, schemas.NothingIn),
-    Route("POST", "/api/apps/{id}/restart", Role.USER, apps.restart_app, schemas.StartedOut, schemas.StartIn),
+    _operate("/api/apps/{id}/start", apps.start_app, schemas.StartedOut, schemas.StartIn),
+    _operate("/api/apps/{id}/stop", apps.stop_app, schemas.StoppedOut, schemas.NothingIn),
+    _operate("/api/apps/{id}/restart", apps.restart_app, schemas.StartedOut, schemas.StartIn),
     _get("/api/operations", operations.list_operations, schemas.OperationOut, many=True),
     _get("/api/operations/{id}", operations.get_operation, schemas.OperationOut),
-    Route(
-        "POST",
-        "/api/operations/{id}/cancel",
-        Role.USER,
-        operations.cancel_operation,
-        schemas.OperationOut,
-        schemas.NothingIn,
-    ),
+    _operate("/api/operations/{id}/cancel", operations.cancel_operation, schemas.OperationOut, schemas.NothingIn),
     _get("/api/audit-logs", audit.list_audit_logs, schemas.AuditPageOut),
-    _get("/healthz", health.healthz, schemas.HealthOut, role=Role.NOBODY),
-    _get("/readyz", health.readyz, schemas.HealthOut, role=Role.NOBODY),
+    _probe("/healthz", health.healthz),
+    _probe("/readyz", health.readyz),
 )

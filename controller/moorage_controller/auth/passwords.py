@@ -5,6 +5,7 @@ import asyncio
 import bcrypt
 
 _COST = 12
+MIN_CHARACTERS = 8
 MAX_BYTES = 72
 """bcrypt ignores what comes after; a longer password is refused rather than cut."""
 

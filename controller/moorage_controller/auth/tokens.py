@@ -25,13 +25,13 @@ class BadTokenError(Exception):
     """Not a token of ours, or expired."""
 
 
-def issue(secret: str, *, user_id: UUID, username: str, role: str, now: datetime) -> str:
-    """Return a signed token."""
+def issue(secret: str, *, user_id: UUID, username: str, role: str, now: datetime, jti: UUID | None = None) -> str:
+    """Return a signed token; it counts while there is a session of its `jti`."""
     claims = {
         "userId": str(user_id),
         "username": username,
         "role": role,
-        "jti": str(uuid4()),
+        "jti": str(jti or uuid4()),
         "iat": int(now.timestamp()),
         "exp": int((now + LIFETIME).timestamp()),
     }

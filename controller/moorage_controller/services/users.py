@@ -1,26 +1,31 @@
-"""Logging in and out, and whether a token still counts."""
+"""Logging in and out, one's own password, and whether a token still counts."""
 
 import secrets
+from datetime import datetime
 from uuid import uuid4
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.auth import tokens
 from moorage_controller.auth.passwords import MAX_BYTES, hash_password, verify_password
-from moorage_controller.auth.roles import Actor, Origin, Principal, Role
-from moorage_controller.errors import NotAuthenticatedError, StartupError
+from moorage_controller.auth.roles import Actor, Origin, Principal
+from moorage_controller.errors import InvalidError, NotAuthenticatedError, StartupError
+from moorage_controller.services import api_tokens, login_limits
+from moorage_controller.services.api_tokens import ROLES, ApiTokens
 from moorage_controller.services.audit import Action, record
+from moorage_controller.services.login_limits import Attempt
 from moorage_controller.store import users as store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.users import User
-
-_ROLES = {"admin": Role.ADMIN, "user": Role.USER}
 
 
 class Users:
     """Decides who somebody is. `secret` signs login tokens."""
 
-    def __init__(self, database: Database, secret: str) -> None:
+    def __init__(self, database: Database, secret: str, api_tokens: ApiTokens) -> None:
         self._database = database
         self._secret = secret
+        self._api_tokens = api_tokens
 
     async def ensure_first_admin(self, username: str, password: str) -> str | None:
         """Make the first admin where there is no user at all.
@@ -39,7 +44,7 @@ class Users:
             if await store.count(connection) > 0:
                 return None
             now = await self._database.now(connection)
-            user = User(uuid4(), username, password_hash, "admin", None, None, True, None, None, now, now)  # noqa: FBT003 - a row
+            user = User(uuid4(), username, password_hash, "admin", None, None, True, None, now, now)  # noqa: FBT003 - a row
             await store.add(connection, user)
             actor = Actor(None, "controller")
             await record(
@@ -48,28 +53,49 @@ class Users:
         return made
 
     async def login(self, username: str, password: str, origin: Origin) -> tuple[User, str]:
-        """Return the user and a token. Raises NotAuthenticatedError, alike for an unknown name and a wrong password."""
+        """Return the user and a token.
+
+        Raises NotAuthenticatedError, alike for an unknown name and a wrong password, and TooManyRequestsError.
+        """
+        attempt = Attempt.of(username, origin.ip_address)
         async with self._database.read() as connection:
+            await login_limits.check(connection, attempt, await self._database.now(connection))
             user = await store.by_name(connection, username)
         right = await verify_password(password, user.password_hash if user is not None and user.is_active else None)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            if user is None or not right:
+            await login_limits.check_again(connection, attempt, now)
+            fresh = await store.lock(connection, user.id) if user is not None and right else None
+            if user is None or fresh is None or not fresh.is_active or fresh.password_hash != user.password_hash:
+                fresh = None
+                await login_limits.failed(connection, attempt, now)
                 actor = Actor(user.id if user else None, username[:255], origin)
                 resource = ("user", user.id if user else None, username[:255])
                 await record(connection, now, actor, Action.LOGIN_FAILED, resource, "A login failed.")
             else:
-                await store.set_last_login(connection, user.id, now)
-                actor = Actor(user.id, user.username, origin)
-                resource = ("user", user.id, user.username)
-                await record(connection, now, actor, Action.LOGIN, resource, f"{user.username} logged in.")
-        if user is None or not right:
+                await login_limits.succeeded(connection, attempt, now)
+                await store.set_last_login(connection, fresh.id, now)
+                token = await self._new_session(connection, fresh, now)
+                actor = Actor(fresh.id, fresh.username, origin)
+                resource = ("user", fresh.id, fresh.username)
+                await record(connection, now, actor, Action.LOGIN, resource, f"{fresh.username} logged in.")
+        if fresh is None:
             raise NotAuthenticatedError("bad_credentials", "The username or the password is wrong.")
-        token = tokens.issue(self._secret, user_id=user.id, username=user.username, role=user.role, now=now)
-        return user, token
+        return fresh, token
+
+    async def _new_session(self, connection: AsyncConnection, user: User, now: datetime) -> str:
+        jti = uuid4()
+        await store.forget_expired_sessions(connection, now)
+        await store.add_session(connection, jti, user.id, now + tokens.LIFETIME)
+        return tokens.issue(self._secret, user_id=user.id, username=user.username, role=user.role, now=now, jti=jti)
 
     async def authenticate(self, token: str) -> Principal:
-        """Return who a token stands for. Raises NotAuthenticatedError for any that doesn't count (any more)."""
+        """Return who a login token or an API token stands for.
+
+        Raises NotAuthenticatedError for any that doesn't count (any more).
+        """
+        if token.startswith(api_tokens.PREFIX):
+            return await self._api_tokens.authenticate(token)
         dead = NotAuthenticatedError("bad_token", "The token is invalid, expired or revoked: log in again.")
         async with self._database.read() as connection:
             now = await self._database.now(connection)
@@ -80,17 +106,43 @@ class Users:
             user = await store.by_id(connection, claims.user_id)
             if user is None or not user.is_active or user.role != claims.role:
                 raise dead
-            if user.tokens_valid_after is not None and claims.issued_at < user.tokens_valid_after:
+            if not await store.has_session(connection, claims.jti, user.id):
                 raise dead
-            if await store.is_revoked(connection, claims.jti):
-                raise dead
-        return Principal(user.id, user.username, _ROLES[user.role], claims.jti, claims.expires_at)
+        return Principal(user.id, user.username, ROLES[user.role], claims.jti, claims.expires_at)
 
     async def logout(self, principal: Principal, actor: Actor) -> None:
         """Kill the token that came with the request; it stays dead after a restart."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            await store.forget_expired_tokens(connection, now)
-            await store.revoke_token(connection, principal.jti, principal.expires_at)
+            await store.end_session(connection, principal.jti)
             resource = ("user", principal.user_id, principal.username)
             await record(connection, now, actor, Action.LOGOUT, resource, f"{principal.username} logged out.")
+
+    async def change_password(self, principal: Principal, current: str, new: str, actor: Actor) -> None:
+        """Set one's own password, and end one's other sessions: the calling one goes on, and so do API tokens.
+
+        Raises InvalidError for a wrong current password, which counts as a failed login does: TooManyRequestsError.
+        """
+        attempt = Attempt.of(principal.username, actor.origin.ip_address)
+        async with self._database.read() as connection:
+            await login_limits.check(connection, attempt, await self._database.now(connection))
+            user = await store.by_id(connection, principal.user_id)
+        right = await verify_password(current, None if user is None else user.password_hash)
+        new_hash = await hash_password(new) if right else ""
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            await login_limits.check_again(connection, attempt, now)
+            fresh = await store.lock(connection, principal.user_id)
+            right = right and fresh is not None and user is not None and fresh.password_hash == user.password_hash
+            if not right:
+                await login_limits.failed(connection, attempt, now)
+            else:
+                await login_limits.succeeded(connection, attempt, now)
+                await store.change(connection, principal.user_id, {"password_hash": new_hash, "updated_at": now})
+                ended = await store.end_sessions(connection, principal.user_id, keep=principal.jti)
+                resource = ("user", principal.user_id, principal.username)
+                sentence = f"{principal.username} changed the password."
+                details = {"sessionsEnded": ended}
+                await record(connection, now, actor, Action.PASSWORD_CHANGE, resource, sentence, details)
+        if not right:
+            raise InvalidError({"currentPassword": "It is not your current password."}, "wrong_password")

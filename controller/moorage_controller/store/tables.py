@@ -50,7 +50,6 @@ users = Table(
     Column("full_name", String(255)),
     Column("is_active", Boolean(), nullable=False, server_default=text("true")),
     _time("last_login_at"),
-    _time("tokens_valid_after"),
     _time("created_at", nullable=False),
     _time("updated_at", nullable=False),
 )
@@ -192,11 +191,37 @@ operations = Table(
     ),
 )
 
-revoked_tokens = Table(
-    "revoked_tokens",
+# A login token counts while its session is here: logging out, a new password or another role takes it away.
+sessions = Table(
+    "sessions",
     metadata,
     Column("jti", Uuid(), primary_key=True),
+    Column("user_id", ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
     _time("expires_at", nullable=False),
+)
+
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    _id(),
+    Column("user_id", ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("name", String(255), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("scopes", String(100), nullable=False),
+    _time("expires_at"),
+    _time("last_used_at"),
+    _time("created_at", nullable=False),
+)
+
+# What slows logins down; the keys are digests, since people type passwords where names belong.
+login_failures = Table(
+    "login_failures",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("failures", Integer(), nullable=False),
+    _time("last_at", nullable=False),
+    _time("trusted_until"),
+    Index("ix_login_failures_last_at", "last_at"),
 )
 
 authorities = Table(

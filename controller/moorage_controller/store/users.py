@@ -1,19 +1,21 @@
-"""Users, and the tokens of theirs that are dead before their time."""
+"""Users, and their sessions: a login token counts while its session is there."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store.rows import columns, to_dataclass, to_values
-from moorage_controller.store.tables import revoked_tokens, users
+from moorage_controller.store.tables import sessions, users
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A row of `users`. `tokens_valid_after`: tokens issued before that moment are dead."""
+    """A row of `users`."""
 
     id: UUID
     username: str
@@ -23,7 +25,6 @@ class User:
     full_name: str | None
     is_active: bool
     last_login_at: datetime | None
-    tokens_valid_after: datetime | None
     created_at: datetime
     updated_at: datetime
 
@@ -55,18 +56,63 @@ async def set_last_login(connection: AsyncConnection, user_id: UUID, now: dateti
     await connection.execute(update(users).where(users.c.id == user_id).values(last_login_at=now))
 
 
-async def revoke_token(connection: AsyncConnection, jti: UUID, expires_at: datetime) -> None:
-    """Kill one token; doing it twice is no error."""
-    if not await is_revoked(connection, jti):
-        await connection.execute(insert(revoked_tokens).values(jti=jti, expires_at=expires_at))
+async def all_users(connection: AsyncConnection) -> Sequence[User]:
+    """Return all users by name."""
+    rows = await connection.execute(select(*columns(User, users)).order_by(users.c.username, users.c.id))
+    return [to_dataclass(User, row) for row in rows]
 
 
-async def is_revoked(connection: AsyncConnection, jti: UUID) -> bool:
-    """Whether a token was killed."""
-    row = await connection.execute(select(revoked_tokens.c.jti).where(revoked_tokens.c.jti == jti))
-    return row.first() is not None
+async def lock(connection: AsyncConnection, user_id: UUID) -> User | None:
+    """Return a user as `by_id` does, and let nobody else change him until this transaction ends."""
+    query = select(*columns(User, users)).where(users.c.id == user_id).with_for_update()
+    row = (await connection.execute(query)).first()
+    return None if row is None else to_dataclass(User, row)
 
 
-async def forget_expired_tokens(connection: AsyncConnection, now: datetime) -> None:
-    """Drop revocations of tokens that are expired anyway."""
-    await connection.execute(delete(revoked_tokens).where(revoked_tokens.c.expires_at < now))
+async def lock_active_admins(connection: AsyncConnection) -> set[UUID]:
+    """Return who the active admins are; until this transaction ends, no other one can make them fewer.
+
+    PostgreSQL locks the rows in one order, and looks again at those that changed while it waited; SQLite has a single
+    writer.
+    """
+    query = select(users.c.id).where(users.c.role == "admin", users.c.is_active).order_by(users.c.id)
+    return set((await connection.execute(query.with_for_update())).scalars())
+
+
+async def change(connection: AsyncConnection, user_id: UUID, values: Mapping[str, Any]) -> None:
+    """Set some columns. Raises IntegrityError when the name is taken."""
+    await connection.execute(update(users).where(users.c.id == user_id).values(**values))
+
+
+async def remove(connection: AsyncConnection, user_id: UUID) -> None:
+    """Delete a user, his sessions and API tokens; audit entries and operations stay, without the reference."""
+    await connection.execute(delete(users).where(users.c.id == user_id))
+
+
+async def add_session(connection: AsyncConnection, jti: UUID, user_id: UUID, expires_at: datetime) -> None:
+    """Let a login token count from now on."""
+    await connection.execute(insert(sessions).values(jti=jti, user_id=user_id, expires_at=expires_at))
+
+
+async def has_session(connection: AsyncConnection, jti: UUID, user_id: UUID) -> bool:
+    """Whether a login token of that user counts."""
+    query = select(sessions.c.jti).where(sessions.c.jti == jti, sessions.c.user_id == user_id)
+    return (await connection.execute(query)).first() is not None
+
+
+async def end_session(connection: AsyncConnection, jti: UUID) -> None:
+    """Kill one login token; doing it twice is no error."""
+    await connection.execute(delete(sessions).where(sessions.c.jti == jti))
+
+
+async def end_sessions(connection: AsyncConnection, user_id: UUID, keep: UUID | None = None) -> int:
+    """Kill all login tokens of a user, but the one to keep; return how many there were."""
+    query = delete(sessions).where(sessions.c.user_id == user_id)
+    if keep is not None:
+        query = query.where(sessions.c.jti != keep)
+    return (await connection.execute(query)).rowcount
+
+
+async def forget_expired_sessions(connection: AsyncConnection, now: datetime) -> None:
+    """Drop sessions whose tokens are expired."""
+    await connection.execute(delete(sessions).where(sessions.c.expires_at < now))

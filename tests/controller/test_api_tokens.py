@@ -1,0 +1,113 @@
+"""API tokens: shown once, kept as a digest, never more than their user, and cheap to use."""
+
+import asyncio
+import uuid
+from typing import Any
+
+import pytest
+from factories import PASSWORD, PATH, Api, World
+from moorage_common.clock import to_millis
+from moorage_controller.store import api_tokens
+
+
+async def make(world: World, caller: Api, *scopes: str, **fields: object) -> tuple[dict[str, Any], Api]:
+    made: dict[str, Any] = (await caller.post("/api/tokens", {"name": "ci", "scopes": scopes, **fields})).expect(201)
+    return made, Api(world.nobody.session, world.nobody.url, made["token"])
+
+
+async def test_a_token_is_shown_once_listed_without_its_secret_and_revoked_once(world: World) -> None:
+    expires = to_millis(world.clock.now()) + 3_600_000
+    made, api = await make(world, world.user, "operate", "read", expiresAt=expires)
+    assert made.keys() == {"id", "name", "scopes", "expiresAt", "lastUsedAt", "createdAt", "token"}
+    assert (made["scopes"], made["expiresAt"]) == (["read", "operate"], expires)
+    (listed,) = (await world.user.get("/api/tokens")).expect(200)
+    assert listed == {k: v for k, v in made.items() if k != "token"}
+    assert (await world.admin.get("/api/tokens")).expect(200) == [], "another user's"
+    (await api.get("/api/auth/verify")).expect(200)
+    (await world.admin.delete(f"/api/tokens/{made['id']}")).expect(404, "token_not_found")
+    (await world.user.delete(f"/api/tokens/{made['id']}")).expect(200)
+    (await world.user.delete(f"/api/tokens/{made['id']}")).expect(404, "token_not_found")
+    (await api.get("/api/auth/verify")).expect(401, "bad_token")
+    log = await world.audit("TOKEN_CREATE", "TOKEN_REVOKE")
+    assert {(e["action"], e["resourceType"], e["resourceName"]) for e in log} == {
+        ("TOKEN_CREATE", "token", "ci"),
+        ("TOKEN_REVOKE", "token", "ci"),
+    }
+    assert made["token"] not in repr(log)
+
+
+async def test_the_database_doesn_t_know_the_secret(world: World) -> None:
+    made, _ = await make(world, world.admin, "admin")
+    await world.stop()
+    stored = b"".join(path.read_bytes() for path in world.settings.moorage_data_dir.glob("moorage.db*"))
+    assert uuid.UUID(made["id"]).hex.encode() in stored
+    assert made["token"].removeprefix("moorage_").encode() not in stored
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"scopes": []}, "scopes"),
+        ({"scopes": ["root"]}, "scopes.0"),
+        ({"scopes": "read"}, "scopes"),
+        ({}, "scopes"),
+        ({"scopes": ["read"], "name": " "}, "name"),
+        ({"scopes": ["read"], "expiresAt": 1}, "expiresAt"),
+        ({"scopes": ["read"], "expiresAt": True}, "expiresAt"),
+        ({"scopes": ["read"], "expiresAt": 10**30}, "expiresAt"),
+        ({"scopes": ["read", "admin"]}, "scopes"),
+    ],
+)
+async def test_what_is_wrong_is_told_by_its_field(world: World, body: dict[str, object], field: str) -> None:
+    reply = (await world.user.post("/api/tokens", {"name": "ci", **body})).expect(422, "invalid_field")
+    assert [error["field"] for error in reply["errors"]] == [field]
+
+
+async def test_it_ends_to_the_millisecond_and_a_restart_changes_nothing(world: World) -> None:
+    _, api = await make(world, world.user, "read", expiresAt=to_millis(world.clock.now()) + 100_000)
+    await world.restart()
+    api = Api(world.nobody.session, world.nobody.url, api.token)
+    world.clock.advance(99.999)
+    (await api.get("/api/apps")).expect(200)
+    world.clock.advance(0.001)
+    (await api.get("/api/apps")).expect(401, "bad_token")
+
+
+async def test_an_admin_s_operate_token_starts_apps_and_changes_but_their_time(world: World) -> None:
+    server_id, _ = await world.new_host()
+    app_id = await world.new_app(server_id)
+    _, api = await make(world, world.admin, "operate")
+    (await api.post(f"/api/apps/{app_id}/start")).expect(200)
+    (await api.post(f"/api/apps/{app_id}/stop")).expect(200)
+    (await api.put(f"/api/apps/{app_id}", {"autoStopTimeout": 5})).expect(200)
+    (await api.put(f"/api/apps/{app_id}", {"cdPath": PATH + "2"})).expect(403)
+    (await api.post("/api/projects", {"name": "x"})).expect(403, "scope_missing")
+
+
+async def test_a_token_makes_no_tokens_and_changes_no_password(world: World) -> None:
+    _, api = await make(world, world.admin, "admin")
+    (await api.post("/api/tokens", {"name": "x", "scopes": ["read"]})).expect(403, "login_needed")
+    body = {"currentPassword": PASSWORD, "newPassword": "another one"}
+    (await api.post("/api/auth/password", body)).expect(403, "login_needed")
+
+
+async def test_its_last_use_is_written_once_a_minute_at_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[object] = []
+    plain = api_tokens.note_use
+
+    async def counting(*args: Any) -> None:  # noqa: ANN401 - passed on
+        writes.append(args)
+        await plain(*args)
+
+    monkeypatch.setattr(api_tokens, "note_use", counting)
+    _, api = await make(world, world.user, "read")
+    first = to_millis(world.clock.now())
+    for _ in range(3):
+        await asyncio.gather(*(api.get("/api/apps") for _ in range(10)))
+        world.clock.advance(19)
+    assert len(writes) == 1
+    (listed,) = (await world.user.get("/api/tokens")).expect(200)
+    assert listed["lastUsedAt"] == first
+    world.clock.advance(3)
+    (await api.get("/api/apps")).expect(200)
+    assert len(writes) == 2

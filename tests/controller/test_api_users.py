@@ -1,0 +1,216 @@
+"""Users as admins manage them: what is shown, what ends their tokens, and that one admin always stays."""
+
+import asyncio
+import re
+import uuid
+from typing import Any
+
+import pytest
+from factories import ADMIN, PASSWORD, USER, Api, World
+from moorage_controller.store import users as store
+
+NEW = {"username": "anna", "password": "long enough"}
+
+
+async def login(world: World, username: str, password: str = PASSWORD) -> Api:
+    body = {"username": username, "password": password}
+    reply = (await world.nobody.post("/api/auth/login", body)).expect(200)
+    return Api(world.nobody.session, world.nobody.url, reply["token"])
+
+
+async def user_id(world: World, username: str) -> str:
+    found: list[str] = [u["id"] for u in (await world.admin.get("/api/users")).expect(200) if u["username"] == username]
+    return found[0]
+
+
+async def token_of(world: World, caller: Api) -> Api:
+    made = (await caller.post("/api/tokens", {"name": "ci", "scopes": ["read"]})).expect(201)
+    return Api(world.nobody.session, world.nobody.url, made["token"])
+
+
+async def test_a_user_is_made_shown_changed_and_removed(world: World) -> None:
+    body = {**NEW, "email": "anna@example.com", "fullName": "Anna B", "role": "admin"}
+    made = (await world.admin.post("/api/users", body)).expect(201)
+    fields = "id username email fullName role isActive lastLoginAt createdAt updatedAt"
+    assert made.keys() == set(fields.split())
+    assert (made["username"], made["role"], made["isActive"], made["lastLoginAt"]) == ("anna", "admin", True, None)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", made["createdAt"])
+    await login(world, "anna", NEW["password"])
+    path = f"/api/users/{made['id']}"
+    changed = (await world.admin.put(path, {"email": "", "username": "anna2", "isActive": None})).expect(200)
+    assert (changed["email"], changed["username"], changed["fullName"]) == (None, "anna2", "Anna B")
+    assert changed["lastLoginAt"] == made["createdAt"]
+    assert [u["username"] for u in (await world.admin.get("/api/users")).expect(200)] == [ADMIN, "anna2", USER]
+    assert (await world.admin.get(path)).expect(200) == changed
+    assert (await world.admin.delete(path)).expect(200)["success"] is True
+    (await world.admin.get(path)).expect(404, "user_not_found")
+    (await world.admin.delete(path)).expect(404, "user_not_found")
+    (await world.admin.put(path, {})).expect(404, "user_not_found")
+    log = await world.audit("CREATE", "UPDATE", "DELETE")
+    assert {(e["action"], e["resourceName"]) for e in log} == {
+        ("CREATE", "anna"),
+        ("UPDATE", "anna2"),
+        ("DELETE", "anna2"),
+    }
+    update = next(e for e in log if e["action"] == "UPDATE")
+    assert update["data"] == {"changed": ["email", "username"], "sessionsEnded": 0, "tokensRevoked": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"password": "7 chars"}, "password"),
+        ({"password": "é" * 37}, "password"),
+        ({"password": "x" * 73}, "password"),
+        ({"password": None}, "password"),
+        ({"username": "  "}, "username"),
+        ({"username": "x" * 256}, "username"),
+        ({"email": "nobody"}, "email"),
+        ({"role": "root"}, "role"),
+        ({"isActive": "perhaps"}, "isActive"),
+    ],
+)
+async def test_what_is_wrong_with_a_user_is_told_by_its_field(
+    world: World, changes: dict[str, Any], field: str
+) -> None:
+    body = (await world.admin.post("/api/users", NEW | changes)).expect(422, "invalid_field")
+    assert [error["field"] for error in body["errors"]] == [field]
+
+
+async def test_any_8_characters_and_72_bytes_are_a_password(world: World) -> None:
+    for name, password in (("a", "        "), ("b", "é" * 36), ("c", "x" * 72), ("d", "12345678")):
+        (await world.admin.post("/api/users", {"username": name, "password": password})).expect(201)
+        await login(world, name, password)
+
+
+async def test_a_taken_name_is_refused_also_to_two_at_once(world: World) -> None:
+    (await world.admin.post("/api/users", {**NEW, "username": USER})).expect(409, "username_taken")
+    replies = await asyncio.gather(*(world.admin.post("/api/users", NEW) for _ in range(4)))
+    assert sorted(reply.status for reply in replies) == [201, 409, 409, 409]
+    (await world.admin.put(f"/api/users/{await user_id(world, USER)}", {"username": ADMIN})).expect(
+        409, "username_taken"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "api_token_dies"),
+    [
+        (None, True),
+        ({"isActive": False}, True),
+        ({"role": "user"}, True),
+        ({"password": "another one"}, True),
+        ({"fullName": "Anna B"}, None),
+    ],
+    ids=["deleted", "deactivated", "demoted", "new password", "renamed"],
+)
+async def test_what_ends_a_user_s_tokens_ends_them_at_once_and_for_good(
+    world: World, changes: dict[str, Any] | None, api_token_dies: object
+) -> None:
+    made = (await world.admin.post("/api/users", {**NEW, "role": "admin"})).expect(201)
+    session = await login(world, "anna", NEW["password"])
+    token = await token_of(world, session)
+    path = f"/api/users/{made['id']}"
+    reply = await (world.admin.delete(path) if changes is None else world.admin.put(path, changes))
+    reply.expect(200)
+    for api in (session, token):
+        (await api.get("/api/auth/verify")).expect(401 if api_token_dies else 200)
+    if changes is not None and api_token_dies:
+        (await world.admin.put(path, {"isActive": True, "role": "admin"})).expect(200)
+        for api in (session, token):
+            (await api.get("/api/auth/verify")).expect(401, "bad_token")
+
+
+async def test_a_promotion_asks_for_a_new_login_and_keeps_api_tokens(world: World) -> None:
+    token = await token_of(world, world.user)
+    (await world.admin.put(f"/api/users/{await user_id(world, USER)}", {"role": "admin"})).expect(200)
+    (await world.user.get("/api/auth/verify")).expect(401, "bad_token")
+    assert (await token.get("/api/auth/verify")).expect(200)["user"]["role"] == "admin"
+
+
+async def test_the_last_active_admin_stays(world: World) -> None:
+    path = f"/api/users/{await user_id(world, ADMIN)}"
+    (await world.admin.post("/api/users", {**NEW, "role": "admin", "isActive": False})).expect(201)
+    for changes in ({"role": "user"}, {"isActive": False}):
+        (await world.admin.put(path, changes)).expect(409, "last_admin")
+    (await world.admin.delete(path)).expect(409, "last_admin")
+    (await world.admin.put(path, {"role": "admin", "isActive": True, "fullName": "x"})).expect(200)
+
+
+async def test_two_admins_who_remove_each_other_at_once_leave_one(world: World) -> None:
+    for turn, changes in enumerate(({"role": "user"}, {"isActive": False}, None)):
+        name = f"admin{turn}"
+        other = (await world.admin.post("/api/users", {**NEW, "username": name, "role": "admin"})).expect(201)
+        second = await login(world, name, NEW["password"])
+        first_path, second_path = f"/api/users/{await user_id(world, ADMIN)}", f"/api/users/{other['id']}"
+        calls = [(world.admin, second_path), (second, first_path)]
+        replies = await asyncio.gather(
+            *(api.delete(path) if changes is None else api.put(path, changes) for api, path in calls)
+        )
+        assert sorted(reply.status for reply in replies) in ([200, 401], [200, 409]), [r.text for r in replies]
+        database = world.database()
+        async with database.write() as connection:
+            assert len(await store.lock_active_admins(connection)) == 1
+            found = await store.by_name(connection, ADMIN)
+            await store.remove(connection, uuid.UUID(other["id"]))
+            if found is not None:
+                await store.change(connection, found.id, {"role": "admin", "is_active": True})
+        await database.close()
+        if found is None:
+            return
+        world.admin = await login(world, ADMIN)
+
+
+async def test_entries_and_operations_outlive_their_user(world: World) -> None:
+    server_id, _ = await world.new_host()
+    app_id = await world.new_app(server_id)
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    (await world.admin.delete(f"/api/users/{await user_id(world, USER)}")).expect(200)
+    (started,) = await world.audit("START")
+    assert (started["userId"], started["username"]) == (None, USER)
+    (operation,) = (await world.admin.get("/api/operations")).expect(200)
+    assert operation["actor"] == USER
+
+
+async def test_an_admin_who_removes_himself_leaves_his_name(world: World) -> None:
+    (await world.admin.post("/api/users", {**NEW, "role": "admin"})).expect(201)
+    own = await user_id(world, ADMIN)
+    (await world.admin.delete(f"/api/users/{own}")).expect(200)
+    world.admin = await login(world, "anna", NEW["password"])
+    (entry,) = await world.audit("DELETE")
+    assert (entry["userId"], entry["username"], entry["resourceId"]) == (None, ADMIN, own)
+
+
+async def test_nobody_s_own_password_is_changed_without_the_current_one(world: World) -> None:
+    path = f"/api/users/{await user_id(world, ADMIN)}"
+    (await world.admin.put(path, {"password": "another one"})).expect(403, "own_password")
+    token = (await world.admin.post("/api/tokens", {"name": "x", "scopes": ["admin"]})).expect(201)["token"]
+    api = Api(world.nobody.session, world.nobody.url, token)
+    (await api.put(path, {"password": "another one"})).expect(403, "own_password")
+
+
+async def test_a_new_password_ends_the_other_sessions_and_no_more(world: World) -> None:
+    mine, other, token = await login(world, USER), world.user, await token_of(world, world.user)
+    body = {"currentPassword": PASSWORD, "newPassword": "another one"}
+    assert (await mine.post("/api/auth/password", body)).expect(200)["success"] is True
+    (await other.get("/api/auth/verify")).expect(401, "bad_token")
+    for api in (mine, token, world.admin, await login(world, USER, "another one")):
+        (await api.get("/api/auth/verify")).expect(200)
+    old = await world.nobody.post("/api/auth/login", {"username": USER, "password": PASSWORD})
+    old.expect(401, "bad_credentials")
+    (entry,) = await world.audit("PASSWORD_CHANGE")
+    assert (entry["username"], entry["data"]) == (USER, {"sessionsEnded": 1})
+
+
+async def test_the_current_password_is_asked_for_and_can_t_be_guessed(world: World) -> None:
+    body = {"currentPassword": "wrong one", "newPassword": "another one"}
+    for _ in range(5):
+        reply = (await world.user.post("/api/auth/password", body)).expect(422, "wrong_password")
+        assert reply["errors"] == [{"field": "currentPassword", "message": "It is not your current password."}]
+    limited = await world.user.post("/api/auth/password", body | {"currentPassword": PASSWORD})
+    limited.expect(429, "too_many_requests")
+    (await world.admin.post("/api/auth/password", {"currentPassword": PASSWORD, "newPassword": "short"})).expect(422)
+
+
+async def test_unknown_ids_are_404(world: World) -> None:
+    for path in (f"/api/users/{uuid.uuid4()}", "/api/users/x"):
+        (await world.admin.get(path)).expect(404)

@@ -1,0 +1,53 @@
+"""`create-user`: beside a controller that runs, with a password that nobody sees in `ps`."""
+
+import asyncio
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+from factories import World
+from moorage_controller import cli
+
+
+def run(folder: Path, *argv: str, stdin: str | None = None) -> Result:
+    environment = {"MOORAGE_DATA_DIR": str(folder)}
+    return CliRunner().invoke(cli.main, ["create-user", *argv], input=stdin, env=environment)
+
+
+async def status(world: World, username: str, password: str) -> tuple[int, str]:
+    reply = await world.nobody.post("/api/auth/login", {"username": username, "password": password})
+    return reply.status, reply.json["user"]["role"] if reply.status == 200 else ""
+
+
+async def test_users_are_made_while_the_controller_runs(world: World, tmp_path: Path) -> None:
+    folder = world.settings.moorage_data_dir
+    password = tmp_path / "password"
+    await asyncio.to_thread(password.write_text, "from a file\n")
+    given = await asyncio.to_thread(run, folder, "anna", "--admin", "--password-file", str(password))
+    piped = await asyncio.to_thread(run, folder, "bert", "--password-file", "-", stdin="from a pipe\n")
+    made = await asyncio.to_thread(run, folder, "carl")
+    assert [(r.exit_code, r.output) for r in (given, piped)] == [(0, "anna was made.\n"), (0, "bert was made.\n")]
+    assert made.exit_code == 0, made.output
+    assert await status(world, "anna", "from a file") == (200, "admin")
+    assert await status(world, "bert", "from a pipe") == (200, "user")
+    assert await status(world, "carl", made.output.split()[-1]) == (200, "user")
+    entries = await world.audit("CREATE")
+    assert [(e["username"], e["userId"]) for e in entries if e["resourceType"] == "user"] == [
+        ("command line", None)
+    ] * 3
+
+
+async def test_refusals_are_sentences(world: World) -> None:
+    folder = world.settings.moorage_data_dir
+    taken = await asyncio.to_thread(run, folder, "admin")
+    short = await asyncio.to_thread(run, folder, "anna", "--password-file", "-", stdin="2short\n")
+    assert (taken.exit_code, short.exit_code) == (1, 1)
+    assert "(username_taken)" in taken.output
+    assert "8 characters" in short.output
+    assert "2short" not in short.output
+
+
+def test_a_database_that_isn_t_there_is_not_made(tmp_path: Path) -> None:
+    result = run(tmp_path, "anna")
+    assert result.exit_code == 1
+    assert "(unmigrated_database)" in result.output
+    assert list(tmp_path.iterdir()) == []

@@ -108,6 +108,7 @@ class PrivateEngine(Engine):
     def stop(self, *, patience: float = 0.0) -> None:
         """End it with all its containers, which have `patience` seconds to end by themselves. Its folder stays."""
         if self._dockerd.alive:
+            self.go_on()  # one that hangs hears nothing
             if not patience:
                 self._kill_containers()
             self._end_dockerd(lambda: self._dockerd.terminate(grace=patience or _STOP_LIMIT))

@@ -178,3 +178,10 @@ def test_an_engine_is_found_where_one_answers_and_only_there(
     monkeypatch.setenv("DOCKER_HOST", f"unix://{os.devnull}")
     monkeypatch.setattr("moorage_lab.engine._DEFAULT_HOST", f"unix://{os.devnull}")
     assert find_engine() is None
+
+
+def test_one_that_hangs_can_be_stopped_all_the_same(second: PrivateEngine) -> None:
+    second.hang()
+    second.stop()
+    assert not second.alive
+    assert not bridge_exists(second.name)

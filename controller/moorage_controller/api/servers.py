@@ -19,7 +19,7 @@ async def get_server(call: Call) -> Reply:
 async def create_server(call: Call) -> Reply:
     """POST /api/servers."""
     fields = call.body(ServerIn).model_dump()
-    return now(server_out(await call.services.servers.create(fields, call.actor)), 201)
+    return now(server_out(await call.services.servers.create(fields, call.actor, call.once(server_out))), 201)
 
 
 async def update_server(call: Call) -> Reply:

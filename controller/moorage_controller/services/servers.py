@@ -10,6 +10,7 @@ from moorage_controller.auth.roles import Actor
 from moorage_controller.errors import ConflictError, HostUnreachableError, NotFoundError
 from moorage_controller.hosts.transport import Hosts
 from moorage_controller.services.audit import Action, record
+from moorage_controller.services.idempotency import UNKEYED, Once
 from moorage_controller.services.observations import Observations
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
@@ -37,10 +38,11 @@ class Servers:
         async with self._database.read() as connection:
             return _found(await store.get(connection, server_id))
 
-    async def create(self, fields: Mapping[str, Any], actor: Actor) -> Server:
+    async def create(self, fields: Mapping[str, Any], actor: Actor, once: Once[Server] = UNKEYED) -> Server:
         """Make a server; it is `offline` until the first check ends."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
+            await once.begin(connection, now)
             server = Server(
                 id=uuid4(),
                 status="offline",
@@ -58,6 +60,7 @@ class Servers:
             await store.add(connection, server)
             resource = ("server", server.id, server.name)
             await record(connection, now, actor, Action.CREATE, resource, f"Server {server.name} was made.")
+            await once.keep(connection, now, server)
         self._signals.server_changed.emit(server.id)
         return server
 

@@ -7,6 +7,7 @@
 #   engine    a Docker Engine: one that answers already, or a dockerd that can be started
 #   dockerd   a dockerd that can be started, whatever answers already (tests always start their own)
 #   busybox   a busybox without shared libraries, of which the sample image is made
+#   chromium  a browser without a window, in which tests call the API as a dashboard does
 set -eu
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -49,8 +50,11 @@ for word in "$@"; do
             need busybox-static
         fi
         ;;
+    chromium)
+        command -v chromium >/dev/null || command -v google-chrome >/dev/null || need chromium
+        ;;
     *)
-        echo "lab/system-packages.sh knows venv, engine, dockerd and busybox, but not '$word'." >&2
+        echo "lab/system-packages.sh knows venv, engine, dockerd, busybox and chromium, but not '$word'." >&2
         exit 2
         ;;
     esac

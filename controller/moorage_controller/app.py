@@ -31,6 +31,7 @@ from moorage_controller.services.accounts import Accounts
 from moorage_controller.services.api_tokens import ApiTokens
 from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
+from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.enrollment import Enrollments, load_authority
 from moorage_controller.services.health import Health
 from moorage_controller.services.observations import Observations
@@ -106,7 +107,7 @@ class Controller:
         )
         services = Services(
             users=users,
-            servers=Servers(database, hosts, observations, signals),
+            servers=Servers(database, hosts, observations, signals, Credentials(database, keyring)),
             projects=Projects(database, signals),
             apps=apps,
             operations=operations,

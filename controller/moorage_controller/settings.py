@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     operation_limit_minutes: Annotated[
         int, Field(ge=1, le=1440, description="Minutes after which a start is stopped on its host.")
     ] = 30
+    rate_limit_per_minute: Annotated[
+        int,
+        Field(ge=0, description="Requests a minute of one user, or of one address without a token; 0: no limit."),
+    ] = 600
     frontend_url: Annotated[
         str, Field(description="Origins of dashboards that may call from a browser, comma-separated; no wildcard.")
     ] = ""
@@ -95,11 +99,6 @@ class Settings(BaseSettings):
     def proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """The networks of TRUSTED_PROXIES."""
         return _networks(self.trusted_proxies)
-
-    rate_limit_per_minute: Annotated[
-        int,
-        Field(ge=0, description="Requests a minute of one user, or of one address without a token; 0: no limit."),
-    ] = 600
 
     @property
     def base_url(self) -> str:

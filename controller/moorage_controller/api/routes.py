@@ -124,7 +124,7 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/api/servers/{id}/enrollment-token",
         Role.ADMIN,
-        enrollment.create_token,
+        enrollment.create_join_token,
         schemas.JoinTokenOut,
         schemas.NothingIn,
     ),

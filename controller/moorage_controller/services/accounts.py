@@ -105,10 +105,8 @@ class Accounts:
             user = _found(await store.lock(connection, user_id))
             _keep_last(admins, user)
             await store.remove(connection, user_id)
-            # Who removes himself leaves his name, as in the entries from before.
-            by = Actor(None, actor.name, actor.origin) if actor.user_id == user_id else actor
             resource = ("user", user_id, user.username)
-            await record(connection, now, by, Action.DELETE, resource, f"User {user.username} was removed.")
+            await record(connection, now, actor, Action.DELETE, resource, f"User {user.username} was removed.")
 
 
 async def _end(connection: AsyncConnection, user_id: UUID, *, sessions: bool, tokens: bool) -> dict[str, int]:

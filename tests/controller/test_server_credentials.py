@@ -123,7 +123,8 @@ async def test_a_key_that_can_t_be_used_is_refused_with_its_field_and_a_sentence
         assert "whole file" in sentence or "string" in sentence
     await refused(world, server_id, "sshPrivateKey", sshPrivateKey="x" * 16_385)
     await refused(world, server_id, "sshPrivateKey", sshPrivateKey=7)
-    await refused(world, server_id, "sshPassword", sshPassword="a\nb")
+    for text in ("a\nb", "\ud800"):
+        await refused(world, server_id, "sshPassword", sshPassword=text)
     await refused(world, server_id, "sshPassword", sshPassword="x" * 1025)
     assert "no private key" in await refused(world, server_id, "sshPassphrase", sshPassphrase=PASSPHRASE)
     assert "is encrypted" in await refused(world, server_id, "sshPassphrase", sshPrivateKey=LOCKED)

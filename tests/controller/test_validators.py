@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from moorage_controller.api import schemas, user_schemas
+from moorage_controller.api import schemas, server_schemas, user_schemas
 from pydantic import TypeAdapter, ValidationError
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=600)
@@ -21,8 +21,8 @@ ANY_JSON = st.recursive(
 )
 TEXTS: dict[str, Any] = {
     "Name": schemas.Name,
-    "Address": schemas.Address,
-    "SshUser": schemas.SshUser,
+    "Address": server_schemas.Address,
+    "SshUser": server_schemas.SshUser,
     "Endpoint": schemas.Endpoint,
     "Description": schemas.Description,
     "CdPath": schemas.CdPath,
@@ -34,8 +34,8 @@ TEXTS: dict[str, Any] = {
 }
 BODIES = [
     schemas.LoginIn,
-    schemas.ServerIn,
-    schemas.ServerChanges,
+    server_schemas.ServerIn,
+    server_schemas.ServerChanges,
     schemas.ProjectIn,
     schemas.ProjectChanges,
     schemas.AppIn,

@@ -13,7 +13,8 @@ _MOST_KEY = 16 * 1024
 _MOST_SECRET = 1024
 _ADDRESS = re.compile(r"[\w.:][\w.:%-]*")
 """Letters of any script: the resolver knows them. What begins with a dash would pass for an option."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UNTYPED = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""Control characters, and halves of characters, which JSON can carry."""
 SECRETS = {"ssh_private_key": "private_key", "ssh_passphrase": "passphrase", "ssh_password": "password"}
 """The write-only fields, and what SshCredentials calls them."""
 
@@ -37,7 +38,7 @@ def _ssh_user(user: str) -> str:
 
 
 def _secret_line(secret: SecretStr) -> SecretStr:
-    if _CONTROL.search(secret.get_secret_value()):
+    if _UNTYPED.search(secret.get_secret_value()):
         raise ValueError("It must be one line of text.")
     return secret
 

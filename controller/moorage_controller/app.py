@@ -117,6 +117,7 @@ class Controller:
             base_url=settings.base_url,
             accounts=Accounts(database),
             api_tokens=api_tokens,
+            fingerprints=keyring.fingerprints,
             rate_limits=budgets(settings.rate_limit_per_minute, clock),
         )
         # What was in flight comes first: auto-stop must not act on an app whose start is still unfinished.

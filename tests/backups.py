@@ -11,7 +11,7 @@ from factories import ENCRYPTION_KEY, add_app, add_operation, add_users, audit_r
 from fakes import EPOCH, FakeClock
 from moorage_controller import cli
 from moorage_controller.services.enrollment import load_authority
-from moorage_controller.store import audit, projects, servers
+from moorage_controller.store import audit, idempotency, projects, servers
 from moorage_controller.store.encryption import Keyring
 from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
 from moorage_controller.store.tables import (
@@ -101,6 +101,7 @@ async def fill(database: Database) -> None:
         user_id = (await connection.execute(select(users.c.id).limit(1))).scalar_one()
         values = {"id": uuid4(), "user_id": user_id, "name": "ci", "digest": "d" * 64, "scopes": "read"}
         await connection.execute(insert(api_tokens).values(**values, created_at=EPOCH))
+        await idempotency.keep(connection, idempotency.KeptReply(user_id, "key", "f" * 64, "{}", EPOCH))
         await audit.add(connection, audit_row(None, EPOCH))
         await servers.add(connection, server_row(name="none"))
 

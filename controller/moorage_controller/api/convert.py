@@ -12,12 +12,12 @@ from moorage_controller.api.schemas import (
     AuditEntryOut,
     OperationOut,
     ProjectOut,
-    ServerOut,
-    ServerStatusOut,
     StartedOut,
     StoppedOut,
 )
+from moorage_controller.api.server_schemas import ServerOut, ServerStatusOut
 from moorage_controller.errors import OperationFailedError
+from moorage_controller.hosts.credentials import fingerprint
 from moorage_controller.store.apps import AppView
 from moorage_controller.store.audit import AuditEntry
 from moorage_controller.store.operations import Operation
@@ -52,6 +52,8 @@ def server_out(server: Server) -> ServerOut:
         status_detail=server.status_detail,
         running_containers=server.running_containers,
         uptime=server.uptime,
+        has_credentials=server.encrypted_credentials is not None,
+        host_key_fingerprint=fingerprint(server.host_key) if server.host_key else None,
     )
 
 

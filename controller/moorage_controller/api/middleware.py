@@ -119,7 +119,7 @@ def _count(route: Route, services: Services, caller: str) -> None:
         return
     seconds = services.rate_limits[route.limit].take(caller)
     if seconds > 0:
-        raise TooManyRequestsError(f"Too many requests: try again in {seconds} seconds.", seconds)
+        raise TooManyRequestsError(f"Too many requests: try again in {seconds} s.", seconds)
 
 
 def _check_rights(route: Route, principal: Principal) -> None:

@@ -3,7 +3,8 @@
 from moorage_controller.api.call import Call
 from moorage_controller.api.convert import given, server_out, server_status_out
 from moorage_controller.api.replies import Reply, now
-from moorage_controller.api.schemas import DeletedOut, ServerChanges, ServerIn
+from moorage_controller.api.schemas import DeletedOut
+from moorage_controller.api.server_schemas import SECRETS, ServerChanges, ServerIn
 
 
 async def list_servers(call: Call) -> Reply:
@@ -18,14 +19,18 @@ async def get_server(call: Call) -> Reply:
 
 async def create_server(call: Call) -> Reply:
     """POST /api/servers."""
-    fields = call.body(ServerIn).model_dump()
-    return now(server_out(await call.services.servers.create(fields, call.actor, call.once(server_out))), 201)
+    body = call.body(ServerIn)
+    fields = body.model_dump(exclude=set(SECRETS))
+    once = call.once(server_out)
+    return now(server_out(await call.services.servers.create(fields, body.secrets(), call.actor, once)), 201)
 
 
 async def update_server(call: Call) -> Reply:
     """PUT /api/servers/{id}."""
-    changes = given(call.body(ServerChanges), nullable={"ssh_user", "api_endpoint"})
-    return now(server_out(await call.services.servers.update(call.id(), changes, call.actor)))
+    body = call.body(ServerChanges)
+    sent = given(body, nullable={"ssh_user", "api_endpoint"})
+    changes = {name: value for name, value in sent.items() if name not in SECRETS}
+    return now(server_out(await call.services.servers.update(call.id(), changes, body.secrets(), call.actor)))
 
 
 async def delete_server(call: Call) -> Reply:

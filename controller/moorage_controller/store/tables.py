@@ -64,6 +64,7 @@ servers = Table(
     Column("ssh_port", Integer(), nullable=False, server_default=text("22")),
     Column("api_endpoint", String(255)),
     Column("encrypted_credentials", EncryptedText()),
+    Column("host_key", Text()),
     Column(
         "status",
         String(50),

@@ -6,6 +6,7 @@
 #   venv      a Python that can make virtual environments
 #   engine    a Docker Engine: one that answers already, or a dockerd that can be started
 #   dockerd   a dockerd that can be started, whatever answers already (tests always start their own)
+#   postgresql  the programs of a PostgreSQL server (tests start one of their own)
 #   busybox   a busybox without shared libraries, of which the sample image is made
 set -eu
 
@@ -49,8 +50,11 @@ for word in "$@"; do
             need busybox-static
         fi
         ;;
+    postgresql)
+        command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need postgresql
+        ;;
     *)
-        echo "lab/system-packages.sh knows venv, engine, dockerd and busybox, but not '$word'." >&2
+        echo "lab/system-packages.sh knows venv, engine, dockerd, postgresql and busybox, but not '$word'." >&2
         exit 2
         ;;
     esac

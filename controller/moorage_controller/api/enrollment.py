@@ -8,7 +8,10 @@ from moorage_controller.api.schemas import EnrollIn, EnrollOut, JoinTokenOut
 
 
 async def create_join_token(call: Call) -> Reply:
-    """POST /api/servers/{id}/enrollment-token."""
+    """POST /api/servers/{id}/enrollment-token.
+
+    The reply holds a secret that is shown once, so `Idempotency-Key` means nothing here.
+    """
     token, expires_at = await call.services.enrollments.new_token(call.id(), call.actor)
     # The token comes by standard input: an argument would show in the host's process list.
     command = f"moorage-agent enroll --controller {call.services.base_url} --token-file - --allow-root DIR"

@@ -21,7 +21,8 @@ async def create_server(call: Call) -> Reply:
     """POST /api/servers."""
     body = call.body(ServerIn)
     fields = body.model_dump(exclude=set(SECRETS))
-    return now(server_out(await call.services.servers.create(fields, body.secrets(), call.actor)), 201)
+    once = call.once(server_out)
+    return now(server_out(await call.services.servers.create(fields, body.secrets(), call.actor, once)), 201)
 
 
 async def update_server(call: Call) -> Reply:

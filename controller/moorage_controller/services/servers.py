@@ -11,6 +11,7 @@ from moorage_controller.errors import ConflictError, NotFoundError
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
+from moorage_controller.services.idempotency import UNKEYED, Once
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as store
@@ -44,7 +45,13 @@ class Servers:
         async with self._database.read() as connection:
             return _found(await store.get(connection, server_id))
 
-    async def create(self, fields: Mapping[str, Any], secrets: Mapping[str, str | None], actor: Actor) -> Server:
+    async def create(
+        self,
+        fields: Mapping[str, Any],
+        secrets: Mapping[str, str | None],
+        actor: Actor,
+        once: Once[Server] = UNKEYED,
+    ) -> Server:
         """Make a server; it is `offline` until the first check ends. Raises InvalidError for a key that can't be used.
 
         `secrets` are fields of SshCredentials; None means there is none.
@@ -53,6 +60,7 @@ class Servers:
         sealed = await self._credentials.changed(server_id, None, secrets)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
+            await once.begin(connection, now)
             server = Server(
                 id=server_id,
                 status="offline",
@@ -71,6 +79,7 @@ class Servers:
             await store.add(connection, server)
             resource = ("server", server.id, server.name)
             await record(connection, now, actor, Action.CREATE, resource, f"Server {server.name} was made.")
+            await once.keep(connection, now, server)
         self._changed(server)
         return server
 

@@ -29,6 +29,7 @@ from moorage_controller.services.accounts import Accounts
 from moorage_controller.services.api_tokens import ApiTokens
 from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
+from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.enrollment import Enrollments, load_authority
 from moorage_controller.services.health import Health
@@ -92,6 +93,8 @@ class Controller:
         self._stack.push_async_callback(channels.close)
         hosts = self._make_hosts(channels)
         observations = Observations(database, signals)
+        checks = Checks(database, hosts, observations, signals, clock)
+        self._stack.push_async_callback(checks.close)
         limit = timedelta(minutes=settings.operation_limit_minutes)
         operations = Operations(database, hosts, observations, signals, clock, limit=limit)
         apps = Apps(database, operations, signals)
@@ -104,7 +107,8 @@ class Controller:
         )
         services = Services(
             users=users,
-            servers=Servers(database, hosts, observations, signals, Credentials(database, keyring)),
+            servers=Servers(database, signals, Credentials(database, keyring), checks),
+            checks=checks,
             projects=Projects(database, signals),
             apps=apps,
             operations=operations,

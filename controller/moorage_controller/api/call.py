@@ -16,6 +16,7 @@ from moorage_controller.services.accounts import Accounts
 from moorage_controller.services.api_tokens import ApiTokens
 from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
+from moorage_controller.services.checks import Checks
 from moorage_controller.services.enrollment import Enrollments
 from moorage_controller.services.health import Health
 from moorage_controller.services.idempotency import KeyedRequest, Once
@@ -43,6 +44,7 @@ class Services:
 
     users: Users
     servers: Servers
+    checks: Checks
     projects: Projects
     apps: Apps
     operations: Operations

@@ -67,6 +67,11 @@ def _operate(path: str, handler: Handler, reply: type[BaseModel], body: type[Bas
     return Route("POST", path, Role.USER, handler, reply, body, scope=Scope.OPERATE)
 
 
+def _check(path: str, handler: Handler, reply: type[BaseModel]) -> Route:
+    # It changes nothing that the status's GET doesn't change, and so asks no more of a token.
+    return Route("POST", path, Role.USER, handler, reply, schemas.NothingIn, scope=Scope.READ)
+
+
 def _create(path: str, handler: Handler, reply: type[BaseModel], body: type[BaseModel]) -> Route:
     return Route("POST", path, Role.ADMIN, handler, reply, body, creates=True)
 
@@ -128,6 +133,8 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("DELETE", "/api/servers/{id}", Role.ADMIN, servers.delete_server, schemas.DeletedOut),
     _get("/api/servers/{id}/status", servers.server_status, server_schemas.ServerStatusOut),
+    _check("/api/servers/{id}/test", servers.test_server, server_schemas.ServerTestOut),
+    _check("/api/servers/refresh", servers.refresh_servers, server_schemas.RefreshedOut),
     Route(
         "POST",
         "/api/servers/{id}/enrollment-token",

@@ -118,3 +118,20 @@ class ServerStatusOut(Schema):
     running_containers: int
     uptime: int | None
     last_checked: int | None
+
+
+class ServerTestOut(Schema):
+    """POST /api/servers/{id}/test: of a check made now; `message` is a sentence."""
+
+    status: str
+    running_apps_count: int
+    running_containers: int
+    last_checked: int | None
+    message: str
+
+
+class RefreshedOut(Schema):
+    """POST /api/servers/refresh: all servers by name, after a check of each."""
+
+    message: str
+    servers: list[ServerOut]

@@ -1,7 +1,7 @@
 """Servers over HTTP."""
 
 from moorage_controller.api.call import Call
-from moorage_controller.api.convert import given, server_out, server_status_out
+from moorage_controller.api.convert import given, refreshed_out, server_out, server_status_out, server_test_out
 from moorage_controller.api.replies import Reply, now
 from moorage_controller.api.schemas import DeletedOut
 from moorage_controller.api.server_schemas import SECRETS, ServerChanges, ServerIn
@@ -41,4 +41,14 @@ async def delete_server(call: Call) -> Reply:
 
 async def server_status(call: Call) -> Reply:
     """GET /api/servers/{id}/status."""
-    return now(server_status_out(await call.services.servers.check(call.id())))
+    return now(server_status_out(await call.services.checks.check(call.id())))
+
+
+async def test_server(call: Call) -> Reply:
+    """POST /api/servers/{id}/test."""
+    return now(server_test_out(await call.services.checks.check(call.id())))
+
+
+async def refresh_servers(call: Call) -> Reply:
+    """POST /api/servers/refresh."""
+    return now(refreshed_out(await call.services.checks.check_all()))

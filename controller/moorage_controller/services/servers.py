@@ -1,4 +1,4 @@
-"""Servers: made, changed, removed, and asked how they are."""
+"""Servers: made, changed, removed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +7,11 @@ from uuid import UUID, uuid4
 from sqlalchemy.exc import IntegrityError
 
 from moorage_controller.auth.roles import Actor
-from moorage_controller.errors import ConflictError, HostUnreachableError, NotFoundError
-from moorage_controller.hosts.transport import Hosts
+from moorage_controller.errors import ConflictError, NotFoundError
 from moorage_controller.services.audit import Action, record
+from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.idempotency import UNKEYED, Once
-from moorage_controller.services.observations import Observations
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as store
@@ -27,16 +26,14 @@ class Servers:
     def __init__(
         self,
         database: Database,
-        hosts: Hosts,
-        observations: Observations,
         signals: Signals,
         credentials: Credentials,
+        checks: Checks,
     ) -> None:
         self._database = database
-        self._credentials = credentials
-        self._hosts = hosts
-        self._observations = observations
         self._signals = signals
+        self._credentials = credentials
+        self._checks = checks
 
     async def all(self) -> Sequence[Server]:
         """Return all servers by name."""
@@ -83,7 +80,7 @@ class Servers:
             resource = ("server", server.id, server.name)
             await record(connection, now, actor, Action.CREATE, resource, f"Server {server.name} was made.")
             await once.keep(connection, now, server)
-        self._signals.server_changed.emit(server.id)
+        self._changed(server)
         return server
 
     async def update(
@@ -100,7 +97,7 @@ class Servers:
             # Outside of the transaction: to try a passphrase takes a second.
             sealed = await self._credentials.changed(server_id, known, secrets)
             new = await self._apply(server_id, changes, secrets, (known, sealed), actor)
-        self._signals.server_changed.emit(server_id)
+        self._changed(new)
         return new
 
     async def _apply(
@@ -141,16 +138,10 @@ class Servers:
             raise ConflictError("server_in_use", "Apps are on this server: move or delete them first.") from None
         self._signals.server_changed.emit(server_id)
 
-    async def check(self, server_id: UUID) -> Server:
-        """Ask the host now, keep what it said, and return the server. Raises NotFoundError only."""
-        server = await self.get(server_id)
-        try:
-            info = await self._hosts.transport(server.api_endpoint, server.agent_name).info()
-        except HostUnreachableError as error:
-            await self._observations.host_lost(server_id, error.sentence)
-        else:
-            await self._observations.host_seen(server_id, info)
-        return await self.get(server_id)
+    def _changed(self, server: Server) -> None:
+        self._signals.server_changed.emit(server.id)
+        if server.api_endpoint or server.encrypted_credentials:
+            self._checks.begin(server.id)
 
 
 def _found(server: Server | None) -> Server:

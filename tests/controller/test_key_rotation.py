@@ -1,7 +1,7 @@
 """`rotate-key`: everything sealed goes from the old key to the new one, whatever happens in the middle of it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from factories import ENCRYPTION_KEY as OLD
 from factories import World, make_settings, server_row
+from fakes import FakeClock
 from moorage_common.join_token import JoinToken
 from moorage_common.x509 import new_key, signing_request
 from moorage_controller import cli, commands
@@ -20,7 +21,8 @@ from moorage_controller.services.key_rotation import rotate
 from moorage_controller.store import sealed as sealed_store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.encryption import Keyring
-from moorage_controller.store.engine import Database
+from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
+from moorage_controller.store.migrate import migrate
 from moorage_controller.store.tables import metadata
 from moorage_controller.store.types import Ciphertext, EncryptedText
 from sqlalchemy import Column, select
@@ -28,6 +30,18 @@ from sqlalchemy import Column, select
 NEW = "a test's new key, of 32 characters or more"
 BOTH = Keyring([NEW, OLD])
 COLUMN = "servers.encrypted_credentials"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def either(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Database]:
+    """Return an empty database of each kind."""
+    path = tmp_path / "moorage.db"
+    postgres = request.param == "postgresql"
+    url = postgresql_url(request.getfixturevalue("postgres_url")) if postgres else sqlite_url(path)
+    database = Database(url, clock)
+    await migrate(database)
+    yield database
+    await database.close()
 
 
 def run(folder: Path, current: str = NEW, previous: str = OLD) -> Result:
@@ -96,11 +110,11 @@ async def test_all_of_it_changes_its_key_while_a_controller_serves(world: World)
 
 
 async def test_cut_at_any_moment_it_loses_nothing_and_ends_when_run_again(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    either: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await load_authority(database, Keyring([OLD]))
-    await fill(database, 250)
-    before = opened(await everything(database), BOTH)
+    await load_authority(either, Keyring([OLD]))
+    await fill(either, 250)
+    before = opened(await everything(either), BOTH)
     plain_replace = sealed_store.replace
     left = 0
 
@@ -118,15 +132,15 @@ async def test_cut_at_any_moment_it_loses_nothing_and_ends_when_run_again(
     for cut in (0, 50, 120):
         left = cut
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.create_task(rotate(database, BOTH))
-        rows = await everything(database)
+            await asyncio.create_task(rotate(either, BOTH))
+        rows = await everything(either)
         assert opened(rows, BOTH) == before
         done.append(sum(BOTH.is_current(text) for _, _, text in rows))
     assert done == [0, 1, 101], "a hundred rows of a table are one transaction"
     left = 1000
-    rotation = await rotate(database, BOTH)
+    rotation = await rotate(either, BOTH)
     assert (rotation.resealed, rotation.found, rotation.ended) == (150, 251, True)
-    assert opened(await everything(database), Keyring([NEW])) == before
+    assert opened(await everything(either), Keyring([NEW])) == before
 
 
 def after_each_page(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Awaitable[None]], times: int) -> None:
@@ -146,19 +160,19 @@ def after_each_page(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Awaita
 
 
 @pytest.mark.parametrize("key", [NEW, OLD])
-async def test_a_change_in_the_middle_of_it_wins(database: Database, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    changed, gone, untouched = await fill(database, 3)
+async def test_a_change_in_the_middle_of_it_wins(either: Database, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    changed, gone, untouched = await fill(either, 3)
 
     async def change() -> None:
         text = Keyring([key]).seal("later", column=COLUMN, row=str(changed))
-        async with database.write() as connection:
+        async with either.write() as connection:
             await server_store.change(connection, changed, {"encrypted_credentials": text})
             await server_store.remove(connection, gone)
 
     after_each_page(monkeypatch, change, 1)
-    rotation = await rotate(database, BOTH)
+    rotation = await rotate(either, BOTH)
     assert (rotation.ended, rotation.resealed) == (True, 1 if key is NEW else 2)
-    found = opened(await everything(database), Keyring([NEW]))
+    found = opened(await everything(either), Keyring([NEW]))
     assert found == {(COLUMN, str(changed)): "later", (COLUMN, str(untouched)): '{"password": "2"}'}
 
 

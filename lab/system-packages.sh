@@ -6,6 +6,7 @@
 #   venv      a Python that can make virtual environments
 #   engine    a Docker Engine: one that answers already, or a dockerd that can be started
 #   dockerd   a dockerd that can be started, whatever answers already (tests always start their own)
+#   sshd      an OpenSSH server, the login shells that hosts have, and sudo
 #   busybox   a busybox without shared libraries, of which the sample image is made
 set -eu
 
@@ -49,8 +50,14 @@ for word in "$@"; do
             need busybox-static
         fi
         ;;
+    sshd)
+        command -v sshd >/dev/null || need openssh-server
+        for program in fish tcsh sudo; do
+            command -v "$program" >/dev/null || need "$program"
+        done
+        ;;
     *)
-        echo "lab/system-packages.sh knows venv, engine, dockerd and busybox, but not '$word'." >&2
+        echo "lab/system-packages.sh knows venv, engine, dockerd, busybox and sshd, but not '$word'." >&2
         exit 2
         ;;
     esac

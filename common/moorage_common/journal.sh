@@ -81,7 +81,7 @@ while [ $i -lt 10 ]; do
     shift 19
     [ "$1" = "$began" ] || exit 0
 done
-kill -s KILL -- "-$pid"
+kill -KILL "-$pid"
 '
 
 # Sends TERM to the command, and KILL ten seconds later, whatever becomes of this connection.
@@ -89,7 +89,10 @@ mj_signal() {
     mj_process && read -r mj_stat 2>/dev/null <"/proc/$mj_pid/stat" || return 1
     mj_start_time "$mj_stat"
     [ "$mj_start" -eq "$mj_began" ] 2>/dev/null || return 1
-    kill -s TERM -- "-$mj_pid" 2>/dev/null || return 2
+    kill -TERM "-$mj_pid" 2>/dev/null || {
+        [ -e "/proc/$mj_pid" ] && return 2
+        return 1
+    }
     setsid setsid /bin/sh -c "$mj_killer" moorage-killer "$mj_pid" "$mj_start" >/dev/null 2>&1 </dev/null
 }
 

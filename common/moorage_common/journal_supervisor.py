@@ -24,12 +24,6 @@ def supervisor_text() -> str:
     return _text("records.sh") + _text("supervisor.sh")
 
 
-@functools.cache
-def journal_text() -> str:
-    """Return the functions by which a shell reads the journal, cancels and cleans up; its head says which."""
-    return _text("records.sh") + _text("journal.sh")
-
-
 def lock_name(kind: str, subject: str) -> str:
     """Return the name of a lock file: kind is `directory` (subject: its real path) or `project` (its name)."""
     return f"{kind}-{hashlib.sha256(os.fsencode(subject)).hexdigest()}"

@@ -3,11 +3,19 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from moorage_common.journal import lock_name, supervisor_text
-from moorage_common.journal_files import WHO_BYTES, one_line, parse_exit
-from moorage_common.journal_types import CancelOutcome, Guard, Order, Record, Refused, State, check_code, check_id
+from moorage_common.journal_files import one_line
+from moorage_common.journal_shell import (
+    Look,
+    cancel_call,
+    clean_call,
+    look_call,
+    read_looks,
+    read_record,
+    show_call,
+)
+from moorage_common.journal_types import CancelOutcome, Guard, Order, Record, Refused, check_code
 
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.shell import Framed, ScriptError, lost_errors, quote
@@ -21,14 +29,6 @@ _PAUSE = 0.1
 _KEEP_DAYS = 7
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What one look at an operation found: `running`, `ended` or `unknown`, and the output from an offset on."""
-
-    word: str
-    data: bytes
-
-
 class Journal:
     """The journal of one host, over one connection. Every method raises ContactLostError, HostRefusedError."""
 
@@ -40,27 +40,16 @@ class Journal:
 
     async def read(self, operation_id: str) -> Record | None:
         """Return what is known, None for an operation that was never started here."""
-        check_id(operation_id)
-        shown = (await self._link.quick(f"mj_show {quote(self._root, operation_id)}")).output
-        word, _, rest = shown.partition(b"\n")
-        if word == b"unknown":
-            return None
-        parts, length = {}, 0
-        while rest:
-            head, _, rest = rest.partition(b"\n")
-            name, _, count = head.decode().partition(" ")
-            if name == "out":
-                length = int(count)
-                break
-            parts[name], rest = rest[: int(count)], rest[int(count) :]
-        return _record(operation_id, word.decode(), parts, length)
+        printed = (await self._link.quick(show_call(self._root, operation_id))).output
+        try:
+            return read_record(operation_id, printed)
+        except ValueError:
+            raise _broke_off() from None
 
     async def look(self, operation_id: str, after: int) -> Look:
         """Return the output from an offset on, 64 KiB at most; all who look at the same time share one script."""
-        check_id(operation_id)
         found: asyncio.Future[Look] = asyncio.get_running_loop().create_future()
-        call = f"mj_look {quote(self._root, operation_id)} {max(after, 0)} {_LOOK_BYTES}"
-        self._wanted.append((call, found))
+        self._wanted.append((look_call(self._root, operation_id, max(after, 0), _LOOK_BYTES), found))
         if self._looker is None or self._looker.done():
             self._looker = asyncio.create_task(self._look_for_all())
         return await found
@@ -90,9 +79,7 @@ class Journal:
 
     async def cancel(self, operation_id: str, by: str) -> CancelOutcome:
         """Send TERM to the command's process group, KILL ten seconds later; bury an operation that never came here."""
-        check_id(operation_id)
-        who = one_line(by).encode()[:WHO_BYTES].decode(errors="ignore")
-        word = (await self._link.quick(f"mj_cancel {quote(self._root, operation_id, who)}")).text.strip()
+        word = (await self._link.quick(cancel_call(self._root, operation_id, by))).text.strip()
         if word == "not_allowed":
             raise HostRefusedError(
                 "not_cancellable",
@@ -105,19 +92,19 @@ class Journal:
 
     async def clean(self) -> list[str]:
         """Remove the operations that ended more than seven days ago, and return their ids."""
-        ran = await self._link.slow(f"mj_clean {quote(self._root)} {_KEEP_DAYS}", seconds=_CLEAN_SECONDS)
+        ran = await self._link.slow(clean_call(self._root, _KEEP_DAYS), seconds=_CLEAN_SECONDS)
         return ran.text.split()
 
     async def _look_for_all(self) -> None:
         while self._wanted:
             wanted, self._wanted = self._wanted, []
             try:
-                ran = await self._link.quick("\n".join(f"({call})" for call, _ in wanted))
-                looks = _looks(ran.output, len(wanted))
+                ran = await self._link.quick("\n".join(call for call, _ in wanted))
+                looks = read_looks(ran.output, len(wanted))
+            except ValueError:
+                _tell(wanted, _broke_off())
             except Exception as error:  # noqa: BLE001 - each who waits is told
-                for _, found in wanted:
-                    if not found.done():
-                        found.set_exception(error)
+                _tell(wanted, error)
             else:
                 for (_, found), look in zip(wanted, looks, strict=True):
                     if not found.done():
@@ -170,47 +157,19 @@ class Journal:
         return f"cd /\n{quote(*words)} <&3 3<&- | cat"
 
 
+def _tell(wanted: Sequence[tuple[str, asyncio.Future[Look]]], error: Exception) -> None:
+    for _, found in wanted:
+        if not found.done():
+            found.set_exception(error)
+
+
+def _broke_off() -> ContactLostError:
+    return ContactLostError("The host's shell broke off while it read the journal.")
+
+
 async def _decision(guard: Guard) -> str:
     refusal = await guard()
     if refusal is None:
         return "go"
     check_code(refusal.code)
     return f"refuse {refusal.code} {one_line(str(refusal))}"
-
-
-def _looks(printed: bytes, count: int) -> list[Look]:
-    looks = []
-    for _ in range(count):
-        head, _, printed = printed.partition(b"\n")
-        word, _, length = head.decode().partition(" ")
-        if not length.isdigit():
-            raise ContactLostError("The host's shell broke off while it read the journal.")
-        looks.append(Look(word, printed[: int(length)]))
-        printed = printed[int(length) :]
-    return looks
-
-
-def _record(operation_id: str, word: str, parts: dict[str, bytes], length: int) -> Record:
-    found = parse_exit(parts.get("exit", b"")) if word == "ended" else None
-    ended = State(found.ending) if found is not None else State.LOST
-    state = State.RUNNING if word == "running" else ended
-    code, _, reason = parts.get("reason", b"").decode(errors="replace").partition("\n")
-    buried = state is State.BURIED
-    return Record(
-        operation_id=operation_id,
-        state=state,
-        spec=_spec(parts.get("spec", b"")),
-        exit_code=found.exit_code if found is not None and state is State.EXITED else None,
-        length=length if found is None else found.length,
-        cancelled_by=parts.get("cancelled", b"").decode(errors="replace").strip(),
-        code=code if buried else "",
-        reason=reason.strip() if buried else "",
-    )
-
-
-def _spec(text: bytes) -> dict[str, object]:
-    try:
-        spec = json.loads(text or b"{}")
-    except ValueError:
-        return {}  # buried before its order was whole
-    return spec if isinstance(spec, dict) else {}

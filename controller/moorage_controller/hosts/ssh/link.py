@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import asyncssh
-from moorage_common.journal_supervisor import journal_text
+from moorage_common.journal_shell import journal_text
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh import survey as surveys

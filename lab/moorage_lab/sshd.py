@@ -86,6 +86,11 @@ class PrivateSshd:
             if _is_sshd(process.id):
                 process.end(grace=0.0)
 
+    @property
+    def connections(self) -> int:
+        """How many processes serve connections now: two each."""
+        return sum(_is_sshd(process.id) for process in descendants(self.process.identity))
+
     @contextmanager
     def hanging(self) -> Iterator[None]:
         """Let it and all its connections answer nobody: a network that swallows everything."""

@@ -100,7 +100,7 @@ def _options(target: SshTarget, credentials: SshCredentials) -> asyncssh.SSHClie
     if credentials.private_key:
         try:
             keys.append(asyncssh.import_private_key(credentials.private_key, credentials.passphrase or None))
-        except asyncssh.KeyImportError as error:
+        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
             raise HostUnreachableError(
                 f"The server's SSH key can't be read ({error}): store the key and its passphrase again.",
                 "ssh_key_unreadable",

@@ -17,6 +17,7 @@ from moorage_controller.hosts.transport import ContactLostError, HostRefusedErro
 
 _SURVEY_SECONDS = 30.0
 _QUICK_SECONDS = 20.0
+_ANSWER_SECONDS = 5.0
 _DIAL_SECONDS = 10.0
 
 
@@ -51,6 +52,10 @@ class Link:
         """Whether it can be used, as far as is known."""
         return not self.connection.is_closed()
 
+    async def answers(self) -> None:
+        """Return when the host answered. Raises ContactLostError."""
+        await self.quick(":", seconds=_ANSWER_SECONDS)
+
     async def close(self) -> None:
         """Close the connection; what runs over it ends as lost contact."""
         if self._line_task is not None:
@@ -62,7 +67,7 @@ class Link:
         if self._line_task is not None:
             await asyncio.gather(self._line_task, return_exceptions=True)
 
-    async def quick(self, call: str) -> Ran:
+    async def quick(self, call: str, *, seconds: float = _QUICK_SECONDS) -> Ran:
         """Run a short script that may use remote.sh and the journal's functions.
 
         Over the one long-lived shell; where the Engine's events or a strict server leave no session for that, in one of
@@ -71,8 +76,8 @@ class Link:
         try:
             line = await self._get_line()
             if line is not None:
-                return await line.run(call, seconds=_QUICK_SECONDS)
-            return await run_once(self.sessions, f"{_functions()}\n{call}", seconds=_QUICK_SECONDS)
+                return await line.run(call, seconds=seconds)
+            return await run_once(self.sessions, f"{_functions()}\n{call}", seconds=seconds)
         except ScriptError as error:
             raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
 

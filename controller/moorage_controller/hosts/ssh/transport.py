@@ -1,8 +1,9 @@
 """The way to a host without an agent: plain SSH."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from typing import TypeVar
 from uuid import UUID
 
 import structlog
@@ -35,6 +36,8 @@ from moorage_controller.hosts.transport import (
     WatchItem,
 )
 
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.2
@@ -51,23 +54,13 @@ class SshTransport:
         self._host = host
 
     async def connect(self) -> None:
-        """Log in, where nobody is logged in yet. Raises HostUnreachableError."""
-        async with self._host.site():
-            pass
+        """Log in, where nobody is logged in yet, and see that the host answers. Raises HostUnreachableError."""
+        await self._ask(lambda site: site.link.answers())
 
     async def info(self) -> HostInfo:
         """Ask the host's facts now. Raises HostUnreachableError."""
-        async with self._host.site() as site:
-            await asyncio.to_thread(composes.pinned)
-            facts, problem = None, site.link.survey.state_problem or site.compose_problem
-            if not problem:
-                try:
-                    facts = await site.link.engine.facts()
-                except EngineProblemError as error:
-                    problem = str(error)
-                except ContactLostError as error:
-                    raise HostUnreachableError(str(error)) from None
-            return watches.host_info(site.link, site.compose, facts, problem)
+        await asyncio.to_thread(composes.pinned)
+        return await self._ask(_host_info)
 
     async def start(self, order: Order) -> None:
         """Start, or attach to, an operation. Raises ContactLostError, HostRefusedError."""
@@ -127,6 +120,17 @@ class SshTransport:
                 async for item in items:
                     yield item
 
+    async def _ask(self, question: Callable[[Site], Awaitable[T]]) -> T:
+        """Ask what may be asked twice: a connection may have died without anybody noticing."""
+        for last in (False, True):
+            async with self._host.site() as site:
+                try:
+                    return await question(site)
+                except ContactLostError as error:
+                    if last or site.link.alive:
+                        raise HostUnreachableError(str(error)) from None
+        raise AssertionError("the last attempt returns or raises")
+
     async def _order(
         self, link: Link, compose: HostCompose, order: Order, identity: AppIdentity
     ) -> tuple[JournalOrder, set[str]]:
@@ -164,6 +168,16 @@ class SshTransport:
             return await asyncio.wait_for(watches.look(link, identity), _LOOK_SECONDS)
         except (EngineProblemError, TimeoutError):
             return None
+
+
+async def _host_info(site: Site) -> HostInfo:
+    facts, problem = None, site.link.survey.state_problem or site.compose_problem
+    if not problem:
+        try:
+            facts = await site.link.engine.facts()
+        except EngineProblemError as error:
+            problem = str(error)
+    return watches.host_info(site.link, site.compose, facts, problem)
 
 
 class _Watched(watches.Apps):

@@ -7,6 +7,7 @@
 #   engine    a Docker Engine: one that answers already, or a dockerd that can be started
 #   dockerd   a dockerd that can be started, whatever answers already (tests always start their own)
 #   postgresql  the programs of a PostgreSQL server (tests start one of their own)
+#   sshd      an OpenSSH server, the login shells that hosts have, and sudo
 #   busybox   a busybox without shared libraries, of which the sample image is made
 #   chromium  a browser without a window, in which tests call the API as a dashboard does
 set -eu
@@ -57,8 +58,14 @@ for word in "$@"; do
     chromium)
         command -v chromium >/dev/null || command -v google-chrome >/dev/null || need chromium
         ;;
+    sshd)
+        command -v sshd >/dev/null || need openssh-server
+        for program in fish tcsh sudo; do
+            command -v "$program" >/dev/null || need "$program"
+        done
+        ;;
     *)
-        echo "lab/system-packages.sh knows venv, engine, dockerd, postgresql, busybox and chromium, but not '$word'." >&2
+        echo "lab/system-packages.sh knows venv, engine, dockerd, busybox, chromium, postgresql and sshd, but not '$word'." >&2
         exit 2
         ;;
     esac

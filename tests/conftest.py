@@ -38,6 +38,15 @@ def engine_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def short_folder() -> Iterator[Path]:
+    """Return a folder that every user can enter, with a path short enough for sockets; gone at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="moorage-open-", dir=_PLACE))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
 def engine(engine_folder: Path) -> Iterator[PrivateEngine]:
     """Return a Docker Engine that belongs to the tests alone; never one that was there before."""
     with PrivateEngine(engine_folder / "engine") as private:

@@ -1,16 +1,23 @@
-"""Hosts for the contract of HostTransport: a fake one and a real agent's, with what tests do to them from beside."""
+"""Hosts for the contract of HostTransport, a fake and two real ones, with what tests do to them from beside."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import docker
 from fakes import FakeClock, FakeHost, FakeTransport
 from lone_agent import LoneAgent
 from moorage_controller.hosts.agent import AgentTransport
+from moorage_controller.hosts.credentials import SshCredentials
 from moorage_controller.hosts.pools import AgentChannels
+from moorage_controller.hosts.ssh.connection import SshTarget
+from moorage_controller.hosts.ssh.pool import SshPool
+from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import HostTransport
+from moorage_lab.engine import PrivateEngine
 from moorage_lab.network import free_port
+from moorage_lab.sshd import PrivateSshd
 from stack import IMAGE
 
 QUICK = f"""\
@@ -42,6 +49,7 @@ services:
 class Rig(Protocol):
     """A host, the way to it, and what tests do to it from beside."""
 
+    name: str
     transport: HostTransport
     nowhere: HostTransport
     """The way to a host that isn't there."""
@@ -58,6 +66,8 @@ class Rig(Protocol):
 
 class FakeRig:
     """A host in memory."""
+
+    name = "agent"
 
     def __init__(self) -> None:
         clock = FakeClock()
@@ -85,6 +95,8 @@ class FakeRig:
 class AgentRig:
     """A real agent."""
 
+    name = "agent"
+
     def __init__(self, agent: LoneAgent, channels: AgentChannels) -> None:
         self._agent = agent
         address = agent.process.address
@@ -108,3 +120,72 @@ class AgentRig:
                 client.kill(name)
         finally:
             client.close()
+
+
+class SshDesk:
+    """The controller's side of a host that is reached by SSH: what opens it, and the host keys that were pinned."""
+
+    def __init__(self, sshd: PrivateSshd) -> None:
+        self.sshd = sshd
+        self.credentials: SshCredentials | None = SshCredentials(private_key=sshd.key.read_text())
+        self.pinned: dict[UUID, str] = {}
+        self.pool = SshPool(self._credentials_of, self._pin)
+
+    def target(self, user: str = "op", server_id: UUID | None = None, port: int | None = None) -> SshTarget:
+        """Return where a user of the host is reached."""
+        server_id = server_id or uuid4()
+        return SshTarget(server_id, "127.0.0.1", port or self.sshd.port, user, self.pinned.get(server_id, ""))
+
+    def transport(self, user: str = "op", port: int | None = None) -> SshTransport:
+        """Return a way to the host as that user, over a connection of its own."""
+        return SshTransport(self.pool.host(self.target(user, port=port)))
+
+    async def _credentials_of(self, server_id: UUID) -> SshCredentials | None:
+        del server_id
+        return self.credentials
+
+    async def _pin(self, server_id: UUID, host_key: str) -> str:
+        return self.pinned.setdefault(server_id, host_key)
+
+
+class SshRig:
+    """A host behind a real sshd, without an agent."""
+
+    name = "ssh"
+
+    def __init__(self, desk: SshDesk, engine: PrivateEngine, user: str = "op") -> None:
+        self._desk = desk
+        self._engine = engine
+        self.transport: HostTransport = desk.transport(user)
+        self.nowhere: HostTransport = desk.transport(user, port=free_port())
+
+    def app(self, compose: str = QUICK) -> str:
+        """Make an app with one service, `web`; return its directory."""
+        return ssh_app(self._desk.sshd, compose)
+
+    def slow_app(self) -> str:
+        """Make an app whose `up` doesn't end by itself."""
+        return self.app(SLOW)
+
+    async def kill_containers(self, cd_path: str) -> None:
+        """Kill an app's containers."""
+        with closing(docker.APIClient(base_url=self._engine.host, version="auto")) as client:
+            for row in client.containers(filters={"label": f"com.docker.compose.project.working_dir={cd_path}"}):
+                client.kill(row["Id"])
+
+
+def ssh_app(sshd: PrivateSshd, compose: str = QUICK, name: str = "") -> str:
+    """Make the directory of an app that the users of an sshd can read."""
+    directory = sshd.apps / (name or str(uuid4()))
+    directory.mkdir()
+    (directory / "compose.yaml").write_text(compose)
+    return str(directory)
+
+
+def remove_ssh_apps(sshd: PrivateSshd, engine: PrivateEngine) -> None:
+    """Remove the containers that come from the apps of an sshd."""
+    label = "com.docker.compose.project.working_dir"
+    with closing(docker.APIClient(base_url=engine.host, version="auto")) as client:
+        for row in client.containers(all=True, filters={"label": label}):
+            if row["Labels"][label].startswith(str(sshd.apps)):
+                client.remove_container(row["Id"], force=True)

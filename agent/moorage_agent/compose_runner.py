@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
-from moorage_common.compose import clean_environment, down_command, start_command, steps_command
+from moorage_common.app_identity import AppIdentity
+from moorage_common.app_orders import down_order, up_order
 from moorage_common.journal import CancelOutcome, Guard, Journal, Launch, Order, Record, Refused, State
 from moorage_common.states import OperationKind, Project
 
@@ -14,15 +14,12 @@ from moorage_agent import sweep
 from moorage_agent.engine import Engine
 from moorage_agent.errors import RefusalError
 from moorage_agent.identities import Identities
-from moorage_agent.projects import AppIdentity
 
 log = structlog.get_logger(__name__)
 
 _BATCH_BYTES = 256 * 1024
 _POLL_SECONDS = 0.1
 _KILL_AFTER_SECONDS = 10.0
-_TOLD_BY_COMPOSE = frozenset({"", "compose_file_missing", "compose_file_invalid"})
-"""A start with one of these runs all the same: Compose says best what is wrong. With any other it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +51,8 @@ class ComposeRunner:
         if await asyncio.to_thread(self._journal.read, operation_id) is not None:
             return True
         identity = await self._identities.ask(cd_path, last_project)
-        if kind is OperationKind.DOWN:
-            order, guard = await self._down(operation_id, identity)
-        else:
-            order, guard = self._up(operation_id, kind, identity)
-        launch = await self._journal.launch(order, guard)
+        order, names = await self._order(operation_id, kind, identity)
+        launch = await self._journal.launch(order, self._guard(identity, names))
         log.info("operation_launched", operation_id=operation_id, kind=kind.value, outcome=launch.value)
         return launch is not Launch.STARTED
 
@@ -100,70 +94,21 @@ class ComposeRunner:
             if record.cancelled_by:
                 self._begin_to_kill(record.operation_id)
 
-    def identity_of(self, record: Record) -> AppIdentity | None:
-        """Return the app an operation worked on, as it was then; None where its order was never written."""
-        spec = record.spec
-        if not spec.get("cd_path"):
-            return None
-        project, last_project = _project(spec.get("project")), _project(spec.get("last_project"))
-        return AppIdentity(str(spec["cd_path"]), str(spec["real_directory"]), project, last_project)
-
-    def _up(self, operation_id: str, kind: OperationKind, identity: AppIdentity) -> tuple[Order, Guard]:
-        if identity.problem_code not in _TOLD_BY_COMPOSE:
+    async def _order(self, operation_id: str, kind: OperationKind, identity: AppIdentity) -> tuple[Order, set[str]]:
+        if kind is OperationKind.DOWN:
+            containers = (await asyncio.to_thread(self._engine.containers)).values()
+            swept = sweep.command(identity)
+            return down_order(operation_id, identity, containers, self._compose, swept, self._environment)
+        if identity.forbids_start:
             raise RefusalError(identity.problem_code, identity.problem)
-        argv = start_command(self._compose, kind)
-        name = identity.project.name if identity.project else ""
-        return self._order(operation_id, kind, identity, argv, identity.real_directory), self._guard(identity, {name})
-
-    async def _down(self, operation_id: str, identity: AppIdentity) -> tuple[Order, Guard]:
-        """Make a stop: `down` by the file, then by each other name, then the sweep; never by a name others bear."""
-        containers = (await asyncio.to_thread(self._engine.containers)).values()
-        names = {c.project for c in containers if identity.owns(c)}
-        names |= {p.name for p in (identity.project, identity.last_project) if p is not None}
-        safe = sorted(name for name in names if not any(identity.is_foreign(c, name) for c in containers))
-        by_file = {identity.project.name} & set(safe) if identity.project is not None else set()
-        steps = [down_command(self._compose) for _ in by_file]
-        # Not by the file's own name once more: what its `down` leaves, orphans and all, the sweep takes.
-        steps += [down_command(self._compose, name) for name in safe if name not in by_file]
-        steps.append(sweep.command(identity))
-        missing = identity.problem_code in {"directory_missing", "not_a_directory"}
-        directory = "/" if missing else identity.real_directory
-        order = self._order(operation_id, OperationKind.DOWN, identity, steps_command(steps), directory)
-        return order, self._guard(identity, set(safe))
-
-    def _order(
-        self, operation_id: str, kind: OperationKind, identity: AppIdentity, argv: list[str], directory: str
-    ) -> Order:
-        spec: dict[str, Any] = {
-            "kind": kind.value,
-            "cd_path": identity.cd_path,
-            "real_directory": identity.real_directory,
-            "project": _pair(identity.project),
-            "last_project": _pair(identity.last_project),
-        }
-        return Order(
-            operation_id=operation_id,
-            spec=spec,
-            argv=argv,
-            environment=clean_environment(directory, self._environment),
-            directory=directory,
-            app_directory=identity.real_directory,
-            project=identity.named.name if identity.named else None,
-        )
+        return up_order(operation_id, kind, identity, self._compose, self._environment)
 
     def _guard(self, identity: AppIdentity, names: set[str]) -> Guard:
         """Refuse, under the locks, to work on a project name whose containers belong to another directory."""
 
         async def guard() -> Refused | None:
             containers = await asyncio.to_thread(self._engine.containers)
-            for container in containers.values():
-                if any(identity.is_foreign(container, name) for name in names):
-                    return Refused(
-                        "project_taken",
-                        f"The Compose project {container.project} is in use by {container.directory}: stop that app "
-                        f"first, or give {identity.real_directory} a `name:` of its own in its compose file.",
-                    )
-            return None
+            return identity.refusal(names, containers.values())
 
         return guard
 
@@ -176,11 +121,3 @@ class ComposeRunner:
         await asyncio.sleep(_KILL_AFTER_SECONDS)
         if await asyncio.to_thread(self._journal.kill, operation_id):
             log.warning("operation_killed", operation_id=operation_id)
-
-
-def _pair(project: Project | None) -> list[str] | None:
-    return None if project is None else [project.name, project.directory]
-
-
-def _project(pair: object) -> Project | None:
-    return Project(*pair) if isinstance(pair, list) else None

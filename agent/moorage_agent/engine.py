@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,39 +12,11 @@ import docker
 import docker.errors
 import requests.exceptions
 import urllib3.exceptions
-from moorage_common.states import ContainerState
+from moorage_common.containers import EVENTS, PROJECT, Container, of_inspection, of_labels
 
 from moorage_agent.errors import EngineUnreachableError
 
-PROJECT = "com.docker.compose.project"
-_DIRECTORY = "com.docker.compose.project.working_dir"
-_SERVICE = "com.docker.compose.service"
-_ONE_OFF = "com.docker.compose.oneoff"
 _TIMEOUT_SECONDS = 10
-_EVENTS = (
-    "create",
-    "start",
-    "restart",
-    "die",
-    "stop",
-    "kill",
-    "oom",
-    "pause",
-    "unpause",
-    "rename",
-    "destroy",
-    "health_status",
-)
-"""All but the noise: each health check alone makes three exec events."""
-
-
-@dataclass(frozen=True, slots=True)
-class Container:
-    """A container of some Compose project: its state, and whose it is; `directory` has its links resolved."""
-
-    state: ContainerState
-    project: str
-    directory: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +57,7 @@ class Engine:
         """Look at all containers of Compose projects, by id, each inspected: health and exit codes are only there."""
         with self._talking() as client:
             rows = client.containers(all=True, filters={"label": PROJECT})
-        found = (self.container(row["Id"]) for row in rows if wanted(_of_labels(row["Labels"])))
+        found = (self.container(row["Id"]) for row in rows if wanted(of_labels(row["Labels"], os.path.realpath)))
         return {c.state.id: c for c in found if c is not None}
 
     def states(self) -> dict[str, str]:
@@ -101,14 +73,13 @@ class Engine:
                 about = client.inspect_container(container_id)
             except docker.errors.NotFound:
                 return None
-        labels = about["Config"]["Labels"] or {}
-        return _container(about, labels) if PROJECT in labels else None
+        return of_inspection(about, os.path.realpath)
 
     def events(self, since: int) -> EventStream:
         """Open the stream of container events from an Engine's time (epoch seconds) on."""
         with self._talking() as client:
             stream: EventStream = client.events(
-                since=since, filters={"type": "container", "event": list(_EVENTS)}, decode=True
+                since=since, filters={"type": "container", "event": list(EVENTS)}, decode=True
             )
         return stream
 
@@ -181,42 +152,3 @@ def _sentence(host: str, error: Exception) -> str:
     if isinstance(error, docker.errors.APIError):
         return f"The Docker Engine answered with an error: {error.explanation or error}"
     return f"The Docker Engine at {host} doesn't answer: see on the host that it runs ({type(error).__name__})."
-
-
-def _of_labels(labels: Mapping[str, str]) -> Container:
-    state = ContainerState(id="", name="", service=labels.get(_SERVICE, ""), image="", state="")
-    return Container(state, labels[PROJECT], os.path.realpath(labels.get(_DIRECTORY) or "/"))
-
-
-def _container(about: Mapping[str, Any], labels: Mapping[str, str]) -> Container:
-    state = about["State"]
-    return Container(
-        state=ContainerState(
-            id=about["Id"],
-            name=about["Name"].removeprefix("/"),
-            service=labels.get(_SERVICE, ""),
-            image=about["Config"]["Image"],
-            state=state["Status"],
-            health=(state.get("Health") or {}).get("Status", "").replace("none", ""),
-            exit_code=state["ExitCode"],
-            one_off=labels.get(_ONE_OFF, "").lower() == "true",
-            started_at=_moment(state["StartedAt"]),
-            finished_at=_moment(state["FinishedAt"]),
-            ports=tuple(_ports((about.get("NetworkSettings") or {}).get("Ports") or {})),
-        ),
-        project=labels[PROJECT],
-        directory=os.path.realpath(labels.get(_DIRECTORY) or "/"),
-    )
-
-
-def _moment(text: str) -> datetime | None:
-    # The Engine writes year 1 for "never".
-    return None if text.startswith("0001-") else datetime.fromisoformat(text)
-
-
-def _ports(ports: Mapping[str, Iterable[Mapping[str, str]] | None]) -> Iterator[str]:
-    for inner, outer in sorted(ports.items()):
-        if not outer:
-            yield inner
-        for place in outer or ():
-            yield f"{place['HostIp']}:{place['HostPort']}->{inner}"

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from moorage_common.app_identity import AppIdentity, Reading
 from moorage_common.states import Project
 
 from moorage_agent.errors import RefusalError
 from moorage_agent.policy import Policy
-from moorage_agent.projects import AppIdentity, Reading, read_project
+from moorage_agent.projects import read_project
 
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0

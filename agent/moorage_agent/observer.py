@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import structlog
+from moorage_common.containers import Container
 
-from moorage_agent.engine import Container, Engine, EngineFacts, EventStream
+from moorage_agent.engine import Engine, EngineFacts, EventStream
 from moorage_agent.errors import EngineUnreachableError
 
 log = structlog.get_logger(__name__)

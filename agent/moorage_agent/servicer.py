@@ -9,6 +9,7 @@ from uuid import UUID
 import grpc
 import grpc.aio
 import structlog
+from moorage_common.app_identity import AppIdentity
 from moorage_common.journal import JournalError, Record, Refused
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1 import agent_pb2_grpc
@@ -91,7 +92,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def _follow_item(self, item: Chunk | Record) -> pb.FollowOperationResponse:
         if isinstance(item, Chunk):
             return pb.FollowOperationResponse(output=pb.Output(offset=item.offset, data=item.data))
-        identity = self._runner.identity_of(item)
+        identity = AppIdentity.from_spec(item.spec)
         observed = None
         if identity is not None:
             with suppress(RefusalError, TimeoutError):

@@ -13,11 +13,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from moorage_common.app_identity import AppIdentity
+from moorage_common.containers import Container
 from moorage_common.states import Project
 
-from moorage_agent.engine import Container, Engine
+from moorage_agent.engine import Engine
 from moorage_agent.errors import EngineUnreachableError
-from moorage_agent.projects import AppIdentity
 
 _ROUNDS = 5
 _PAUSE_SECONDS = 0.5

@@ -6,13 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from moorage_common.app_identity import AppIdentity
+from moorage_common.containers import Container
 from moorage_common.states import ContainerState
 
-from moorage_agent.engine import Container, Engine
+from moorage_agent.engine import Engine
 from moorage_agent.errors import RefusalError
 from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.observer import Observer, boot_nanoseconds
-from moorage_agent.projects import AppIdentity
 
 _HEARTBEAT_SECONDS = 10.0
 _ASK_SECONDS = 3.0

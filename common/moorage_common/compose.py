@@ -28,7 +28,7 @@ CLEAN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KEPT = ("HOME", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY")
 
 
-def start_command(compose: str, kind: OperationKind) -> list[str]:
+def start_command(compose: str | Sequence[str], kind: OperationKind) -> list[str]:
     """Return the argv of a start (`up -d`) or a restart (`up -d --force-recreate`), run in the app's directory."""
     argv = [*_base(compose), "up", "-d"]
     if kind is OperationKind.RESTART:
@@ -36,16 +36,16 @@ def start_command(compose: str, kind: OperationKind) -> list[str]:
     return argv
 
 
-def down_command(compose: str, project: str | None = None) -> list[str]:
+def down_command(compose: str | Sequence[str], project: str | None = None) -> list[str]:
     """Return the argv of a `down`: by the file in the directory, or by name alone, which works without the file."""
     if project is None:
         return [*_base(compose), "down"]
     return [*_base(compose), "-p", project, "down", "--remove-orphans"]
 
 
-def config_command(compose: str, *, environment: bool = False) -> list[str]:
+def config_command(compose: str | Sequence[str], *, environment: bool = False) -> list[str]:
     """Return the argv that prints the project as Compose reads it (JSON), or the environment it reads it with."""
-    return [compose, "config", "--environment"] if environment else [compose, "config", "--format", "json"]
+    return [*_words(compose), "config", *(["--environment"] if environment else ["--format", "json"])]
 
 
 def steps_command(steps: Sequence[Sequence[str]]) -> list[str]:
@@ -65,5 +65,10 @@ def clean_environment(directory: str, base: Mapping[str, str] | None = None) -> 
     return {"HOME": "/root", **kept, "PATH": CLEAN_PATH, "LANG": "C.UTF-8", "PWD": directory}
 
 
-def _base(compose: str) -> list[str]:
-    return [compose, "--progress", "json", "--ansi", "never"]
+def _words(compose: str | Sequence[str]) -> list[str]:
+    """Return the argv that Compose's begins with: a program, or several words (`docker compose`)."""
+    return [compose] if isinstance(compose, str) else list(compose)
+
+
+def _base(compose: str | Sequence[str]) -> list[str]:
+    return [*_words(compose), "--progress", "json", "--ansi", "never"]

@@ -156,11 +156,14 @@ def output_length(folder: int) -> int:
 
 def read_exit(folder: int) -> Exit | None:
     """Return the record of the end, None where there is none, a torn one, or less output than it says."""
-    found = _EXIT.fullmatch(read_file(folder, "exit") or b"")
-    if found is None:
-        return None
-    record = Exit(Ending(found[1].decode().strip()), int(found[2]), int(found[3]))
-    return record if output_length(folder) >= record.length else None
+    record = parse_exit(read_file(folder, "exit") or b"")
+    return record if record is not None and output_length(folder) >= record.length else None
+
+
+def parse_exit(line: bytes) -> Exit | None:
+    """Return the record of an end, None for a torn one."""
+    found = _EXIT.fullmatch(line)
+    return None if found is None else Exit(Ending(found[1].decode().strip()), int(found[2]), int(found[3]))
 
 
 def write_exit(folder: int, ending: Ending) -> Exit:

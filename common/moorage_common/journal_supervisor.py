@@ -21,12 +21,16 @@ _PATIENCE = 30.0
 @functools.cache
 def supervisor_text() -> str:
     """Return the supervisor as the text for `/bin/sh -c`; its head says how it is called and what it answers."""
-    return importlib.resources.files("moorage_common").joinpath("supervisor.sh").read_text(encoding="utf-8")
+    return _text("records.sh") + _text("supervisor.sh")
 
 
 def lock_name(kind: str, subject: str) -> str:
     """Return the name of a lock file: kind is `directory` (subject: its real path) or `project` (its name)."""
     return f"{kind}-{hashlib.sha256(os.fsencode(subject)).hexdigest()}"
+
+
+def _text(name: str) -> str:
+    return importlib.resources.files("moorage_common").joinpath(name).read_text(encoding="utf-8")
 
 
 class Supervisor:

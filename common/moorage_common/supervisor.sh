@@ -11,7 +11,7 @@
 #   failed SENTENCE           nothing was started
 # and after "locked": started, buried, full or failed. At the end of its input nothing is started.
 #
-# Its names begin with mj_, because it shares its variables with the environment of the command.
+# Preceded by records.sh. Its names begin with mj_, because it shares its variables with the environment of the command.
 
 # Caught, not ignored: children would inherit ignoring. PIPE: a caller that died must not end an operation.
 trap : HUP INT TERM PIPE
@@ -38,39 +38,9 @@ mj_give_up() {
     mj_leave "failed $1"
 }
 
-mj_length() {
-    if [ -f out ]; then echo $(($(wc -c <out))); else echo 0; fi
-}
-
-# Whether the record of the end is whole, and the output at least as long as it says.
-mj_whole() {
-    [ -f exit ] && [ "$(wc -c <exit)" -eq 38 ] && IFS= read -r mj_line <exit && [ ${#mj_line} -eq 37 ] || return 1
-    case $mj_line in
-    '1 exited '[0-9][0-9][0-9]' '*' end' | '1 lost   '[0-9][0-9][0-9]' '*' end' | '1 buried '[0-9][0-9][0-9]' '*' end') ;;
-    *) return 1 ;;
-    esac
-    mj_line=${mj_line% end}
-    [ "$(mj_length)" -ge "${mj_line##* }" ] 2>/dev/null
-}
-
-# Overwritten in place, so that a disk that filled up meanwhile can't lose the record; shown even where sync fails.
-mj_end() {
-    printf '1 %-6s %03d %020d end\n' "$1" "$2" "$(mj_length)" 1<>exit.new || return 1
-    sync exit.new
-    mj_synced=$?
-    mv -f exit.new exit && sync . && return $mj_synced
-}
-
-mj_bury() {
-    printf '%s\n%s\n' "$1" "$2" >reason.new && sync reason.new && mv -f reason.new reason && mj_end buried 0 ||
+mj_refuse() {
+    mj_bury "$@" ||
         mj_give_up 'The refusal of the operation could not be written.'
-}
-
-# Sets mj_start to field 22 of a /proc/PID/stat line: the start time. The name before it may hold blanks and brackets.
-mj_start_time() {
-    set -- ${1##*) }
-    shift 19
-    mj_start=$1
 }
 
 mj_command='
@@ -144,14 +114,14 @@ mj_open() {
 mj_open "$mj_directory_lock" && command exec 8<"$mj_directory_lock" ||
     mj_give_up "The lock file $mj_directory_lock can't be opened."
 flock -n 8 || {
-    mj_bury directory_busy 'Another operation works in this directory: wait for its end and start again.'
+    mj_refuse directory_busy 'Another operation works in this directory: wait for its end and start again.'
     mj_leave busy directory
 }
 if [ -n "$mj_project_lock" ]; then
     mj_open "$mj_project_lock" && command exec 7<"$mj_project_lock" ||
         mj_give_up "The lock file $mj_project_lock can't be opened."
     flock -n 7 || {
-        mj_bury project_busy 'Another operation works on this Compose project: wait for its end and start again.'
+        mj_refuse project_busy 'Another operation works on this Compose project: wait for its end and start again.'
         mj_leave busy project
     }
 fi
@@ -165,14 +135,14 @@ read -r mj_word mj_code mj_sentence || mj_leave
 case $mj_word in
 go) ;;
 refuse)
-    mj_bury "$mj_code" "$mj_sentence"
+    mj_refuse "$mj_code" "$mj_sentence"
     mj_leave buried
     ;;
 *) mj_leave ;;
 esac
 if [ -e cancelled ]; then
     read -r mj_who <cancelled
-    mj_bury cancelled "Cancelled by $mj_who before it started."
+    mj_refuse cancelled "Cancelled by $mj_who before it started."
     mj_leave buried
 fi
 

@@ -63,6 +63,14 @@ class Pid:
             with suppress(ProcessLookupError):
                 os.kill(self.id, number)
 
+    def pause(self) -> None:
+        """Let it do nothing, until `go_on`."""
+        self.send(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End a `pause`."""
+        self.send(signal.SIGCONT)
+
     def end(self, *, grace: float) -> None:
         """Ask it to end, and kill it when `grace` seconds were not enough. Returns when it is gone."""
         self.send(signal.SIGTERM)

@@ -14,12 +14,14 @@ import docker
 import pytest
 from lone_agent import UP, Desk, LoneAgent, compose
 from moorage_agent import identities, watch
-from moorage_agent.engine import Container, Engine, EngineFacts, EventStream
+from moorage_agent.engine import Engine, EngineFacts, EventStream
 from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.observer import Observer
 from moorage_agent.policy import Policy, write_policy
-from moorage_agent.projects import Reading, read_project
+from moorage_agent.projects import read_project
 from moorage_agent.watch import Everything, Heartbeat, HostState, Observation, Watcher, WatchItem
+from moorage_common.app_identity import Reading
+from moorage_common.containers import Container
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.images import ensure_sample_image
 from moorage_lab.processes import installed

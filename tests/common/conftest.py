@@ -17,7 +17,10 @@ from moorage_common.journal import Journal, JournalError, Order
 
 SHELLS = ["sh", *(name for name in ("busybox", "bash") if shutil.which(name))]
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-APPLETS = ("flock", "setsid", "sync", "mv", "mkdir", "wc", "dd", "rm", "cat", "sleep", "touch", "env", "printf", "sh")
+APPLETS = (
+    *("flock", "setsid", "sync", "mv", "mkdir", "wc", "dd", "rm", "cat", "sleep", "touch", "env", "printf", "sh"),
+    *("head", "tail", "find", "ln", "readlink", "stat", "kill"),
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Two ways to a host: the fake one, and a real agent on a real Engine. Both have to pass the same tests."""
+"""The ways to a host: a fake one, a real agent, a real sshd, on a real Engine. All have to pass the same tests."""
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from lone_agent import Desk, LoneAgent
@@ -8,7 +9,8 @@ from moorage_common.clock import SystemClock
 from moorage_controller.hosts.pools import AgentChannels
 from moorage_controller.pki.identity import ControllerIdentity
 from moorage_lab.engine import PrivateEngine
-from rigs import AgentRig, FakeRig, Rig
+from moorage_lab.sshd import LabUser, PrivateSshd
+from rigs import AgentRig, FakeRig, Rig, SshDesk, SshRig, remove_ssh_apps
 from stack import IMAGE
 
 
@@ -43,7 +45,24 @@ async def agent(enrolled_agent: LoneAgent) -> AsyncIterator[Rig]:
     enrolled_agent.clear()
 
 
-@pytest.fixture(params=["fake", "agent"])
+@pytest.fixture(scope="session")
+def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
+    """Return an sshd with the user `op`."""
+    assert sample_image == IMAGE
+    with PrivateSshd(short_folder / "ssh", engine, [LabUser("op")]) as running:
+        yield running
+        remove_ssh_apps(running, engine)
+
+
+@pytest.fixture
+async def ssh(sshd: PrivateSshd, engine: PrivateEngine) -> AsyncIterator[Rig]:
+    """Return a host that is reached by SSH."""
+    desk = SshDesk(sshd)
+    yield SshRig(desk, engine)
+    await desk.pool.close()
+
+
+@pytest.fixture(params=["fake", "agent", "ssh"])
 def rig(request: pytest.FixtureRequest) -> Rig:
     """Return each host in turn."""
     found: Rig = request.getfixturevalue(request.param)

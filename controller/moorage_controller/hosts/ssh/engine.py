@@ -1,0 +1,175 @@
+"""The Docker Engine's own HTTP API, over a stream to it through the SSH connection: no command line to parse."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+from urllib.parse import quote, urlencode
+
+import asyncssh
+import h11
+from moorage_common.containers import EVENTS, PROJECT, Container, named_directory, of_inspection
+
+from moorage_controller.hosts.ssh.shell import lost
+
+_CALL_SECONDS = 10.0
+_READ_BYTES = 1 << 16
+_AT_ONCE = 8
+
+
+class EngineProblemError(Exception):
+    """The host answers, its Engine doesn't; `str()` is a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the Engine says of itself; `time` is its clock, in epoch seconds."""
+
+    version: str
+    running_containers: int
+    time: int
+
+
+class Stream(Protocol):
+    """Bytes to and from the Engine."""
+
+    async def read(self, limit: int) -> bytes:
+        """Return what came, empty at the end."""
+
+    def write(self, data: bytes) -> None:
+        """Send."""
+
+
+Dial = Callable[[], AbstractAsyncContextManager[Stream]]
+"""Opens a stream to the Engine. Raises ContactLostError, EngineProblemError."""
+
+
+class Engine:
+    """The Engine at the other end. Every method raises EngineProblemError, ContactLostError."""
+
+    def __init__(self, dial: Dial, resolve: "Resolve") -> None:
+        self._dial = dial
+        self._resolve = resolve
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def facts(self) -> EngineFacts:
+        """Ask version, running containers (all, not only Compose's) and time."""
+        info = await self._get("/info")
+        moment = datetime.fromisoformat(info["SystemTime"])
+        return EngineFacts(info["ServerVersion"], info["ContainersRunning"], int(moment.timestamp()))
+
+    async def states(self) -> dict[str, str]:
+        """Look at the states alone of all containers of Compose projects, by id: one cheap call."""
+        return {row["Id"]: row["State"] for row in await self._rows()}
+
+    async def containers(self) -> dict[str, Container]:
+        """Look at all containers of Compose projects, by id, each inspected: health and exit codes are only there."""
+        found = await asyncio.gather(*(self.inspect(row["Id"]) for row in await self._rows()))
+        return await self.identified([about for about in found if about is not None])
+
+    async def inspect(self, container_id: str) -> Mapping[str, Any] | None:
+        """Look at one container; None where it is gone."""
+        found: Mapping[str, Any] | None = await self._get(f"/containers/{quote(container_id, safe='')}/json")
+        return found
+
+    async def identified(self, abouts: list[Mapping[str, Any]]) -> dict[str, Container]:
+        """Read inspected containers, by id; those of no Compose project are left out."""
+        real = await self._resolve([named for about in abouts if (named := _named(about)) is not None])
+        found = (of_inspection(about, real.__getitem__) for about in abouts)
+        return {c.state.id: c for c in found if c is not None}
+
+    async def events(self, since: int) -> AsyncGenerator[str, None]:
+        """Yield the id of each container that something happens to, from an Engine's time (epoch seconds) on.
+
+        An empty one comes first, as soon as the Engine listens.
+        """
+        filters = json.dumps({"type": ["container"], "event": list(EVENTS)})
+        path = f"/events?{urlencode({'since': since, 'filters': filters})}"
+        rest = b""
+        async with self._dial() as stream:
+            request = _Request(stream)
+            await asyncio.wait_for(request.send(path), _CALL_SECONDS)
+            yield ""
+            async with aclosing(request.body()) as body:
+                async for data in body:
+                    *lines, rest = (rest + data).split(b"\n")
+                    for line in filter(None, lines):
+                        yield json.loads(line)["Actor"]["ID"]
+        raise EngineProblemError("The Docker Engine closed the stream of its events: see on the host that it runs.")
+
+    async def _rows(self) -> list[dict[str, Any]]:
+        filters = urlencode({"all": 1, "filters": json.dumps({"label": [PROJECT]})})
+        rows: list[dict[str, Any]] = await self._get(f"/containers/json?{filters}")
+        return rows
+
+    async def _get(self, path: str) -> Any:  # noqa: ANN401 - JSON
+        """Return what the Engine answers, None where it knows no such thing."""
+        try:
+            async with self._turns, asyncio.timeout(_CALL_SECONDS), self._dial() as stream:
+                request = _Request(stream)
+                status = await request.send(path)
+                async with aclosing(request.body()) as body:
+                    answer = b"".join([data async for data in body])
+        except TimeoutError:
+            raise EngineProblemError(
+                f"The Docker Engine didn't answer within {_CALL_SECONDS:.0f} seconds: see on the host how it is."
+            ) from None
+        if status == 404:  # noqa: PLR2004 - HTTP: not found
+            return None
+        try:
+            told = json.loads(answer)
+        except ValueError:
+            raise EngineProblemError("The Docker Engine answered with something that isn't JSON.") from None
+        if status >= 400:  # noqa: PLR2004 - HTTP: an error
+            raise EngineProblemError(f"The Docker Engine answered with an error: {told.get('message', status)}")
+        return told
+
+
+class Resolve(Protocol):
+    """Resolves paths on the host."""
+
+    async def __call__(self, paths: list[str]) -> Mapping[str, str]:
+        """Return each path's real one. Raises ContactLostError."""
+
+
+class _Request:
+    """One request and its answer on a stream of its own."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._http = h11.Connection(h11.CLIENT)
+
+    async def send(self, path: str) -> int:
+        """Ask, and return the status."""
+        headers = [("Host", "docker"), ("Connection", "close")]
+        for event in (h11.Request(method="GET", target=path, headers=headers), h11.EndOfMessage()):
+            data = self._http.send(event)
+            if data:
+                self._stream.write(data)
+        answer = await self._next()
+        if not isinstance(answer, h11.Response):
+            raise EngineProblemError("The Docker Engine doesn't answer: see on the host that it runs.")
+        return answer.status_code
+
+    async def body(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body of the answer."""
+        while isinstance(event := await self._next(), h11.Data):
+            yield bytes(event.data)
+
+    async def _next(self) -> Any:  # noqa: ANN401 - h11's events have no common type
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                self._http.receive_data(await self._stream.read(_READ_BYTES))
+        except h11.RemoteProtocolError:
+            raise EngineProblemError("The Docker Engine broke off its answer: see on the host that it runs.") from None
+        except (asyncssh.Error, OSError) as error:
+            raise lost(error) from None
+        return event
+
+
+def _named(about: Mapping[str, Any]) -> str | None:
+    labels = about["Config"]["Labels"] or {}
+    return named_directory(labels) if PROJECT in labels else None

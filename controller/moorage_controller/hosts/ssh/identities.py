@@ -1,0 +1,150 @@
+"""Which app a path is on a host without an agent; known without asking Compose while its files stay the same."""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from posixpath import dirname, join, normpath
+
+from moorage_common.app_identity import (
+    COMPOSE_FILES,
+    OVERRIDE_FILES,
+    AppIdentity,
+    Reading,
+    no_directory,
+    unreadable,
+)
+from moorage_common.compose import clean_environment
+from moorage_common.compose_output import error_sentence
+from moorage_common.states import Project
+
+from moorage_controller.hosts.ssh.compose import HostCompose
+from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.ssh.shell import quote
+from moorage_controller.hosts.transport import ContactLostError, HostApp, HostRefusedError
+
+_READ_SECONDS = 90.0
+_KEEP_SECONDS = 600.0
+_KEEP_PROBLEM_SECONDS = 60.0
+"""A file that the compose file includes may have mended it: that changes none of the files looked at."""
+_AT_ONCE = 2
+"""Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    reading: Reading
+    stamp: tuple[str, ...]
+    until: float
+
+
+class Identities:
+    """Resolves paths to apps on one host; kept from one connection to the next."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def ask(self, link: Link, compose: HostCompose, app: HostApp) -> AppIdentity:
+        """Ask Compose now. Raises ContactLostError, HostRefusedError for a path that can't be one."""
+        check_path(app.cd_path)
+        link.forget_paths()
+        real = (await link.real_paths([app.cd_path]))[app.cd_path]
+        check_path(real)
+        reading = await self._read(link, compose, real)
+        return reading.identity(app.cd_path, real, app.last_project)
+
+    async def current(self, link: Link, compose: HostCompose, apps: Sequence[HostApp]) -> list[AppIdentity]:
+        """Return what apps are, in their order; Compose is asked only where its files changed since it was asked."""
+        link.forget_paths()
+        real = await link.real_paths([app.cd_path for app in apps])
+        known = {path: self._known[path] for path in real.values() if path in self._known}
+        stamps = await self._stamps(link, {path: entry.reading.files for path, entry in known.items()})
+        now = time.monotonic()
+        fresh = {path for path, entry in known.items() if stamps[path] == entry.stamp and now < entry.until}
+        stale = [path for path in dict.fromkeys(real.values()) if path not in fresh]
+        read = await asyncio.gather(*(self._read_or_refuse(link, compose, path) for path in stale))
+        readings = {path: known[path].reading for path in fresh} | dict(zip(stale, read, strict=True))
+        return [readings[real[a.cd_path]].identity(a.cd_path, real[a.cd_path], a.last_project) for a in apps]
+
+    async def _read_or_refuse(self, link: Link, compose: HostCompose, real: str) -> Reading:
+        try:
+            check_path(real)
+        except HostRefusedError as error:
+            return Reading(None, (), error.code, error.sentence)
+        return await self._read(link, compose, real)
+
+    async def _read(self, link: Link, compose: HostCompose, real: str) -> Reading:
+        """Ask Compose what the project is called, and where its containers will say they come from."""
+        async with self._turns:
+            files = self._known[real].reading.files if real in self._known else ()
+            before = (await self._stamps(link, {real: files}))[real]
+            environment = clean_environment(real, link.survey.environment)
+            argv = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *compose.argv]
+            call = f"mo_read_app {quote(real, ' '.join(COMPOSE_FILES), *argv)}"
+            fields = (await link.slow(call, seconds=_READ_SECONDS)).fields
+            reading = await _reading(link, real, fields)
+            stamp = (await self._stamps(link, {real: reading.files}))[real]
+        if reading.files == files and before != stamp:
+            self._known.pop(real, None)  # changed while it was read: not to be relied on
+        else:
+            keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
+            self._known[real] = _Known(reading, stamp, time.monotonic() + keep)
+        return reading
+
+    @staticmethod
+    async def _stamps(link: Link, files: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+        wanted = list(dict.fromkeys(file for several in files.values() for file in several))
+        if not wanted:
+            return dict.fromkeys(files, ())
+        told = (await link.quick(f"mo_stamp {quote(*wanted)}")).fields
+        stamp = dict(zip(wanted, told, strict=True))
+        return {path: tuple(stamp[file] for file in several) for path, several in files.items()}
+
+
+def check_path(path: str) -> None:
+    """Raise HostRefusedError for what can't be an app's directory, or can't be shown on one line."""
+    try:
+        path.encode()
+        speakable = not {"\n", "\r", "\0"} & set(path)
+    except UnicodeEncodeError:
+        speakable = False
+    if not speakable:
+        raise HostRefusedError(
+            "invalid_request", f"The directory {path!a} has a line break in it, or is not UTF-8: rename it."
+        )
+    if not path.startswith("/"):
+        raise HostRefusedError("invalid_request", "The directory of an app must be an absolute path.")
+
+
+async def _reading(link: Link, real: str, fields: Sequence[str]) -> Reading:
+    if not fields or (fields[0] == "directory" and len(fields) != 7):  # noqa: PLR2004 - what mo_read_app prints
+        raise ContactLostError("The host's shell broke off while it asked Compose.")
+    if fields[0] != "directory":
+        return no_directory(real, is_file=fields[0] == "file")
+    _, config_code, config, variables_code, variables, complaint, above = fields
+    directory, files = await _places(link, real, variables, above)
+    if config_code != "0" or variables_code != "0":
+        return unreadable(error_sentence(complaint) or "nothing", files)
+    return Reading(Project(json.loads(config)["name"], directory), files)
+
+
+async def _places(link: Link, real: str, environment: str, above: str) -> tuple[str, Sequence[str]]:
+    """Return what Compose labels containers with (the directory of its first file, links resolved), and its files."""
+    variables = dict(line.partition("=")[::2] for line in environment.splitlines())
+    # Not the directory itself: it changes whenever the app writes a file beside its compose file.
+    settings = [join(real, ".env")]
+    named = variables.get("COMPOSE_FILE")
+    if named:
+        files = [join(real, file) for file in named.split(variables.get("COMPOSE_PATH_SEPARATOR") or ":")]
+        parent = dirname(files[0]) or "/"
+        return (await link.real_paths([parent]))[parent], [*settings, *files]
+    # As Compose does: the nearest directory upwards with a file of one of the known names.
+    directory = real
+    while True:
+        settings += [join(directory, name) for name in (".env", *COMPOSE_FILES, *OVERRIDE_FILES)]
+        if directory in {above, "/"}:
+            break
+        directory = dirname(normpath(directory))
+    return above or real, settings

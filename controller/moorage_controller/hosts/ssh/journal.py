@@ -1,0 +1,175 @@
+"""The journal on a host without an agent: the same files and the same supervisor, worked by scripts."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+from moorage_common.journal import lock_name, supervisor_text
+from moorage_common.journal_files import one_line
+from moorage_common.journal_shell import (
+    Look,
+    cancel_call,
+    clean_call,
+    look_call,
+    read_looks,
+    read_record,
+    show_call,
+)
+from moorage_common.journal_types import CancelOutcome, Guard, Order, Record, Refused, check_code
+
+from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.ssh.shell import Framed, ScriptError, lost_errors, quote
+from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
+
+_LOOK_BYTES = 64 * 1024
+_LAUNCH_SECONDS = 60.0
+_CLEAN_SECONDS = 120.0
+_PATIENCE = 10.0
+_PAUSE = 0.1
+_KEEP_DAYS = 7
+
+
+class Journal:
+    """The journal of one host, over one connection. Every method raises ContactLostError, HostRefusedError."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._root = link.survey.root
+        self._wanted: list[tuple[str, asyncio.Future[Look]]] = []
+        self._looker: asyncio.Task[None] | None = None
+
+    async def read(self, operation_id: str) -> Record | None:
+        """Return what is known, None for an operation that was never started here."""
+        printed = (await self._link.quick(show_call(self._root, operation_id))).output
+        try:
+            return read_record(operation_id, printed)
+        except ValueError:
+            raise _broke_off() from None
+
+    async def look(self, operation_id: str, after: int) -> Look:
+        """Return the output from an offset on, 64 KiB at most; all who look at the same time share one script."""
+        found: asyncio.Future[Look] = asyncio.get_running_loop().create_future()
+        self._wanted.append((look_call(self._root, operation_id, max(after, 0), _LOOK_BYTES), found))
+        if self._looker is None or self._looker.done():
+            self._looker = asyncio.create_task(self._look_for_all())
+        return await found
+
+    async def launch(self, order: Order, guard: Guard) -> bool:
+        """Start the command; True when the operation was there already. Raises Refused when it is buried from now on.
+
+        When the connection is lost before `go` was said, nothing was started; afterwards the operation goes on.
+        """
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + _PATIENCE
+        while True:
+            word = await self._attempt(order, guard)
+            if word == "started":
+                return False
+            record = await self.read(order.operation_id)
+            if word in {"busy directory", "busy project", "buried"} and record is not None:
+                raise Refused(record.code, record.reason)
+            if record is not None:
+                return True
+            if loop.time() > patience:
+                raise HostRefusedError(
+                    "journal_unavailable",
+                    "Another process on the host is just starting this operation: ask again in a moment.",
+                )
+            await asyncio.sleep(_PAUSE)
+
+    async def cancel(self, operation_id: str, by: str) -> CancelOutcome:
+        """Send TERM to the command's process group, KILL ten seconds later; bury an operation that never came here."""
+        word = (await self._link.quick(cancel_call(self._root, operation_id, by))).text.strip()
+        if word == "not_allowed":
+            raise HostRefusedError(
+                "not_cancellable",
+                "The command runs by sudo as another user, and can't be stopped from here: wait for its end.",
+            )
+        if word not in set(CancelOutcome):
+            problem = word.removeprefix("failed ") or "The cancellation failed on the host."
+            raise HostRefusedError("journal_unavailable", problem)
+        return CancelOutcome(word)
+
+    async def clean(self) -> list[str]:
+        """Remove the operations that ended more than seven days ago, and return their ids."""
+        ran = await self._link.slow(clean_call(self._root, _KEEP_DAYS), seconds=_CLEAN_SECONDS)
+        return ran.text.split()
+
+    async def _look_for_all(self) -> None:
+        while self._wanted:
+            wanted, self._wanted = self._wanted, []
+            try:
+                ran = await self._link.quick("\n".join(call for call, _ in wanted))
+                looks = read_looks(ran.output, len(wanted))
+            except ValueError:
+                _tell(wanted, _broke_off())
+            except Exception as error:  # noqa: BLE001 - each who waits is told
+                _tell(wanted, error)
+            else:
+                for (_, found), look in zip(wanted, looks, strict=True):
+                    if not found.done():
+                        found.set_result(look)
+
+    async def _attempt(self, order: Order, guard: Guard) -> str:
+        """Run one supervisor and return its last word: started, held, ended, busy ..., or buried."""
+        try:
+            async with asyncio.timeout(_LAUNCH_SECONDS), self._link.sessions.open() as process:
+                framed = Framed(process)
+                await framed.begin(self._invocation(order))
+                word = await framed.line()
+                if word == "locked":
+                    framed.say(await _decision(guard))
+                    word = await framed.line()
+        except ScriptError as error:
+            raise HostRefusedError(
+                "journal_unavailable", f"The operation's supervisor failed on the host: {error.output or 'no word'}."
+            ) from None
+        except TimeoutError:
+            raise ContactLostError(
+                f"The journal on the host didn't answer within {_LAUNCH_SECONDS:.0f} seconds: its disk may hang."
+            ) from None
+        except lost_errors as error:
+            raise ContactLostError(f"The SSH connection was lost while the operation was sent: {error}") from None
+        if word == "full":
+            raise HostRefusedError(
+                "journal_full",
+                f"The disk of the journal on the host is full: free space under {self._root} and start again.",
+            )
+        if word.startswith("failed ") or not word:
+            raise HostRefusedError(
+                "journal_unavailable", word.removeprefix("failed ") or "The supervisor said nothing."
+            )
+        return word
+
+    def _invocation(self, order: Order) -> str:
+        """Return the script that starts a supervisor which outlives this session, and passes its words on.
+
+        Twice `setsid`: the first makes sure that the second forks, so that neither this session nor its shell has a
+        child to wait for once the supervisor has let go of its output; and unlike `&` it leaves INT as it is.
+        """
+        locks = f"{self._root}/locks/"
+        directory_lock = locks + lock_name("directory", order.app_directory)
+        project_lock = "" if order.project is None else locks + lock_name("project", order.project)
+        environment = [f"{name}={value}" for name, value in order.environment.items()]
+        about = [json.dumps(dict(order.spec)), directory_lock, project_lock, order.directory]
+        supervisor = ["/bin/sh", "-c", supervisor_text(), "moorage-supervisor", self._root, order.operation_id]
+        words: Sequence[str] = ["setsid", "setsid", "env", "-i", *environment, *supervisor, *about, *order.argv]
+        return f"cd /\n{quote(*words)} <&3 3<&- | cat"
+
+
+def _tell(wanted: Sequence[tuple[str, asyncio.Future[Look]]], error: Exception) -> None:
+    for _, found in wanted:
+        if not found.done():
+            found.set_exception(error)
+
+
+def _broke_off() -> ContactLostError:
+    return ContactLostError("The host's shell broke off while it read the journal.")
+
+
+async def _decision(guard: Guard) -> str:
+    refusal = await guard()
+    if refusal is None:
+        return "go"
+    check_code(refusal.code)
+    return f"refuse {refusal.code} {one_line(str(refusal))}"

@@ -1,0 +1,221 @@
+"""One live connection to a host, and everything that goes over it."""
+
+import asyncio
+import shlex
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import asyncssh
+from moorage_common.journal_shell import journal_text
+
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.ssh import survey as surveys
+from moorage_controller.hosts.ssh.engine import Engine, EngineProblemError, Stream
+from moorage_controller.hosts.ssh.shell import Framed, Line, Ran, ScriptError, Sessions, lost, quote, run_once
+from moorage_controller.hosts.ssh.survey import Survey
+from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
+
+_SURVEY_SECONDS = 30.0
+_QUICK_SECONDS = 20.0
+_ANSWER_SECONDS = 5.0
+_DIAL_SECONDS = 10.0
+
+
+class Link:
+    """A connection with its survey."""
+
+    def __init__(self, connection: asyncssh.SSHClientConnection, survey: Survey) -> None:
+        self.survey = survey
+        self.connection = connection
+        self.sessions = Sessions(connection)
+        self.engine = Engine(self._dial, self.real_paths)
+        self._line: Line | None = None
+        self._line_turn = asyncio.Lock()
+        self._leave_line = asyncio.Event()
+        self._line_task: asyncio.Task[None] | None = None
+        self._forwards = True
+        self._real: dict[str, str] = {}
+
+    @classmethod
+    async def open(cls, connection: asyncssh.SSHClientConnection, username: str) -> "Link":
+        """Ask what kind of host it is. Raises HostUnreachableError."""
+        try:
+            ran = await run_once(Sessions(connection), surveys.script("survey.sh"), seconds=_SURVEY_SECONDS)
+        except ScriptError as error:
+            raise surveys.no_shell(error, username) from None
+        except ContactLostError as error:
+            raise HostUnreachableError(str(error)) from None
+        return cls(connection, surveys.read(ran, username))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be used, as far as is known."""
+        return not self.connection.is_closed()
+
+    async def answers(self) -> None:
+        """Return when the host answered. Raises ContactLostError."""
+        await self.quick(":", seconds=_ANSWER_SECONDS)
+
+    async def close(self) -> None:
+        """Close the connection; what runs over it ends as lost contact."""
+        if self._line_task is not None:
+            self._leave_line.set()
+        self.connection.close()
+        with suppress(asyncssh.Error, OSError, TimeoutError):
+            async with asyncio.timeout(_DIAL_SECONDS):
+                await self.connection.wait_closed()
+        if self._line_task is not None:
+            await asyncio.gather(self._line_task, return_exceptions=True)
+
+    async def quick(self, call: str, *, seconds: float = _QUICK_SECONDS) -> Ran:
+        """Run a short script that may use remote.sh and the journal's functions.
+
+        Over the one long-lived shell; where the Engine's events or a strict server leave no session for that, in one of
+        its own. Raises ContactLostError, HostRefusedError.
+        """
+        try:
+            line = await self._get_line()
+            if line is not None:
+                return await line.run(call, seconds=seconds)
+            return await run_once(self.sessions, f"{_functions()}\n{call}", seconds=seconds)
+        except ScriptError as error:
+            raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
+
+    async def slow(self, script: str, *, seconds: float, sent: bytes = b"") -> Ran:
+        """Run a script in a session of its own. Raises ContactLostError."""
+        try:
+            return await run_once(self.sessions, f"{_functions()}\n{script}", seconds=seconds, sent=sent)
+        except ScriptError as error:
+            raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
+
+    @asynccontextmanager
+    async def sftp(self) -> AsyncIterator[asyncssh.SFTPClient]:
+        """Open a session for files. Raises ContactLostError, asyncssh.SFTPError."""
+        try:
+            async with self.sessions.sftp() as client:
+                yield client
+        except asyncssh.SFTPConnectionLost as error:
+            raise lost(error) from None
+
+    async def real_paths(self, paths: Sequence[str]) -> Mapping[str, str]:
+        """Resolve the links of paths on the host, whether or not they are there; known until `forget_paths`."""
+        wanted = [path for path in dict.fromkeys(paths) if path not in self._real]
+        if wanted:
+            ran = await self.quick(f'for mo_each in {quote(*wanted)}; do mo_real "$mo_each"; done')
+            self._real |= dict(zip(wanted, ran.fields, strict=True))
+        return {path: self._real[path] for path in paths}
+
+    def forget_paths(self) -> None:
+        """Resolve anew from now on: links may have changed."""
+        self._real.clear()
+
+    async def _get_line(self) -> Line | None:
+        if not self._uses_line:
+            self._leave_line.set()
+            return None
+        async with self._line_turn:
+            if self._line is None or self._line.ended:
+                self._leave_line = asyncio.Event()
+                opened: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
+                self._line_task = asyncio.create_task(self._keep_line(opened, self._leave_line))
+                self._line = await opened
+            return self._line
+
+    @property
+    def _uses_line(self) -> bool:
+        return self._forwards and bool(self.survey.socket) and self.sessions.limit > 1
+
+    async def _keep_line(self, opened: asyncio.Future[Line], leave: asyncio.Event) -> None:
+        """Hold the session open in a task of its own: whoever asked for it may be cancelled."""
+        try:
+            async with self.sessions.open() as process:
+                line = Line(process, f"exec 2>/dev/null\n{_functions()}\n")
+                opened.set_result(line)
+                ended = asyncio.create_task(process.wait_closed())
+                left = asyncio.create_task(leave.wait())
+                try:
+                    await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    ended.cancel()
+                    left.cancel()
+                    await asyncio.gather(ended, left, return_exceptions=True)
+        except Exception as error:  # noqa: BLE001 - told to whoever waits for the line
+            if not opened.done():
+                opened.set_exception(error)
+
+    @asynccontextmanager
+    async def _dial(self) -> AsyncIterator[Stream]:
+        """Open a stream to the Engine: a forwarded socket (no session), else `docker system dial-stdio` in one."""
+        if self.survey.engine_problem:
+            raise EngineProblemError(self.survey.engine_problem)
+        if self.survey.socket and self._forwards:
+            forwarded = await self._forward()
+            if forwarded is not None:
+                reader, writer = forwarded
+                try:
+                    yield _Forwarded(reader, writer)
+                finally:
+                    writer.channel.abort()
+                return
+        async with self._dial_stdio() as stream:
+            yield stream
+
+    async def _forward(self) -> tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]] | None:
+        try:
+            return await self.connection.open_unix_connection(self.survey.socket, encoding=None)
+        except asyncssh.ChannelOpenError as error:
+            if self.connection.is_closed():
+                raise lost(error) from None
+            if error.code == asyncssh.OPEN_CONNECT_FAILED:
+                raise EngineProblemError(
+                    f"The Docker Engine at {self.survey.socket} doesn't answer: see on the host that it runs."
+                ) from None
+            self._forwards = False  # forbidden by the server, or unknown to it
+            return None
+        except (asyncssh.Error, OSError) as error:
+            raise lost(error) from None
+
+    @asynccontextmanager
+    async def _dial_stdio(self) -> AsyncIterator[Stream]:
+        environment = shlex.join(f"{name}={value}" for name, value in self.survey.environment.items())
+        command = f"exec env {environment} {quote(*self.survey.docker)} system dial-stdio <&3"
+        async with self.sessions.open() as process:
+            framed = Framed(process)
+            try:
+                await framed.begin(command)
+            except ScriptError as error:
+                raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
+            yield _Stdio(framed, process)
+
+
+class _Forwarded:
+    def __init__(self, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self, limit: int) -> bytes:
+        return await self._reader.read(limit)
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)
+
+
+class _Stdio:
+    def __init__(self, framed: Framed, process: asyncssh.SSHClientProcess[bytes]) -> None:
+        self._framed = framed
+        self._process = process
+
+    async def read(self, limit: int) -> bytes:
+        return self._framed.take() or await self._process.stdout.read(limit)
+
+    def write(self, data: bytes) -> None:
+        self._process.stdin.write(data)
+
+
+def _functions() -> str:
+    return f"{surveys.script('remote.sh')}\n{journal_text()}"
+
+
+def refusal(problem: str) -> HostRefusedError:
+    """Return the refusal of an operation that this host can't take."""
+    return HostRefusedError("journal_full" if "disk" in problem else "journal_unavailable", problem)

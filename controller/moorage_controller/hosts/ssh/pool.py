@@ -1,0 +1,199 @@
+"""One SSH connection a server: opened on demand, shared, closed when nobody needs it, replaced without a cut."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.ssh.connection import CredentialsOf, PinHostKey, SshTarget, log_in
+from moorage_controller.hosts.ssh.identities import Identities
+from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.ssh.site import Site
+from moorage_controller.hosts.transport import ContactLostError
+
+log = structlog.get_logger(__name__)
+
+_CONNECTS_AT_ONCE = 8
+_CONNECT_SECONDS = 10.0
+_IDLE_SECONDS = 300.0
+_CLEAN_EVERY_SECONDS = 24 * 3600.0
+_FIRST_PAUSE, _LAST_PAUSE = 0.5, 15.0
+
+
+class SshHost:
+    """The way to one server. Made by SshPool."""
+
+    def __init__(
+        self, target: SshTarget, credentials_of: CredentialsOf, pin: PinHostKey, turns: asyncio.Semaphore, idle: float
+    ) -> None:
+        self.target = target
+        self._credentials_of = credentials_of
+        self._pin = pin
+        self._turns = turns
+        self._idle = idle
+        self._site: Site | None = None
+        self._opening: asyncio.Task[Site] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._identities = Identities()
+        self._cleaned = -_CLEAN_EVERY_SECONDS
+        self._pause = _FIRST_PAUSE
+        self._not_before = 0.0
+        self._failure: HostUnreachableError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def site(self) -> AsyncIterator[Site]:
+        """Lend the connection, opened where there is none. Raises HostUnreachableError."""
+        site = await self._get()
+        site.users += 1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if time.monotonic() - self._cleaned > _CLEAN_EVERY_SECONDS:
+            self._cleaned = time.monotonic()
+            self._keep(site.clean())
+        try:
+            yield site
+        finally:
+            site.users -= 1
+            if not site.users:
+                self._released(site)
+
+    async def retire(self) -> None:
+        """Use a new connection from now on; the old one ends when the last who works with it is done."""
+        site, self._site = self._site, None
+        if self._timer is not None:
+            self._timer.cancel()
+        opening, self._opening = self._opening, None
+        self._pause, self._not_before, self._failure = _FIRST_PAUSE, 0.0, None
+        if opening is not None:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        if site is not None and not site.users:
+            await site.link.close()
+
+    async def close(self) -> None:
+        """Close at once; what runs over it ends as lost contact, and goes on on the host."""
+        site = self._site
+        await self.retire()
+        if site is not None:
+            await site.link.close()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def _get(self) -> Site:
+        if self._site is not None and self._site.link.alive:
+            return self._site
+        if self._opening is None or self._opening.done():
+            if time.monotonic() < self._not_before and self._failure is not None:
+                # Whoever asks all the time must not knock all the time.
+                raise HostUnreachableError(self._failure.sentence, self._failure.code)
+            self._opening = asyncio.create_task(self._open())
+        # Shared: one caller's cancellation must not end the others' connect.
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> Site:
+        try:
+            credentials = await self._credentials_of(self.target.server_id)
+            async with self._turns:
+                connection, pinned = await log_in(self.target, credentials, self._pin, seconds=_CONNECT_SECONDS)
+                try:
+                    link = await Link.open(connection, self.target.username)
+                except BaseException:
+                    connection.abort()
+                    raise
+        except HostUnreachableError as error:
+            self._failure = error
+            self._not_before = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            self._pause = min(self._pause * 2, _LAST_PAUSE)
+            raise
+        self.target = replace(self.target, host_key=pinned)
+        self._pause, self._failure, self._site = _FIRST_PAUSE, None, Site(link, self._identities)
+        self._released(self._site)  # whoever wanted it may be gone
+        log.info("ssh_connected", server_id=str(self.target.server_id), place=self.target.place)
+        return self._site
+
+    def _released(self, site: Site) -> None:
+        if site is not self._site:
+            self._close_later(site)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(self._idle, self._idled, site)
+
+    def _idled(self, site: Site) -> None:
+        if not site.users:
+            if self._site is site:
+                self._site = None
+            self._close_later(site)
+
+    def _close_later(self, site: Site) -> None:
+        self._keep(site.link.close())
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+class SshPool:
+    """The hosts that are reached by SSH, by server."""
+
+    def __init__(
+        self,
+        credentials_of: CredentialsOf,
+        pin_host_key: PinHostKey,
+        *,
+        connects_at_once: int = _CONNECTS_AT_ONCE,
+        idle_seconds: float = _IDLE_SECONDS,
+    ) -> None:
+        self._credentials_of = credentials_of
+        self._pin = pin_host_key
+        self._turns = asyncio.Semaphore(connects_at_once)
+        self._idle = idle_seconds
+        self._hosts: dict[UUID, SshHost] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def host(self, target: SshTarget) -> SshHost:
+        """Return the way to a server; another address, user or accepted host key makes a new one."""
+        known = self._hosts.get(target.server_id)
+        if known is not None:
+            if not known.target.host_key or not target.host_key:
+                # Pinned meanwhile: the caller read the server before.
+                target = replace(target, host_key=known.target.host_key or target.host_key)
+            if known.target == target:
+                return known
+            self._retire(known)
+        made = SshHost(target, self._credentials_of, self._pin, self._turns, self._idle)
+        self._hosts[target.server_id] = made
+        return made
+
+    def forget(self, server_id: UUID) -> None:
+        """Log in anew at the next use: credentials or host key changed, or the server is gone. Cuts nothing off."""
+        known = self._hosts.pop(server_id, None)
+        if known is not None:
+            self._retire(known)
+
+    async def close(self) -> None:
+        """Close all connections; operations go on on their hosts."""
+        hosts, self._hosts = list(self._hosts.values()), {}
+        await asyncio.gather(*(host.close() for host in hosts), *self._retiring, return_exceptions=True)
+
+    def _retire(self, host: SshHost) -> None:
+        task = asyncio.create_task(host.retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+
+@asynccontextmanager
+async def contact(host: SshHost) -> AsyncIterator[Site]:
+    """Lend a host's connection to what may have been sent before: a host that isn't reached is contact lost."""
+    try:
+        async with host.site() as site:
+            yield site
+    except HostUnreachableError as error:
+        raise ContactLostError(error.sentence) from None

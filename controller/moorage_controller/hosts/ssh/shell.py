@@ -1,0 +1,254 @@
+"""Scripts on a host: sent on the standard input of the one remote command `/bin/sh`, never as a command line.
+
+So no login shell (fish, csh, nologin) ever sees a word of ours, and nothing of ours shows in the host's process list.
+Values get into a script by `quote` alone. What a login shell prints of its own comes before the marker, and is dropped.
+"""
+
+import asyncio
+import secrets
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import asyncssh
+
+from moorage_controller.hosts.transport import ContactLostError
+
+SHELL = "/bin/sh"
+_PREAMBLE = """\
+LC_ALL=C
+PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export LC_ALL PATH
+"""
+_SESSIONS = 8
+"""OpenSSH allows 10 by default; the rest is for people."""
+_READ_BYTES = 1 << 16
+_CLOSE_SECONDS = 2.0
+lost_errors = (asyncssh.Error, OSError)
+"""What asyncssh raises when a connection breaks."""
+
+T = TypeVar("T")
+Process = asyncssh.SSHClientProcess[bytes]
+
+
+class ScriptError(Exception):
+    """A script did not come to its end on the host; `output` is what came instead, whoever printed it."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(output)
+        self.output = output
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a script printed, and its exit code."""
+
+    code: int
+    output: bytes
+
+    @property
+    def text(self) -> str:
+        """The output as text; bytes that are no UTF-8 survive `quote`."""
+        return self.output.decode(errors="surrogateescape")
+
+    @property
+    def fields(self) -> list[str]:
+        """The output as the NUL-ended texts it is made of."""
+        return self.text.split("\0")[:-1]
+
+
+def quote(*words: str) -> str:
+    """Return words as a shell takes them literally, whatever they are (but NUL)."""
+    return " ".join(shlex.quote(word) for word in words)
+
+
+class Sessions:
+    """The sessions of one connection: queued, and never more than the server lets us have."""
+
+    def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
+        self._connection = connection
+        self._limit = _SESSIONS
+        self._open = 0
+        self._freed = asyncio.Condition()
+
+    @property
+    def limit(self) -> int:
+        """How many the server lets us have at once, as far as is known."""
+        return self._limit
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Process]:
+        """Open a `/bin/sh`, waiting for a turn; closes it at the end. Raises ContactLostError."""
+        process = await self._turn(lambda: self._connection.create_process(SHELL, encoding=None))
+        try:
+            yield process
+        finally:
+            process.close()
+            await self._closed(process)
+
+    @asynccontextmanager
+    async def sftp(self) -> AsyncIterator[asyncssh.SFTPClient]:
+        """Open a session for files, waiting for a turn. Raises ContactLostError, SFTPError."""
+        client = await self._turn(self._connection.start_sftp_client)
+        try:
+            yield client
+        finally:
+            client.exit()
+            await self._closed(client)
+
+    async def _closed(self, session: Process | asyncssh.SFTPClient) -> None:
+        try:
+            # The server counts it until it is closed.
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await session.wait_closed()
+        except (TimeoutError, *lost_errors):
+            pass
+        finally:
+            await self._leave()
+
+    async def _turn(self, opened: Callable[[], Awaitable[T]]) -> T:
+        pause = 0.02
+        while True:
+            async with self._freed:
+                await self._freed.wait_for(lambda: self._open < self._limit)
+                self._open += 1
+            try:
+                return await opened()
+            except asyncssh.ChannelOpenError as error:
+                if error.code != asyncssh.OPEN_CONNECT_FAILED or self._connection.is_closed():
+                    await self._leave()
+                    raise lost(error) from None
+                if self._open > 1:
+                    self._limit = max(self._open - 1, 1)
+                await self._leave()
+            except asyncssh.SFTPError:
+                await self._leave()
+                raise
+            except BaseException as error:
+                await self._leave()
+                if isinstance(error, lost_errors):
+                    raise lost(error) from None
+                raise
+            # The server may still count one that we closed just now.
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.5)
+
+    async def _leave(self) -> None:
+        self._open -= 1
+        async with self._freed:
+            self._freed.notify_all()
+
+
+async def run_once(sessions: Sessions, script: str, *, seconds: float, sent: bytes = b"") -> Ran:
+    """Run a script in a session of its own, with `sent` as what its descriptor 3 reads.
+
+    Raises ContactLostError, ScriptError. On the host it may run on after the time limit: give it one there, too.
+    """
+    try:
+        async with asyncio.timeout(seconds), sessions.open() as process:
+            framed = Framed(process)
+            await framed.begin(script)
+            if sent:
+                process.stdin.write(sent)
+            process.stdin.write_eof()
+            return await framed.end()
+    except TimeoutError:
+        raise ContactLostError(f"The host did not answer a command within {seconds:.0f} seconds.") from None
+    except lost_errors as error:
+        raise lost(error) from None
+
+
+class Framed:
+    """A script on its way in a session: between two markers, so that whatever else is printed is told from it."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._mark = secrets.token_hex(8)
+        self._read = b""
+
+    async def begin(self, script: str) -> None:
+        """Send the script, and return when it runs. Raises ScriptError where no shell takes it."""
+        # One compound command: the shell has read all of it before anything in it reads from standard input.
+        text = (
+            f"{{ {_PREAMBLE}printf '\\n%s\\n' 'begin-{self._mark}'\n(\n{script}\n) 3<&0 </dev/null\n"
+            f"printf '\\n%s %d\\n' 'end-{self._mark}' \"$?\"\n}}\n"
+        )
+        self._process.stdin.write(text.encode(errors="surrogateescape"))
+        await self._until(f"\nbegin-{self._mark}\n".encode())
+
+    async def line(self) -> str:
+        """Return the next line the script prints. Raises ScriptError where it broke off."""
+        return (await self._until(b"\n")).decode(errors="replace")
+
+    def say(self, line: str) -> None:
+        """Send a line to the script's descriptor 3."""
+        self._process.stdin.write(f"{line}\n".encode())
+
+    def take(self) -> bytes:
+        """Return what was read already beyond what was asked for."""
+        taken, self._read = self._read, b""
+        return taken
+
+    async def end(self) -> Ran:
+        """Return what else the script printed, when it is over. Raises ScriptError where it broke off."""
+        output = await self._until(f"\nend-{self._mark} ".encode())
+        return Ran(int(await self._until(b"\n")), output)
+
+    async def _until(self, mark: bytes) -> bytes:
+        looked = 0
+        while (found := self._read.find(mark, looked)) < 0:
+            looked = max(len(self._read) - len(mark), 0)
+            data = await self._process.stdout.read(_READ_BYTES)
+            if not data:
+                said = self._read + await self._process.stderr.read()
+                raise ScriptError(said.decode(errors="replace").strip())
+            self._read += data
+        before, self._read = self._read[:found], self._read[found + len(mark) :]
+        return before
+
+
+class Line:
+    """One long-lived shell on a host for quick scripts, one after the other; it ends with its connection."""
+
+    def __init__(self, process: Process, prologue: str) -> None:
+        self._process = process
+        self._prologue = prologue
+        self._turn = asyncio.Lock()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the shell is gone."""
+        return self._process.is_closing() or self._process.stdout.at_eof()
+
+    async def run(self, script: str, *, seconds: float) -> Ran:
+        """Run a script; one that takes too long breaks the line. Raises ContactLostError, ScriptError."""
+        async with self._turn:
+            if self.ended:
+                raise ContactLostError("The shell on the host has ended.")
+            whole = False
+            try:
+                async with asyncio.timeout(seconds):
+                    prologue, self._prologue = self._prologue, ""
+                    if prologue:
+                        self._process.stdin.write(prologue.encode())
+                    framed = Framed(self._process)
+                    await framed.begin(script)
+                    ran = await framed.end()
+                    whole = True
+                    return ran
+            except TimeoutError:
+                raise ContactLostError(f"The host did not answer within {seconds:.0f} seconds.") from None
+            except lost_errors as error:
+                raise lost(error) from None
+            finally:
+                if not whole:
+                    # An answer may still come, and would be taken for the next one's.
+                    self._process.close()
+
+
+def lost(error: BaseException) -> ContactLostError:
+    """Return the loss of contact that an error of the connection is."""
+    reason = getattr(error, "reason", "") or str(error) or type(error).__name__
+    return ContactLostError(f"The SSH connection to the host was lost: {reason}")

@@ -1,0 +1,64 @@
+"""One connection with what is worked through it: the journal, Compose, and what apps are."""
+
+import asyncio
+import time
+
+import structlog
+
+from moorage_controller.hosts.ssh import compose as composes
+from moorage_controller.hosts.ssh.compose import HostCompose
+from moorage_controller.hosts.ssh.identities import Identities
+from moorage_controller.hosts.ssh.journal import Journal
+from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
+
+log = structlog.get_logger(__name__)
+
+_REFUSAL_KEPT_SECONDS = 30.0
+
+
+class Site:
+    """A host over one connection. `users` counts who works with it: it is closed when the last one is gone."""
+
+    def __init__(self, link: Link, identities: Identities) -> None:
+        self.link = link
+        self.identities = identities
+        self.journal = Journal(link)
+        self.users = 0
+        self.compose: HostCompose | None = None
+        """What operations here run, as soon as anybody needed it."""
+        self._refusal: HostRefusedError | None = None
+        self._refused_at = 0.0
+        self._providing = asyncio.Lock()
+
+    @property
+    def compose_problem(self) -> str:
+        """Why there is no Compose, empty where there is one or nobody needed it yet."""
+        return self._refusal.sentence if self._refusal is not None and self.compose is None else ""
+
+    async def provide_compose(self) -> HostCompose:
+        """Return the host's Compose, uploaded first where it isn't there. Raises ContactLostError, HostRefusedError.
+
+        What was uploaded is told to the first one alone.
+        """
+        async with self._providing:
+            if self.compose is not None:
+                return self.compose
+            if self._refusal is not None and time.monotonic() - self._refused_at < _REFUSAL_KEPT_SECONDS:
+                raise HostRefusedError(self._refusal.code, self._refusal.sentence)
+            try:
+                provided = await composes.provide(self.link)
+            except HostRefusedError as error:
+                self._refusal, self._refused_at = error, time.monotonic()
+                raise
+            self.compose = HostCompose(provided.argv, provided.version)
+            return provided
+
+    async def clean(self) -> None:
+        """Remove old operations from the host; what goes wrong is only logged."""
+        try:
+            removed = await self.journal.clean()
+        except (ContactLostError, HostRefusedError) as error:
+            log.warning("journal_not_cleaned", error=str(error))
+        else:
+            log.info("journal_cleaned", removed=len(removed))

@@ -1,0 +1,111 @@
+"""What kind of host answers: asked once a connection, each strangeness told in one sentence."""
+
+import functools
+import importlib.resources
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.ssh.shell import Ran, ScriptError
+
+_TOLD_BYTES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A host as its SSH user finds it.
+
+    `root` is the folder of the journal, `bin` that of what we upload. `docker` is the argv that Docker's command begins
+    with (`docker` or `sudo -n docker`), `socket` the Engine's where this user may open it, else empty.
+    `engine_problem` says why neither works. `state_problem` says why nothing can be started.
+    """
+
+    machine: str
+    root: str
+    bin: str
+    docker: tuple[str, ...]
+    socket: str
+    environment: Mapping[str, str]
+    booted: float
+    engine_problem: str = ""
+    state_problem: str = ""
+
+    @property
+    def uptime(self) -> int:
+        """Seconds since the host's boot, by now."""
+        return int(time.monotonic() - self.booted)
+
+    @property
+    def by_sudo(self) -> bool:
+        """Whether this user reaches Docker through sudo alone."""
+        return len(self.docker) > 1
+
+
+@functools.cache
+def script(name: str) -> str:
+    """Return one of the scripts beside this file."""
+    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def read(ran: Ran, username: str) -> Survey:
+    """Read what survey.sh printed. Raises HostUnreachableError for a host that nothing can be done with."""
+    told = dict(field.partition("=")[::2] for field in ran.fields)
+    if "endpoint" not in told:
+        raise HostUnreachableError("The host's shell broke off when it was asked what there is.", "host_strange")
+    if told["missing"]:
+        raise HostUnreachableError(
+            f"The host lacks what an operation needs ({', '.join(told['missing'].split())}): install it there "
+            "(Debian's packages coreutils, util-linux and findutils).",
+            "host_tools_missing",
+        )
+    endpoint, access = told["endpoint"], told.get("access", "")
+    socket = endpoint.removeprefix("unix://") if access == "direct" else ""
+    environment = {"HOME": told["home"], "DOCKER_CONFIG": told["docker_config"], "DOCKER_HOST": endpoint}
+    return Survey(
+        machine=told["machine"],
+        root=told["root"],
+        bin=told["bin"],
+        docker=("sudo", "-n", "docker") if access == "sudo" else ("docker",),
+        socket=socket,
+        environment={name: value for name, value in environment.items() if value},
+        booted=time.monotonic() - float(told["uptime"]),
+        engine_problem="" if access else _why_no_engine(told, username),
+        state_problem=_why_no_state(told),
+    )
+
+
+def no_shell(error: ScriptError, username: str) -> HostUnreachableError:
+    """Return what a host is told of whose login shell doesn't run `/bin/sh` for us."""
+    said = " ".join(error.output.split())[:_TOLD_BYTES]
+    reason = f"it says: {said}" if said else "it says nothing"
+    return HostUnreachableError(
+        f"The SSH user {username} can't run commands on the host ({reason}): give it a login shell such as /bin/sh.",
+        "no_shell",
+    )
+
+
+def _why_no_engine(told: Mapping[str, str], username: str) -> str:
+    endpoint = told["endpoint"]
+    if not told["docker"] and not told.get("socket"):
+        return "There is no Docker on the host: install Docker Engine there."
+    if told.get("socket"):
+        said = told.get("sudo_said", "")
+        if "password" in said or "not allowed" in said or "may not run" in said or not said:
+            return (
+                f"The SSH user {username} may not use Docker: add it to the group that owns "
+                f"{endpoint.removeprefix('unix://')}, or allow it `sudo -n docker`."
+            )
+        return f"Docker doesn't answer through sudo: {' '.join(said.split())[:_TOLD_BYTES]}"
+    if not endpoint.startswith("unix://"):
+        return f"Docker on the host talks to {endpoint}: only an Engine on the host itself can be used."
+    return f"The Docker Engine at {endpoint} doesn't answer: see on the host that it runs."
+
+
+def _why_no_state(told: Mapping[str, str]) -> str:
+    problem = told.get("state_problem", "")
+    if not problem:
+        return ""
+    if "No space left" in problem or "uota exceeded" in problem:
+        return f"The disk of the host is full: free space under {told['root']} and start again."
+    return f"The SSH user can't write in {told['root']} on the host: make it a home directory that it can write."

@@ -1,0 +1,50 @@
+# What kind of host this is. Prints NAME=VALUE, each ended by a NUL.
+say() {
+    printf '%s=%s\0' "$1" "$2"
+}
+read -r boot </proc/sys/kernel/random/boot_id
+read -r uptime rest </proc/uptime
+say uptime "$uptime"
+say machine "$(uname -m)"
+say home "$HOME"
+missing=
+for tool in flock setsid sync readlink stat tail head find timeout; do
+    command -v "$tool" >/dev/null || missing="$missing $tool"
+done
+say missing "${missing# }"
+
+# Where an agent is or was, its journal is everybody's.
+shared=/var/lib/moorage
+if [ -w "$shared/operations" ] && [ -w "$shared/locks" ]; then
+    root=$shared
+else
+    root=${XDG_STATE_HOME:-$HOME/.local/state}/moorage
+    problem=$( (umask 077 && mkdir -p "$root/operations" "$root/locks" "$root/bin") 2>&1) ||
+        say state_problem "$problem"
+fi
+problem=$( (dd if=/dev/zero of="$root/.room-$$" bs=65536 count=1) 2>&1) || say state_problem "$problem"
+rm -f "$root/.room-$$"
+say root "$root"
+bin=${XDG_STATE_HOME:-$HOME/.local/state}/moorage/bin
+mkdir -p "$bin" 2>/dev/null
+say bin "$bin"
+
+say docker "$(command -v docker)"
+endpoint=$DOCKER_HOST
+[ -n "$endpoint" ] || endpoint=$(timeout 10 docker context inspect --format '{{.Endpoints.docker.Host}}' 2>/dev/null)
+if [ -z "$endpoint" ] || [ "$endpoint" = unix:///var/run/docker.sock ]; then
+    endpoint=unix:///var/run/docker.sock
+    mine=${XDG_RUNTIME_DIR:-/run/user/$(id -u)}/docker.sock
+    [ -S /var/run/docker.sock ] || [ ! -S "$mine" ] || endpoint=unix://$mine
+fi
+say endpoint "$endpoint"
+say docker_config "$DOCKER_CONFIG"
+socket=${endpoint#unix://}
+if [ -S "$socket" ]; then
+    say socket yes
+fi
+if [ -w "$socket" ]; then
+    say access direct
+elif command -v docker >/dev/null && command -v sudo >/dev/null; then
+    said=$(timeout 10 sudo -n docker version --format '{{.Server.Version}}' 2>&1) && say access sudo || say sudo_said "$said"
+fi

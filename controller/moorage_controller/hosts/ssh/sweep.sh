@@ -1,0 +1,91 @@
+# The last step of a stop: whatever still bears the app's labels goes, and then it looks. Run as
+#   /bin/sh -c THIS_TEXT moorage-sweep REAL_DIRECTORY NAME DIRECTORY LAST_NAME LAST_DIRECTORY DOCKER [WORD...]
+# Exit code 0 only when nothing of the app is left. Prints what it does as Compose does, a JSON object a line.
+real=$1 name=$2 directory=$3 last_name=$4 last_directory=$5
+shift 5
+LC_ALL=C
+label=com.docker.compose.project
+one='{{index .Config.Labels "com.docker.compose.project.working_dir"}}'
+each='{{.Id}} {{.Name}} {{printf "%q" (index .Config.Labels "com.docker.compose.project")}}'
+each="$each {{printf \"%q\" (index .Config.Labels \"com.docker.compose.project.working_dir\")}}"
+
+say() {
+    printf '{"id":"%s","status":"%s","text":"%s"}\n' "$1" "$2" "$3"
+}
+
+fail() {
+    printf '{"error":true,"message":"%s"}\n' "$(printf '%s' "$1" | tr -d '\\"' | tr '\n\t' '  ')"
+    exit 1
+}
+
+# Sets found to the path with its links resolved, whether or not it is there.
+resolve() {
+    there=$1 rest=
+    while ! found=$(readlink -f -- "$there" 2>/dev/null && echo .); do
+        there=${there%/}
+        rest=/${there##*/}$rest
+        there=${there%/*}
+        [ -n "$there" ] || there=/
+        [ "$rest" != / ] || break
+    done
+    found=${found%.}
+    found=${found%?}
+    found=${found%/}$rest
+}
+
+# Sets mine to the ids and left to the names of what is the app's, and others to the names of all other projects.
+look() {
+    mine='' left='' others=' '
+    ids=$("$@" ps -aq --no-trunc --filter "label=$label" 2>&1) || fail "The Docker Engine doesn't answer: $ids"
+    [ -n "$ids" ] || return 0
+    seen=$("$@" inspect --type container -f "$each" $ids 2>&1)
+    while read -r id container project place; do
+        case $id in
+        *[!0-9a-f]*)
+            case "$id $container $project $place" in
+            *'o such container'*) continue ;;
+            esac
+            fail "The Docker Engine doesn't answer: $id $container $project $place"
+            ;;
+        esac
+        project=${project#\"} place=${place#\"}
+        project=${project%\"} place=${place%\"}
+        case $place in
+        *\\*) place=$("$@" inspect --type container -f "$one" "$id" 2>/dev/null) ;;
+        esac
+        resolve "${place:-/}"
+        if [ "$found" = "$real" ] || { [ -n "$name" ] && [ "$project" = "$name" ] && [ "$found" = "$directory" ]; } ||
+            { [ -n "$last_name" ] && [ "$project" = "$last_name" ] && [ "$found" = "$last_directory" ]; }; then
+            mine="$mine $id"
+            left="$left, ${container#/}"
+            names="$names $id=${container#/}"
+        else
+            others="$others$project "
+        fi
+    done <<END
+$seen
+END
+}
+
+names=
+for round in 1 2 3 4 5; do
+    look "$@"
+    [ -n "$mine" ] || break
+    [ "$round" -eq 1 ] || sleep 1
+    for each_name in $(printf '%s' "$left" | tr ',' ' '); do say "Container $each_name" Working Removing; done
+    # Each with its own grace period, all at once.
+    "$@" stop $mine >/dev/null 2>&1
+    "$@" rm -f $mine >/dev/null 2>&1
+    removed=$left
+    look "$@"
+    [ -n "$mine" ] || for each_name in $(printf '%s' "$removed" | tr ',' ' '); do say "Container $each_name" Done Removed; done
+done
+for each_name in $name $last_name; do
+    case $others in
+    *" $each_name "*) continue ;;
+    esac
+    for network in $("$@" network ls --filter "label=$label=$each_name" --format '{{.Name}}' 2>/dev/null); do
+        "$@" network rm "$network" >/dev/null 2>&1 && say "Network $network" Done Removed
+    done
+done
+[ -z "$mine" ] || fail "The app was told to stop, but this is still there: ${left#, }."

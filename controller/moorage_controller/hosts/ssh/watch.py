@@ -1,0 +1,200 @@
+"""What runs on a host without an agent, kept true without gaps: the Engine's own events over the one connection.
+
+The Engine's time is taken, the stream of events since then is opened, and only then everything is looked at: what
+happens in between is in the stream. An event only says which container to look at again, and each look asks for the
+states of all. Every reconnect begins with a look at everything.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moorage_common.app_identity import AppIdentity
+from moorage_common.containers import Container
+from moorage_common.states import ContainerState
+
+from moorage_controller.hosts.ssh.compose import HostCompose, pinned
+from moorage_controller.hosts.ssh.engine import EngineFacts, EngineProblemError
+from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.transport import AppObservation, HostInfo, Snapshot, WatchItem
+
+_COALESCE_SECONDS = 0.05
+_PING_SECONDS = 10.0
+_IDENTITIES_SECONDS = 15.0
+"""How long a change of a compose file, or of a link on the way to it, may go unnoticed; a start always asks anew."""
+_FIRST_RETRY, _LAST_RETRY = 0.2, 5.0
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+"""Looks over SSH are dated by this controller's clock: what it asked for later, it saw later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All containers of Compose projects on a host at one moment."""
+
+    containers: Mapping[str, Container]
+    looked_at: int
+    facts: EngineFacts
+
+
+class Watch:
+    """One watch of one host's apps over one connection."""
+
+    def __init__(self, link: Link, apps: "Apps") -> None:
+        self._link = link
+        self._apps = apps
+        self._identities: Sequence[AppIdentity] = ()
+        self._identified = 0.0
+        self._dirty: set[str] = set()
+        self._stirred = asyncio.Event()
+
+    async def items(self) -> AsyncGenerator[WatchItem, None]:
+        """Yield a snapshot, then changes; ends only by ContactLostError or HostRefusedError."""
+        told: dict[str, AppObservation] = {}
+        host: HostInfo | None = None
+        retry = _FIRST_RETRY
+        while True:
+            try:
+                async with aclosing(self._looks()) as looks:
+                    async for seen in looks:
+                        retry = _FIRST_RETRY
+                        now = {i.cd_path: observation(i, seen) for i in self._identities}
+                        facts = host_info(self._link, self._apps.compose, seen.facts)
+                        if host is None:
+                            yield Snapshot(facts, list(now.values()))
+                        else:
+                            for item in _changes(now, told):
+                                yield item
+                            if _differ(facts, host):
+                                yield facts
+                        told, host = now, facts
+            except EngineProblemError as error:
+                lost = host_info(self._link, self._apps.compose, None, str(error))
+                if host is None:
+                    yield Snapshot(lost)
+                elif _differ(lost, host):
+                    yield lost
+                # Nothing counts as told any more: whoever watches took it back.
+                told, host = {}, lost
+            await asyncio.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            retry = min(retry * 2, _LAST_RETRY)
+
+    async def _looks(self) -> AsyncGenerator[Seen, None]:
+        """Yield what there is, as often as something stirs, until the Engine or the connection is lost."""
+        engine = self._link.engine
+        events = engine.events((await engine.facts()).time)
+        pump: asyncio.Task[None] | None = None
+        try:
+            await anext(events)
+            pump = asyncio.create_task(self._pump(events))
+            began = boot_nanoseconds()
+            seen = Seen(await engine.containers(), began, await engine.facts())
+            await self._identify()
+            yield seen
+            while not pump.done():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stirred.wait(), _PING_SECONDS)
+                await asyncio.sleep(_COALESCE_SECONDS)
+                self._stirred.clear()
+                seen = await self._look_again(seen)
+                await self._identify()
+                yield seen
+            await pump
+        finally:
+            if pump is not None:
+                pump.cancel()
+                await asyncio.gather(pump, return_exceptions=True)
+            await events.aclose()
+
+    async def _pump(self, events: AsyncGenerator[str, None]) -> None:
+        try:
+            async for container_id in events:
+                self._dirty.add(container_id)
+                self._stirred.set()
+        finally:
+            self._stirred.set()
+
+    async def _look_again(self, before: Seen) -> Seen:
+        """Look at what was stirred, and at what is not as it was known: an event may be later than this look."""
+        engine, ids, began = self._link.engine, set(self._dirty), boot_nanoseconds()
+        self._dirty.clear()
+        states = await engine.states()
+        containers = {
+            container_id: known
+            for container_id, known in before.containers.items()
+            if container_id not in ids and states.get(container_id) == known.state.state
+        }
+        found = await asyncio.gather(*(engine.inspect(each) for each in states.keys() - containers.keys()))
+        containers |= await engine.identified([about for about in found if about is not None])
+        return Seen(containers, began, await engine.facts())
+
+    async def _identify(self) -> None:
+        if not self._identified or time.monotonic() - self._identified > _IDENTITIES_SECONDS:
+            self._identities = await self._apps.identities()
+            self._identified = time.monotonic()
+
+
+class Apps:
+    """The apps that are watched; asked what they are now."""
+
+    compose: HostCompose | None = None
+
+    async def identities(self) -> Sequence[AppIdentity]:
+        """Return them in their order. Raises ContactLostError, HostRefusedError."""
+        raise NotImplementedError
+
+
+def boot_nanoseconds() -> int:
+    """Return nanoseconds since this machine's boot, suspended time included."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+async def look(link: Link, identity: AppIdentity) -> AppObservation:
+    """Look at one app now. Raises EngineProblemError, ContactLostError."""
+    began = boot_nanoseconds()
+    containers = await link.engine.containers()
+    return observation(identity, Seen(containers, began, EngineFacts("", 0, 0)))
+
+
+def observation(identity: AppIdentity, seen: Seen) -> AppObservation:
+    """Return what was seen of an app."""
+    return AppObservation(
+        cd_path=identity.cd_path,
+        project=identity.named,
+        containers=_states(c for c in seen.containers.values() if identity.owns(c)),
+        looked_at=seen.looked_at,
+        boot_id=BOOT_ID,
+        problem_code=identity.problem_code,
+        problem=identity.problem,
+    )
+
+
+def host_info(link: Link, compose: HostCompose | None, facts: EngineFacts | None, problem: str = "") -> HostInfo:
+    """Return a host's facts; without those of the Engine, with what is wrong with it."""
+    return HostInfo(
+        engine_reachable=facts is not None,
+        engine_problem=problem,
+        running_containers=facts.running_containers if facts else 0,
+        uptime=link.survey.uptime,
+        agent_version="",
+        engine_version=facts.version if facts else "",
+        compose_version=compose.version if compose else pinned().version,
+    )
+
+
+def _states(containers: Iterable[Container]) -> tuple[ContainerState, ...]:
+    return tuple(sorted((c.state for c in containers), key=lambda state: state.name))
+
+
+def _changes(now: Mapping[str, AppObservation], told: Mapping[str, AppObservation]) -> Iterable[AppObservation]:
+    for cd_path, seen in now.items():
+        before = told.get(cd_path)
+        if before is None or replace(seen, looked_at=before.looked_at) != before:
+            yield seen
+
+
+def _differ(one: HostInfo, other: HostInfo) -> bool:
+    return replace(one, uptime=other.uptime) != other

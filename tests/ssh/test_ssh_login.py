@@ -1,0 +1,177 @@
+"""Who is let in, who answers there, and what is said where it fails."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from uuid import uuid4
+
+import asyncssh
+import pytest
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.credentials import SshCredentials
+from moorage_controller.hosts.ssh.connection import fingerprint
+from moorage_controller.hosts.ssh.pool import SshPool
+from moorage_controller.hosts.ssh.transport import SshTransport
+from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.waiting import eventually
+from rigs import SshDesk
+
+StartSshd = Callable[..., PrivateSshd]
+
+
+async def refusal(transport: SshTransport) -> HostUnreachableError:
+    with pytest.raises(HostUnreachableError) as caught:
+        await transport.connect()
+    assert caught.value.sentence.endswith(".")
+    return caught.value
+
+
+async def test_a_password_opens_a_host(desk: SshDesk) -> None:
+    desk.credentials = SshCredentials(password="pass'word $(x) é")  # noqa: S106 - the lab's
+    await desk.transport("secret").connect()
+
+
+async def test_a_key_with_a_passphrase_opens_a_host(desk: SshDesk) -> None:
+    key = asyncssh.import_private_key(desk.sshd.key.read_text())
+    sealed = key.export_private_key("openssh", passphrase="two words").decode()  # noqa: S106 - the lab's
+    desk.credentials = SshCredentials(private_key=sealed, passphrase="two words")  # noqa: S106 - the lab's
+    await desk.transport().connect()
+    desk.credentials = SshCredentials(private_key=sealed, passphrase="wrong")  # noqa: S106 - the lab's
+    error = await refusal(desk.transport())
+    assert error.code == "ssh_key_unreadable"
+    assert "two words" not in str(error)
+
+
+async def test_the_wrong_key_or_password_is_told_and_never_shown(desk: SshDesk) -> None:
+    stranger = asyncssh.generate_private_key("ssh-ed25519").export_private_key().decode()
+    desk.credentials = SshCredentials(private_key=stranger, password="hunter2")  # noqa: S106 - the lab's
+    error = await refusal(desk.transport("secret"))
+    assert error.code == "ssh_login_refused"
+    assert "secret" in error.sentence
+    assert "hunter2" not in repr(error)
+    desk.credentials = SshCredentials()
+    assert (await refusal(desk.transport())).code == "no_credentials"
+
+
+async def test_a_host_key_is_pinned_at_first_sight_and_a_changed_one_refused_until_it_is_accepted(
+    start_sshd: StartSshd,
+) -> None:
+    sshd = start_sshd()
+    desk = SshDesk(sshd)
+    server = uuid4()
+
+    def transport() -> SshTransport:
+        return SshTransport(desk.pool.host(desk.target(server_id=server)))
+
+    await transport().connect()
+    first = desk.pinned[server]
+    assert first == sshd.host_key
+    sshd.stop()
+    sshd.make_host_key()
+    sshd.start()
+    for _ in range(2):
+        error = await refusal(transport())
+        assert error.code == "host_key_changed"
+        assert fingerprint(sshd.host_key) in error.sentence
+        assert fingerprint(first) in error.sentence
+    assert desk.pinned[server] == first
+    # What an admin's acceptance does:
+    desk.pinned[server] = sshd.host_key
+    desk.pool.forget(server)
+    await transport().connect()
+    await desk.pool.close()
+
+
+async def test_a_host_with_several_keys_may_show_any_of_them_but_must_prove_the_pinned_one(
+    start_sshd: StartSshd,
+) -> None:
+    sshd = start_sshd()
+    desk = SshDesk(sshd)
+    server = uuid4()
+    await SshTransport(desk.pool.host(desk.target(server_id=server))).connect()
+    sshd.stop()
+    extra = asyncssh.generate_private_key("ecdsa-sha2-nistp256")
+    extra.write_private_key(sshd.folder / "host" / "ecdsa")
+    (sshd.folder / "host" / "ecdsa").chmod(0o600)
+    sshd.options += [f"HostKey {sshd.folder}/host/ecdsa", "HostKeyAlgorithms ecdsa-sha2-nistp256,ssh-ed25519"]
+    sshd.start()
+    await SshTransport(desk.pool.host(desk.target(server_id=server))).connect()
+    await desk.pool.close()
+
+
+async def test_two_at_first_sight_pin_one_key(desk: SshDesk) -> None:
+    """Another controller was first, and saw another key."""
+    other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
+
+    async def pin(*_: object) -> str:
+        return other
+
+    async def credentials_of(*_: object) -> SshCredentials | None:
+        return desk.credentials
+
+    pool = SshPool(credentials_of, pin)
+    assert (await refusal(SshTransport(pool.host(desk.target())))).code == "host_key_changed"
+    await pool.close()
+
+
+async def test_a_port_that_accepts_and_says_nothing_is_given_up_within_seconds(desk: SshDesk) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        began = time.monotonic()
+        error = await refusal(desk.transport(port=silent.getsockname()[1]))
+    assert "did not answer within 10 seconds" in error.sentence
+    assert time.monotonic() - began < 12
+
+
+async def test_an_address_that_there_is_not(desk: SshDesk) -> None:
+    target = replace(desk.target(), address="no-such-host.invalid")
+    assert "no-such-host.invalid" in (await refusal(SshTransport(desk.pool.host(target)))).sentence
+
+
+async def test_one_connection_serves_all_and_ends_when_nobody_needs_it(desk: SshDesk) -> None:
+    pool = SshPool(desk._credentials_of, desk._pin, idle_seconds=0.2)
+    target = desk.target()
+    before = _logins(desk.sshd)
+    transports = [SshTransport(pool.host(target)) for _ in range(5)]
+    await asyncio.gather(*(each.info() for each in transports for _ in range(4)))
+    assert _logins(desk.sshd) == before + 1
+    await asyncio.to_thread(eventually, lambda: _open_connections(desk.sshd) == 0, what="the idle connection closed")
+    await transports[0].info()
+    assert _logins(desk.sshd) == before + 2
+    await pool.close()
+
+
+async def test_many_servers_are_logged_into_a_few_at_a_time(start_sshd: StartSshd) -> None:
+    """MaxStartups 3 drops a fourth login at once; the pool never has more than two under way."""
+    sshd = start_sshd("MaxStartups 3:100:3")
+    desk = SshDesk(sshd)
+    pool = SshPool(desk._credentials_of, desk._pin, connects_at_once=2)
+    hosts = [pool.host(desk.target(server_id=uuid4())) for _ in range(12)]
+    infos = await asyncio.gather(*(SshTransport(host).info() for host in hosts))
+    assert all(info.engine_reachable for info in infos)
+    await pool.close()
+
+
+async def test_who_asks_all_the_time_does_not_knock_all_the_time(start_sshd: StartSshd) -> None:
+    sshd = start_sshd(users=(LabUser("op"),))
+    desk = SshDesk(sshd)
+    desk.credentials = SshCredentials(password="wrong")  # noqa: S106 - the lab's
+    transport = desk.transport()
+    for _ in range(20):
+        assert (await refusal(transport)).code == "ssh_login_refused"
+    assert sshd.process.log.read_text().count("Failed password") < 5
+    # Corrected credentials count at once.
+    desk.credentials = SshCredentials(private_key=sshd.key.read_text())
+    await desk.transport().connect()
+    await desk.pool.close()
+
+
+def _logins(sshd: PrivateSshd) -> int:
+    return sshd.process.log.read_text().count("Accepted publickey")
+
+
+def _open_connections(sshd: PrivateSshd) -> int:
+    return sshd.connections

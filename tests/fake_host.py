@@ -1,7 +1,7 @@
 """A Docker host that lives in memory: apps' containers, a journal of operations, and switches for what can go wrong."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -280,7 +280,7 @@ class FakeHost:
         self._changed.tell()
         return CancelOutcome.SIGNALLED
 
-    async def read(self, operation_id: UUID, after: int) -> AsyncIterator[Output | End]:
+    async def read(self, operation_id: UUID, after: int) -> AsyncGenerator[Output | End, None]:
         """Yield output from an offset on, then the end; breaks where the connection does."""
         self.follows.append(after)
         run, cuts = self.journal.get(operation_id), self._cuts
@@ -309,7 +309,7 @@ class FakeHost:
         seen = self.observation(run.order.app.cd_path)
         return End(end.kind, end.exit_code, end.length, end.cancelled_by, end.code, end.reason, seen)
 
-    async def watched(self, apps: Sequence[HostApp]) -> AsyncIterator[WatchItem]:
+    async def watched(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
         """Yield a snapshot, then every change."""
         queue: asyncio.Queue[WatchItem | None] = asyncio.Queue()
         self._watches[queue] = {app.cd_path for app in apps}

@@ -7,7 +7,7 @@ import asyncio
 import gc
 import heapq
 import inspect
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -24,6 +24,7 @@ from moorage_controller.hosts.transport import (
     HostTransport,
     Order,
     Output,
+    Reachable,
     WatchItem,
 )
 
@@ -171,7 +172,7 @@ class FakeTransport:
         if lost == "after":
             raise ContactLostError("The connection broke.")
 
-    async def follow(self, operation_id: UUID, after: int) -> AsyncIterator[Output | End]:
+    async def follow(self, operation_id: UUID, after: int) -> AsyncGenerator[Output | End, None]:
         """Yield output from an offset on, then the end."""
         await self._arrive()
         async for item in self._host.read(operation_id, after):
@@ -182,7 +183,7 @@ class FakeTransport:
         await self._arrive()
         return self._host.stop(operation_id, by)
 
-    async def watch(self, apps: Sequence[HostApp]) -> AsyncIterator[WatchItem]:
+    async def watch(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
         """Yield a snapshot, then every change."""
         await self._arrive()
         async for item in self._host.watched(apps):
@@ -207,9 +208,10 @@ class FakeHosts:
         self.hosts[endpoint] = FakeHost()
         return self.hosts[endpoint]
 
-    def transport(self, endpoint: str | None, agent_name: str | None) -> HostTransport:
+    def transport(self, server: Reachable) -> HostTransport:
         """Return the way to a server's host. Raises HostUnreachableError where there is none."""
-        if not endpoint or not agent_name:
+        endpoint = server.api_endpoint
+        if not endpoint or not server.agent_name:
             raise HostUnreachableError("This server has no agent yet.", "no_agent")
         if endpoint not in self.hosts:
             raise HostUnreachableError(f"The agent at {endpoint} can't be reached: no route to host")

@@ -14,6 +14,7 @@ from moorage_common.clock import SystemClock
 from moorage_common.journal import Journal, JournalError
 
 from moorage_agent.compose_runner import ComposeRunner
+from moorage_agent.convert import About
 from moorage_agent.engine import Engine
 from moorage_agent.errors import SetupError
 from moorage_agent.identities import Identities
@@ -43,7 +44,8 @@ async def run(settings: Settings) -> None:
     observer = Observer(engine)
     identities = Identities(Policy(settings.policy_file), compose, environment(settings))
     runner = ComposeRunner(journal, engine, identities, compose, environment(settings))
-    servicer = AgentServicer(runner, Watcher(observer, engine, identities), version)
+    watcher = Watcher(observer, engine, identities)
+    servicer = AgentServicer(runner, watcher, About(version, watcher.boot_id, str(settings.data_dir)))
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Calls to an Engine that hangs take a thread each until they time out: the journal must still get one.

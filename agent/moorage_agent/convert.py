@@ -1,5 +1,6 @@
 """Wire messages to the agent's types and back; the only place that knows both."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 
@@ -44,17 +45,27 @@ def watched_app(message: pb.App) -> WatchedApp:
     return WatchedApp(message.cd_path, Project(last.name, last.directory) if last.name else None)
 
 
-def host(state: HostState, compose_version: str, boot_id: str) -> pb.Host:
+@dataclass(frozen=True, slots=True)
+class About:
+    """What stays as it is while the agent runs; `journal` is its journal's folder."""
+
+    compose_version: str
+    boot_id: str
+    journal: str
+
+
+def host(state: HostState, about: About) -> pb.Host:
     """Show the host's facts."""
     return pb.Host(
         engine_reachable=not state.engine_problem,
         engine_problem=state.engine_problem,
         running_containers=state.running_containers,
         uptime=state.uptime,
-        boot_id=boot_id,
+        boot_id=about.boot_id,
         engine_version=state.engine_version,
-        compose_version=compose_version,
+        compose_version=about.compose_version,
         agent_version=AGENT_VERSION,
+        journal=about.journal,
     )
 
 
@@ -91,18 +102,17 @@ def cancel_outcome(outcome: CancelOutcome) -> "pb.CancelOutcome.ValueType":
     return _CANCELS[outcome]
 
 
-def watch_item(item: WatchItem, compose_version: str, boot_id: str) -> pb.WatchResponse:
+def watch_item(item: WatchItem, about: About) -> pb.WatchResponse:
     """Show an item of a watch."""
     match item:
         case Everything():
-            snapshot = pb.Snapshot(
-                host=host(item.host, compose_version, boot_id), apps=[observation(a, boot_id) for a in item.apps]
-            )
+            apps = [observation(app, about.boot_id) for app in item.apps]
+            snapshot = pb.Snapshot(host=host(item.host, about), apps=apps)
             return pb.WatchResponse(snapshot=snapshot)
         case Observation():
-            return pb.WatchResponse(app=observation(item, boot_id))
+            return pb.WatchResponse(app=observation(item, about.boot_id))
         case HostState():
-            return pb.WatchResponse(host=host(item, compose_version, boot_id))
+            return pb.WatchResponse(host=host(item, about))
         case _:
             return pb.WatchResponse(heartbeat=pb.Heartbeat())
 

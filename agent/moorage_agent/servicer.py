@@ -42,17 +42,17 @@ _STATUS = {
 class AgentServicer(agent_pb2_grpc.AgentServicer):
     """What a controller can ask of this host."""
 
-    def __init__(self, runner: ComposeRunner, watcher: Watcher, compose_version: str) -> None:
+    def __init__(self, runner: ComposeRunner, watcher: Watcher, about: convert.About) -> None:
         self._runner = runner
         self._watcher = watcher
-        self._compose_version = compose_version
+        self._about = about
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.GetInfoResponse:  # noqa: N802 - gRPC's
         """Tell the host's facts, asked now."""
         del request
         async with _statuses(context):
             state = await self._watcher.host_now()
-        return pb.GetInfoResponse(host=convert.host(state, self._compose_version, self._watcher.boot_id))
+        return pb.GetInfoResponse(host=convert.host(state, self._about))
 
     async def StartOperation(  # noqa: N802 - gRPC's
         self, request: pb.StartOperationRequest, context: Context
@@ -87,7 +87,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         """Send everything, then changes."""
         async with _statuses(context):
             async for item in self._watcher.watch([convert.watched_app(a) for a in request.apps]):
-                yield convert.watch_item(item, self._compose_version, self._watcher.boot_id)
+                yield convert.watch_item(item, self._about)
 
     async def _follow_item(self, item: Chunk | Record) -> pb.FollowOperationResponse:
         if isinstance(item, Chunk):

@@ -20,8 +20,9 @@ from moorage_controller.background.host_watcher import HostWatcher
 from moorage_controller.background.loop import Loop
 from moorage_controller.data_folder import lock
 from moorage_controller.errors import StartupError
-from moorage_controller.hosts.agent import AgentHosts
+from moorage_controller.hosts.choose import ChosenHosts
 from moorage_controller.hosts.pools import AgentChannels
+from moorage_controller.hosts.ssh.pool import SshPool
 from moorage_controller.hosts.transport import Hosts
 from moorage_controller.https import Certificates
 from moorage_controller.pki.identity import ControllerIdentity
@@ -33,6 +34,7 @@ from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.enrollment import Enrollments, load_authority
 from moorage_controller.services.health import Health
+from moorage_controller.services.host_keys import HostKeys
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.projects import Projects
@@ -55,7 +57,9 @@ class Controller:
     ways to hosts out of the channels; tests of faults bring their own.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, hosts: Callable[[AgentChannels], Hosts] = AgentHosts) -> None:
+    def __init__(
+        self, settings: Settings, clock: Clock, hosts: Callable[[AgentChannels, SshPool], Hosts] = ChosenHosts
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._make_hosts = hosts
@@ -91,7 +95,11 @@ class Controller:
         signals = Signals()
         channels = AgentChannels(ControllerIdentity(authority, clock).current)
         self._stack.push_async_callback(channels.close)
-        hosts = self._make_hosts(channels)
+        credentials, host_keys = Credentials(database, keyring), HostKeys(database, signals)
+        pool = SshPool(credentials.credentials_of, host_keys.pin)
+        self._stack.push_async_callback(pool.close)
+        signals.login_changed.connect(pool.forget)
+        hosts = self._make_hosts(channels, pool)
         observations = Observations(database, signals)
         checks = Checks(database, hosts, observations, signals, clock)
         self._stack.push_async_callback(checks.close)
@@ -107,8 +115,9 @@ class Controller:
         )
         services = Services(
             users=users,
-            servers=Servers(database, signals, Credentials(database, keyring), checks),
+            servers=Servers(database, signals, credentials, checks),
             checks=checks,
+            host_keys=host_keys,
             projects=Projects(database, signals),
             apps=apps,
             operations=operations,

@@ -10,8 +10,7 @@ from uuid import uuid4
 import asyncssh
 import pytest
 from moorage_controller.errors import HostUnreachableError
-from moorage_controller.hosts.credentials import SshCredentials
-from moorage_controller.hosts.ssh.connection import fingerprint
+from moorage_controller.hosts.credentials import SshCredentials, fingerprint
 from moorage_controller.hosts.ssh.pool import SshPool
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_lab.sshd import LabUser, PrivateSshd

@@ -47,15 +47,27 @@ def server_out(server: Server) -> ServerOut:
         status=server.status,
         running_apps_count=server.running_apps_count,
         last_checked=_millis(server.last_checked),
-        connection="agent" if server.agent_name else "none",
+        connection=_connection(server),
         api_endpoint=server.api_endpoint,
         agent_version=server.agent_version,
-        status_detail=server.status_detail,
+        status_detail=_status_detail(server),
         running_containers=server.running_containers,
         uptime=server.uptime,
         has_credentials=server.encrypted_credentials is not None,
         host_key_fingerprint=fingerprint(server.host_key) if server.host_key else None,
     )
+
+
+def _connection(server: Server) -> str:
+    if server.agent_name and not server.fallback:
+        return "agent"
+    return "ssh" if server.encrypted_credentials else "none"
+
+
+def _status_detail(server: Server) -> str | None:
+    if server.status_detail is None and server.fallback:
+        return f"{server.fallback}. Until it answers, the host is reached by SSH."
+    return server.status_detail
 
 
 def server_status_out(server: Server) -> ServerStatusOut:

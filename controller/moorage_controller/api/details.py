@@ -67,6 +67,10 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("PUT", "/api/servers/{id}"): Details(
         errors={409: ("app_running", "undecryptable_secret")}, request={"name": "Production Server 1"}
     ),
+    ("POST", "/api/servers/{id}/host-key"): Details(
+        errors={409: ("host_key_differs",), 503: ("host_unreachable",)},
+        request={"fingerprint": "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU"},
+    ),
     ("DELETE", "/api/servers/{id}"): Details(errors={409: ("server_in_use",)}),
     ("GET", "/api/servers/{id}/status"): Details(
         reply={"status": "online", "runningContainers": 3, "uptime": 86400, "lastChecked": 1633024800000}

@@ -134,6 +134,14 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", "/api/servers/{id}", Role.ADMIN, servers.delete_server, schemas.DeletedOut),
     _get("/api/servers/{id}/status", servers.server_status, server_schemas.ServerStatusOut),
     _check("/api/servers/{id}/test", servers.test_server, server_schemas.ServerTestOut),
+    Route(
+        "POST",
+        "/api/servers/{id}/host-key",
+        Role.ADMIN,
+        servers.accept_host_key,
+        server_schemas.ServerOut,
+        server_schemas.HostKeyIn,
+    ),
     _check("/api/servers/refresh", servers.refresh_servers, server_schemas.RefreshedOut),
     Route(
         "POST",

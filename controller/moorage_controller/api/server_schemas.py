@@ -120,6 +120,12 @@ class ServerStatusOut(Schema):
     last_checked: int | None
 
 
+class HostKeyIn(Schema):
+    """POST /api/servers/{id}/host-key: the fingerprint that the host shows now, as `ssh-keygen -l` tells it."""
+
+    fingerprint: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
+
+
 class ServerTestOut(Schema):
     """POST /api/servers/{id}/test: of a check made now; `message` is a sentence."""
 

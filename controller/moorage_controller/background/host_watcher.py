@@ -1,4 +1,4 @@
-"""Watches every host that has an agent, and keeps what is known of servers and apps true."""
+"""Watches every host, by its agent or by SSH, and keeps what is known of servers and apps true."""
 
 import asyncio
 import random
@@ -85,13 +85,13 @@ class HostWatcher:
             retry = min(retry * 2, _LAST_RETRY)
 
     async def _watch_once(self, server_id: UUID) -> bool:
-        """Watch until the connection breaks; False when there is nothing to watch: no such server, or no agent."""
+        """Watch until the connection breaks; False when there is nothing to watch: no such server, or no way to it."""
         async with self._database.read() as connection:
             server = await server_store.get(connection, server_id)
             apps = await app_store.on_server(connection, server_id)
-        if server is None or not server.agent_name:
+        if server is None or not (server.agent_name or server.encrypted_credentials):
             return False
-        transport = self._hosts.transport(server.api_endpoint, server.agent_name)
+        transport = self._hosts.transport(server)
         async for item in transport.watch(_host_apps(apps)):
             await self._apply(server_id, apps, item)
         return True

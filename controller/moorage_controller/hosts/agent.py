@@ -1,7 +1,7 @@
 """The way to a host through its agent: gRPC with mutual TLS."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import NoReturn, cast
 from uuid import UUID
 
@@ -12,7 +12,6 @@ from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts import messages
-from moorage_controller.hosts.pools import AgentChannels
 from moorage_controller.hosts.transport import (
     CancelOutcome,
     ContactLostError,
@@ -20,7 +19,6 @@ from moorage_controller.hosts.transport import (
     HostApp,
     HostInfo,
     HostRefusedError,
-    HostTransport,
     Order,
     Output,
     WatchItem,
@@ -61,7 +59,7 @@ class AgentTransport:
         except grpc.aio.AioRpcError as error:
             self._raise(error)
 
-    async def follow(self, operation_id: UUID, after: int) -> AsyncIterator[Output | End]:
+    async def follow(self, operation_id: UUID, after: int) -> AsyncGenerator[Output | End, None]:
         """Yield output from an offset on, then the end."""
         request = pb.FollowOperationRequest(operation_id=str(operation_id), after=after)
         try:
@@ -83,7 +81,7 @@ class AgentTransport:
             self._raise(error)
         return messages.cancel_outcome(reply.outcome)
 
-    async def watch(self, apps: Sequence[HostApp]) -> AsyncIterator[WatchItem]:
+    async def watch(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
         """Yield a snapshot, then every change; heartbeats only keep it alive."""
         call = self._stub.Watch(pb.WatchRequest(apps=[messages.app(a) for a in apps]))
         try:
@@ -108,22 +106,6 @@ class AgentTransport:
         if code is not None:
             raise HostRefusedError(code, details) from None
         raise ContactLostError(f"The connection to the agent at {self._endpoint} was lost: {details}") from None
-
-
-class AgentHosts:
-    """Finds the agent of a server."""
-
-    def __init__(self, channels: AgentChannels) -> None:
-        self._channels = channels
-
-    def transport(self, endpoint: str | None, agent_name: str | None) -> HostTransport:
-        """Return the agent's transport. Raises HostUnreachableError where no agent is enrolled."""
-        if not endpoint or not agent_name:
-            raise HostUnreachableError(
-                "This server has no agent yet: make a join token for it and run `moorage-agent enroll` on the host.",
-                "no_agent",
-            )
-        return AgentTransport(self._channels.get(endpoint, agent_name), endpoint)
 
 
 def _unreachable_sentence(endpoint: str, error: grpc.aio.AioRpcError) -> str:

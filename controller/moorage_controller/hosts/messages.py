@@ -54,6 +54,7 @@ def host_info(host: pb.Host) -> HostInfo:
         agent_version=host.agent_version,
         engine_version=host.engine_version,
         compose_version=host.compose_version,
+        journal=host.journal,
     )
 
 

@@ -4,7 +4,7 @@ A transport knows three kinds of failure, and a caller treats each in its own wa
 sent), `ContactLostError` (something may have arrived: not known), `HostRefusedError` (the host's definite no).
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -36,7 +36,11 @@ class HostApp:
 
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """A host's facts. `uptime` is seconds; `engine_problem` a sentence where the Engine doesn't answer."""
+    """A host's facts. `uptime` is seconds; `engine_problem` a sentence where the Engine doesn't answer.
+
+    `agent_version` and `journal`, the folder of its journal, are the agent's, empty over SSH; `fallback` says why a
+    host that has an agent is reached by SSH, empty where it isn't.
+    """
 
     engine_reachable: bool
     engine_problem: str
@@ -45,6 +49,8 @@ class HostInfo:
     agent_version: str
     engine_version: str
     compose_version: str
+    journal: str = ""
+    fallback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +130,9 @@ WatchItem = Snapshot | AppObservation | HostInfo
 class HostTransport(Protocol):
     """A way to one host."""
 
-    name: str
-    """`agent` or `ssh`."""
+    @property
+    def name(self) -> str:
+        """`agent` or `ssh`."""
 
     async def connect(self) -> None:
         """Reach the host within seconds. Raises HostUnreachableError: then nothing was sent."""
@@ -136,7 +143,7 @@ class HostTransport(Protocol):
     async def start(self, order: Order) -> None:
         """Start, or attach to, an operation. Raises ContactLostError, HostRefusedError."""
 
-    def follow(self, operation_id: UUID, after: int) -> AsyncIterator[Output | End]:
+    def follow(self, operation_id: UUID, after: int) -> AsyncGenerator[Output | End, None]:
         """Yield output from an offset on, then the end.
 
         Raises ContactLostError; HostRefusedError `operation_unknown` where the host has never heard of it.
@@ -145,12 +152,55 @@ class HostTransport(Protocol):
     async def cancel(self, operation_id: UUID, by: str) -> CancelOutcome:
         """Stop a start's command, or see to it that it never starts. Raises ContactLostError, HostRefusedError."""
 
-    def watch(self, apps: Sequence[HostApp]) -> AsyncIterator[WatchItem]:
-        """Yield a snapshot, then every change. Raises ContactLostError, HostRefusedError; ends only by an error."""
+    def watch(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
+        """Yield a snapshot, then every change. Raises ContactLostError, HostRefusedError, HostUnreachableError.
+
+        It ends without an error only where there is a better way now: watch anew, nothing was lost.
+        """
+
+
+class Reachable(Protocol):
+    """What of a server says where it is reached; a server's row has it."""
+
+    @property
+    def id(self) -> UUID:
+        """The server's id."""
+
+    @property
+    def api_endpoint(self) -> str | None:
+        """The agent's HOST:PORT."""
+
+    @property
+    def agent_name(self) -> str | None:
+        """The DNS name of the enrolment in force."""
+
+    @property
+    def agent_journal(self) -> str | None:
+        """The folder of the agent's journal, once the agent was seen."""
+
+    @property
+    def address(self) -> str:
+        """The host's name or IP address."""
+
+    @property
+    def ssh_user(self) -> str | None:
+        """The user to log in as; root where there is none."""
+
+    @property
+    def ssh_port(self) -> int:
+        """The SSH server's TCP port."""
+
+    @property
+    def encrypted_credentials(self) -> str | None:
+        """Sealed; here it only counts whether there are any."""
+
+    @property
+    def host_key(self) -> str | None:
+        """The pinned public key."""
 
 
 class Hosts(Protocol):
     """Finds the way to a server."""
 
-    def transport(self, endpoint: str | None, agent_name: str | None) -> HostTransport:
+    def transport(self, server: Reachable) -> HostTransport:
         """Return the transport. Raises HostUnreachableError where the server has none."""

@@ -25,6 +25,7 @@ class Action(StrEnum):
     RESTART = "RESTART"
     AUTO_STOP = "AUTO_STOP"
     CANCEL = "CANCEL"
+    HOST_KEY_ACCEPTED = "HOST_KEY_ACCEPTED"
     ENROLL = "ENROLL"
     TOKEN_CREATE = "TOKEN_CREATE"  # noqa: S105 - an action's name, no secret
     TOKEN_REVOKE = "TOKEN_REVOKE"  # noqa: S105 - same

@@ -103,7 +103,7 @@ class Checks:
             await self._observations.host_seen(server.id, info)
 
     async def _info(self, server: Server) -> HostInfo:
-        return await self._hosts.transport(server.api_endpoint, server.agent_name).info()
+        return await self._hosts.transport(server).info()
 
     async def _lost(self, server: Server, sentence: str) -> None:
         await self._observations.host_lost(server.id, sentence)

@@ -48,17 +48,17 @@ class Delivery:
         self._tail = b""
         self._offset = 0
         self._refusal: HostRefusedError | None = None
+        self._connected: HostTransport | None = None
+        self._noted = operation.transport
 
     async def run(self, *, recovered: bool) -> Outcome:
         """Return how it ended. `recovered`: it may have been sent before, by a controller that died."""
         order = await self._order()
         if not recovered:
             try:
-                transport = await self._transport()
-                await transport.connect()
+                self._connected = await self._connect()
             except HostUnreachableError as error:
                 return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
-            await self._mark_running(transport.name)
         limit = asyncio.create_task(self._enforce_limit())
         try:
             return await self._deliver(order, send=not recovered or self._may_still_start(), sent=recovered)
@@ -74,7 +74,7 @@ class Delivery:
             # Only the answer to the first sending proves that nothing began.
             proves = send and not sent
             try:
-                transport = await self._transport()
+                transport = await self._connect()
                 if send:
                     sent = True
                     await transport.start(order)
@@ -120,13 +120,25 @@ class Delivery:
                 return
             await self._clock.sleep(_LAST_RETRY)
 
+    async def _connect(self) -> HostTransport:
+        """Return a way on which the host answered just now; which it is, is noted. Raises HostUnreachableError."""
+        found, self._connected = self._connected, None
+        if found is not None:
+            return found
+        transport = await self._transport()
+        await transport.connect()
+        if transport.name != self._noted:
+            await self._mark_running(transport.name)
+            self._noted = transport.name
+        return transport
+
     async def _transport(self) -> HostTransport:
         # Read anew each time: the agent may have been enrolled again meanwhile.
         assert self._operation.server_id is not None
         async with self._database.read() as connection:
             server = await server_store.get(connection, self._operation.server_id)
         assert server is not None
-        return self._hosts.transport(server.api_endpoint, server.agent_name)
+        return self._hosts.transport(server)
 
     async def _order(self) -> Order:
         app_id: UUID | None = self._operation.app_id
@@ -142,7 +154,9 @@ class Delivery:
     async def _mark_running(self, transport: str) -> None:
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            values = {"state": "running", "started_at": now, "transport": transport}
+            values: dict[str, object] = {"state": "running", "transport": transport}
+            if self._noted is None:
+                values["started_at"] = now
             await store.change_in_flight(connection, self._operation.id, values)
 
     def _keep(self, offset: int, data: bytes) -> None:

@@ -63,18 +63,20 @@ class Observations:
 
     async def host_seen(self, server_id: UUID, info: HostInfo) -> None:
         """Apply a host's facts. A host whose Engine doesn't answer is offline, with the reason."""
-        values = {
+        values: dict[str, object] = {
             "status": "online" if info.engine_reachable else "offline",
             "status_detail": None if info.engine_reachable else info.engine_problem,
             "running_containers": info.running_containers,
             "uptime": info.uptime,
-            "agent_version": info.agent_version,
+            "fallback": info.fallback or None,
         }
+        if info.agent_version:
+            values |= {"agent_version": info.agent_version, "agent_journal": info.journal or None}
         await self._change_server(server_id, values)
 
     async def host_lost(self, server_id: UUID, sentence: str) -> None:
         """Note that a host can't be reached. Its apps keep their status; their health is not known any more."""
-        await self._change_server(server_id, {"status": "offline", "status_detail": sentence})
+        await self._change_server(server_id, {"status": "offline", "status_detail": sentence, "fallback": None})
 
     async def _change_server(self, server_id: UUID, values: Mapping[str, object]) -> None:
         async with self._database.write() as connection:

@@ -174,7 +174,7 @@ class Operations:
             server = await server_store.get(connection, operation.server_id)
         assert server is not None
         try:
-            transport = self._hosts.transport(server.api_endpoint, server.agent_name)
+            transport = self._hosts.transport(server)
             await transport.cancel(operation.id, actor.name)
         except (ContactLostError, HostRefusedError) as error:
             raise HostUnreachableError(f"The host could not be told to cancel: {error}") from None

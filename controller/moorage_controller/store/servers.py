@@ -18,7 +18,8 @@ from moorage_controller.store.types import Ciphertext
 class Server:
     """A row of `servers`. `uptime` is seconds; `agent_name` the DNS name of the enrolment in force.
 
-    `encrypted_credentials` is SshCredentials, sealed; `host_key` the pinned public key, a line as in `known_hosts`.
+    `encrypted_credentials` is SshCredentials, sealed; `host_key` the pinned public key, a line as in `known_hosts`;
+    `agent_journal` the folder of the agent's journal on the host; `fallback` why the agent isn't used at the moment.
     """
 
     id: UUID
@@ -39,6 +40,8 @@ class Server:
     updated_at: datetime
     encrypted_credentials: Ciphertext | None = field(default=None, repr=False)
     host_key: str | None = None
+    agent_journal: str | None = None
+    fallback: str | None = None
 
 
 async def add(connection: AsyncConnection, server: Server) -> None:

@@ -79,6 +79,9 @@ servers = Table(
     Column("uptime", Integer()),
     Column("agent_name", String(255)),
     Column("agent_version", String(50)),
+    # Over SSH a host with an agent is worked in the agent's own journal.
+    Column("agent_journal", Text()),
+    Column("fallback", Text()),
     _time("created_at", nullable=False),
     _time("updated_at", nullable=False),
 )

@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!moorage_common/rpc/v1/agent.proto\x12\x10moorage.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"*\n\x07Project\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\"G\n\x03\x41pp\x12\x0f\n\x07\x63\x64_path\x18\x01 \x01(\t\x12/\n\x0clast_project\x18\x02 \x01(\x0b\x32\x19.moorage.agent.v1.Project\"\xf8\x01\n\tContainer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\r\n\x05image\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06health\x18\x06 \x01(\t\x12\x11\n\texit_code\x18\x07 \x01(\x05\x12\x0f\n\x07one_off\x18\x08 \x01(\x08\x12.\n\nstarted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05ports\x18\n \x03(\t\x12/\n\x0b\x66inished_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe1\x01\n\x0e\x41ppObservation\x12\x0f\n\x07\x63\x64_path\x18\x01 \x01(\t\x12\x16\n\x0ereal_directory\x18\x02 \x01(\t\x12*\n\x07project\x18\x03 \x01(\x0b\x32\x19.moorage.agent.v1.Project\x12/\n\ncontainers\x18\x04 \x03(\x0b\x32\x1b.moorage.agent.v1.Container\x12\x14\n\x0cproblem_code\x18\x05 \x01(\t\x12\x0f\n\x07problem\x18\x06 \x01(\t\x12\x11\n\tlooked_at\x18\x07 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\"\xbd\x01\n\x04Host\x12\x18\n\x10\x65ngine_reachable\x18\x01 \x01(\x08\x12\x16\n\x0e\x65ngine_problem\x18\x02 \x01(\t\x12\x1a\n\x12running_containers\x18\x03 \x01(\x05\x12\x0e\n\x06uptime\x18\x04 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x06 \x01(\t\x12\x17\n\x0f\x63ompose_version\x18\x07 \x01(\t\x12\x15\n\ragent_version\x18\x08 \x01(\t\"\x10\n\x0eGetInfoRequest\"7\n\x0fGetInfoResponse\x12$\n\x04host\x18\x01 \x01(\x0b\x32\x16.moorage.agent.v1.Host\"\x80\x01\n\x15StartOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.moorage.agent.v1.OperationKind\x12\"\n\x03\x61pp\x18\x03 \x01(\x0b\x32\x15.moorage.agent.v1.App\"*\n\x16StartOperationResponse\x12\x10\n\x08\x61ttached\x18\x01 \x01(\x08\"=\n\x16\x46ollowOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x03\"&\n\x06Output\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xbd\x01\n\x03\x45nd\x12+\n\x03\x65nd\x18\x01 \x01(\x0e\x32\x1e.moorage.agent.v1.OperationEnd\x12\x11\n\texit_code\x18\x02 \x01(\x05\x12\x0e\n\x06length\x18\x03 \x01(\x03\x12\x14\n\x0c\x63\x61ncelled_by\x18\x04 \x01(\t\x12\x0c\n\x04\x63ode\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x32\n\x08observed\x18\x07 \x01(\x0b\x32 .moorage.agent.v1.AppObservation\"v\n\x17\x46ollowOperationResponse\x12*\n\x06output\x18\x01 \x01(\x0b\x32\x18.moorage.agent.v1.OutputH\x00\x12$\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x15.moorage.agent.v1.EndH\x00\x42\t\n\x07\x63ontent\":\n\x16\x43\x61ncelOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\"K\n\x17\x43\x61ncelOperationResponse\x12\x30\n\x07outcome\x18\x01 \x01(\x0e\x32\x1f.moorage.agent.v1.CancelOutcome\"3\n\x0cWatchRequest\x12#\n\x04\x61pps\x18\x01 \x03(\x0b\x32\x15.moorage.agent.v1.App\"`\n\x08Snapshot\x12$\n\x04host\x18\x01 \x01(\x0b\x32\x16.moorage.agent.v1.Host\x12.\n\x04\x61pps\x18\x02 \x03(\x0b\x32 .moorage.agent.v1.AppObservation\"\x0b\n\tHeartbeat\"\xd5\x01\n\rWatchResponse\x12.\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1a.moorage.agent.v1.SnapshotH\x00\x12/\n\x03\x61pp\x18\x02 \x01(\x0b\x32 .moorage.agent.v1.AppObservationH\x00\x12&\n\x04host\x18\x03 \x01(\x0b\x32\x16.moorage.agent.v1.HostH\x00\x12\x30\n\theartbeat\x18\x04 \x01(\x0b\x32\x1b.moorage.agent.v1.HeartbeatH\x00\x42\t\n\x07\x63ontent*{\n\rOperationKind\x12\x1e\n\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11OPERATION_KIND_UP\x10\x01\x12\x17\n\x13OPERATION_KIND_DOWN\x10\x02\x12\x1a\n\x16OPERATION_KIND_RESTART\x10\x03*y\n\x0cOperationEnd\x12\x1d\n\x19OPERATION_END_UNSPECIFIED\x10\x00\x12\x18\n\x14OPERATION_END_EXITED\x10\x01\x12\x16\n\x12OPERATION_END_LOST\x10\x02\x12\x18\n\x14OPERATION_END_BURIED\x10\x03*\x8a\x01\n\rCancelOutcome\x12\x1e\n\x1a\x43\x41NCEL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41NCEL_OUTCOME_SIGNALLED\x10\x01\x12 \n\x1c\x43\x41NCEL_OUTCOME_ALREADY_ENDED\x10\x02\x12\x19\n\x15\x43\x41NCEL_OUTCOME_BURIED\x10\x03\x32\xda\x03\n\x05\x41gent\x12N\n\x07GetInfo\x12 .moorage.agent.v1.GetInfoRequest\x1a!.moorage.agent.v1.GetInfoResponse\x12\x63\n\x0eStartOperation\x12\'.moorage.agent.v1.StartOperationRequest\x1a(.moorage.agent.v1.StartOperationResponse\x12h\n\x0f\x46ollowOperation\x12(.moorage.agent.v1.FollowOperationRequest\x1a).moorage.agent.v1.FollowOperationResponse0\x01\x12\x66\n\x0f\x43\x61ncelOperation\x12(.moorage.agent.v1.CancelOperationRequest\x1a).moorage.agent.v1.CancelOperationResponse\x12J\n\x05Watch\x12\x1e.moorage.agent.v1.WatchRequest\x1a\x1f.moorage.agent.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!moorage_common/rpc/v1/agent.proto\x12\x10moorage.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"*\n\x07Project\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\"G\n\x03\x41pp\x12\x0f\n\x07\x63\x64_path\x18\x01 \x01(\t\x12/\n\x0clast_project\x18\x02 \x01(\x0b\x32\x19.moorage.agent.v1.Project\"\xf8\x01\n\tContainer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\r\n\x05image\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06health\x18\x06 \x01(\t\x12\x11\n\texit_code\x18\x07 \x01(\x05\x12\x0f\n\x07one_off\x18\x08 \x01(\x08\x12.\n\nstarted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05ports\x18\n \x03(\t\x12/\n\x0b\x66inished_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe1\x01\n\x0e\x41ppObservation\x12\x0f\n\x07\x63\x64_path\x18\x01 \x01(\t\x12\x16\n\x0ereal_directory\x18\x02 \x01(\t\x12*\n\x07project\x18\x03 \x01(\x0b\x32\x19.moorage.agent.v1.Project\x12/\n\ncontainers\x18\x04 \x03(\x0b\x32\x1b.moorage.agent.v1.Container\x12\x14\n\x0cproblem_code\x18\x05 \x01(\t\x12\x0f\n\x07problem\x18\x06 \x01(\t\x12\x11\n\tlooked_at\x18\x07 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x08 \x01(\t\"\xce\x01\n\x04Host\x12\x18\n\x10\x65ngine_reachable\x18\x01 \x01(\x08\x12\x16\n\x0e\x65ngine_problem\x18\x02 \x01(\t\x12\x1a\n\x12running_containers\x18\x03 \x01(\x05\x12\x0e\n\x06uptime\x18\x04 \x01(\x03\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x06 \x01(\t\x12\x17\n\x0f\x63ompose_version\x18\x07 \x01(\t\x12\x15\n\ragent_version\x18\x08 \x01(\t\x12\x0f\n\x07journal\x18\t \x01(\t\"\x10\n\x0eGetInfoRequest\"7\n\x0fGetInfoResponse\x12$\n\x04host\x18\x01 \x01(\x0b\x32\x16.moorage.agent.v1.Host\"\x80\x01\n\x15StartOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.moorage.agent.v1.OperationKind\x12\"\n\x03\x61pp\x18\x03 \x01(\x0b\x32\x15.moorage.agent.v1.App\"*\n\x16StartOperationResponse\x12\x10\n\x08\x61ttached\x18\x01 \x01(\x08\"=\n\x16\x46ollowOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x03\"&\n\x06Output\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xbd\x01\n\x03\x45nd\x12+\n\x03\x65nd\x18\x01 \x01(\x0e\x32\x1e.moorage.agent.v1.OperationEnd\x12\x11\n\texit_code\x18\x02 \x01(\x05\x12\x0e\n\x06length\x18\x03 \x01(\x03\x12\x14\n\x0c\x63\x61ncelled_by\x18\x04 \x01(\t\x12\x0c\n\x04\x63ode\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x32\n\x08observed\x18\x07 \x01(\x0b\x32 .moorage.agent.v1.AppObservation\"v\n\x17\x46ollowOperationResponse\x12*\n\x06output\x18\x01 \x01(\x0b\x32\x18.moorage.agent.v1.OutputH\x00\x12$\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x15.moorage.agent.v1.EndH\x00\x42\t\n\x07\x63ontent\":\n\x16\x43\x61ncelOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\"K\n\x17\x43\x61ncelOperationResponse\x12\x30\n\x07outcome\x18\x01 \x01(\x0e\x32\x1f.moorage.agent.v1.CancelOutcome\"3\n\x0cWatchRequest\x12#\n\x04\x61pps\x18\x01 \x03(\x0b\x32\x15.moorage.agent.v1.App\"`\n\x08Snapshot\x12$\n\x04host\x18\x01 \x01(\x0b\x32\x16.moorage.agent.v1.Host\x12.\n\x04\x61pps\x18\x02 \x03(\x0b\x32 .moorage.agent.v1.AppObservation\"\x0b\n\tHeartbeat\"\xd5\x01\n\rWatchResponse\x12.\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1a.moorage.agent.v1.SnapshotH\x00\x12/\n\x03\x61pp\x18\x02 \x01(\x0b\x32 .moorage.agent.v1.AppObservationH\x00\x12&\n\x04host\x18\x03 \x01(\x0b\x32\x16.moorage.agent.v1.HostH\x00\x12\x30\n\theartbeat\x18\x04 \x01(\x0b\x32\x1b.moorage.agent.v1.HeartbeatH\x00\x42\t\n\x07\x63ontent*{\n\rOperationKind\x12\x1e\n\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11OPERATION_KIND_UP\x10\x01\x12\x17\n\x13OPERATION_KIND_DOWN\x10\x02\x12\x1a\n\x16OPERATION_KIND_RESTART\x10\x03*y\n\x0cOperationEnd\x12\x1d\n\x19OPERATION_END_UNSPECIFIED\x10\x00\x12\x18\n\x14OPERATION_END_EXITED\x10\x01\x12\x16\n\x12OPERATION_END_LOST\x10\x02\x12\x18\n\x14OPERATION_END_BURIED\x10\x03*\x8a\x01\n\rCancelOutcome\x12\x1e\n\x1a\x43\x41NCEL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41NCEL_OUTCOME_SIGNALLED\x10\x01\x12 \n\x1c\x43\x41NCEL_OUTCOME_ALREADY_ENDED\x10\x02\x12\x19\n\x15\x43\x41NCEL_OUTCOME_BURIED\x10\x03\x32\xda\x03\n\x05\x41gent\x12N\n\x07GetInfo\x12 .moorage.agent.v1.GetInfoRequest\x1a!.moorage.agent.v1.GetInfoResponse\x12\x63\n\x0eStartOperation\x12\'.moorage.agent.v1.StartOperationRequest\x1a(.moorage.agent.v1.StartOperationResponse\x12h\n\x0f\x46ollowOperation\x12(.moorage.agent.v1.FollowOperationRequest\x1a).moorage.agent.v1.FollowOperationResponse0\x01\x12\x66\n\x0f\x43\x61ncelOperation\x12(.moorage.agent.v1.CancelOperationRequest\x1a).moorage.agent.v1.CancelOperationResponse\x12J\n\x05Watch\x12\x1e.moorage.agent.v1.WatchRequest\x1a\x1f.moorage.agent.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moorage_common.rpc.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATIONKIND']._serialized_start=2058
-  _globals['_OPERATIONKIND']._serialized_end=2181
-  _globals['_OPERATIONEND']._serialized_start=2183
-  _globals['_OPERATIONEND']._serialized_end=2304
-  _globals['_CANCELOUTCOME']._serialized_start=2307
-  _globals['_CANCELOUTCOME']._serialized_end=2445
+  _globals['_OPERATIONKIND']._serialized_start=2075
+  _globals['_OPERATIONKIND']._serialized_end=2198
+  _globals['_OPERATIONEND']._serialized_start=2200
+  _globals['_OPERATIONEND']._serialized_end=2321
+  _globals['_CANCELOUTCOME']._serialized_start=2324
+  _globals['_CANCELOUTCOME']._serialized_end=2462
   _globals['_PROJECT']._serialized_start=88
   _globals['_PROJECT']._serialized_end=130
   _globals['_APP']._serialized_start=132
@@ -47,35 +47,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPOBSERVATION']._serialized_start=457
   _globals['_APPOBSERVATION']._serialized_end=682
   _globals['_HOST']._serialized_start=685
-  _globals['_HOST']._serialized_end=874
-  _globals['_GETINFOREQUEST']._serialized_start=876
-  _globals['_GETINFOREQUEST']._serialized_end=892
-  _globals['_GETINFORESPONSE']._serialized_start=894
-  _globals['_GETINFORESPONSE']._serialized_end=949
-  _globals['_STARTOPERATIONREQUEST']._serialized_start=952
-  _globals['_STARTOPERATIONREQUEST']._serialized_end=1080
-  _globals['_STARTOPERATIONRESPONSE']._serialized_start=1082
-  _globals['_STARTOPERATIONRESPONSE']._serialized_end=1124
-  _globals['_FOLLOWOPERATIONREQUEST']._serialized_start=1126
-  _globals['_FOLLOWOPERATIONREQUEST']._serialized_end=1187
-  _globals['_OUTPUT']._serialized_start=1189
-  _globals['_OUTPUT']._serialized_end=1227
-  _globals['_END']._serialized_start=1230
-  _globals['_END']._serialized_end=1419
-  _globals['_FOLLOWOPERATIONRESPONSE']._serialized_start=1421
-  _globals['_FOLLOWOPERATIONRESPONSE']._serialized_end=1539
-  _globals['_CANCELOPERATIONREQUEST']._serialized_start=1541
-  _globals['_CANCELOPERATIONREQUEST']._serialized_end=1599
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=1601
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=1676
-  _globals['_WATCHREQUEST']._serialized_start=1678
-  _globals['_WATCHREQUEST']._serialized_end=1729
-  _globals['_SNAPSHOT']._serialized_start=1731
-  _globals['_SNAPSHOT']._serialized_end=1827
-  _globals['_HEARTBEAT']._serialized_start=1829
-  _globals['_HEARTBEAT']._serialized_end=1840
-  _globals['_WATCHRESPONSE']._serialized_start=1843
-  _globals['_WATCHRESPONSE']._serialized_end=2056
-  _globals['_AGENT']._serialized_start=2448
-  _globals['_AGENT']._serialized_end=2922
+  _globals['_HOST']._serialized_end=891
+  _globals['_GETINFOREQUEST']._serialized_start=893
+  _globals['_GETINFOREQUEST']._serialized_end=909
+  _globals['_GETINFORESPONSE']._serialized_start=911
+  _globals['_GETINFORESPONSE']._serialized_end=966
+  _globals['_STARTOPERATIONREQUEST']._serialized_start=969
+  _globals['_STARTOPERATIONREQUEST']._serialized_end=1097
+  _globals['_STARTOPERATIONRESPONSE']._serialized_start=1099
+  _globals['_STARTOPERATIONRESPONSE']._serialized_end=1141
+  _globals['_FOLLOWOPERATIONREQUEST']._serialized_start=1143
+  _globals['_FOLLOWOPERATIONREQUEST']._serialized_end=1204
+  _globals['_OUTPUT']._serialized_start=1206
+  _globals['_OUTPUT']._serialized_end=1244
+  _globals['_END']._serialized_start=1247
+  _globals['_END']._serialized_end=1436
+  _globals['_FOLLOWOPERATIONRESPONSE']._serialized_start=1438
+  _globals['_FOLLOWOPERATIONRESPONSE']._serialized_end=1556
+  _globals['_CANCELOPERATIONREQUEST']._serialized_start=1558
+  _globals['_CANCELOPERATIONREQUEST']._serialized_end=1616
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=1618
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=1693
+  _globals['_WATCHREQUEST']._serialized_start=1695
+  _globals['_WATCHREQUEST']._serialized_end=1746
+  _globals['_SNAPSHOT']._serialized_start=1748
+  _globals['_SNAPSHOT']._serialized_end=1844
+  _globals['_HEARTBEAT']._serialized_start=1846
+  _globals['_HEARTBEAT']._serialized_end=1857
+  _globals['_WATCHRESPONSE']._serialized_start=1860
+  _globals['_WATCHRESPONSE']._serialized_end=2073
+  _globals['_AGENT']._serialized_start=2465
+  _globals['_AGENT']._serialized_end=2939
 # @@protoc_insertion_point(module_scope)

@@ -262,6 +262,7 @@ class Host(_message.Message):
     ENGINE_VERSION_FIELD_NUMBER: _builtins.int
     COMPOSE_VERSION_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
     engine_reachable: _builtins.bool
     engine_problem: _builtins.str
     """One sentence; empty when the Engine answers."""
@@ -272,6 +273,8 @@ class Host(_message.Message):
     engine_version: _builtins.str
     compose_version: _builtins.str
     agent_version: _builtins.str
+    journal: _builtins.str
+    """The folder of the agent's journal on the host."""
     def __init__(
         self,
         *,
@@ -283,10 +286,11 @@ class Host(_message.Message):
         engine_version: _builtins.str = ...,
         compose_version: _builtins.str = ...,
         agent_version: _builtins.str = ...,
+        journal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "compose_version", b"compose_version", "engine_problem", b"engine_problem", "engine_reachable", b"engine_reachable", "engine_version", b"engine_version", "running_containers", b"running_containers", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "compose_version", b"compose_version", "engine_problem", b"engine_problem", "engine_reachable", b"engine_reachable", "engine_version", b"engine_version", "journal", b"journal", "running_containers", b"running_containers", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

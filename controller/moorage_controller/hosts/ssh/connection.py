@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncssh
 
 from moorage_controller.errors import HostUnreachableError
-from moorage_controller.hosts.credentials import SshCredentials
+from moorage_controller.hosts.credentials import SshCredentials, fingerprint
 
 _KEEPALIVE_SECONDS = 5.0
 _KEEPALIVES_MISSED = 3
@@ -20,13 +20,17 @@ _KEEPALIVES_MISSED = 3
 
 @dataclass(frozen=True, slots=True)
 class SshTarget:
-    """Where a server is reached. `host_key` is the pinned one (type and base64, as in known_hosts), empty for none."""
+    """Where a server is reached. `host_key` is the pinned one (type and base64, as in known_hosts), empty for none.
+
+    `journal` is the folder of the journal of the host's agent, empty where it has none: no other may be used then.
+    """
 
     server_id: UUID
     address: str
     port: int
     username: str
     host_key: str = ""
+    journal: str = ""
 
     @property
     def place(self) -> str:
@@ -84,14 +88,21 @@ async def log_in(
     return connection, pinned
 
 
+async def shown_key(target: SshTarget, *, seconds: float = 10.0) -> str:
+    """Return the key that a host shows now, whatever is pinned. Raises HostUnreachableError."""
+    try:
+        async with asyncio.timeout(seconds):
+            key = await asyncssh.get_server_host_key(target.address, target.port, config=None)
+    except (asyncssh.Error, OSError) as error:
+        raise HostUnreachableError(_sentence(target, error, seconds)) from None
+    if key is None:
+        raise HostUnreachableError(f"{target.place} showed no SSH host key.")
+    return key_text(key)
+
+
 def key_text(key: asyncssh.SSHKey) -> str:
     """Return a public key as known_hosts has it: type and base64."""
     return " ".join(key.export_public_key().decode().split()[:2])
-
-
-def fingerprint(host_key: str) -> str:
-    """Return the fingerprint of a pinned key, as ssh-keygen shows it: SHA256:..."""
-    return str(asyncssh.import_public_key(host_key).get_fingerprint())
 
 
 def _options(target: SshTarget, credentials: SshCredentials) -> asyncssh.SSHClientConnectionOptions:

@@ -37,10 +37,11 @@ class Link:
         self._real: dict[str, str] = {}
 
     @classmethod
-    async def open(cls, connection: asyncssh.SSHClientConnection, username: str) -> "Link":
-        """Ask what kind of host it is. Raises HostUnreachableError."""
+    async def open(cls, connection: asyncssh.SSHClientConnection, username: str, journal: str = "") -> "Link":
+        """Ask what kind of host it is; `journal` is as SshTarget has it. Raises HostUnreachableError."""
+        survey = f"journal={quote(journal)}\n{surveys.script('survey.sh')}"
         try:
-            ran = await run_once(Sessions(connection), surveys.script("survey.sh"), seconds=_SURVEY_SECONDS)
+            ran = await run_once(Sessions(connection), survey, seconds=_SURVEY_SECONDS)
         except ScriptError as error:
             raise surveys.no_shell(error, username) from None
         except ContactLostError as error:

@@ -104,7 +104,7 @@ class SshHost:
             async with self._turns:
                 connection, pinned = await log_in(self.target, credentials, self._pin, seconds=_CONNECT_SECONDS)
                 try:
-                    link = await Link.open(connection, self.target.username)
+                    link = await Link.open(connection, self.target.username, self.target.journal)
                 except BaseException:
                     connection.abort()
                     raise

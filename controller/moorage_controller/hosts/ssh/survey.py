@@ -103,6 +103,11 @@ def _why_no_engine(told: Mapping[str, str], username: str) -> str:
 
 
 def _why_no_state(told: Mapping[str, str]) -> str:
+    if told.get("journal_problem"):
+        return (
+            f"The SSH user can't write in the journal of the host's agent, {told['root']}: add it to the group that "
+            "owns Docker's socket, so that both know what the other does."
+        )
     problem = told.get("state_problem", "")
     if not problem:
         return ""

@@ -14,9 +14,12 @@ done
 say missing "${missing# }"
 
 # Where an agent is or was, its journal is everybody's.
-shared=/var/lib/moorage
+shared=${journal:-/var/lib/moorage}
 if [ -w "$shared/operations" ] && [ -w "$shared/locks" ]; then
     root=$shared
+elif [ -n "$journal" ]; then
+    root=$journal
+    say journal_problem yes
 else
     root=${XDG_STATE_HOME:-$HOME/.local/state}/moorage
     problem=$( (umask 077 && mkdir -p "$root/operations" "$root/locks" "$root/bin") 2>&1) ||

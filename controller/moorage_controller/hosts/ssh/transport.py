@@ -1,7 +1,7 @@
 """The way to a host without an agent: plain SSH."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 from uuid import UUID
@@ -86,7 +86,7 @@ class SshTransport:
                 raise HostRefusedError("engine_unreachable", str(error)) from None
             log.info("operation_launched", operation_id=operation_id, kind=order.kind.value, attached=attached)
 
-    async def follow(self, operation_id: UUID, after: int) -> AsyncIterator[Output | End]:
+    async def follow(self, operation_id: UUID, after: int) -> AsyncGenerator[Output | End, None]:
         """Yield output from an offset on, then the end."""
         async with contact(self._host) as site:
             while True:
@@ -112,7 +112,7 @@ class SshTransport:
                 raise HostRefusedError("not_cancellable", "A stop can't be cancelled: the Engine goes on with it.")
             return CancelOutcome(await site.journal.cancel(str(operation_id), by or "somebody"))
 
-    async def watch(self, apps: Sequence[HostApp]) -> AsyncIterator[WatchItem]:
+    async def watch(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
         """Yield a snapshot, then every change."""
         async with contact(self._host) as site:
             watched = _Watched(site, apps)

@@ -1,0 +1,175 @@
+"""Which way to a server: its agent first; SSH where there is no agent, or where it doesn't answer.
+
+Over SSH a server's operations are worked in its agent's own journal, so what the agent was told to do is found there,
+and nothing is done twice. Where that journal can't be used, SSH is no way round the agent.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from uuid import UUID
+
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.agent import AgentTransport
+from moorage_controller.hosts.pools import AgentChannels
+from moorage_controller.hosts.ssh.connection import SshTarget
+from moorage_controller.hosts.ssh.pool import SshPool
+from moorage_controller.hosts.ssh.transport import SshTransport
+from moorage_controller.hosts.transport import (
+    CancelOutcome,
+    ContactLostError,
+    End,
+    HostApp,
+    HostInfo,
+    HostTransport,
+    Order,
+    Output,
+    Reachable,
+    Snapshot,
+    WatchItem,
+)
+
+DEFAULT_USER = "root"
+_AGENT_ASKED_EVERY_SECONDS = 10.0
+
+
+class ChosenHosts:
+    """Finds the way to a server."""
+
+    def __init__(self, channels: AgentChannels, pool: SshPool) -> None:
+        self._channels = channels
+        self._pool = pool
+
+    def transport(self, server: Reachable) -> HostTransport:
+        """Return the way. Raises HostUnreachableError where there is none."""
+        agent = ssh = None
+        if server.api_endpoint and server.agent_name:
+            channel = self._channels.get(server.api_endpoint, server.agent_name)
+            agent = AgentTransport(channel, server.api_endpoint)
+        # Before the agent was seen it isn't known where it keeps its journal.
+        if server.encrypted_credentials and (agent is None or server.agent_journal):
+            ssh = SshTransport(self._pool.host(ssh_target(server)))
+        if agent is not None and ssh is not None:
+            return AgentFirst(agent, ssh)
+        way = agent or ssh
+        if way is None:
+            raise HostUnreachableError(
+                "This server has neither an agent nor an SSH key: make a join token for it and run "
+                "`moorage-agent enroll` on the host, or give it sshPrivateKey.",
+                "no_agent",
+            )
+        return way
+
+
+class AgentFirst:
+    """A host with an agent that can be reached by SSH as well. It chooses at the first call and stays with it."""
+
+    def __init__(self, agent: HostTransport, ssh: HostTransport) -> None:
+        self._agent = agent
+        self._ssh = ssh
+        self._chosen: HostTransport | None = None
+        self._why = ""
+
+    @property
+    def name(self) -> str:
+        """`agent`, or `ssh` once that is chosen."""
+        return (self._chosen or self._agent).name
+
+    async def connect(self) -> None:
+        """Reach the host, one way or the other. Raises HostUnreachableError."""
+        await self._choose()
+
+    async def info(self) -> HostInfo:
+        """Ask the host's facts now, with why the agent isn't used where it isn't. Raises HostUnreachableError."""
+        return self._explained(await (await self._choose()).info())
+
+    async def start(self, order: Order) -> None:
+        """Start, or attach to, an operation. Raises ContactLostError, HostRefusedError."""
+        await (await self._again()).start(order)
+
+    async def follow(self, operation_id: UUID, after: int) -> AsyncGenerator[Output | End, None]:
+        """Yield output from an offset on, then the end: the journal is the same, whichever way."""
+        async for item in (await self._again()).follow(operation_id, after):
+            yield item
+
+    async def cancel(self, operation_id: UUID, by: str) -> CancelOutcome:
+        """Stop a start's command, or see to it that it never starts. Raises ContactLostError, HostRefusedError."""
+        return await (await self._again()).cancel(operation_id, by)
+
+    async def watch(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
+        """Yield a snapshot, then every change; over SSH only until the agent answers again."""
+        way = await self._choose()
+        async with aclosing(self._until_agent(apps) if way is self._ssh else way.watch(apps)) as items:
+            async for item in items:
+                match item:
+                    case HostInfo():
+                        yield self._explained(item)
+                    case Snapshot(host):
+                        yield replace(item, host=self._explained(host))
+                    case _:
+                        yield item
+
+    async def _until_agent(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
+        items = self._ssh.watch(apps)
+        back = asyncio.create_task(self._agent_is_back())
+        item = asyncio.ensure_future(anext(items))
+        try:
+            while True:
+                await asyncio.wait({item, back}, return_when=asyncio.FIRST_COMPLETED)
+                if back.done() and not item.done():
+                    return
+                yield await item
+                item = asyncio.ensure_future(anext(items))
+        finally:
+            for task in (item, back):
+                task.cancel()
+            await asyncio.gather(item, back, return_exceptions=True)
+            await items.aclose()
+
+    async def _agent_is_back(self) -> None:
+        while True:
+            await asyncio.sleep(_AGENT_ASKED_EVERY_SECONDS)
+            with suppress(HostUnreachableError):
+                await self._agent.connect()
+                return
+
+    async def _again(self) -> HostTransport:
+        try:
+            return await self._choose()
+        except HostUnreachableError as error:
+            # What is asked about here may have been sent before: that nobody answers proves nothing.
+            raise ContactLostError(error.sentence) from None
+
+    async def _choose(self) -> HostTransport:
+        if self._chosen is not None:
+            return self._chosen
+        try:
+            await self._agent.connect()
+        except HostUnreachableError as error:
+            await self._choose_ssh(error)
+        else:
+            self._chosen = self._agent
+        return self._chosen or self._agent
+
+    async def _choose_ssh(self, error: HostUnreachableError) -> None:
+        try:
+            await self._ssh.connect()
+        except HostUnreachableError as other:
+            raise HostUnreachableError(f"{error.sentence}; and by SSH: {other.sentence}", error.code) from None
+        self._chosen, self._why = self._ssh, error.sentence
+
+    def _explained(self, info: HostInfo) -> HostInfo:
+        return replace(info, fallback=self._why)
+
+
+def ssh_target(server: Reachable) -> SshTarget:
+    """Return where a server is reached by SSH."""
+    return SshTarget(
+        server_id=server.id,
+        address=server.address,
+        port=server.ssh_port,
+        username=server.ssh_user or DEFAULT_USER,
+        host_key=server.host_key or "",
+        journal=server.agent_journal or "",
+    )

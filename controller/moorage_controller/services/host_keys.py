@@ -1,0 +1,64 @@
+"""Which SSH host key a server is known by: pinned at first sight, and changed only by an admin."""
+
+from uuid import UUID
+
+from moorage_controller.auth.roles import OBSERVER, Actor
+from moorage_controller.errors import ConflictError, NotFoundError
+from moorage_controller.hosts.choose import ssh_target
+from moorage_controller.hosts.credentials import fingerprint
+from moorage_controller.hosts.ssh.connection import shown_key
+from moorage_controller.services.audit import Action, record
+from moorage_controller.signals import Signals
+from moorage_controller.store import servers as store
+from moorage_controller.store.engine import Database
+from moorage_controller.store.servers import Server
+
+
+class HostKeys:
+    """Pins and accepts host keys."""
+
+    def __init__(self, database: Database, signals: Signals) -> None:
+        self._database = database
+        self._signals = signals
+
+    async def pin(self, server_id: UUID, host_key: str) -> str:
+        """Store the key of a server that has none, audited; return the one that counts. Raises NotFoundError."""
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            server = _found(await store.get(connection, server_id))
+            if server.host_key is not None:
+                return server.host_key
+            await store.change(connection, server_id, {"host_key": host_key})
+            sentence = f"The SSH host key {fingerprint(host_key)} of {server.name} was taken at first sight."
+            resource = ("server", server_id, server.name)
+            await record(connection, now, OBSERVER, Action.HOST_KEY_ACCEPTED, resource, sentence)
+        return host_key
+
+    async def accept(self, server_id: UUID, wanted: str, actor: Actor) -> Server:
+        """Take the key that the host shows now for its own, where it has that fingerprint (`SHA256:...`).
+
+        Raises NotFoundError; HostUnreachableError; ConflictError for any other key.
+        """
+        async with self._database.read() as connection:
+            server = _found(await store.get(connection, server_id))
+        host_key = await shown_key(ssh_target(server))
+        shown = fingerprint(host_key)
+        if shown != wanted:
+            raise ConflictError("host_key_differs", f"The host shows the key {shown}, and not {wanted}: look again.")
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            server = _found(await store.get(connection, server_id))
+            await store.change(connection, server_id, {"host_key": host_key, "updated_at": now})
+            sentence = f"The SSH host key {wanted} of {server.name} was accepted."
+            resource = ("server", server_id, server.name)
+            await record(connection, now, actor, Action.HOST_KEY_ACCEPTED, resource, sentence)
+            server = _found(await store.get(connection, server_id))
+        self._signals.login_changed.emit(server_id)
+        self._signals.server_changed.emit(server_id)
+        return server
+
+
+def _found(server: Server | None) -> Server:
+    if server is None:
+        raise NotFoundError("server_not_found", "There is no server of that id.")
+    return server

@@ -1,0 +1,139 @@
+"""A server without an agent, and one whose agent is away: the same operations by SSH, and nothing twice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moorage_lab.engine import PrivateEngine
+from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.waiting import eventually
+from rigs import remove_ssh_apps
+from stack import SLEEPER, SLOW, Stack
+
+
+@pytest.fixture(scope="module")
+def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
+    """Return an sshd with a user who may use Docker, and one who only may by sudo."""
+    assert sample_image
+    users = [LabUser("op"), LabUser("sudoer", docker=False, sudo="ALL=(root) NOPASSWD: /usr/local/bin/docker")]
+    with PrivateSshd(short_folder / "ways", engine, users) as running:
+        yield running
+        remove_ssh_apps(running, engine)
+
+
+@pytest.fixture(scope="module")
+def stack(engine: PrivateEngine, sshd: PrivateSshd, short_folder: Path) -> Iterator[Stack]:
+    """Return a controller, and an agent whose host can be reached by SSH as well."""
+    made = Stack(short_folder / "stack", engine)
+    try:
+        made.start()
+        made.api.put(f"/api/servers/{made.server_id}", ssh(sshd, "op")).expect(200)
+        yield made
+    finally:
+        made.stop()
+
+
+def ssh(sshd: PrivateSshd, user: str) -> dict[str, object]:
+    return {"sshUser": user, "sshPort": sshd.port, "sshPrivateKey": sshd.key.read_text()}
+
+
+def server(stack: Stack, server_id: str = "") -> Any:  # noqa: ANN401 - JSON
+    return stack.api.get(f"/api/servers/{server_id or stack.server_id}").expect(200)
+
+
+def wait_server(stack: Stack, server_id: str = "", **wanted: object) -> Any:  # noqa: ANN401 - JSON
+    def right() -> Any:  # noqa: ANN401 - JSON
+        shown = server(stack, server_id)
+        assert {key: shown[key] for key in wanted} == wanted, shown["statusDetail"]
+        return shown
+
+    return eventually(right, timeout=40, what=f"the server {wanted}")
+
+
+def test_a_server_without_an_agent_does_all_that_one_with_an_agent_does(stack: Stack, sshd: PrivateSshd) -> None:
+    body = {"name": "bare", "address": "127.0.0.1", **ssh(sshd, "op")}
+    made = stack.api.post("/api/servers", body).expect(201)
+    shown = wait_server(stack, made["id"], status="online", connection="ssh", statusDetail=None)
+    assert shown["hostKeyFingerprint"].startswith("SHA256:")
+    assert (shown["hasCredentials"], shown["agentVersion"]) == (True, None)
+    assert stack.audit("HOST_KEY_ACCEPTED")[0]["details"].endswith("of bare was taken at first sight.")
+    directory = sshd.apps / "bare"
+    app_id = stack.make_app("bare", SLEEPER, directory, serverId=made["id"])
+    started = stack.api.post(f"/api/apps/{app_id}/start", {"timeout": 5}).expect(200)
+    assert (started["status"], started["stopAt"]) == ("running", started["startedAt"] + 5 * 60_000)
+    assert "Started" in started["output"]
+    assert stack.operation(started["operationId"])["transport"] == "ssh"
+    assert stack.containers(directory, running=True) == ["web"]
+    stack.wait_app(app_id, status="running", health="healthy")
+    stack.compose(directory, "kill")
+    stack.wait_app(app_id, status="stopped", timeout=5)
+    stack.api.post(f"/api/apps/{app_id}/start").expect(200)
+    stopped = stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
+    assert stopped["status"] == "stopped"
+    assert stack.containers(directory) == []
+
+
+def test_ssh_takes_over_a_start_of_an_agent_that_is_killed_in_its_middle(stack: Stack) -> None:
+    wait_server(stack, status="online", connection="agent")
+    app_id = stack.make_app("taken-over", SLOW)
+    operation = stack.api.post(f"/api/apps/{app_id}/start", headers={"Prefer": "respond-async"}).expect(202)["id"]
+    out = stack.journal(operation) / "out"
+    eventually(lambda: "Waiting" in out.read_text(), timeout=20, what="the start in full swing")
+    assert stack.operation(operation)["transport"] == "agent"
+    stack.agent.kill()
+    shown = wait_server(stack, status="online", connection="ssh")
+    assert "can't be reached" in shown["statusDetail"]
+    assert "by SSH" in shown["statusDetail"]
+    stack.wait_app(app_id, status="running", operationId=None, timeout=60)
+    ended = stack.operation(operation)
+    assert (ended["state"], ended["exitCode"], ended["transport"]) == ("succeeded", 0, "ssh")
+    assert stack.containers(stack.apps / "taken-over", running=True) == ["db", "web"]
+    assert out.read_text().count("Container taken-over-web-1 Started") <= 1, "it ran once"
+    # What is begun now is begun over SSH, in the agent's journal: the agent knows of it when it is back.
+    stop = stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
+    assert stack.operation(stop["operationId"])["transport"] == "ssh"
+    assert (stack.journal(stop["operationId"]) / "exit").exists()
+    stack.agent.start()
+    wait_server(stack, status="online", connection="agent", statusDetail=None)
+    assert stack.app(app_id)["status"] == "stopped"
+    started = stack.api.post(f"/api/apps/{app_id}/start").expect(200)
+    assert stack.operation(started["operationId"])["transport"] == "agent"
+    stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
+
+
+def test_an_ssh_user_who_can_t_write_in_the_agent_s_journal_is_no_way_round_it(stack: Stack, sshd: PrivateSshd) -> None:
+    path = f"/api/servers/{stack.server_id}"
+    stack.api.put(path, ssh(sshd, "sudoer")).expect(200)
+    app_id = stack.make_app("not-around", SLEEPER)
+    stack.agent.kill()
+    try:
+        shown = wait_server(stack, status="offline")
+        refused = stack.api.post(f"/api/apps/{app_id}/start")
+        assert refused.status == 503, refused.text
+        for sentence in (shown["statusDetail"], refused.json["detail"]):
+            assert "can't write in the journal of the host's agent" in sentence
+    finally:
+        stack.agent.start()
+        stack.api.put(path, ssh(sshd, "op")).expect(200)
+    wait_server(stack, status="online", connection="agent")
+
+
+def test_a_changed_host_key_is_told_and_accepted_by_an_admin_alone(stack: Stack, sshd: PrivateSshd) -> None:
+    body = {"name": "rekeyed", "address": "127.0.0.1", **ssh(sshd, "op")}
+    server_id = stack.api.post("/api/servers", body).expect(201)["id"]
+    before = wait_server(stack, server_id, status="online")["hostKeyFingerprint"]
+    sshd.stop()
+    sshd.make_host_key()
+    sshd.start()
+    shown = wait_server(stack, server_id, status="offline")
+    eventually(lambda: "has changed" in server(stack, server_id)["statusDetail"], timeout=30, what="the reason")
+    path = f"/api/servers/{server_id}/host-key"
+    wrong = stack.api.post(path, {"fingerprint": before})
+    assert (wrong.status, wrong.json["code"]) == (409, "host_key_differs")
+    assert stack.api.post(path, {"fingerprint": "SHA256:x"}).status == 422
+    new = wrong.json["detail"].split("shows the key ")[1].split(",")[0]
+    shown = stack.api.post(path, {"fingerprint": new}).expect(200)
+    assert shown["hostKeyFingerprint"] == new != before
+    wait_server(stack, server_id, status="online")
+    assert stack.audit("HOST_KEY_ACCEPTED")[0]["username"] == "admin"

@@ -1,16 +1,18 @@
-"""What all tests share: one real Docker Engine of their own for the whole session, with a sample image in it."""
+"""What all tests share: for the whole session one real Docker Engine, with a sample image, and one real PostgreSQL."""
 
 import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from member import Member
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.images import ensure_sample_image
 from moorage_lab.pids import Pid
+from moorage_lab.postgres import PrivatePostgres
 from stack import IMAGE, Stack
 
 _PLACE = Path("/var/tmp")  # noqa: S108  # mkdtemp makes the folders; /tmp may be memory, and an Engine writes a lot
@@ -28,6 +30,8 @@ def engine_folder() -> Iterator[Path]:
                 PrivateEngine(record.parent).stop()
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PLACE))
+    # Another user's PostgreSQL passes through it; nobody else can list it.
+    folder.chmod(0o711)
     Pid.own().write(folder / _OWNER)
     yield folder
     shutil.rmtree(folder)
@@ -54,6 +58,19 @@ def engine(engine_folder: Path) -> Iterator[PrivateEngine]:
 def sample_image(engine: PrivateEngine) -> str:
     """Return the name of an image with busybox in it, present in `engine`."""
     return ensure_sample_image(engine)
+
+
+@pytest.fixture(scope="session")
+def postgres(engine_folder: Path) -> Iterator[PrivatePostgres]:
+    """Return a PostgreSQL server that belongs to the tests alone."""
+    with PrivatePostgres(engine_folder / "postgres") as private:
+        yield private
+
+
+@pytest.fixture
+def postgres_url(postgres: PrivatePostgres) -> str:
+    """Return the URL of an empty PostgreSQL database, as DATABASE_URL takes it."""
+    return postgres.create_database(f"empty_{uuid4().hex}")
 
 
 @pytest.fixture(scope="module")

@@ -35,10 +35,14 @@ services:
 
 @dataclass
 class Stack:
-    """Controller and agent, started and enrolled; `apps` is the directory the agent's policy allows."""
+    """Controller and agent, started and enrolled; `apps` is the directory the agent's policy allows.
+
+    `environment` adds to the controller's settings.
+    """
 
     folder: Path
     engine: PrivateEngine
+    environment: dict[str, str] = field(default_factory=dict)
     controller: ControllerProcess = field(init=False)
     agent: AgentProcess = field(init=False)
     server_id: str = field(init=False)
@@ -47,7 +51,11 @@ class Stack:
     def __post_init__(self) -> None:
         """Lay out, but start nothing."""
         self.apps = self.folder / "apps"
-        self.controller = ControllerProcess(self.folder / "controller")
+        self.controller = ControllerProcess(
+            # Tests poll faster than people do.
+            self.folder / "controller",
+            environment={"RATE_LIMIT_PER_MINUTE": "0", **self.environment},
+        )
         self.agent = AgentProcess(self.folder / "agent", self.engine, allow_roots=[self.apps])
         self._admin: Api | None = None
 

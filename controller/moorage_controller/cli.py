@@ -1,9 +1,10 @@
-"""The command line: `moorage-controller serve | migrate | create-user`."""
+"""The command line: `moorage-controller serve | migrate | create-user | backup | restore | rotate-key`."""
 
 import asyncio
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -12,9 +13,9 @@ import uvloop
 from moorage_common import logging
 from moorage_common.clock import SystemClock
 
+from moorage_controller import commands
 from moorage_controller import settings as settings_module
 from moorage_controller.app import Controller, migrate_database
-from moorage_controller.commands import create_account
 from moorage_controller.errors import StartupError
 from moorage_controller.settings import Settings
 
@@ -51,10 +52,40 @@ def create_user(name: str, password_file: TextIO | None, *, admin: bool) -> None
     given = None if password_file is None else password_file.readline().rstrip("\r\n")
 
     async def work(settings: Settings) -> None:
-        made = await create_account(settings, name, given, "admin" if admin else "user")
+        made = await commands.create_account(settings, name, given, "admin" if admin else "user")
         click.echo(f"{name} was made." if made is None else f"{name} was made, with the password {made}")
 
     _run(work)
+
+
+@main.command("backup")
+@click.argument("file", type=click.Path(path_type=Path))
+def back_up(file: Path) -> None:
+    """Back the database up into FILE, which must not exist yet. It works while the controller runs, too.
+
+    Secrets in it are as encrypted as in the database, and the key isn't in it: keep ENCRYPTION_KEY in another place.
+    """
+    _run(lambda settings: commands.back_up(settings, file, click.echo))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def restore(file: Path) -> None:
+    """Restore a backup into an empty database: of SQLite or PostgreSQL, whichever it came from.
+
+    It needs the ENCRYPTION_KEY of the controller that was backed up. All is restored, or nothing.
+    """
+    _run(lambda settings: commands.restore(settings, file, click.echo))
+
+
+@main.command("rotate-key")
+def rotate_key() -> None:
+    """Encrypt all secrets in the database with ENCRYPTION_KEY that are still encrypted with an older key.
+
+    First start every controller with the new ENCRYPTION_KEY, and the old one in ENCRYPTION_KEY_PREVIOUS; then run this
+    with the same two. It works while they run, and may be interrupted and run again.
+    """
+    _run(lambda settings: commands.rotate_key(settings, click.echo))
 
 
 def _run(work: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:

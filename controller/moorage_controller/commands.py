@@ -1,16 +1,23 @@
 """What the command line does on the database beside a controller that may be running."""
 
+import asyncio
 import secrets
+from collections.abc import Callable
+from pathlib import Path
 
 import moorage_migrations
 from moorage_common.clock import SystemClock
 from pydantic import ValidationError
 
+from moorage_controller import settings as settings_module
 from moorage_controller.api.user_schemas import AccountIn
 from moorage_controller.auth.roles import Actor
+from moorage_controller.data_folder import lock
 from moorage_controller.errors import ConflictError, StartupError
+from moorage_controller.services import backup, key_rotation
 from moorage_controller.services.accounts import Accounts
 from moorage_controller.settings import Settings
+from moorage_controller.store.encryption import Keyring
 from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
 
 _MADE_BYTES = 12
@@ -28,15 +35,9 @@ async def create_account(settings: Settings, name: str, password: str | None, ro
     except ValidationError as error:
         wrong = "; ".join(f"{e['loc'][0]}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
         raise StartupError("invalid_user", f"The user can't be made: {wrong}") from None
-    path = settings.sqlite_path
-    if path is not None and not path.exists():
-        raise _unmigrated()
-    database = Database(postgresql_url(settings.database_url) if path is None else sqlite_url(path), SystemClock())
+    database = _existing_database(settings)
     try:
-        async with database.read() as connection:
-            revision = await connection.run_sync(moorage_migrations.current_revision)
-        if revision != moorage_migrations.head_revision():
-            raise _unmigrated()
+        await _check_migrated(database)
         fields = account.model_dump(exclude={"password"})
         await Accounts(database).create(fields, account.password, Actor(None, "command line"))
     except ConflictError as error:
@@ -44,6 +45,102 @@ async def create_account(settings: Settings, name: str, password: str | None, ro
     finally:
         await database.close()
     return made
+
+
+async def back_up(settings: Settings, path: Path, say: Callable[[str], None]) -> None:
+    """Back the database up into a new file, and say what is in it and what isn't. Raises StartupError."""
+    database = _existing_database(settings)
+    try:
+        header, size = await backup.back_up(database, path)
+    finally:
+        await database.close()
+    say(f"{path} is written: {header.rows} rows of {len(header.tables)} tables in {size} bytes.")
+    key, jwt = (_place(settings, name) for name in ("encryption_key", "jwt_secret"))
+    say(
+        f"Not in it: {key}, without which it can't be restored, so keep that too, in another place; and {jwt}, which "
+        "may be a new one: after a restore everybody logs in anew."
+    )
+
+
+async def restore(settings: Settings, path: Path, say: Callable[[str], None]) -> None:
+    """Restore a backup into an empty database, and say so. Raises StartupError, and then nothing was written to it."""
+    key = settings_module.kept_secret(settings, "encryption_key")
+    keyring = None if key is None else Keyring([key, *settings.previous_keys])
+    header = await asyncio.to_thread(backup.check, path, keyring)
+    say(
+        f"{path} is whole, and its secrets can be opened: {header.rows} rows of {len(header.tables)} tables, "
+        f"of {header.made_at:%Y-%m-%d %H:%M:%S} UTC, made by release {header.release}."
+    )
+    settings_module.prepare_data_dir(settings)
+    release = lock(settings)
+    database = _database(settings)
+    try:
+        await backup.restore(database, path)
+    finally:
+        await database.close()
+        release()
+    say("All of it is restored: `moorage-controller serve` can start.")
+
+
+async def rotate_key(settings: Settings, say: Callable[[str], None]) -> None:
+    """Seal all secrets with the current key, and say what was done and what to do. Raises StartupError.
+
+    No key is made here: a controller that runs would not know it.
+    """
+    key = settings_module.kept_secret(settings, "encryption_key")
+    if key is None:
+        raise StartupError(
+            "missing_secret",
+            "There is no encryption key here: set ENCRYPTION_KEY to the new key, and start the controller with it and "
+            "the old one in ENCRYPTION_KEY_PREVIOUS first.",
+        )
+    database = _existing_database(settings)
+    try:
+        await _check_migrated(database)
+        done = await key_rotation.rotate(database, Keyring([key, *settings.previous_keys]))
+    finally:
+        await database.close()
+    say(f"Encrypted anew: {done.resealed} of {done.found} secrets.")
+    for sealed, error in done.unopened:
+        say(f"Left as it is: {sealed.column} of row {sealed.row}. {error}")
+    if done.unopened:
+        raise StartupError(
+            "undecryptable_secret",
+            f"{len(done.unopened)} secrets can't be opened, and were left as they are: keep the old keys, add what is "
+            "missing to ENCRYPTION_KEY_PREVIOUS and run this again, or give those servers their credentials anew.",
+        )
+    if not done.ended:
+        raise StartupError(
+            "old_key_in_use",
+            "A controller still encrypts with an old key: start each with the new ENCRYPTION_KEY, and run this again.",
+        )
+    say(
+        "All are encrypted with the current key: take ENCRYPTION_KEY_PREVIOUS away from every controller, and start it "
+        "anew. Keep the old key for as long as you keep backups from before."
+    )
+
+
+async def _check_migrated(database: Database) -> None:
+    async with database.read() as connection:
+        revision = await connection.run_sync(moorage_migrations.current_revision)
+    if revision != moorage_migrations.head_revision():
+        raise _unmigrated()
+
+
+def _existing_database(settings: Settings) -> Database:
+    if settings.sqlite_path is not None and not settings.sqlite_path.exists():
+        raise _unmigrated()
+    return _database(settings)
+
+
+def _database(settings: Settings) -> Database:
+    path = settings.sqlite_path
+    return Database(postgresql_url(settings.database_url) if path is None else sqlite_url(path), SystemClock())
+
+
+def _place(settings: Settings, name: str) -> str:
+    """Return where a secret is, for a person to read."""
+    return name.upper() if getattr(settings, name) else f"the file {settings.moorage_data_dir / name}"
 
 
 def _unmigrated() -> StartupError:

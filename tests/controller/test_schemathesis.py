@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 import schemathesis
-from factories import World, make_settings
+from factories import PASSWORD, World, make_settings
 from hypothesis import HealthCheck, Phase
 from moorage_controller.api.routes import ROUTES
 from schemathesis.core.failures import FailureGroup
@@ -52,6 +52,9 @@ def running(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterato
         operation_id = await world.begin(app_id)
         project_id = (await world.app(app_id))["projectId"]
         ids = {"servers": server_id, "apps": app_id, "operations": operation_id, "projects": project_id}
+        token = await world.admin.post("/api/tokens", {"name": "ci", "scopes": ["read"]})
+        user = await world.admin.post("/api/users", {"username": "another", "password": PASSWORD})
+        ids |= {"tokens": token.expect(201)["id"], "users": user.expect(201)["id"]}
         return Running(world, ids)
 
     try:

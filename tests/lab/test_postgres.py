@@ -1,0 +1,34 @@
+"""The private PostgreSQL: it keeps what was committed over a crash, and never outlives who started it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from moorage_lab.pids import Pid
+from moorage_lab.postgres import PrivatePostgres
+
+_STARTER = """\
+import os, signal, sys
+from pathlib import Path
+from moorage_lab.postgres import PrivatePostgres
+PrivatePostgres(Path(sys.argv[1])).start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_committed_is_there_after_a_crash_under_the_same_url(engine_folder: Path) -> None:
+    with PrivatePostgres(engine_folder / "crashing") as server:
+        url = server.create_database("one")
+        server.run("psql", "-d", url, "-c", "CREATE TABLE kept AS SELECT 42 AS number")
+        server.crash()
+        assert not server.answers()
+        server.start()
+        assert server.run("psql", "-At", "-d", url, "-c", "SELECT number FROM kept") == "42\n"
+
+
+def test_it_ends_when_the_process_that_started_it_is_killed(engine_folder: Path) -> None:
+    folder = engine_folder / "orphaned"
+    subprocess.run([sys.executable, "-c", _STARTER, str(folder)], check=False, timeout=60)
+    left = Pid.read(folder / "postgres.pid")
+    assert left is not None
+    assert left.gone_within(10)

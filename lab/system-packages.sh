@@ -6,8 +6,8 @@
 #   venv      a Python that can make virtual environments
 #   engine    a Docker Engine: one that answers already, or a dockerd that can be started
 #   dockerd   a dockerd that can be started, whatever answers already (tests always start their own)
-#   postgresql  the programs of a PostgreSQL server (tests start one of their own)
 #   sshd      an OpenSSH server, the login shells that hosts have, and sudo
+#   postgresql  the programs of a PostgreSQL server (tests start one of their own)
 #   busybox   a busybox without shared libraries, of which the sample image is made
 #   chromium  a browser without a window, in which tests call the API as a dashboard does
 set -eu
@@ -52,20 +52,20 @@ for word in "$@"; do
             need busybox-static
         fi
         ;;
-    postgresql)
-        command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need postgresql
-        ;;
-    chromium)
-        command -v chromium >/dev/null || command -v google-chrome >/dev/null || need chromium
-        ;;
     sshd)
         command -v sshd >/dev/null || need openssh-server
         for program in fish tcsh sudo; do
             command -v "$program" >/dev/null || need "$program"
         done
         ;;
+    postgresql)
+        command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need postgresql
+        ;;
+    chromium)
+        command -v chromium >/dev/null || command -v google-chrome >/dev/null || need chromium
+        ;;
     *)
-        echo "lab/system-packages.sh knows venv, engine, dockerd, busybox, chromium, postgresql and sshd, but not '$word'." >&2
+        echo "lab/system-packages.sh knows venv, engine, dockerd, busybox, sshd, postgresql and chromium, but not '$word'." >&2
         exit 2
         ;;
     esac

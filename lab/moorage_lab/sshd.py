@@ -169,7 +169,7 @@ class PrivateSshd:
             lines += [f"{u.name}:{_hash(u.password) if u.password else '*'}:19000:0:99999:7:::" for u in self.users]
         elif name == "sudoers":
             lines = [line for line in lines if not line.startswith(("@includedir", "#includedir"))]
-            lines += [f"{u.name} {u.sudo}" for u in self.users if u.sudo]
+            lines += ['Defaults env_keep += "DOCKER_HOST"', *(f"{u.name} {u.sudo}" for u in self.users if u.sudo)]
         else:
             members = [u.name for u in self.users if u.docker]
             gid = str(self._socket.stat().st_gid)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +17,8 @@ from moorage_controller.hosts.ssh.shell import lost
 
 _CALL_SECONDS = 10.0
 _READ_BYTES = 1 << 16
-_AT_ONCE = 8
+_STREAMS = 4
+"""How many at once to look at many containers, where the way to the Engine allows it."""
 
 
 class EngineProblemError(Exception):
@@ -53,11 +54,12 @@ class Engine:
     def __init__(self, dial: Dial, resolve: "Resolve") -> None:
         self._dial = dial
         self._resolve = resolve
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self.streams = _STREAMS
+        """How many streams may be open at once, beside that of the events."""
 
     async def facts(self) -> EngineFacts:
         """Ask version, running containers (all, not only Compose's) and time."""
-        info = await self._get("/info")
+        (info,) = await self._get(["/info"])
         moment = datetime.fromisoformat(info["SystemTime"])
         return EngineFacts(info["ServerVersion"], info["ContainersRunning"], int(moment.timestamp()))
 
@@ -67,16 +69,14 @@ class Engine:
 
     async def containers(self) -> dict[str, Container]:
         """Look at all containers of Compose projects, by id, each inspected: health and exit codes are only there."""
-        found = await asyncio.gather(*(self.inspect(row["Id"]) for row in await self._rows()))
-        return await self.identified([about for about in found if about is not None])
+        return await self.inspected([row["Id"] for row in await self._rows()])
 
-    async def inspect(self, container_id: str) -> Mapping[str, Any] | None:
-        """Look at one container; None where it is gone."""
-        found: Mapping[str, Any] | None = await self._get(f"/containers/{quote(container_id, safe='')}/json")
-        return found
-
-    async def identified(self, abouts: list[Mapping[str, Any]]) -> dict[str, Container]:
-        """Read inspected containers, by id; those of no Compose project are left out."""
+    async def inspected(self, ids: Sequence[str]) -> dict[str, Container]:
+        """Look at some containers, by id; those that are gone, or of no Compose project, are left out."""
+        paths = [f"/containers/{quote(container_id, safe='')}/json" for container_id in ids]
+        shares = [share for n in range(self.streams) if (share := paths[n :: self.streams])]
+        told = await asyncio.gather(*(self._get(share) for share in shares))
+        abouts = [about for share in told for about in share if about is not None]
         real = await self._resolve([named for about in abouts if (named := _named(about)) is not None])
         found = (of_inspection(about, real.__getitem__) for about in abouts)
         return {c.state.id: c for c in found if c is not None}
@@ -90,10 +90,10 @@ class Engine:
         path = f"/events?{urlencode({'since': since, 'filters': filters})}"
         rest = b""
         async with self._dial() as stream:
-            request = _Request(stream)
-            await asyncio.wait_for(request.send(path), _CALL_SECONDS)
+            talk = _Talk(stream)
+            await asyncio.wait_for(talk.ask(path), _CALL_SECONDS)
             yield ""
-            async with aclosing(request.body()) as body:
+            async with aclosing(talk.body()) as body:
                 async for data in body:
                     *lines, rest = (rest + data).split(b"\n")
                     for line in filter(None, lines):
@@ -102,16 +102,21 @@ class Engine:
 
     async def _rows(self) -> list[dict[str, Any]]:
         filters = urlencode({"all": 1, "filters": json.dumps({"label": [PROJECT]})})
-        rows: list[dict[str, Any]] = await self._get(f"/containers/json?{filters}")
-        return rows
+        (rows,) = await self._get([f"/containers/json?{filters}"])
+        return list(rows)
 
-    async def _get(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        """Return what the Engine answers, None where it knows no such thing."""
+    async def _get(self, paths: Sequence[str]) -> list[Any]:
+        """Ask one thing after the other on one stream; None for what the Engine doesn't know."""
+        async with self._dial() as stream:
+            talk = _Talk(stream)
+            return [await self._answer(talk, path) for path in paths]
+
+    @staticmethod
+    async def _answer(talk: "_Talk", path: str) -> Any:  # noqa: ANN401 - JSON
         try:
-            async with self._turns, asyncio.timeout(_CALL_SECONDS), self._dial() as stream:
-                request = _Request(stream)
-                status = await request.send(path)
-                async with aclosing(request.body()) as body:
+            async with asyncio.timeout(_CALL_SECONDS):
+                status = await talk.ask(path)
+                async with aclosing(talk.body()) as body:
                     answer = b"".join([data async for data in body])
         except TimeoutError:
             raise EngineProblemError(
@@ -135,17 +140,18 @@ class Resolve(Protocol):
         """Return each path's real one. Raises ContactLostError."""
 
 
-class _Request:
-    """One request and its answer on a stream of its own."""
+class _Talk:
+    """Requests and answers on one stream."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT)
 
-    async def send(self, path: str) -> int:
-        """Ask, and return the status."""
-        headers = [("Host", "docker"), ("Connection", "close")]
-        for event in (h11.Request(method="GET", target=path, headers=headers), h11.EndOfMessage()):
+    async def ask(self, path: str) -> int:
+        """Ask, and return the status of the answer; read its body before the next one."""
+        if self._http.our_state is h11.DONE:
+            self._http.start_next_cycle()
+        for event in (h11.Request(method="GET", target=path, headers=[("Host", "docker")]), h11.EndOfMessage()):
             data = self._http.send(event)
             if data:
                 self._stream.write(data)
@@ -163,7 +169,7 @@ class _Request:
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 self._http.receive_data(await self._stream.read(_READ_BYTES))
-        except h11.RemoteProtocolError:
+        except h11.ProtocolError:
             raise EngineProblemError("The Docker Engine broke off its answer: see on the host that it runs.") from None
         except (asyncssh.Error, OSError) as error:
             raise lost(error) from None

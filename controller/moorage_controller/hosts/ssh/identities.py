@@ -48,7 +48,6 @@ class Identities:
 
     async def ask(self, link: Link, compose: HostCompose, app: HostApp) -> AppIdentity:
         """Ask Compose now. Raises ContactLostError, HostRefusedError for a path that can't be one."""
-        check_path(app.cd_path)
         link.forget_paths()
         real = (await link.real_paths([app.cd_path]))[app.cd_path]
         check_path(real)

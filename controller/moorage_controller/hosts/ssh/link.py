@@ -2,7 +2,7 @@
 
 import asyncio
 import shlex
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import asyncssh
@@ -33,7 +33,9 @@ class Link:
         self._line_turn = asyncio.Lock()
         self._leave_line = asyncio.Event()
         self._line_task: asyncio.Task[None] | None = None
-        self._forwards = True
+        self._doubts = False
+        self._forwards: bool | None = None
+        """Whether the server lets us through to the Engine's socket; None until it is known."""
         self._real: dict[str, str] = {}
 
     @classmethod
@@ -115,7 +117,7 @@ class Link:
             self._leave_line.set()
             return None
         async with self._line_turn:
-            if self._line is None or self._line.ended:
+            if self._line is None or self._line.ended or self._leave_line.is_set():
                 self._leave_line = asyncio.Event()
                 opened: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
                 self._line_task = asyncio.create_task(self._keep_line(opened, self._leave_line))
@@ -124,7 +126,7 @@ class Link:
 
     @property
     def _uses_line(self) -> bool:
-        return self._forwards and bool(self.survey.socket) and self.sessions.limit > 1
+        return not self._doubts and bool(self.survey.socket) and self.sessions.limit > 1
 
     async def _keep_line(self, opened: asyncio.Future[Line], leave: asyncio.Event) -> None:
         """Hold the session open in a task of its own: whoever asked for it may be cancelled."""
@@ -136,6 +138,8 @@ class Link:
                 left = asyncio.create_task(leave.wait())
                 try:
                     await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
+                    async with line.turn:
+                        pass  # whatever script is running now
                 finally:
                     ended.cancel()
                     left.cancel()
@@ -149,9 +153,10 @@ class Link:
         """Open a stream to the Engine: a forwarded socket (no session), else `docker system dial-stdio` in one."""
         if self.survey.engine_problem:
             raise EngineProblemError(self.survey.engine_problem)
-        if self.survey.socket and self._forwards:
+        if self.survey.socket and self._forwards is not False:
             forwarded = await self._forward()
             if forwarded is not None:
+                self._forwards, self._doubts = True, False
                 reader, writer = forwarded
                 try:
                     yield _Forwarded(reader, writer)
@@ -167,11 +172,13 @@ class Link:
         except asyncssh.ChannelOpenError as error:
             if self.connection.is_closed():
                 raise lost(error) from None
-            if error.code == asyncssh.OPEN_CONNECT_FAILED:
+            if self._forwards:
                 raise EngineProblemError(
                     f"The Docker Engine at {self.survey.socket} doesn't answer: see on the host that it runs."
                 ) from None
-            self._forwards = False  # forbidden by the server, or unknown to it
+            # Forbidden, or no Engine: OpenSSH says the same of both. The Engine needs the sessions from now on.
+            self._leave_line.set()
+            self._doubts = True
             return None
         except (asyncssh.Error, OSError) as error:
             raise lost(error) from None
@@ -186,7 +193,12 @@ class Link:
                 await framed.begin(command)
             except ScriptError as error:
                 raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
-            yield _Stdio(framed, process)
+            yield _Stdio(framed, process, self._stdio_answered)
+
+    def _stdio_answered(self) -> None:
+        """Note that the Engine lives, so that it is the forwarding that is refused."""
+        self._forwards = False
+        self.engine.streams = 1
 
 
 class _Forwarded:
@@ -202,12 +214,16 @@ class _Forwarded:
 
 
 class _Stdio:
-    def __init__(self, framed: Framed, process: asyncssh.SSHClientProcess[bytes]) -> None:
+    def __init__(self, framed: Framed, process: asyncssh.SSHClientProcess[bytes], answered: Callable[[], None]) -> None:
         self._framed = framed
         self._process = process
+        self._answered = answered
 
     async def read(self, limit: int) -> bytes:
-        return self._framed.take() or await self._process.stdout.read(limit)
+        data = self._framed.take() or await self._process.stdout.read(limit)
+        if data:
+            self._answered()
+        return data
 
     def write(self, data: bytes) -> None:
         self._process.stdin.write(data)

@@ -24,6 +24,7 @@ export LC_ALL PATH
 """
 _SESSIONS = 8
 """OpenSSH allows 10 by default; the rest is for people."""
+_REFUSED = 5
 _READ_BYTES = 1 << 16
 _CLOSE_SECONDS = 2.0
 lost_errors = (asyncssh.Error, OSError)
@@ -109,7 +110,7 @@ class Sessions:
             await self._leave()
 
     async def _turn(self, opened: Callable[[], Awaitable[T]]) -> T:
-        pause = 0.02
+        pause, refused = 0.02, 0
         while True:
             async with self._freed:
                 await self._freed.wait_for(lambda: self._open < self._limit)
@@ -120,8 +121,10 @@ class Sessions:
                 if error.code != asyncssh.OPEN_CONNECT_FAILED or self._connection.is_closed():
                     await self._leave()
                     raise lost(error) from None
-                if self._open > 1:
-                    self._limit = max(self._open - 1, 1)
+                # The server may still count sessions that we closed just now: believe it when it insists.
+                refused += 1
+                if refused >= _REFUSED and self._open > 1:
+                    self._limit, refused = self._open - 1, 0
                 await self._leave()
             except asyncssh.SFTPError:
                 await self._leave()
@@ -131,7 +134,6 @@ class Sessions:
                 if isinstance(error, lost_errors):
                     raise lost(error) from None
                 raise
-            # The server may still count one that we closed just now.
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.5)
 
@@ -215,7 +217,8 @@ class Line:
     def __init__(self, process: Process, prologue: str) -> None:
         self._process = process
         self._prologue = prologue
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
+        """Held while a script runs."""
 
     @property
     def ended(self) -> bool:
@@ -224,7 +227,7 @@ class Line:
 
     async def run(self, script: str, *, seconds: float) -> Ran:
         """Run a script; one that takes too long breaks the line. Raises ContactLostError, ScriptError."""
-        async with self._turn:
+        async with self.turn:
             if self.ended:
                 raise ContactLostError("The shell on the host has ended.")
             whole = False

@@ -96,7 +96,8 @@ def _why_no_engine(told: Mapping[str, str], username: str) -> str:
                 f"The SSH user {username} may not use Docker: add it to the group that owns "
                 f"{endpoint.removeprefix('unix://')}, or allow it `sudo -n docker`."
             )
-        return f"Docker doesn't answer through sudo: {' '.join(said.split())[:_TOLD_BYTES]}"
+        said = " ".join(said.split())[:_TOLD_BYTES]
+        return f"The SSH user {username} may use Docker by sudo alone, which says: {said} See on the host that it runs."
     if not endpoint.startswith("unix://"):
         return f"Docker on the host talks to {endpoint}: only an Engine on the host itself can be used."
     return f"The Docker Engine at {endpoint} doesn't answer: see on the host that it runs."

@@ -19,6 +19,7 @@ from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh import watch as watches
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.engine import EngineProblemError
+from moorage_controller.hosts.ssh.identities import check_path
 from moorage_controller.hosts.ssh.link import Link, refusal
 from moorage_controller.hosts.ssh.pool import SshHost, contact
 from moorage_controller.hosts.ssh.site import Site
@@ -65,6 +66,7 @@ class SshTransport:
     async def start(self, order: Order) -> None:
         """Start, or attach to, an operation. Raises ContactLostError, HostRefusedError."""
         operation_id = str(order.operation_id)
+        check_path(order.app.cd_path)
         async with contact(self._host) as site:
             link = site.link
             if link.survey.state_problem:

@@ -127,8 +127,7 @@ class Watch:
             for container_id, known in before.containers.items()
             if container_id not in ids and states.get(container_id) == known.state.state
         }
-        found = await asyncio.gather(*(engine.inspect(each) for each in states.keys() - containers.keys()))
-        containers |= await engine.identified([about for about in found if about is not None])
+        containers |= await engine.inspected(list(states.keys() - containers.keys()))
         return Seen(containers, began, await engine.facts())
 
     async def _identify(self) -> None:

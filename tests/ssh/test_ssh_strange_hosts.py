@@ -1,0 +1,232 @@
+"""Hosts as they are found: each strangeness either works or is said in one sentence."""
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from moorage_common.states import OperationKind, observed_status
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.ssh.transport import SshTransport
+from moorage_controller.hosts.transport import (
+    End,
+    EndKind,
+    HostApp,
+    HostRefusedError,
+    Order,
+    Snapshot,
+    WatchItem,
+)
+from moorage_lab.engine import PrivateEngine
+from moorage_lab.processes import installed
+from moorage_lab.sshd import PrivateSshd
+from rigs import SshDesk, ssh_app
+
+from .conftest import SHELLS
+
+StartSshd = Callable[..., PrivateSshd]
+
+
+async def run(transport: SshTransport, cd_path: str, kind: OperationKind = OperationKind.UP) -> tuple[str, End]:
+    """Run an operation; return its output and its end."""
+    sent = Order(uuid4(), kind, HostApp(cd_path))
+    await transport.start(sent)
+    return await followed(transport, sent.operation_id)
+
+
+async def followed(transport: SshTransport, operation_id: UUID) -> tuple[str, End]:
+    raw = b""
+    async with asyncio.timeout(60):
+        async for item in transport.follow(operation_id, 0):
+            if isinstance(item, End):
+                return raw.decode(), item
+            raw += item.data
+    raise AssertionError("it ended without an end")
+
+
+async def watching(transport: SshTransport, *paths: str) -> AsyncGenerator[WatchItem, None]:
+    async for item in transport.watch([HostApp(path) for path in paths]):
+        yield item
+
+
+async def whole_life(transport: SshTransport, cd_path: str) -> str:
+    """Start, watch, and stop an app; return what the start printed."""
+    output, end = await run(transport, cd_path)
+    assert (end.kind, end.exit_code) == (EndKind.EXITED, 0), output
+    async with asyncio.timeout(30), aclosing(watching(transport, cd_path)) as items:
+        snapshot = await anext(items)
+    assert isinstance(snapshot, Snapshot)
+    assert observed_status(snapshot.apps[0].containers) == "running"
+    stopped, end = await run(transport, cd_path, OperationKind.DOWN)
+    assert (end.kind, end.exit_code) == (EndKind.EXITED, 0), stopped
+    assert end.observed is not None
+    assert list(end.observed.containers) == []
+    return output
+
+
+async def refusal(transport: SshTransport, cd_path: str) -> HostRefusedError:
+    with pytest.raises(HostRefusedError) as caught:
+        await transport.start(Order(uuid4(), OperationKind.UP, HostApp(cd_path)))
+    assert caught.value.sentence.endswith(".")
+    return caught.value
+
+
+@pytest.mark.parametrize("user", [f"u-{name}" for name in SHELLS] + ["noisy"])
+async def test_every_login_shell_will_do(desk: SshDesk, user: str) -> None:
+    await whole_life(desk.transport(user), ssh_app(desk.sshd))
+
+
+async def test_compose_is_uploaded_once_and_said_so(desk: SshDesk, start_sshd: StartSshd) -> None:
+    sshd = start_sshd()
+    own = SshDesk(sshd)
+    assert "Uploaded to the host: 31 MiB" in await whole_life(own.transport(), ssh_app(sshd))
+    (program,) = (sshd.home("op") / ".local/state/moorage/bin").iterdir()
+    assert program.read_bytes() == await asyncio.to_thread(Path(installed("docker-compose")).read_bytes)
+    assert program.stat().st_uid == sshd.uid("op")
+    made = program.stat().st_ino
+    # Another controller, or this one after a restart:
+    other = SshDesk(sshd)
+    assert "Uploaded" not in await whole_life(other.transport(), ssh_app(sshd))
+    assert program.stat().st_ino == made
+    await own.pool.close()
+    await other.pool.close()
+    del desk
+
+
+async def test_a_user_without_a_shell_is_told(desk: SshDesk) -> None:
+    with pytest.raises(HostUnreachableError) as caught:
+        await desk.transport("nologin").connect()
+    assert caught.value.code == "no_shell"
+    assert "This account is currently not available" in caught.value.sentence
+
+
+async def test_a_user_who_may_not_use_docker_is_told(desk: SshDesk) -> None:
+    transport = desk.transport("poor")
+    info = await transport.info()
+    assert not info.engine_reachable
+    assert "The SSH user poor may not use Docker: add it to the group" in info.engine_problem
+    error = await refusal(transport, ssh_app(desk.sshd))
+    assert (error.code, error.sentence) == ("engine_unreachable", info.engine_problem)
+    async with asyncio.timeout(30), aclosing(watching(transport)) as items:
+        snapshot = await anext(items)
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.host.engine_problem == info.engine_problem
+
+
+async def test_docker_by_sudo_alone_will_do_where_the_host_has_its_own_compose(desk: SshDesk) -> None:
+    transport = desk.transport("sudoer")
+    info = await transport.info()
+    assert (info.engine_reachable, info.engine_problem) == (True, "")
+    with docker_plugin(desk.sshd):
+        await whole_life(transport, ssh_app(desk.sshd))
+
+
+async def test_docker_by_sudo_without_a_compose_of_the_host_s_own_is_told(desk: SshDesk) -> None:
+    error = await refusal(desk.transport("sudoer"), ssh_app(desk.sshd))
+    assert error.code == "compose_missing"
+    assert "install Docker's Compose plugin there" in error.sentence
+
+
+@pytest.mark.parametrize("options", [("AllowStreamLocalForwarding no",), ("DisableForwarding yes", "MaxSessions 2")])
+async def test_a_server_that_forwards_nothing_will_do(start_sshd: StartSshd, options: tuple[str, ...]) -> None:
+    sshd = start_sshd(*options)
+    desk = SshDesk(sshd)
+    transport = desk.transport()
+    await whole_life(transport, ssh_app(sshd))
+    await desk.pool.close()
+
+
+async def test_a_home_that_can_t_be_written_is_told(desk: SshDesk) -> None:
+    home = desk.sshd.home("locked-in")
+    shutil.chown(home, 0, 0)
+    error = await refusal(desk.transport("locked-in"), ssh_app(desk.sshd))
+    assert error.code == "journal_unavailable"
+    assert f"can't write in {home}/.local/state/moorage" in error.sentence
+
+
+async def test_a_full_disk_is_told_and_starts_nothing(start_sshd: StartSshd, engine: PrivateEngine) -> None:
+    sshd = start_sshd()
+    desk = SshDesk(sshd)
+    cd_path = ssh_app(sshd)
+    await whole_life(desk.transport(), cd_path)
+    state = sshd.home("op") / ".local/state/moorage"
+    with small_disk(sshd, state / "operations") as disk:
+        filler = disk / "filler"
+        await asyncio.to_thread(fill, filler)
+        transport = desk.transport()
+        error = await refusal(transport, cd_path)
+        assert error.code == "journal_full"
+        filler.unlink()
+        await whole_life(transport, cd_path)
+    await desk.pool.close()
+    del engine
+
+
+async def test_a_host_without_docker_is_told(start_sshd: StartSshd) -> None:
+    sshd = start_sshd("SetEnv DOCKER_HOST=unix:///nonexistent/docker.sock")
+    desk = SshDesk(sshd)
+    info = await desk.transport().info()
+    assert not info.engine_reachable
+    assert "/nonexistent/docker.sock doesn't answer" in info.engine_problem
+    await desk.pool.close()
+
+
+async def test_old_compose_is_refused(start_sshd: StartSshd) -> None:
+    """Only its own Compose is left to a host whose state folder may hold no programs."""
+    sshd = start_sshd()
+    tools = sshd.folder / "tools"
+    tools.mkdir()
+    (tools / "docker").write_text('#!/bin/sh\n[ "$1" != compose ] || exit 1\n')
+    (tools / "docker-compose").write_text("#!/bin/sh\necho 1.29.2\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    sshd.stop()
+    sshd.options.append(f"SetEnv PATH={tools}:/usr/bin:/bin DOCKER_HOST=unix://{sshd.folder}/engine/docker.sock")
+    sshd.start()
+    desk = SshDesk(sshd)
+    binaries = sshd.home("op") / ".local/state/moorage/bin"
+    await desk.transport().connect()
+    with small_disk(sshd, binaries, "noexec,size=64m"):
+        error = await refusal(desk.transport(), ssh_app(sshd))
+    assert error.code == "compose_v1"
+    assert "1.29.2" in error.sentence
+    await desk.pool.close()
+
+
+def fill(file: Path) -> None:
+    """Write until the disk is full."""
+    with suppress(OSError), file.open("wb", buffering=0) as opened:
+        while opened.write(b"x" * 4096):
+            pass
+
+
+@contextmanager
+def docker_plugin(sshd: PrivateSshd) -> Iterator[None]:
+    """Give root's docker its Compose plugin."""
+    del sshd
+    folder = Path("/root/.docker/cli-plugins")
+    plugin = folder / "docker-compose"
+    assert not plugin.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    plugin.symlink_to(installed("docker-compose"))
+    try:
+        yield
+    finally:
+        plugin.unlink()
+
+
+@contextmanager
+def small_disk(sshd: PrivateSshd, place: Path, options: str = "size=256k") -> Iterator[Path]:
+    """Mount a small disk there, as the lab's sshd sees it."""
+    about = place.stat()
+    options = f"{options},uid={about.st_uid},gid={about.st_gid},mode=0700"
+    inside = ["nsenter", "--target", str(sshd.process.pid), "--mount", "--"]
+    subprocess.run([*inside, "mount", "-t", "tmpfs", "-o", options, "none", place], check=True)
+    try:
+        yield Path(f"/proc/{sshd.process.pid}/root{place}")
+    finally:
+        subprocess.run([*inside, "umount", "--lazy", place], check=True)

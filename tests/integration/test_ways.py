@@ -110,7 +110,7 @@ def test_an_ssh_user_who_can_t_write_in_the_agent_s_journal_is_no_way_round_it(s
     try:
         shown = wait_server(stack, status="offline")
         refused = stack.api.post(f"/api/apps/{app_id}/start")
-        assert refused.status == 503, refused.text
+        assert refused.status == 503, refused.json
         for sentence in (shown["statusDetail"], refused.json["detail"]):
             assert "can't write in the journal of the host's agent" in sentence
     finally:

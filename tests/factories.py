@@ -235,7 +235,7 @@ class World:
 
     async def start(self) -> Self:
         """Start the controller, and log both users in the first time."""
-        self._controller = await Controller(self.settings, self.clock, hosts=lambda _: self.hosts).__aenter__()
+        self._controller = await Controller(self.settings, self.clock, hosts=lambda *_: self.hosts).__aenter__()
         self._session = aiohttp.ClientSession()
         url = f"http://{self._controller.address}"
         self.nobody = Api(self._session, url, None)

@@ -25,6 +25,7 @@ from moorage_controller.hosts.transport import (
     Order,
     Output,
     WatchItem,
+    Way,
 )
 
 __all__ = [
@@ -207,13 +208,19 @@ class FakeHosts:
         self.hosts[endpoint] = FakeHost()
         return self.hosts[endpoint]
 
-    def transport(self, endpoint: str | None, agent_name: str | None) -> HostTransport:
+    def transport(self, way: Way, used: str = "") -> HostTransport:
         """Return the way to a server's host. Raises HostUnreachableError where there is none."""
-        if not endpoint or not agent_name:
+        del used
+        if not way.endpoint or not way.agent_name:
             raise HostUnreachableError("This server has no agent yet.", "no_agent")
-        if endpoint not in self.hosts:
-            raise HostUnreachableError(f"The agent at {endpoint} can't be reached: no route to host")
-        return FakeTransport(self.hosts[endpoint], self._clock)
+        if way.endpoint not in self.hosts:
+            raise HostUnreachableError(f"The agent at {way.endpoint} can't be reached: no route to host")
+        return FakeTransport(self.hosts[way.endpoint], self._clock)
+
+    def other(self, way: Way) -> HostTransport | None:
+        """Return nothing: there is no other way."""
+        del way
+        return None
 
     async def close(self) -> None:
         """End everything that runs on the hosts."""

@@ -21,7 +21,10 @@ from moorage_controller.background.loop import Loop
 from moorage_controller.data_folder import lock
 from moorage_controller.errors import StartupError
 from moorage_controller.hosts.agent import AgentHosts
+from moorage_controller.hosts.choose import ChosenHosts
 from moorage_controller.hosts.pools import AgentChannels
+from moorage_controller.hosts.ssh.pool import SshPool
+from moorage_controller.hosts.ssh.transport import SshHosts, shown_host_key
 from moorage_controller.hosts.transport import Hosts
 from moorage_controller.https import Certificates
 from moorage_controller.pki.identity import ControllerIdentity
@@ -33,11 +36,13 @@ from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.enrollment import Enrollments, load_authority
 from moorage_controller.services.health import Health
+from moorage_controller.services.host_keys import HostKeys
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.projects import Projects
 from moorage_controller.services.servers import Servers
 from moorage_controller.services.users import Users
+from moorage_controller.services.ways import Keys
 from moorage_controller.settings import Settings
 from moorage_controller.signals import Signals
 from moorage_controller.store.encryption import Keyring, UndecryptableError
@@ -52,13 +57,15 @@ class Controller:
     """A controller from `async with` to its end. Raises StartupError with a sentence where it can't start.
 
     `first_password` is the first admin's, when it was made here just now; `address` where it listens. `hosts` makes the
-    ways to hosts out of the channels; tests of faults bring their own.
+    ways to hosts out of the channels and the pool; tests of faults bring their own.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, hosts: Callable[[AgentChannels], Hosts] = AgentHosts) -> None:
+    def __init__(
+        self, settings: Settings, clock: Clock, hosts: Callable[[AgentChannels, SshPool], Hosts] | None = None
+    ) -> None:
         self._settings = settings
         self._clock = clock
-        self._make_hosts = hosts
+        self._make_hosts = hosts or _all_hosts
         self._stack = AsyncExitStack()
         self.first_password: str | None = None
         self.address = ""
@@ -91,7 +98,10 @@ class Controller:
         signals = Signals()
         channels = AgentChannels(ControllerIdentity(authority, clock).current)
         self._stack.push_async_callback(channels.close)
-        hosts = self._make_hosts(channels)
+        credentials, host_keys = Credentials(database, keyring), HostKeys(database, signals, shown_host_key)
+        pool = SshPool(Keys(credentials).of, host_keys.pin)
+        self._stack.push_async_callback(pool.close)
+        hosts = self._make_hosts(channels, pool)
         observations = Observations(database, signals)
         checks = Checks(database, hosts, observations, signals, clock)
         self._stack.push_async_callback(checks.close)
@@ -107,8 +117,9 @@ class Controller:
         )
         services = Services(
             users=users,
-            servers=Servers(database, signals, Credentials(database, keyring), checks),
+            servers=Servers(database, signals, credentials, checks),
             checks=checks,
+            host_keys=host_keys,
             projects=Projects(database, signals),
             apps=apps,
             operations=operations,
@@ -165,6 +176,10 @@ class Controller:
         loop.start()
         self._stack.push_async_callback(loop.stop)
         return certificates.context
+
+
+def _all_hosts(channels: AgentChannels, pool: SshPool) -> Hosts:
+    return ChosenHosts(AgentHosts(channels), SshHosts(pool))
 
 
 def _keyring(settings: Settings) -> Keyring:

@@ -20,7 +20,7 @@ from moorage_lab.waiting import eventually_async
 
 def controller(folder: Path, **changes: object) -> Controller:
     clock = FakeClock()
-    return Controller(make_settings(folder, **changes), clock, hosts=lambda _: FakeHosts(clock))
+    return Controller(make_settings(folder, **changes), clock, hosts=lambda *_: FakeHosts(clock))
 
 
 async def login(address: str, password: str) -> int:

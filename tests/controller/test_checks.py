@@ -10,7 +10,7 @@ import pytest
 from factories import ENDPOINT, World, server_row
 from fakes import FakeClock, FakeHosts, FakeTransport, settle
 from moorage_controller.errors import NotFoundError
-from moorage_controller.hosts.transport import HostInfo, HostTransport
+from moorage_controller.hosts.transport import HostInfo, HostTransport, Way
 from moorage_controller.services.checks import AT_ONCE, CHECK_SECONDS, ROUND_SECONDS, Checks
 from moorage_controller.services.observations import Observations
 from moorage_controller.signals import Signals
@@ -30,11 +30,12 @@ class CountedHosts(FakeHosts):
         self.seconds: dict[str, float] = {}
         self.at_once = self.most_at_once = 0
 
-    def transport(self, endpoint: str | None, agent_name: str | None) -> HostTransport:
+    def transport(self, way: Way, used: str = "") -> HostTransport:
         """Return the way to a host that there is."""
-        assert endpoint is not None
-        assert agent_name is not None
-        return CountedTransport(self, endpoint)
+        del used
+        assert way.endpoint is not None
+        assert way.agent_name is not None
+        return CountedTransport(self, way.endpoint)
 
 
 class CountedTransport(FakeTransport):

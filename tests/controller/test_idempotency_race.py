@@ -29,7 +29,7 @@ async def pair(postgres_url: str, tmp_path: Path) -> AsyncIterator[Pair]:
         callers = []
         for name in ("one", "two"):
             settings = make_settings(tmp_path / name, database_url=postgres_url)
-            controller = await stack.enter_async_context(Controller(settings, SystemClock(), hosts=lambda _: hosts))
+            controller = await stack.enter_async_context(Controller(settings, SystemClock(), hosts=lambda *_: hosts))
             callers.append(Api(session, f"http://{controller.address}", None))
         login = (await callers[0].post("/api/auth/login", {"username": ADMIN, "password": PASSWORD})).expect(200)
         for caller in callers:

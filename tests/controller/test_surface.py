@@ -179,7 +179,7 @@ def client(newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
 async def test_new_certificates_are_served_without_a_restart_and_a_bad_pair_is_not(tmp_path: Path) -> None:
     clock, files = FakeClock(), certificate(tmp_path, "first")
     settings = make_settings(tmp_path / "data", **files)
-    async with Controller(settings, clock, hosts=lambda _: FakeHosts(clock)) as controller:
+    async with Controller(settings, clock, hosts=lambda *_: FakeHosts(clock)) as controller:
         host, _, port = controller.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port), ssl=client())
         assert b"Strict-Transport-Security" in await _ask(reader, writer)
@@ -214,7 +214,7 @@ async def _look(clock: FakeClock) -> None:
 async def test_old_tls_is_refused_and_1_2_is_not(tmp_path: Path) -> None:
     clock = FakeClock()
     settings = make_settings(tmp_path / "data", **certificate(tmp_path, "x"))
-    async with Controller(settings, clock, hosts=lambda _: FakeHosts(clock)) as controller:
+    async with Controller(settings, clock, hosts=lambda *_: FakeHosts(clock)) as controller:
         assert await shown(controller.address, client(ssl.TLSVersion.TLSv1_2))
         with pytest.warns(DeprecationWarning, match="TLSv1_1"):
             old = client(ssl.TLSVersion.TLSv1_1)

@@ -19,6 +19,7 @@ from moorage_controller.services.audit_log import AuditLog
 from moorage_controller.services.checks import Checks
 from moorage_controller.services.enrollment import Enrollments
 from moorage_controller.services.health import Health
+from moorage_controller.services.host_keys import HostKeys
 from moorage_controller.services.idempotency import KeyedRequest, Once
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.projects import Projects
@@ -45,6 +46,7 @@ class Services:
     users: Users
     servers: Servers
     checks: Checks
+    host_keys: HostKeys
     projects: Projects
     apps: Apps
     operations: Operations

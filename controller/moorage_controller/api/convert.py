@@ -36,6 +36,12 @@ def _millis(moment: datetime | None) -> int | None:
     return None if moment is None else to_millis(moment)
 
 
+def _connection(server: Server) -> str:
+    if server.agent_name:
+        return "agent"
+    return "ssh" if server.ssh_user and server.encrypted_credentials is not None else "none"
+
+
 def server_out(server: Server) -> ServerOut:
     """Show a server."""
     return ServerOut(
@@ -47,7 +53,7 @@ def server_out(server: Server) -> ServerOut:
         status=server.status,
         running_apps_count=server.running_apps_count,
         last_checked=_millis(server.last_checked),
-        connection="agent" if server.agent_name else "none",
+        connection=_connection(server),
         api_endpoint=server.api_endpoint,
         agent_version=server.agent_version,
         status_detail=server.status_detail,

@@ -71,6 +71,10 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("GET", "/api/servers/{id}/status"): Details(
         reply={"status": "online", "runningContainers": 3, "uptime": 86400, "lastChecked": 1633024800000}
     ),
+    ("POST", "/api/servers/{id}/host-key"): Details(
+        errors={409: ("host_key_mismatch",), 503: ("host_unreachable",)},
+        request={"fingerprint": "SHA256:uNiVztksCsDhcc0u9e8BrD6bFZGw7a1qYCwS3S3Pj0k"},
+    ),
     ("POST", "/api/servers/{id}/enrollment-token"): Details(201),
     ("POST", "/api/enroll"): Details(errors={401: ("bad_join_token", "join_token_used", "join_token_expired")}),
     ("POST", "/api/projects"): Details(201, request={"name": "QMS", "description": "Quality management"}),

@@ -137,6 +137,14 @@ ROUTES: tuple[Route, ...] = (
     _check("/api/servers/refresh", servers.refresh_servers, server_schemas.RefreshedOut),
     Route(
         "POST",
+        "/api/servers/{id}/host-key",
+        Role.ADMIN,
+        servers.accept_host_key,
+        server_schemas.ServerOut,
+        server_schemas.HostKeyIn,
+    ),
+    Route(
+        "POST",
         "/api/servers/{id}/enrollment-token",
         Role.ADMIN,
         enrollment.create_join_token,

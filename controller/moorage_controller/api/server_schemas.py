@@ -90,6 +90,12 @@ class ServerChanges(SshSecretsIn):
     api_endpoint: Endpoint | None = None
 
 
+class HostKeyIn(Schema):
+    """POST /api/servers/{id}/host-key: the fingerprint of the key that the host shows now."""
+
+    fingerprint: Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
+
+
 class ServerOut(Schema):
     """A server."""
 

@@ -4,7 +4,7 @@ from moorage_controller.api.call import Call
 from moorage_controller.api.convert import given, refreshed_out, server_out, server_status_out, server_test_out
 from moorage_controller.api.replies import Reply, now
 from moorage_controller.api.schemas import DeletedOut
-from moorage_controller.api.server_schemas import SECRETS, ServerChanges, ServerIn
+from moorage_controller.api.server_schemas import SECRETS, HostKeyIn, ServerChanges, ServerIn
 
 
 async def list_servers(call: Call) -> Reply:
@@ -47,6 +47,12 @@ async def server_status(call: Call) -> Reply:
 async def test_server(call: Call) -> Reply:
     """POST /api/servers/{id}/test."""
     return now(server_test_out(await call.services.checks.check(call.id())))
+
+
+async def accept_host_key(call: Call) -> Reply:
+    """POST /api/servers/{id}/host-key."""
+    server = await call.services.host_keys.accept(call.id(), call.body(HostKeyIn).fingerprint, call.actor)
+    return now(server_out(server))
 
 
 async def refresh_servers(call: Call) -> Reply:

@@ -1,4 +1,4 @@
-"""Watches every host that has an agent, and keeps what is known of servers and apps true."""
+"""Watches every host that can be reached, and keeps what is known of servers and apps true."""
 
 import asyncio
 import random
@@ -21,6 +21,7 @@ from moorage_controller.hosts.transport import (
     WatchItem,
 )
 from moorage_controller.services.observations import Observations
+from moorage_controller.services.ways import way_to
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as server_store
@@ -85,13 +86,13 @@ class HostWatcher:
             retry = min(retry * 2, _LAST_RETRY)
 
     async def _watch_once(self, server_id: UUID) -> bool:
-        """Watch until the connection breaks; False when there is nothing to watch: no such server, or no agent."""
+        """Watch until the connection breaks; False when there is nothing to watch: no such server, or no way to it."""
         async with self._database.read() as connection:
             server = await server_store.get(connection, server_id)
             apps = await app_store.on_server(connection, server_id)
-        if server is None or not server.agent_name:
+        if server is None or not (way_to(server).has_agent or way_to(server).has_ssh):
             return False
-        transport = self._hosts.transport(server.api_endpoint, server.agent_name)
+        transport = self._hosts.transport(way_to(server))
         async for item in transport.watch(_host_apps(apps)):
             await self._apply(server_id, apps, item)
         return True

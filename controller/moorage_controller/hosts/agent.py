@@ -24,6 +24,7 @@ from moorage_controller.hosts.transport import (
     Order,
     Output,
     WatchItem,
+    Way,
 )
 
 _CONNECT_SECONDS = 5.0
@@ -116,14 +117,14 @@ class AgentHosts:
     def __init__(self, channels: AgentChannels) -> None:
         self._channels = channels
 
-    def transport(self, endpoint: str | None, agent_name: str | None) -> HostTransport:
+    def transport(self, way: Way) -> HostTransport:
         """Return the agent's transport. Raises HostUnreachableError where no agent is enrolled."""
-        if not endpoint or not agent_name:
+        if not way.endpoint or not way.agent_name:
             raise HostUnreachableError(
                 "This server has no agent yet: make a join token for it and run `moorage-agent enroll` on the host.",
                 "no_agent",
             )
-        return AgentTransport(self._channels.get(endpoint, agent_name), endpoint)
+        return AgentTransport(self._channels.get(way.endpoint, way.agent_name), way.endpoint)
 
 
 def _unreachable_sentence(endpoint: str, error: grpc.aio.AioRpcError) -> str:

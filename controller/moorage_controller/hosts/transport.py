@@ -149,8 +149,42 @@ class HostTransport(Protocol):
         """Yield a snapshot, then every change. Raises ContactLostError, HostRefusedError; ends only by an error."""
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """All that a server is reached by.
+
+    `host_key` is the pinned SSH host key, empty before the first login; `credentials` changes whenever what opens the
+    host does, and is empty where there is nothing.
+    """
+
+    server_id: UUID
+    endpoint: str | None
+    agent_name: str | None
+    address: str = ""
+    ssh_user: str = ""
+    ssh_port: int = 22
+    host_key: str = ""
+    credentials: str = ""
+
+    @property
+    def has_agent(self) -> bool:
+        """Whether an agent is enrolled."""
+        return bool(self.agent_name)
+
+    @property
+    def has_ssh(self) -> bool:
+        """Whether it can be logged into."""
+        return bool(self.ssh_user and self.credentials)
+
+
 class Hosts(Protocol):
     """Finds the way to a server."""
 
-    def transport(self, endpoint: str | None, agent_name: str | None) -> HostTransport:
-        """Return the transport. Raises HostUnreachableError where the server has none."""
+    def transport(self, way: Way, used: str = "") -> HostTransport:
+        """Return the transport; `used` names the one that an operation was begun on, if it was.
+
+        Raises HostUnreachableError where the server has none.
+        """
+
+    def other(self, way: Way) -> HostTransport | None:
+        """Return the way for a stop whose first way doesn't answer, None where there is no other."""

@@ -26,6 +26,7 @@ class Action(StrEnum):
     AUTO_STOP = "AUTO_STOP"
     CANCEL = "CANCEL"
     ENROLL = "ENROLL"
+    HOST_KEY_ACCEPTED = "HOST_KEY_ACCEPTED"
     TOKEN_CREATE = "TOKEN_CREATE"  # noqa: S105 - an action's name, no secret
     TOKEN_REVOKE = "TOKEN_REVOKE"  # noqa: S105 - same
     PASSWORD_CHANGE = "PASSWORD_CHANGE"  # noqa: S105 - same

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -9,8 +10,9 @@ import structlog
 from moorage_common.clock import Clock
 
 from moorage_controller.errors import HostUnreachableError, NotFoundError
-from moorage_controller.hosts.transport import HostInfo, Hosts
+from moorage_controller.hosts.transport import HostInfo, Hosts, Way
 from moorage_controller.services.observations import Observations
+from moorage_controller.services.ways import way_to
 from moorage_controller.signals import Signals
 from moorage_controller.store import servers as store
 from moorage_controller.store.engine import Database
@@ -103,7 +105,7 @@ class Checks:
             await self._observations.host_seen(server.id, info)
 
     async def _info(self, server: Server) -> HostInfo:
-        return await self._hosts.transport(server.api_endpoint, server.agent_name).info()
+        return await self._hosts.transport(way_to(server)).info()
 
     async def _lost(self, server: Server, sentence: str) -> None:
         await self._observations.host_lost(server.id, sentence)
@@ -132,9 +134,9 @@ class Checks:
             await asyncio.gather(task, timer, return_exceptions=True)
 
 
-def _way(server: Server) -> tuple[object, ...]:
-    ssh = (server.address, server.ssh_user, server.ssh_port, server.encrypted_credentials)
-    return (server.api_endpoint, server.agent_name, *ssh)
+def _way(server: Server) -> Way:
+    # A key that this very check pinned is no change.
+    return replace(way_to(server), host_key="")
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:

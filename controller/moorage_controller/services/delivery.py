@@ -23,11 +23,13 @@ from moorage_controller.hosts.transport import (
     Order,
 )
 from moorage_controller.services.runs import Outcome
+from moorage_controller.services.ways import way_to
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import operations as store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.operations import Operation
+from moorage_controller.store.servers import Server
 
 log = structlog.get_logger(__name__)
 
@@ -48,14 +50,14 @@ class Delivery:
         self._tail = b""
         self._offset = 0
         self._refusal: HostRefusedError | None = None
+        self._used = operation.transport or ""
 
     async def run(self, *, recovered: bool) -> Outcome:
         """Return how it ended. `recovered`: it may have been sent before, by a controller that died."""
         order = await self._order()
         if not recovered:
             try:
-                transport = await self._transport()
-                await transport.connect()
+                transport = await self._reach()
             except HostUnreachableError as error:
                 return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
             await self._mark_running(transport.name)
@@ -122,11 +124,29 @@ class Delivery:
 
     async def _transport(self) -> HostTransport:
         # Read anew each time: the agent may have been enrolled again meanwhile.
+        server = await self._server()
+        return self._hosts.transport(way_to(server), self._used)
+
+    async def _reach(self) -> HostTransport:
+        """Return the way that the operation is begun on. Raises HostUnreachableError: then nothing was sent."""
+        transport = await self._transport()
+        try:
+            await transport.connect()
+        except HostUnreachableError:
+            other = self._hosts.other(way_to(await self._server()))
+            if other is None or self._operation.kind != OperationKind.DOWN:
+                raise
+            await other.connect()
+            transport = other
+        self._used = transport.name
+        return transport
+
+    async def _server(self) -> Server:
         assert self._operation.server_id is not None
         async with self._database.read() as connection:
             server = await server_store.get(connection, self._operation.server_id)
         assert server is not None
-        return self._hosts.transport(server.api_endpoint, server.agent_name)
+        return server
 
     async def _order(self) -> Order:
         app_id: UUID | None = self._operation.app_id

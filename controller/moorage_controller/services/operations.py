@@ -19,6 +19,7 @@ from moorage_controller.services.audit import Action, record
 from moorage_controller.services.delivery import Delivery
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.runs import Outcome
+from moorage_controller.services.ways import way_to
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import operations as store
@@ -174,7 +175,7 @@ class Operations:
             server = await server_store.get(connection, operation.server_id)
         assert server is not None
         try:
-            transport = self._hosts.transport(server.api_endpoint, server.agent_name)
+            transport = self._hosts.transport(way_to(server), operation.transport or "")
             await transport.cancel(operation.id, actor.name)
         except (ContactLostError, HostRefusedError) as error:
             raise HostUnreachableError(f"The host could not be told to cancel: {error}") from None

@@ -11,22 +11,27 @@ from uuid import UUID
 import asyncssh
 
 from moorage_controller.errors import HostUnreachableError
-from moorage_controller.hosts.credentials import SshCredentials
+from moorage_controller.hosts.credentials import SshCredentials, fingerprint
 
 _KEEPALIVE_SECONDS = 5.0
 _KEEPALIVES_MISSED = 3
+_SHOW_SECONDS = 10.0
 """Fifteen seconds without a sign of life, and some: then a connection is taken for lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class SshTarget:
-    """Where a server is reached. `host_key` is the pinned one (type and base64, as in known_hosts), empty for none."""
+    """Where a server is reached. `host_key` is the pinned one (type and base64, as in known_hosts), empty for none.
+
+    `credentials` changes whenever what opens the host does.
+    """
 
     server_id: UUID
     address: str
     port: int
     username: str
     host_key: str = ""
+    credentials: str = ""
 
     @property
     def place(self) -> str:
@@ -89,9 +94,16 @@ def key_text(key: asyncssh.SSHKey) -> str:
     return " ".join(key.export_public_key().decode().split()[:2])
 
 
-def fingerprint(host_key: str) -> str:
-    """Return the fingerprint of a pinned key, as ssh-keygen shows it: SHA256:..."""
-    return str(asyncssh.import_public_key(host_key).get_fingerprint())
+async def show_key(target: SshTarget) -> str:
+    """Ask a host for the key it shows now, without logging in. Raises HostUnreachableError."""
+    try:
+        async with asyncio.timeout(_SHOW_SECONDS):
+            key = await asyncssh.get_server_host_key(target.address, target.port, config=None)
+    except Exception as error:  # noqa: BLE001 - as in log_in
+        raise HostUnreachableError(_sentence(target, error, _SHOW_SECONDS)) from None
+    if key is None:
+        raise HostUnreachableError(f"{target.place} showed no SSH host key.")
+    return key_text(key)
 
 
 def _options(target: SshTarget, credentials: SshCredentials) -> asyncssh.SSHClientConnectionOptions:

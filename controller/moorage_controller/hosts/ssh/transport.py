@@ -18,10 +18,11 @@ from moorage_controller.hosts.ssh import compose as composes
 from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh import watch as watches
 from moorage_controller.hosts.ssh.compose import HostCompose
+from moorage_controller.hosts.ssh.connection import SshTarget, show_key
 from moorage_controller.hosts.ssh.engine import EngineProblemError
 from moorage_controller.hosts.ssh.identities import check_path
 from moorage_controller.hosts.ssh.link import Link, refusal
-from moorage_controller.hosts.ssh.pool import SshHost, contact
+from moorage_controller.hosts.ssh.pool import SshHost, SshPool, contact
 from moorage_controller.hosts.ssh.site import Site
 from moorage_controller.hosts.transport import (
     AppObservation,
@@ -32,9 +33,11 @@ from moorage_controller.hosts.transport import (
     HostApp,
     HostInfo,
     HostRefusedError,
+    HostTransport,
     Order,
     Output,
     WatchItem,
+    Way,
 )
 
 T = TypeVar("T")
@@ -43,6 +46,8 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 10.0
+_PROBE_SECONDS = 3.0
+"""A hung Engine must not keep the caller's own limit from hearing of it."""
 _ENDS = {State.EXITED: EndKind.EXITED, State.LOST: EndKind.LOST, State.BURIED: EndKind.BURIED}
 
 
@@ -172,11 +177,37 @@ class SshTransport:
             return None
 
 
+class SshHosts:
+    """Finds the servers that are reached by SSH."""
+
+    def __init__(self, pool: SshPool) -> None:
+        self._pool = pool
+
+    def transport(self, way: Way) -> HostTransport:
+        """Return the way over the pool's connection. Raises HostUnreachableError where nothing opens the host."""
+        if not way.has_ssh:
+            raise HostUnreachableError(
+                "This server has no SSH user with a key or password any more: give it sshUser and sshPrivateKey.",
+                "no_credentials",
+            )
+        return SshTransport(self._pool.host(target_of(way)))
+
+
+def target_of(way: Way) -> SshTarget:
+    """Return where a server is logged into."""
+    return SshTarget(way.server_id, way.address, way.ssh_port, way.ssh_user, way.host_key, way.credentials)
+
+
+async def shown_host_key(way: Way) -> str:
+    """Ask a host for the SSH host key it shows now. Raises HostUnreachableError."""
+    return await show_key(target_of(way))
+
+
 async def _host_info(site: Site) -> HostInfo:
     facts, problem = None, site.link.survey.state_problem or site.compose_problem
     if not problem:
         try:
-            facts = await site.link.engine.facts()
+            facts = await site.link.engine.facts(seconds=_PROBE_SECONDS)
         except EngineProblemError as error:
             problem = str(error)
     return watches.host_info(site.link, site.compose, facts, problem)

@@ -98,7 +98,6 @@ class Controller:
         credentials, host_keys = Credentials(database, keyring), HostKeys(database, signals)
         pool = SshPool(credentials.credentials_of, host_keys.pin)
         self._stack.push_async_callback(pool.close)
-        signals.login_changed.connect(pool.forget)
         hosts = self._make_hosts(channels, pool)
         observations = Observations(database, signals)
         checks = Checks(database, hosts, observations, signals, clock)

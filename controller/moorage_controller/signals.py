@@ -29,8 +29,6 @@ class Signals:
     def __init__(self) -> None:
         self.server_changed: Signal[UUID] = Signal()
         """A server, its enrolment or its set of apps changed: watch it anew."""
-        self.login_changed: Signal[UUID] = Signal()
-        """What opens a server by SSH changed, or its host key: log in anew."""
         self.deadlines_changed: Signal[None] = Signal()
         """A deadline was set or moved, or an operation ended: look for what is due."""
         self.host_back: Signal[UUID] = Signal()

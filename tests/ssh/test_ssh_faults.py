@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -296,8 +297,7 @@ async def test_credentials_that_change_cut_nothing_off(start_sshd: StartSshd) ->
     await old.start(sent)
     following = asyncio.create_task(followed(old, sent.operation_id))
     await eventually_async(lambda: old._host._site is not None and old._host._site.users, what="following")
-    desk.pool.forget(server)
-    new = SshTransport(desk.pool.host(desk.target(server_id=server)))
+    new = SshTransport(desk.pool.host(replace(desk.target(server_id=server), credentials="others")))
     await new.connect()
     _, end = await following
     assert end.exit_code == 0

@@ -78,7 +78,6 @@ async def test_a_host_key_is_pinned_at_first_sight_and_a_changed_one_refused_unt
     assert desk.pinned[server] == first
     # What an admin's acceptance does:
     desk.pinned[server] = sshd.host_key
-    desk.pool.forget(server)
     await transport().connect()
     await desk.pool.close()
 

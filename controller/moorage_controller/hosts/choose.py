@@ -172,4 +172,5 @@ def ssh_target(server: Reachable) -> SshTarget:
         username=server.ssh_user or DEFAULT_USER,
         host_key=server.host_key or "",
         journal=server.agent_journal or "",
+        credentials=server.encrypted_credentials or "",
     )

@@ -6,7 +6,7 @@ from moorage_controller.auth.roles import OBSERVER, Actor
 from moorage_controller.errors import ConflictError, NotFoundError
 from moorage_controller.hosts.choose import ssh_target
 from moorage_controller.hosts.credentials import fingerprint
-from moorage_controller.hosts.ssh.connection import shown_key
+from moorage_controller.hosts.ssh.connection import show_key
 from moorage_controller.services.audit import Action, record
 from moorage_controller.signals import Signals
 from moorage_controller.store import servers as store
@@ -31,7 +31,8 @@ class HostKeys:
             await store.change(connection, server_id, {"host_key": host_key})
             sentence = f"The SSH host key {fingerprint(host_key)} of {server.name} was taken at first sight."
             resource = ("server", server_id, server.name)
-            await record(connection, now, OBSERVER, Action.HOST_KEY_ACCEPTED, resource, sentence)
+            details = {"fingerprint": fingerprint(host_key), "before": None}
+            await record(connection, now, OBSERVER, Action.HOST_KEY_ACCEPTED, resource, sentence, details)
         return host_key
 
     async def accept(self, server_id: UUID, wanted: str, actor: Actor) -> Server:
@@ -41,19 +42,19 @@ class HostKeys:
         """
         async with self._database.read() as connection:
             server = _found(await store.get(connection, server_id))
-        host_key = await shown_key(ssh_target(server))
+        host_key = await show_key(ssh_target(server))
         shown = fingerprint(host_key)
         if shown != wanted:
             raise ConflictError("host_key_differs", f"The host shows the key {shown}, and not {wanted}: look again.")
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             server = _found(await store.get(connection, server_id))
+            details = {"fingerprint": wanted, "before": fingerprint(server.host_key) if server.host_key else None}
             await store.change(connection, server_id, {"host_key": host_key, "updated_at": now})
             sentence = f"The SSH host key {wanted} of {server.name} was accepted."
             resource = ("server", server_id, server.name)
-            await record(connection, now, actor, Action.HOST_KEY_ACCEPTED, resource, sentence)
+            await record(connection, now, actor, Action.HOST_KEY_ACCEPTED, resource, sentence, details)
             server = _found(await store.get(connection, server_id))
-        self._signals.login_changed.emit(server_id)
         self._signals.server_changed.emit(server_id)
         return server
 

@@ -97,8 +97,6 @@ class Servers:
             # Outside of the transaction: to try a passphrase takes a second.
             sealed = await self._credentials.changed(server_id, known, secrets)
             new = await self._apply(server_id, changes, secrets, (known, sealed), actor)
-        if secrets:
-            self._signals.login_changed.emit(server_id)
         self._changed(new)
         return new
 
@@ -138,7 +136,6 @@ class Servers:
                 await record(connection, now, actor, Action.DELETE, resource, f"Server {server.name} was removed.")
         except IntegrityError:
             raise ConflictError("server_in_use", "Apps are on this server: move or delete them first.") from None
-        self._signals.login_changed.emit(server_id)
         self._signals.server_changed.emit(server_id)
 
     def _changed(self, server: Server) -> None:

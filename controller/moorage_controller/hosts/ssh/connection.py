@@ -16,6 +16,7 @@ from moorage_controller.hosts.credentials import SshCredentials, fingerprint
 _KEEPALIVE_SECONDS = 5.0
 _KEEPALIVES_MISSED = 3
 """Fifteen seconds without a sign of life, and some: then a connection is taken for lost."""
+_SHOW_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class SshTarget:
     """Where a server is reached. `host_key` is the pinned one (type and base64, as in known_hosts), empty for none.
 
     `journal` is the folder of the journal of the host's agent, empty where it has none: no other may be used then.
+    `credentials` changes whenever what opens the host does.
     """
 
     server_id: UUID
@@ -31,6 +33,7 @@ class SshTarget:
     username: str
     host_key: str = ""
     journal: str = ""
+    credentials: str = ""
 
     @property
     def place(self) -> str:
@@ -88,21 +91,21 @@ async def log_in(
     return connection, pinned
 
 
-async def shown_key(target: SshTarget, *, seconds: float = 10.0) -> str:
-    """Return the key that a host shows now, whatever is pinned. Raises HostUnreachableError."""
-    try:
-        async with asyncio.timeout(seconds):
-            key = await asyncssh.get_server_host_key(target.address, target.port, config=None)
-    except (asyncssh.Error, OSError) as error:
-        raise HostUnreachableError(_sentence(target, error, seconds)) from None
-    if key is None:
-        raise HostUnreachableError(f"{target.place} showed no SSH host key.")
-    return key_text(key)
-
-
 def key_text(key: asyncssh.SSHKey) -> str:
     """Return a public key as known_hosts has it: type and base64."""
     return " ".join(key.export_public_key().decode().split()[:2])
+
+
+async def show_key(target: SshTarget) -> str:
+    """Ask a host for the key it shows now, without logging in. Raises HostUnreachableError."""
+    try:
+        async with asyncio.timeout(_SHOW_SECONDS):
+            key = await asyncssh.get_server_host_key(target.address, target.port, config=None)
+    except Exception as error:  # noqa: BLE001 - as in log_in
+        raise HostUnreachableError(_sentence(target, error, _SHOW_SECONDS)) from None
+    if key is None:
+        raise HostUnreachableError(f"{target.place} showed no SSH host key.")
+    return key_text(key)
 
 
 def _options(target: SshTarget, credentials: SshCredentials) -> asyncssh.SSHClientConnectionOptions:

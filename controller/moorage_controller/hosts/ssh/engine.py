@@ -57,9 +57,9 @@ class Engine:
         self.streams = _STREAMS
         """How many streams may be open at once, beside that of the events."""
 
-    async def facts(self) -> EngineFacts:
+    async def facts(self, *, seconds: float = _CALL_SECONDS) -> EngineFacts:
         """Ask version, running containers (all, not only Compose's) and time."""
-        (info,) = await self._get(["/info"])
+        (info,) = await self._get(["/info"], seconds=seconds)
         moment = datetime.fromisoformat(info["SystemTime"])
         return EngineFacts(info["ServerVersion"], info["ContainersRunning"], int(moment.timestamp()))
 
@@ -105,22 +105,22 @@ class Engine:
         (rows,) = await self._get([f"/containers/json?{filters}"])
         return list(rows)
 
-    async def _get(self, paths: Sequence[str]) -> list[Any]:
+    async def _get(self, paths: Sequence[str], *, seconds: float = _CALL_SECONDS) -> list[Any]:
         """Ask one thing after the other on one stream; None for what the Engine doesn't know."""
         async with self._dial() as stream:
             talk = _Talk(stream)
-            return [await self._answer(talk, path) for path in paths]
+            return [await self._answer(talk, path, seconds) for path in paths]
 
     @staticmethod
-    async def _answer(talk: "_Talk", path: str) -> Any:  # noqa: ANN401 - JSON
+    async def _answer(talk: "_Talk", path: str, seconds: float) -> Any:  # noqa: ANN401 - JSON
         try:
-            async with asyncio.timeout(_CALL_SECONDS):
+            async with asyncio.timeout(seconds):
                 status = await talk.ask(path)
                 async with aclosing(talk.body()) as body:
                     answer = b"".join([data async for data in body])
         except TimeoutError:
             raise EngineProblemError(
-                f"The Docker Engine didn't answer within {_CALL_SECONDS:.0f} seconds: see on the host how it is."
+                f"The Docker Engine didn't answer within {seconds:.0f} seconds: see on the host how it is."
             ) from None
         if status == 404:  # noqa: PLR2004 - HTTP: not found
             return None

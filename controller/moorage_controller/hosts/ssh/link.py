@@ -2,7 +2,7 @@
 
 import asyncio
 import shlex
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import asyncssh
@@ -24,8 +24,11 @@ _DIAL_SECONDS = 10.0
 class Link:
     """A connection with its survey."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, survey: Survey) -> None:
+    def __init__(
+        self, connection: asyncssh.SSHClientConnection, survey: Survey, ask: Callable[[], Awaitable[Survey]]
+    ) -> None:
         self.survey = survey
+        self._ask = ask
         self.connection = connection
         self.sessions = Sessions(connection)
         self.engine = Engine(self._dial, self.real_paths)
@@ -41,19 +44,36 @@ class Link:
     @classmethod
     async def open(cls, connection: asyncssh.SSHClientConnection, username: str, journal: str = "") -> "Link":
         """Ask what kind of host it is; `journal` is as SshTarget has it. Raises HostUnreachableError."""
-        survey = f"journal={quote(journal)}\n{surveys.script('survey.sh')}"
+        script = f"journal={quote(journal)}\n{surveys.script('survey.sh')}"
+        sessions = Sessions(connection)
+
+        async def ask() -> Survey:
+            return surveys.read(await run_once(sessions, script, seconds=_SURVEY_SECONDS), username)
+
         try:
-            ran = await run_once(Sessions(connection), survey, seconds=_SURVEY_SECONDS)
+            return cls(connection, await ask(), ask)
         except ScriptError as error:
             raise surveys.no_shell(error, username) from None
         except ContactLostError as error:
             raise HostUnreachableError(str(error)) from None
-        return cls(connection, surveys.read(ran, username))
 
     @property
     def alive(self) -> bool:
         """Whether it can be used, as far as is known."""
         return not self.connection.is_closed()
+
+    async def check_state(self) -> None:
+        """See that operations can be kept on the host; what was wrong is looked at again.
+
+        Raises ContactLostError, HostRefusedError.
+        """
+        if self.survey.state_problem:
+            try:
+                self.survey = await self._ask()
+            except (ScriptError, HostUnreachableError) as error:
+                raise ContactLostError(str(error)) from None
+        if self.survey.state_problem:
+            raise refusal(self.survey.state_problem)
 
     async def answers(self) -> None:
         """Return when the host answered. Raises ContactLostError."""

@@ -159,7 +159,10 @@ class SshPool:
         self._retiring: set[asyncio.Task[None]] = set()
 
     def host(self, target: SshTarget) -> SshHost:
-        """Return the way to a server; another address, user or accepted host key makes a new one."""
+        """Return the way to a server; another address, user, key or accepted host key makes a new one.
+
+        The old one cuts nothing off: it ends when the last who works with it is done.
+        """
         known = self._hosts.get(target.server_id)
         if known is not None:
             if not known.target.host_key or not target.host_key:
@@ -171,12 +174,6 @@ class SshPool:
         made = SshHost(target, self._credentials_of, self._pin, self._turns, self._idle)
         self._hosts[target.server_id] = made
         return made
-
-    def forget(self, server_id: UUID) -> None:
-        """Log in anew at the next use: credentials or host key changed, or the server is gone. Cuts nothing off."""
-        known = self._hosts.pop(server_id, None)
-        if known is not None:
-            self._retire(known)
 
     async def close(self) -> None:
         """Close all connections; operations go on on their hosts."""

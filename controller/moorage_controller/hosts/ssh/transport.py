@@ -20,7 +20,7 @@ from moorage_controller.hosts.ssh import watch as watches
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.engine import EngineProblemError
 from moorage_controller.hosts.ssh.identities import check_path
-from moorage_controller.hosts.ssh.link import Link, refusal
+from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.pool import SshHost, contact
 from moorage_controller.hosts.ssh.site import Site
 from moorage_controller.hosts.transport import (
@@ -43,6 +43,8 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 10.0
+_PROBE_SECONDS = 3.0
+"""A hung Engine must not keep the caller's own limit from hearing of it."""
 _ENDS = {State.EXITED: EndKind.EXITED, State.LOST: EndKind.LOST, State.BURIED: EndKind.BURIED}
 
 
@@ -69,8 +71,7 @@ class SshTransport:
         check_path(order.app.cd_path)
         async with contact(self._host) as site:
             link = site.link
-            if link.survey.state_problem:
-                raise refusal(link.survey.state_problem)
+            await link.check_state()
             if await site.journal.read(operation_id) is not None:
                 return
             compose = await site.provide_compose()
@@ -173,10 +174,10 @@ class SshTransport:
 
 
 async def _host_info(site: Site) -> HostInfo:
-    facts, problem = None, site.link.survey.state_problem or site.compose_problem
+    facts, problem = None, site.compose_problem
     if not problem:
         try:
-            facts = await site.link.engine.facts()
+            facts = await site.link.engine.facts(seconds=_PROBE_SECONDS)
         except EngineProblemError as error:
             problem = str(error)
     return watches.host_info(site.link, site.compose, facts, problem)

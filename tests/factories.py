@@ -1,7 +1,6 @@
 """Makers of what tests begin with: rows, a controller in this process on fake hosts, and a client of its API."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,9 +17,11 @@ from moorage_controller.app import Controller
 from moorage_controller.settings import Settings
 from moorage_controller.store import apps, audit, operations, projects, servers, users
 from moorage_controller.store.apps import App
-from moorage_controller.store.engine import Database, sqlite_url
+from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
 from moorage_controller.store.operations import Operation
+from moorage_controller.store.tables import metadata
 from multidict import CIMultiDict
+from sqlalchemy import text
 
 ADMIN, USER = "admin", "operator"
 PASSWORD = "correct horse battery staple"  # noqa: S105 - a test's
@@ -216,14 +217,20 @@ def make_settings(folder: Path, **changes: object) -> Settings:
     return Settings.model_validate({**plain, **changes})
 
 
+def open_database(settings: Settings, clock: FakeClock) -> Database:
+    """Open the database of a controller with these settings, under a clock that decides; close it after use."""
+    path = settings.sqlite_path
+    url = postgresql_url(settings.database_url) if path is None else sqlite_url(path)
+    return Database(url, clock, clock_decides=True)
+
+
 class World:
     """A controller on fake hosts, under a clock that stands still; it can be ended and started again."""
 
-    def __init__(self, settings: Settings, template: Path) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.clock = FakeClock()
         self.hosts = FakeHosts(self.clock)
         self.settings = settings
-        shutil.copytree(template, settings.moorage_data_dir, dirs_exist_ok=True)
         self.nobody: Api
         self.admin: Api
         self.user: Api
@@ -233,7 +240,8 @@ class World:
 
     async def start(self) -> Self:
         """Start the controller, and log both users in the first time."""
-        self._controller = await Controller(self.settings, self.clock, hosts=lambda _: self.hosts).__aenter__()
+        made = Controller(self.settings, self.clock, hosts=lambda _: self.hosts, clock_decides=True)
+        self._controller = await made.__aenter__()
         self._session = aiohttp.ClientSession()
         url = f"http://{self._controller.address}"
         self.nobody = Api(self._session, url, None)
@@ -266,8 +274,18 @@ class World:
 
     def database(self) -> Database:
         """Open the controller's database from beside; close it after use."""
-        assert self.settings.sqlite_path is not None
-        return Database(sqlite_url(self.settings.sqlite_path), self.clock)
+        return open_database(self.settings, self.clock)
+
+    async def stored(self) -> bytes:
+        """Return all that the database holds, for a search: SQLite's files, or PostgreSQL's rows as text."""
+        if self.settings.sqlite_path is not None:
+            return b"".join(path.read_bytes() for path in self.settings.moorage_data_dir.glob("moorage.db*"))
+        database = self.database()
+        async with database.read() as connection:
+            names = [table.name for table in metadata.sorted_tables]
+            rows = [row for name in names for row in await connection.execute(text(f"SELECT t::text FROM {name} t"))]  # noqa: S608 - our own names
+        await database.close()
+        return "\n".join(row[0] for row in rows).encode()
 
     async def new_server(self, **fields: object) -> str:
         """Make a server through the API; return its id."""

@@ -2,7 +2,6 @@
 
 import secrets
 
-import moorage_migrations
 from moorage_common.clock import SystemClock
 from pydantic import ValidationError
 
@@ -12,6 +11,7 @@ from moorage_controller.errors import ConflictError, StartupError
 from moorage_controller.services.accounts import Accounts
 from moorage_controller.settings import Settings
 from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
+from moorage_controller.store.migrate import require_current, unmigrated
 
 _MADE_BYTES = 12
 
@@ -30,13 +30,10 @@ async def create_account(settings: Settings, name: str, password: str | None, ro
         raise StartupError("invalid_user", f"The user can't be made: {wrong}") from None
     path = settings.sqlite_path
     if path is not None and not path.exists():
-        raise _unmigrated()
+        raise unmigrated(None)
     database = Database(postgresql_url(settings.database_url) if path is None else sqlite_url(path), SystemClock())
     try:
-        async with database.read() as connection:
-            revision = await connection.run_sync(moorage_migrations.current_revision)
-        if revision != moorage_migrations.head_revision():
-            raise _unmigrated()
+        await require_current(database)
         fields = account.model_dump(exclude={"password"})
         await Accounts(database).create(fields, account.password, Actor(None, "command line"))
     except ConflictError as error:
@@ -44,10 +41,3 @@ async def create_account(settings: Settings, name: str, password: str | None, ro
     finally:
         await database.close()
     return made
-
-
-def _unmigrated() -> StartupError:
-    return StartupError(
-        "unmigrated_database",
-        "The database isn't at this release's revision: run `moorage-controller migrate` (or `serve`) first.",
-    )

@@ -14,10 +14,11 @@ from fakes import EPOCH, FakeClock, FakeHost, FakeHosts, settle
 from moorage_common.join_token import JoinToken
 from moorage_common.x509 import new_key, signing_request
 from moorage_controller.app import Controller
+from moorage_controller.database import open_database
 from moorage_controller.settings import Settings
 from moorage_controller.store import apps, audit, operations, projects, servers, users
 from moorage_controller.store.apps import App
-from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
+from moorage_controller.store.engine import Database
 from moorage_controller.store.operations import Operation
 from moorage_controller.store.tables import metadata
 from multidict import CIMultiDict
@@ -213,15 +214,10 @@ def make_settings(folder: Path, **changes: object) -> Settings:
         "admin_password": PASSWORD,
         "public_url": "https://moorage.example.com",
         "operation_limit_minutes": LIMIT // 60,
+        # Tests ask faster than people do; those of the limit set it.
+        "rate_limit_per_minute": 0,
     }
     return Settings.model_validate({**plain, **changes})
-
-
-def open_database(settings: Settings, clock: FakeClock) -> Database:
-    """Open the database of a controller with these settings, under a clock that decides; close it after use."""
-    path = settings.sqlite_path
-    url = postgresql_url(settings.database_url) if path is None else sqlite_url(path)
-    return Database(url, clock, clock_decides=True)
 
 
 class World:
@@ -274,7 +270,7 @@ class World:
 
     def database(self) -> Database:
         """Open the controller's database from beside; close it after use."""
-        return open_database(self.settings, self.clock)
+        return open_database(self.settings, self.clock, clock_decides=True)
 
     async def stored(self) -> bytes:
         """Return all that the database holds, for a search: SQLite's files, or PostgreSQL's rows as text."""

@@ -45,7 +45,7 @@ __all__ = [
 
 EPOCH = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 _SECOND = 1_000_000
-_QUIET_ROUNDS = 12
+_QUIET_ROUNDS = 30
 _MOST_ROUNDS = 100_000
 _OUTSIDE = frozenset(
     {

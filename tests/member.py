@@ -34,7 +34,12 @@ class Member:
     @asynccontextmanager
     async def controller(self) -> AsyncIterator[None]:
         """Run the controller; the same data folder each time."""
-        settings = Settings(port=0, moorage_data_dir=self.folder / "controller", admin_password=_PASSWORD)
+        settings = Settings(
+            port=0,
+            moorage_data_dir=self.folder / "controller",
+            admin_password=_PASSWORD,
+            rate_limit_per_minute=0,
+        )
         async with Controller(settings, self.clock) as controller:
             self.api = Api(f"http://{controller.address}")
             self.api = await asyncio.to_thread(self.api.login, "admin", _PASSWORD)

@@ -47,7 +47,11 @@ class Stack:
     def __post_init__(self) -> None:
         """Lay out, but start nothing."""
         self.apps = self.folder / "apps"
-        self.controller = ControllerProcess(self.folder / "controller")
+        self.controller = ControllerProcess(
+            # Tests poll faster than people do.
+            self.folder / "controller",
+            environment={"RATE_LIMIT_PER_MINUTE": "0"},
+        )
         self.agent = AgentProcess(self.folder / "agent", self.engine, allow_roots=[self.apps])
         self._admin: Api | None = None
 

@@ -1,12 +1,9 @@
 """All wiring, in the order in which things start; they stop in the reverse order."""
 
-import fcntl
-import os
 import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +18,8 @@ from moorage_controller.auth.rate_limit import budgets
 from moorage_controller.background.auto_stop import AutoStop
 from moorage_controller.background.host_watcher import HostWatcher
 from moorage_controller.background.loop import Loop
+from moorage_controller.data_folder import lock
+from moorage_controller.database import open_database
 from moorage_controller.errors import StartupError
 from moorage_controller.hosts.agent import AgentHosts
 from moorage_controller.hosts.pools import AgentChannels
@@ -31,6 +30,8 @@ from moorage_controller.services.accounts import Accounts
 from moorage_controller.services.api_tokens import ApiTokens
 from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
+from moorage_controller.services.checks import Checks
+from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.enrollment import Enrollments, load_authority
 from moorage_controller.services.health import Health
 from moorage_controller.services.observations import Observations
@@ -41,7 +42,7 @@ from moorage_controller.services.users import Users
 from moorage_controller.settings import Settings
 from moorage_controller.signals import Signals
 from moorage_controller.store.encryption import Keyring, UndecryptableError
-from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
+from moorage_controller.store.engine import Database
 from moorage_controller.store.migrate import migrate, require_current
 from moorage_controller.store.revisions import Revisions
 
@@ -89,8 +90,7 @@ class Controller:
     async def _start(self) -> None:
         settings, clock = self._settings, self._clock
         settings_module.prepare_data_dir(settings)
-        if settings.sqlite_path is not None:
-            self._stack.callback(_lock(settings.moorage_data_dir / "controller.lock"))
+        self._stack.callback(lock(settings))
         database = await self._open_database()
         keyring = _keyring(settings)
         try:
@@ -102,6 +102,8 @@ class Controller:
         self._stack.push_async_callback(channels.close)
         hosts = self._make_hosts(channels)
         observations = Observations(database, signals)
+        checks = Checks(database, hosts, observations, signals, clock)
+        self._stack.push_async_callback(checks.close)
         limit = timedelta(minutes=settings.operation_limit_minutes)
         operations = Operations(database, hosts, observations, signals, clock, limit=limit)
         apps = Apps(database, operations, signals)
@@ -114,7 +116,8 @@ class Controller:
         )
         services = Services(
             users=users,
-            servers=Servers(database, hosts, observations, signals),
+            servers=Servers(database, signals, Credentials(database, keyring), checks),
+            checks=checks,
             projects=Projects(database, signals),
             apps=apps,
             operations=operations,
@@ -124,6 +127,7 @@ class Controller:
             base_url=settings.base_url,
             accounts=Accounts(database),
             api_tokens=api_tokens,
+            fingerprints=keyring.fingerprints,
             rate_limits=budgets(settings.rate_limit_per_minute, clock),
         )
         # What was in flight comes first: auto-stop must not act on an app whose start is still unfinished.
@@ -139,7 +143,7 @@ class Controller:
 
     async def _open_database(self) -> Database:
         settings = self._settings
-        database = Database(_url(settings), self._clock, clock_decides=self._clock_decides)
+        database = open_database(settings, self._clock, clock_decides=self._clock_decides)
         self._stack.push_async_callback(database.close)
         # Other controllers may run on PostgreSQL: when to migrate is for somebody to decide who knows of them.
         await (require_current(database) if settings.sqlite_path is None else migrate(database))
@@ -172,39 +176,17 @@ class Controller:
         return certificates.context
 
 
-def _url(settings: Settings) -> str:
-    path = settings.sqlite_path
-    return postgresql_url(settings.database_url) if path is None else sqlite_url(path)
-
-
 def _keyring(settings: Settings) -> Keyring:
-    previous = [key.strip() for key in settings.encryption_key_previous.split(",") if key.strip()]
-    return Keyring([settings_module.secret(settings, "encryption_key"), *previous])
-
-
-def _lock(path: Path) -> Callable[[], None]:
-    """Lock the data folder and return what gives it back: a second controller on one SQLite database is refused."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise StartupError(
-            "data_dir_in_use",
-            f"Another controller works in {path.parent}: stop it, or set MOORAGE_DATA_DIR to another folder. "
-            "Several controllers need PostgreSQL.",
-        ) from None
-    return lambda: os.close(descriptor)
+    return Keyring([settings_module.secret(settings, "encryption_key"), *settings.previous_keys])
 
 
 async def migrate_database(settings: Settings) -> None:
     """Bring the database to this release's revision. Raises StartupError, DatabaseUnavailableError."""
     settings_module.prepare_data_dir(settings)
-    release = None if settings.sqlite_path is None else _lock(settings.moorage_data_dir / "controller.lock")
-    database = Database(_url(settings), SystemClock())
+    release = lock(settings)
+    database = open_database(settings, SystemClock())
     try:
         await migrate(database)
     finally:
         await database.close()
-        if release is not None:
-            release()
+        release()

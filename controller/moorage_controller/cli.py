@@ -1,9 +1,10 @@
-"""The command line: `moorage-controller serve | migrate | create-user`."""
+"""The command line: `moorage-controller serve | migrate | create-user | backup | restore`."""
 
 import asyncio
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -12,9 +13,9 @@ import uvloop
 from moorage_common import logging
 from moorage_common.clock import SystemClock
 
+from moorage_controller import commands
 from moorage_controller import settings as settings_module
 from moorage_controller.app import Controller, migrate_database
-from moorage_controller.commands import create_account
 from moorage_controller.errors import DatabaseUnavailableError, StartupError
 from moorage_controller.settings import Settings
 
@@ -51,10 +52,30 @@ def create_user(name: str, password_file: TextIO | None, *, admin: bool) -> None
     given = None if password_file is None else password_file.readline().rstrip("\r\n")
 
     async def work(settings: Settings) -> None:
-        made = await create_account(settings, name, given, "admin" if admin else "user")
+        made = await commands.create_account(settings, name, given, "admin" if admin else "user")
         click.echo(f"{name} was made." if made is None else f"{name} was made, with the password {made}")
 
     _run(work)
+
+
+@main.command("backup")
+@click.argument("file", type=click.Path(path_type=Path))
+def back_up(file: Path) -> None:
+    """Back the database up into FILE, which must not exist yet. It works while the controller runs, too.
+
+    Secrets in it are as encrypted as in the database, and the key isn't in it: keep ENCRYPTION_KEY in another place.
+    """
+    _run(lambda settings: commands.back_up(settings, file, click.echo))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def restore(file: Path) -> None:
+    """Restore a backup into an empty database: of SQLite or PostgreSQL, whichever it came from.
+
+    It needs the ENCRYPTION_KEY of the controller that was backed up. All is restored, or nothing.
+    """
+    _run(lambda settings: commands.restore(settings, file, click.echo))
 
 
 def _run(work: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:

@@ -1,16 +1,24 @@
 """What the command line does on the database beside a controller that may be running."""
 
+import asyncio
 import secrets
+from collections.abc import Callable
+from pathlib import Path
 
 from moorage_common.clock import SystemClock
 from pydantic import ValidationError
 
+from moorage_controller import settings as settings_module
 from moorage_controller.api.user_schemas import AccountIn
 from moorage_controller.auth.roles import Actor
+from moorage_controller.data_folder import lock
+from moorage_controller.database import open_database
 from moorage_controller.errors import ConflictError, StartupError
+from moorage_controller.services import backup
 from moorage_controller.services.accounts import Accounts
 from moorage_controller.settings import Settings
-from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
+from moorage_controller.store.encryption import Keyring
+from moorage_controller.store.engine import Database
 from moorage_controller.store.migrate import require_current, unmigrated
 
 _MADE_BYTES = 12
@@ -28,10 +36,7 @@ async def create_account(settings: Settings, name: str, password: str | None, ro
     except ValidationError as error:
         wrong = "; ".join(f"{e['loc'][0]}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
         raise StartupError("invalid_user", f"The user can't be made: {wrong}") from None
-    path = settings.sqlite_path
-    if path is not None and not path.exists():
-        raise unmigrated(None)
-    database = Database(postgresql_url(settings.database_url) if path is None else sqlite_url(path), SystemClock())
+    database = _existing_database(settings)
     try:
         await require_current(database)
         fields = account.model_dump(exclude={"password"})
@@ -41,3 +46,49 @@ async def create_account(settings: Settings, name: str, password: str | None, ro
     finally:
         await database.close()
     return made
+
+
+async def back_up(settings: Settings, path: Path, say: Callable[[str], None]) -> None:
+    """Back the database up into a new file, and say what is in it and what isn't. Raises StartupError."""
+    database = _existing_database(settings)
+    try:
+        header, size = await backup.back_up(database, path)
+    finally:
+        await database.close()
+    say(f"{path} is written: {header.rows} rows of {len(header.tables)} tables in {size} bytes.")
+    key, jwt = (_place(settings, name) for name in ("encryption_key", "jwt_secret"))
+    say(
+        f"Not in it: {key}, without which it can't be restored, so keep that too, in another place; and {jwt}, which "
+        "may be a new one: after a restore everybody logs in anew."
+    )
+
+
+async def restore(settings: Settings, path: Path, say: Callable[[str], None]) -> None:
+    """Restore a backup into an empty database, and say so. Raises StartupError, and then nothing was written to it."""
+    key = settings_module.kept_secret(settings, "encryption_key")
+    keyring = None if key is None else Keyring([key, *settings.previous_keys])
+    header = await asyncio.to_thread(backup.check, path, keyring)
+    say(
+        f"{path} is whole, and its secrets can be opened: {header.rows} rows of {len(header.tables)} tables, "
+        f"of {header.made_at:%Y-%m-%d %H:%M:%S} UTC, made by release {header.release}."
+    )
+    settings_module.prepare_data_dir(settings)
+    release = lock(settings)
+    database = open_database(settings, SystemClock())
+    try:
+        await backup.restore(database, path)
+    finally:
+        await database.close()
+        release()
+    say("All of it is restored: `moorage-controller serve` can start.")
+
+
+def _existing_database(settings: Settings) -> Database:
+    if settings.sqlite_path is not None and not settings.sqlite_path.exists():
+        raise unmigrated(None)
+    return open_database(settings, SystemClock())
+
+
+def _place(settings: Settings, name: str) -> str:
+    """Return where a secret is, for a person to read."""
+    return name.upper() if getattr(settings, name) else f"the file {settings.moorage_data_dir / name}"

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     operation_limit_minutes: Annotated[
         int, Field(ge=1, le=1440, description="Minutes after which a start is stopped on its host.")
     ] = 30
+    rate_limit_per_minute: Annotated[
+        int,
+        Field(ge=0, description="Requests a minute of one user, or of one address without a token; 0: no limit."),
+    ] = 600
     frontend_url: Annotated[
         str, Field(description="Origins of dashboards that may call from a browser, comma-separated; no wildcard.")
     ] = ""
@@ -103,10 +107,10 @@ class Settings(BaseSettings):
         """The networks of TRUSTED_PROXIES."""
         return _networks(self.trusted_proxies)
 
-    rate_limit_per_minute: Annotated[
-        int,
-        Field(ge=0, description="Requests a minute of one user, or of one address without a token; 0: no limit."),
-    ] = 600
+    @property
+    def previous_keys(self) -> list[str]:
+        """The keys of ENCRYPTION_KEY_PREVIOUS."""
+        return _listed(self.encryption_key_previous)
 
     @property
     def base_url(self) -> str:
@@ -186,12 +190,19 @@ def prepare_data_dir(settings: Settings) -> None:
 
 def secret(settings: Settings, name: Literal["jwt_secret", "encryption_key"]) -> str:
     """Return a secret: the environment's, else the one kept in the data folder, made on first use (mode 0600)."""
+    kept = kept_secret(settings, name)
+    if kept is not None:
+        return kept
+    _write_secret(settings.moorage_data_dir / name)
+    return secret(settings, name)
+
+
+def kept_secret(settings: Settings, name: Literal["jwt_secret", "encryption_key"]) -> str | None:
+    """Return a secret as `secret` does, but None where it would have to be made. Raises StartupError."""
     given: str = getattr(settings, name)
-    if given:
-        return given
     path = settings.moorage_data_dir / name
-    if not path.exists():
-        _write_secret(path)
+    if given or not path.exists():
+        return given or None
     kept = path.read_text().strip()
     if len(kept) < _MIN_SECRET:
         raise StartupError("damaged_secret", f"{path} is damaged: restore it from a backup, or set {name.upper()}.")

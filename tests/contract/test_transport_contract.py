@@ -72,7 +72,7 @@ async def test_a_host_tells_its_facts(rig: Rig) -> None:
     assert rig.transport.name == "agent"
 
 
-async def test_a_start_is_followed_to_its_end_with_what_there_is_afterwards(rig: Rig) -> None:
+async def test_a_start_is_followedto_its_end_with_what_there_is_afterwards(rig: Rig) -> None:
     cd_path = rig.app()
     output, end = await run(rig.transport, order(cd_path))
     assert output

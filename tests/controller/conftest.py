@@ -13,9 +13,10 @@ from typing import Literal, get_args
 import pytest
 import structlog
 from copies import Copies
-from factories import World, add_users, make_settings, open_database
+from factories import World, add_users, make_settings
 from fakes import FakeClock
 from moorage_common import logging
+from moorage_controller.database import open_database
 from moorage_controller.settings import Settings
 from moorage_controller.store.engine import Database
 from moorage_controller.store.migrate import migrate
@@ -42,7 +43,7 @@ def template(kind: Kind, request: pytest.FixtureRequest, tmp_path_factory: pytes
         settings = make_settings(folder)
 
     async def fill() -> None:
-        database = open_database(settings, FakeClock())
+        database = open_database(settings, FakeClock(), clock_decides=True)
         await migrate(database)
         await add_users(database)
         await database.close()
@@ -78,7 +79,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 async def database(settings: Settings, clock: FakeClock) -> AsyncIterator[Database]:
     """Return a migrated database with the two users."""
-    database = open_database(settings, clock)
+    database = open_database(settings, clock, clock_decides=True)
     yield database
     await database.close()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from factories import ADMIN, PASSWORD, USER, Api, World
 from moorage_controller.store import users as store
+from moorage_lab.waiting import eventually_async
 
 NEW = {"username": "anna", "password": "long enough"}
 
@@ -169,6 +170,22 @@ async def test_entries_and_operations_outlive_their_user(world: World) -> None:
     assert (started["userId"], started["username"]) == (None, USER)
     (operation,) = (await world.admin.get("/api/operations")).expect(200)
     assert operation["actor"] == USER
+
+
+async def test_a_start_ends_well_though_its_user_was_removed_meanwhile(world: World) -> None:
+    server_id, host = await world.new_host()
+    app_id = await world.new_app(server_id)
+    host.hold()
+    began = (await world.user.post(f"/api/apps/{app_id}/start", None, Prefer="respond-async")).expect(202)
+    (await world.admin.delete(f"/api/users/{await user_id(world, USER)}")).expect(200)
+    host.let_go()
+
+    async def ended() -> bool:
+        return bool((await world.operation(began["id"]))["state"] == "succeeded")
+
+    await eventually_async(ended, timeout=10, what="the operation's end")
+    (started,) = await world.audit("START")
+    assert (started["userId"], started["username"]) == (None, USER)
 
 
 async def test_an_admin_who_removes_himself_leaves_his_name(world: World) -> None:

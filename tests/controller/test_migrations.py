@@ -8,9 +8,10 @@ from pathlib import Path
 
 import moorage_migrations
 import pytest
-from factories import add_users, make_settings, open_database
+from factories import add_users, make_settings
 from fakes import FakeClock, FakeHosts
 from moorage_controller.app import Controller, migrate_database
+from moorage_controller.database import open_database
 from moorage_controller.errors import StartupError
 from moorage_controller.settings import Settings
 from moorage_controller.store.tables import metadata
@@ -31,14 +32,14 @@ def controller(settings: Settings) -> Controller:
 
 
 async def execute(settings: Settings, statement: str) -> None:
-    database = open_database(settings, FakeClock())
+    database = open_database(settings, FakeClock(), clock_decides=True)
     async with database.write() as connection:
         await connection.execute(text(statement))
     await database.close()
 
 
 async def revision(settings: Settings) -> str | None:
-    database = open_database(settings, FakeClock())
+    database = open_database(settings, FakeClock(), clock_decides=True)
     async with database.read() as connection:
         found: str | None = await connection.run_sync(moorage_migrations.current_revision)
     await database.close()
@@ -46,7 +47,7 @@ async def revision(settings: Settings) -> str | None:
 
 
 async def downgrade(settings: Settings, to: str) -> None:
-    database = open_database(settings, FakeClock())
+    database = open_database(settings, FakeClock(), clock_decides=True)
     async with database.write() as connection:
         await connection.run_sync(moorage_migrations.downgrade, to)
     await database.close()
@@ -70,7 +71,7 @@ async def test_up_down_and_up_again_ends_where_the_tables_say(empty: Settings) -
         moorage_migrations.upgrade(connection, metadata)
         moorage_migrations.check(connection, metadata)
 
-    database = open_database(empty, FakeClock())
+    database = open_database(empty, FakeClock(), clock_decides=True)
     async with database.write() as connection:
         await connection.run_sync(there_and_back)
     await database.close()
@@ -86,7 +87,7 @@ async def test_each_migration_s_indexes_and_constraints_are_the_tables(empty: Se
         metadata.create_all(connection)
         assert migrated == _facts(connection)
 
-    database = open_database(empty, FakeClock())
+    database = open_database(empty, FakeClock(), clock_decides=True)
     async with database.write() as connection:
         await connection.run_sync(compare)
     await database.close()
@@ -118,7 +119,7 @@ def _facts(connection: Connection) -> dict[str, object]:
 async def test_ids_times_and_objects_have_postgresql_s_own_types(postgres_url: str, tmp_path: Path) -> None:
     settings = make_settings(tmp_path, database_url=postgres_url)
     await migrate_database(settings)
-    database = open_database(settings, FakeClock())
+    database = open_database(settings, FakeClock(), clock_decides=True)
     async with database.read() as connection:
         query = "SELECT column_name, data_type FROM information_schema.columns WHERE table_schema = 'public'"
         types = {(name, kind) for name, kind in await connection.execute(text(query))}
@@ -171,7 +172,7 @@ async def test_serving_on_postgresql_never_migrates_but_says_how(postgres_url: s
 async def test_serving_on_sqlite_migrates_and_keeps_a_whole_copy_of_what_was(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     await migrate_database(settings)
-    beside = open_database(settings, FakeClock())
+    beside = open_database(settings, FakeClock(), clock_decides=True)
     await add_users(beside)
     await downgrade(settings, "0001")
     path = tmp_path / "moorage.db"

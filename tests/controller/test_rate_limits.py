@@ -1,6 +1,7 @@
 """Limits: guessing gets slow, nobody locks another one out, and ordinary requests cost no write."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import bcrypt
@@ -13,6 +14,7 @@ from moorage_controller.errors import NotAuthenticatedError, TooManyRequestsErro
 from moorage_controller.services.api_tokens import ApiTokens
 from moorage_controller.services.login_limits import delay
 from moorage_controller.services.users import Users
+from moorage_controller.settings import Settings
 from moorage_controller.store.engine import Database
 
 
@@ -69,7 +71,8 @@ async def test_a_restart_forgets_nothing(world: World) -> None:
 async def test_many_guesses_at_once_learn_no_more_than_in_a_row(world: World) -> None:
     replies = await asyncio.gather(*(guess(world) for _ in range(20)), guess(world, password=PASSWORD))
     told = [reply.status for reply in replies]
-    assert told.count(401) <= 5
+    # The right password, where its turn came in time, begins the count anew.
+    assert told.count(401) <= 5 * (1 + told.count(200))
     assert set(told) <= {401, 429, 200}
 
 
@@ -116,7 +119,18 @@ async def test_an_unknown_and_an_inactive_user_cost_the_same_comparison(
     assert all(hashed.startswith(b"$2b$12$") for hashed in compared[1:])
 
 
-async def test_the_general_limit_is_600_a_minute_for_each_user_by_himself(world: World) -> None:
+@pytest.fixture
+async def limited_world(settings: Settings) -> AsyncIterator[World]:
+    """Return a controller with the limit that holds where none is set."""
+    world = World(settings.model_copy(update={"rate_limit_per_minute": Settings().rate_limit_per_minute}))
+    try:
+        yield await world.start()
+    finally:
+        await world.close()
+
+
+async def test_the_general_limit_is_600_a_minute_for_each_user_by_himself(limited_world: World) -> None:
+    world = limited_world
     for _ in range(60):
         replies = await asyncio.gather(*(world.user.get("/api/auth/verify") for _ in range(10)))
         assert {reply.status for reply in replies} == {200}
@@ -129,7 +143,8 @@ async def test_the_general_limit_is_600_a_minute_for_each_user_by_himself(world:
     (await world.user.get("/api/auth/verify")).expect(200)
 
 
-async def test_a_sign_in_counts_against_its_address(world: World) -> None:
+async def test_a_sign_in_counts_against_its_address(limited_world: World) -> None:
+    world = limited_world
     replies = [await guess(world, f"name{i}") for i in range(40)]
     assert {reply.status for reply in replies} == {401}
     for _ in range(18):

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import schemathesis
 from copies import Copies
-from factories import World
+from factories import PASSWORD, World
 from hypothesis import HealthCheck, Phase
 from moorage_controller.api.routes import ROUTES
 from schemathesis.core.failures import FailureGroup
@@ -52,6 +52,9 @@ def running(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterato
         operation_id = await world.begin(app_id)
         project_id = (await world.app(app_id))["projectId"]
         ids = {"servers": server_id, "apps": app_id, "operations": operation_id, "projects": project_id}
+        token = await world.admin.post("/api/tokens", {"name": "ci", "scopes": ["read"]})
+        user = await world.admin.post("/api/users", {"username": "another", "password": PASSWORD})
+        ids |= {"tokens": token.expect(201)["id"], "users": user.expect(201)["id"]}
         return Running(world, ids)
 
     try:

@@ -33,7 +33,7 @@ async def get_app(call: Call) -> Reply:
 async def create_app(call: Call) -> Reply:
     """POST /api/apps."""
     fields = call.body(AppIn).model_dump()
-    return now(app_out(await call.services.apps.create(fields, call.actor)), 201)
+    return now(app_out(await call.services.apps.create(fields, call.actor, call.once(app_out))), 201)
 
 
 async def update_app(call: Call) -> Reply:

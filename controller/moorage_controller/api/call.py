@@ -1,6 +1,6 @@
 """What a handler is given: the parsed request, who sent it, and the services."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -16,16 +16,26 @@ from moorage_controller.services.accounts import Accounts
 from moorage_controller.services.api_tokens import ApiTokens
 from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
+from moorage_controller.services.checks import Checks
 from moorage_controller.services.enrollment import Enrollments
 from moorage_controller.services.health import Health
+from moorage_controller.services.idempotency import KeyedRequest, Once
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.projects import Projects
 from moorage_controller.services.servers import Servers
 from moorage_controller.services.users import Users
 
 T = TypeVar("T", bound=BaseModel)
+Made = TypeVar("Made")
+Fingerprints = Callable[[bytes], Sequence[str]]
+"""Makes keyed digests of a request: one a key of ours, the newest first."""
 _MOST_DIGITS = 12
 _MOST_WORD = 100
+
+
+def to_json(model: BaseModel) -> str:
+    """Return a reply's body."""
+    return model.model_dump_json(by_alias=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,7 @@ class Services:
 
     users: Users
     servers: Servers
+    checks: Checks
     projects: Projects
     apps: Apps
     operations: Operations
@@ -44,6 +55,7 @@ class Services:
     accounts: Accounts
     api_tokens: ApiTokens
     rate_limits: Mapping[Limit, Budget]
+    fingerprints: Fingerprints
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,7 @@ class Call:
     origin: Origin
     principal_or_none: Principal | None
     body_or_none: BaseModel | None
+    keyed: KeyedRequest | None = None
 
     @property
     def principal(self) -> Principal:
@@ -71,6 +84,10 @@ class Call:
         """Return the body, which the route table says is a `model`."""
         assert isinstance(self.body_or_none, model)
         return self.body_or_none
+
+    def once(self, show: Callable[[Made], BaseModel]) -> Once[Made]:
+        """Return what keeps the reply under the request's Idempotency-Key, where it has one; `show` as for a reply."""
+        return Once(self.keyed, lambda made: to_json(show(made)))
 
     def id(self) -> UUID:
         """Return the id in the path. Raises NotFoundError for a malformed one: there is no such thing."""

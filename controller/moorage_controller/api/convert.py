@@ -1,5 +1,6 @@
 """From what the services return to what the API shows."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from moorage_common.clock import to_millis
@@ -12,12 +13,12 @@ from moorage_controller.api.schemas import (
     AuditEntryOut,
     OperationOut,
     ProjectOut,
-    ServerOut,
-    ServerStatusOut,
     StartedOut,
     StoppedOut,
 )
+from moorage_controller.api.server_schemas import RefreshedOut, ServerOut, ServerStatusOut, ServerTestOut
 from moorage_controller.errors import OperationFailedError
+from moorage_controller.hosts.credentials import fingerprint
 from moorage_controller.store.apps import AppView
 from moorage_controller.store.audit import AuditEntry
 from moorage_controller.store.operations import Operation
@@ -52,6 +53,8 @@ def server_out(server: Server) -> ServerOut:
         status_detail=server.status_detail,
         running_containers=server.running_containers,
         uptime=server.uptime,
+        has_credentials=server.encrypted_credentials is not None,
+        host_key_fingerprint=fingerprint(server.host_key) if server.host_key else None,
     )
 
 
@@ -62,6 +65,23 @@ def server_status_out(server: Server) -> ServerStatusOut:
         running_containers=server.running_containers if server.status == "online" else 0,
         uptime=server.uptime,
         last_checked=_millis(server.last_checked),
+    )
+
+
+def server_test_out(server: Server) -> ServerTestOut:
+    """Show what a check found, in words too."""
+    return ServerTestOut(
+        **server_status_out(server).model_dump(exclude={"uptime"}),
+        running_apps_count=server.running_apps_count,
+        message=server.status_detail or "The host answers.",
+    )
+
+
+def refreshed_out(servers: Sequence[Server]) -> RefreshedOut:
+    """Show all servers after a round of checks."""
+    online = sum(server.status == "online" for server in servers)
+    return RefreshedOut(
+        message=f"{online} of {len(servers)} servers are online.", servers=[server_out(server) for server in servers]
     )
 
 

@@ -6,7 +6,7 @@ from aiohttp import web
 
 _METHODS = "GET, POST, PUT, DELETE"
 _HEADERS = "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Prefer, X-Request-Id"
-_EXPOSED = "ETag, X-Total-Count, X-Request-Id, Location, Retry-After"
+_EXPOSED = "ETag, X-Total-Count, X-Request-Id, Location, Retry-After, Idempotency-Replayed"
 _MAX_AGE = "600"
 
 

@@ -64,7 +64,9 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ),
     ("DELETE", "/api/users/{id}"): Details(errors={409: ("last_admin",)}),
     ("POST", "/api/servers"): Details(201, request=_SERVER),
-    ("PUT", "/api/servers/{id}"): Details(errors={409: ("app_running",)}, request={"name": "Production Server 1"}),
+    ("PUT", "/api/servers/{id}"): Details(
+        errors={409: ("app_running", "undecryptable_secret")}, request={"name": "Production Server 1"}
+    ),
     ("DELETE", "/api/servers/{id}"): Details(errors={409: ("server_in_use",)}),
     ("GET", "/api/servers/{id}/status"): Details(
         reply={"status": "online", "runningContainers": 3, "uptime": 86400, "lastChecked": 1633024800000}

@@ -7,8 +7,11 @@ from moorage_controller.api.replies import Reply, now
 from moorage_controller.api.schemas import EnrollIn, EnrollOut, JoinTokenOut
 
 
-async def create_token(call: Call) -> Reply:
-    """POST /api/servers/{id}/enrollment-token."""
+async def create_join_token(call: Call) -> Reply:
+    """POST /api/servers/{id}/enrollment-token.
+
+    The reply holds a secret that is shown once, so `Idempotency-Key` means nothing here.
+    """
     token, expires_at = await call.services.enrollments.new_token(call.id(), call.actor)
     # The token comes by standard input: an argument would show in the host's process list.
     command = f"moorage-agent enroll --controller {call.services.base_url} --token-file - --allow-root DIR"

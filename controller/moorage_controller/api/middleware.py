@@ -10,8 +10,8 @@ import structlog
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from moorage_controller.api import document, problems
-from moorage_controller.api.call import Call, Services
+from moorage_controller.api import document, idempotency, problems
+from moorage_controller.api.call import Call, Services, to_json
 from moorage_controller.api.details import LIVE
 from moorage_controller.api.replies import Raw, Reply, page
 from moorage_controller.api.routes import ROUTES, Route
@@ -82,9 +82,10 @@ def _endpoint(route: Route, services: Services, surface: Surface) -> Handler:
         origin = Origin(surface.proxies.client(request), _text(request.headers.get("User-Agent", ""))[:500] or None)
         principal = await _admit(route, request, services, origin)
         body = await _read_body(route.body, request) if route.body is not None else None
-        call = Call(services, request, origin, principal, body)
+        keyed = await idempotency.keyed(route, request, principal, services.fingerprints)
+        call = Call(services, request, origin, principal, body, keyed)
         if route.method != "GET" or route.path in LIVE:
-            return _respond(await route.handler(call))
+            return _respond(await idempotency.answer(route, call))
 
         async def make() -> web.Response:
             return _respond(page(call, await route.handler(call)) if route.many else await route.handler(call))
@@ -118,7 +119,7 @@ def _count(route: Route, services: Services, caller: str) -> None:
         return
     seconds = services.rate_limits[route.limit].take(caller)
     if seconds > 0:
-        raise TooManyRequestsError(f"Too many requests: try again in {seconds} seconds.", seconds)
+        raise TooManyRequestsError(f"Too many requests: try again in {seconds} s.", seconds)
 
 
 def _check_rights(route: Route, principal: Principal) -> None:
@@ -167,13 +168,12 @@ def _field_errors(error: ValidationError) -> dict[str, str]:
 
 def _respond(reply: Reply) -> web.Response:
     if isinstance(reply.body, Raw):
-        raw, charset = reply.body, "utf-8"
-        return web.Response(body=raw.data, content_type=raw.content_type, charset=charset, headers=reply.headers)
-    if isinstance(reply.body, BaseModel):
-        text = reply.body.model_dump_json(by_alias=True)
+        raw = reply.body
+    elif isinstance(reply.body, BaseModel):
+        raw = Raw(to_json(reply.body).encode(), "application/json")
     else:
-        text = "[" + ",".join(item.model_dump_json(by_alias=True) for item in reply.body) + "]"
+        raw = Raw(f"[{','.join(to_json(item) for item in reply.body)}]".encode(), "application/json")
     assert reply.status != HTTPStatus.NO_CONTENT, "a success always has a JSON body"
     return web.Response(
-        body=text.encode(), status=reply.status, content_type="application/json", charset="utf-8", headers=reply.headers
+        body=raw.data, status=reply.status, content_type=raw.content_type, charset="utf-8", headers=reply.headers
     )

@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document, made from the route table: what is served and what is told can't differ."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
@@ -10,6 +10,7 @@ from openapi_pydantic import OpenAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from moorage_controller.api import idempotency
 from moorage_controller.api.details import DETAILS, LIVE, Details
 from moorage_controller.api.problems import CONTENT_TYPE
 from moorage_controller.api.routes import Route
@@ -124,11 +125,14 @@ def _parameters(route: Route, details: Details) -> list[dict[str, Any]]:
         found.append(_header("If-None-Match", "An ETag held already: 304 where it is still so."))
     if details.asynchronous:
         found.append(_header("Prefer", "`respond-async`: don't wait for the end. `wait=N`: wait N seconds at most."))
+    if route.creates:
+        about = "A new UUID for each new request; the same request under the same key gets the first reply for 24 h."
+        found.append(_header(idempotency.HEADER, about, {"pattern": idempotency.PATTERN}))
     return found
 
 
-def _header(name: str, about: str) -> dict[str, Any]:
-    return {"name": name, "in": "header", "schema": {"type": "string"}, "description": about}
+def _header(name: str, about: str, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {"name": name, "in": "header", "schema": {"type": "string", **(schema or {})}, "description": about}
 
 
 def _conditional(route: Route) -> bool:
@@ -145,6 +149,9 @@ def _responses(route: Route, details: Details, schemas: dict[Any, dict[str, Any]
     if _conditional(route):
         success["headers"] = {"ETag": {"schema": {"type": "string"}}}
         found["304"] = {"description": "What you hold is still so"}
+    if route.creates:
+        about = "`true`: the reply that this request got before"
+        success["headers"] = {idempotency.REPLAYED: {"schema": {"type": "string"}, "description": about}}
     if route.many:
         success["headers"]["X-Total-Count"] = {"schema": {"type": "integer"}, "description": "How many there are"}
     if details.asynchronous:
@@ -177,6 +184,8 @@ def _errors(route: Route, details: Details) -> dict[int, list[str]]:
         found[400] = ["unreadable_json", "not_an_object"]
     if route.many or details.query:
         found[422] = ["invalid_field"]
+    if route.creates:
+        found[422].append("idempotency_key_reused")
     for status, codes in details.errors.items():
         found[status] = list(dict.fromkeys([*found.get(status, []), *codes]))
     return found

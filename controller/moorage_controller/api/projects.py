@@ -19,7 +19,8 @@ async def get_project(call: Call) -> Reply:
 async def create_project(call: Call) -> Reply:
     """POST /api/projects."""
     body = call.body(ProjectIn)
-    return now(project_out(await call.services.projects.create(body.name, body.description, call.actor)), 201)
+    once = call.once(project_out)
+    return now(project_out(await call.services.projects.create(body.name, body.description, call.actor, once)), 201)
 
 
 async def update_project(call: Call) -> Reply:

@@ -14,6 +14,7 @@ from moorage_controller.api import (
     operations,
     projects,
     schemas,
+    server_schemas,
     servers,
     tokens,
     user_schemas,
@@ -31,7 +32,8 @@ Handler = Callable[[Call], Awaitable[Reply]]
 class Route:
     """One route. `body` None: it takes none; `reply` is what a success shows; a list of it where `many`.
 
-    `scope` is what it asks of an API token beside the user's role; `limit` which budget of requests it counts against.
+    `scope` is what it asks of an API token beside the user's role; `limit` which budget of requests it counts against;
+    `creates`: the handler honours Idempotency-Key, by `Call.once`.
     """
 
     method: str
@@ -43,6 +45,7 @@ class Route:
     many: bool = False
     scope: Scope = Scope.ADMIN
     limit: Limit = Limit.GENERAL
+    creates: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a route that doesn't say who may call it: the program must not start with one."""
@@ -52,6 +55,8 @@ class Route:
             raise TypeError(f"{self.method} {self.path} needs a body model; GET and DELETE take none")
         if not isinstance(self.scope, Scope) or not isinstance(self.limit, Limit):
             raise TypeError(f"{self.method} {self.path} needs a scope and a limit")
+        if self.creates and (self.method != "POST" or self.role is Role.NOBODY):
+            raise TypeError(f"{self.method} {self.path} can't create: a key belongs to a user's POST")
 
 
 def _get(path: str, handler: Handler, reply: type[BaseModel], *, role: Role = Role.USER, many: bool = False) -> Route:
@@ -60,6 +65,15 @@ def _get(path: str, handler: Handler, reply: type[BaseModel], *, role: Role = Ro
 
 def _operate(path: str, handler: Handler, reply: type[BaseModel], body: type[BaseModel]) -> Route:
     return Route("POST", path, Role.USER, handler, reply, body, scope=Scope.OPERATE)
+
+
+def _check(path: str, handler: Handler, reply: type[BaseModel]) -> Route:
+    # It changes nothing that the status's GET doesn't change, and so asks no more of a token.
+    return Route("POST", path, Role.USER, handler, reply, schemas.NothingIn, scope=Scope.READ)
+
+
+def _create(path: str, handler: Handler, reply: type[BaseModel], body: type[BaseModel]) -> Route:
+    return Route("POST", path, Role.ADMIN, handler, reply, body, creates=True)
 
 
 def _probe(path: str, handler: Handler) -> Route:
@@ -101,34 +115,43 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", "/api/tokens/{id}", Role.USER, tokens.revoke_token, schemas.DeletedOut, scope=Scope.SESSION),
     _get("/api/users", users.list_users, user_schemas.AccountOut, role=Role.ADMIN, many=True),
     _get("/api/users/{id}", users.get_user, user_schemas.AccountOut, role=Role.ADMIN),
-    Route("POST", "/api/users", Role.ADMIN, users.create_user, user_schemas.AccountOut, user_schemas.AccountIn),
+    _create("/api/users", users.create_user, user_schemas.AccountOut, user_schemas.AccountIn),
     Route(
         "PUT", "/api/users/{id}", Role.ADMIN, users.update_user, user_schemas.AccountOut, user_schemas.AccountChanges
     ),
     Route("DELETE", "/api/users/{id}", Role.ADMIN, users.delete_user, schemas.DeletedOut),
-    _get("/api/servers", servers.list_servers, schemas.ServerOut, many=True),
-    _get("/api/servers/{id}", servers.get_server, schemas.ServerOut),
-    Route("POST", "/api/servers", Role.ADMIN, servers.create_server, schemas.ServerOut, schemas.ServerIn),
-    Route("PUT", "/api/servers/{id}", Role.ADMIN, servers.update_server, schemas.ServerOut, schemas.ServerChanges),
+    _get("/api/servers", servers.list_servers, server_schemas.ServerOut, many=True),
+    _get("/api/servers/{id}", servers.get_server, server_schemas.ServerOut),
+    _create("/api/servers", servers.create_server, server_schemas.ServerOut, server_schemas.ServerIn),
+    Route(
+        "PUT",
+        "/api/servers/{id}",
+        Role.ADMIN,
+        servers.update_server,
+        server_schemas.ServerOut,
+        server_schemas.ServerChanges,
+    ),
     Route("DELETE", "/api/servers/{id}", Role.ADMIN, servers.delete_server, schemas.DeletedOut),
-    _get("/api/servers/{id}/status", servers.server_status, schemas.ServerStatusOut),
+    _get("/api/servers/{id}/status", servers.server_status, server_schemas.ServerStatusOut),
+    _check("/api/servers/{id}/test", servers.test_server, server_schemas.ServerTestOut),
+    _check("/api/servers/refresh", servers.refresh_servers, server_schemas.RefreshedOut),
     Route(
         "POST",
         "/api/servers/{id}/enrollment-token",
         Role.ADMIN,
-        enrollment.create_token,
+        enrollment.create_join_token,
         schemas.JoinTokenOut,
         schemas.NothingIn,
     ),
     Route("POST", "/api/enroll", Role.NOBODY, enrollment.enroll, schemas.EnrollOut, schemas.EnrollIn),
     _get("/api/projects", projects.list_projects, schemas.ProjectOut, many=True),
     _get("/api/projects/{id}", projects.get_project, schemas.ProjectOut),
-    Route("POST", "/api/projects", Role.ADMIN, projects.create_project, schemas.ProjectOut, schemas.ProjectIn),
+    _create("/api/projects", projects.create_project, schemas.ProjectOut, schemas.ProjectIn),
     Route("PUT", "/api/projects/{id}", Role.ADMIN, projects.update_project, schemas.ProjectOut, schemas.ProjectChanges),
     Route("DELETE", "/api/projects/{id}", Role.ADMIN, projects.delete_project, schemas.DeletedOut),
     _get("/api/apps", apps.list_apps, schemas.AppOut, many=True),
     _get("/api/apps/{id}", apps.get_app, schemas.AppOut),
-    Route("POST", "/api/apps", Role.ADMIN, apps.create_app, schemas.AppOut, schemas.AppIn),
+    _create("/api/apps", apps.create_app, schemas.AppOut, schemas.AppIn),
     # A plain user may change autoStopTimeout; the service refuses him the rest.
     Route(
         "PUT",

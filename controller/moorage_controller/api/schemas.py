@@ -59,12 +59,13 @@ OneLine = AfterValidator(_one_line)
 Number = BeforeValidator(_no_boolean)
 """Python takes true for 1; a caller who sends it means something else."""
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255), OneLine]
-Address = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255), OneLine, AfterValidator(_no_spaces)
+Endpoint = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=255),
+    OneLine,
+    AfterValidator(_no_spaces),
+    AfterValidator(_endpoint),
 ]
-SshUser = Annotated[str, StringConstraints(max_length=255), OneLine, AfterValidator(_no_spaces)]
-Port = Annotated[int, Number, Field(ge=1, le=65_535)]
-Endpoint = Annotated[Address, AfterValidator(_endpoint)]
 Description = Annotated[str, StringConstraints(max_length=10_000)]
 CdPath = Annotated[str, StringConstraints(min_length=1, max_length=500), OneLine, AfterValidator(_cd_path)]
 Url = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), OneLine, AfterValidator(_url)]
@@ -110,54 +111,6 @@ class DeletedOut(SuccessOut):
     """It is gone."""
 
     message: str
-
-
-class ServerIn(Schema):
-    """POST /api/servers."""
-
-    name: Name
-    address: Address
-    ssh_user: SshUser | None = None
-    ssh_port: Port = 22
-    api_endpoint: Endpoint | None = None
-
-
-class ServerChanges(Schema):
-    """PUT /api/servers/{id}: what is absent stays."""
-
-    name: Name | None = None
-    address: Address | None = None
-    ssh_user: SshUser | None = None
-    ssh_port: Port | None = None
-    api_endpoint: Endpoint | None = None
-
-
-class ServerOut(Schema):
-    """A server."""
-
-    id: UUID
-    name: str
-    address: str
-    ssh_user: str | None
-    ssh_port: int
-    status: str
-    running_apps_count: int
-    last_checked: int | None
-    connection: str
-    api_endpoint: str | None
-    agent_version: str | None
-    status_detail: str | None
-    running_containers: int
-    uptime: int | None
-
-
-class ServerStatusOut(Schema):
-    """GET /api/servers/{id}/status: of a check made now."""
-
-    status: str
-    running_containers: int
-    uptime: int | None
-    last_checked: int | None
 
 
 class JoinTokenOut(Schema):

@@ -1,9 +1,10 @@
 """Servers over HTTP."""
 
 from moorage_controller.api.call import Call
-from moorage_controller.api.convert import given, server_out, server_status_out
+from moorage_controller.api.convert import given, refreshed_out, server_out, server_status_out, server_test_out
 from moorage_controller.api.replies import Reply, now
-from moorage_controller.api.schemas import DeletedOut, ServerChanges, ServerIn
+from moorage_controller.api.schemas import DeletedOut
+from moorage_controller.api.server_schemas import SECRETS, ServerChanges, ServerIn
 
 
 async def list_servers(call: Call) -> Reply:
@@ -18,14 +19,18 @@ async def get_server(call: Call) -> Reply:
 
 async def create_server(call: Call) -> Reply:
     """POST /api/servers."""
-    fields = call.body(ServerIn).model_dump()
-    return now(server_out(await call.services.servers.create(fields, call.actor)), 201)
+    body = call.body(ServerIn)
+    fields = body.model_dump(exclude=set(SECRETS))
+    once = call.once(server_out)
+    return now(server_out(await call.services.servers.create(fields, body.secrets(), call.actor, once)), 201)
 
 
 async def update_server(call: Call) -> Reply:
     """PUT /api/servers/{id}."""
-    changes = given(call.body(ServerChanges), nullable={"ssh_user", "api_endpoint"})
-    return now(server_out(await call.services.servers.update(call.id(), changes, call.actor)))
+    body = call.body(ServerChanges)
+    sent = given(body, nullable={"ssh_user", "api_endpoint"})
+    changes = {name: value for name, value in sent.items() if name not in SECRETS}
+    return now(server_out(await call.services.servers.update(call.id(), changes, body.secrets(), call.actor)))
 
 
 async def delete_server(call: Call) -> Reply:
@@ -36,4 +41,14 @@ async def delete_server(call: Call) -> Reply:
 
 async def server_status(call: Call) -> Reply:
     """GET /api/servers/{id}/status."""
-    return now(server_status_out(await call.services.servers.check(call.id())))
+    return now(server_status_out(await call.services.checks.check(call.id())))
+
+
+async def test_server(call: Call) -> Reply:
+    """POST /api/servers/{id}/test."""
+    return now(server_test_out(await call.services.checks.check(call.id())))
+
+
+async def refresh_servers(call: Call) -> Reply:
+    """POST /api/servers/refresh."""
+    return now(refreshed_out(await call.services.checks.check_all()))

@@ -27,7 +27,10 @@ async def list_tokens(call: Call) -> Reply:
 
 
 async def create_token(call: Call) -> Reply:
-    """POST /api/tokens."""
+    """POST /api/tokens.
+
+    The reply holds a secret that is kept nowhere, so `Idempotency-Key` means nothing here.
+    """
     body = call.body(TokenIn)
     expires_at = None if body.expires_at is None else from_millis(body.expires_at)
     token, secret = await call.services.api_tokens.create(

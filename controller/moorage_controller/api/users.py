@@ -43,7 +43,8 @@ async def create_user(call: Call) -> Reply:
     """POST /api/users."""
     body = call.body(AccountIn)
     fields = body.model_dump(exclude={"password"})
-    return now(account_out(await call.services.accounts.create(fields, body.password, call.actor)), 201)
+    once = call.once(account_out)
+    return now(account_out(await call.services.accounts.create(fields, body.password, call.actor, once)), 201)
 
 
 async def update_user(call: Call) -> Reply:

@@ -3,6 +3,8 @@
 import json
 from dataclasses import asdict, dataclass, field
 
+import asyncssh
+
 
 @dataclass(frozen=True, slots=True)
 class SshCredentials:
@@ -24,3 +26,8 @@ class SshCredentials:
         """Read what `to_text` made; fields that a newer version added are left aside."""
         told = json.loads(text)
         return cls(told.get("private_key", ""), told.get("passphrase", ""), told.get("password", ""))
+
+
+def fingerprint(public_key: str) -> str:
+    """Return the fingerprint of a public key in OpenSSH's one-line form, as `ssh-keygen -l` shows it: `SHA256:...`."""
+    return asyncssh.import_public_key(public_key).get_fingerprint()

@@ -11,6 +11,7 @@ from moorage_controller.auth.passwords import hash_password
 from moorage_controller.auth.roles import Actor
 from moorage_controller.errors import ConflictError, ForbiddenError, NotFoundError
 from moorage_controller.services.audit import Action, record
+from moorage_controller.services.idempotency import UNKEYED, Once
 from moorage_controller.store import api_tokens
 from moorage_controller.store import users as store
 from moorage_controller.store.engine import Database
@@ -35,12 +36,13 @@ class Accounts:
         async with self._database.read() as connection:
             return _found(await store.by_id(connection, user_id))
 
-    async def create(self, fields: Mapping[str, Any], password: str, actor: Actor) -> User:
+    async def create(self, fields: Mapping[str, Any], password: str, actor: Actor, once: Once[User] = UNKEYED) -> User:
         """Make a user; `fields` are columns. Raises ConflictError when the name is taken."""
         password_hash = await hash_password(password)
         try:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
+                await once.begin(connection, now)
                 plain: dict[str, Any] = {"role": "user", "email": None, "full_name": None, "is_active": True}
                 user = User(
                     id=uuid4(),
@@ -56,6 +58,7 @@ class Accounts:
                 await record(
                     connection, now, actor, Action.CREATE, resource, f"User {user.username} was made.", details
                 )
+                await once.keep(connection, now, user)
         except IntegrityError:
             raise _taken() from None
         return user
@@ -105,10 +108,8 @@ class Accounts:
             user = _found(await store.lock(connection, user_id))
             _keep_last(admins, user)
             await store.remove(connection, user_id)
-            # Who removes himself leaves his name, as in the entries from before.
-            by = Actor(None, actor.name, actor.origin) if actor.user_id == user_id else actor
             resource = ("user", user_id, user.username)
-            await record(connection, now, by, Action.DELETE, resource, f"User {user.username} was removed.")
+            await record(connection, now, actor, Action.DELETE, resource, f"User {user.username} was removed.")
 
 
 async def _end(connection: AsyncConnection, user_id: UUID, *, sessions: bool, tokens: bool) -> dict[str, int]:

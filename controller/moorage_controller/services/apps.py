@@ -12,6 +12,7 @@ from moorage_controller.auth.roles import AUTO_STOP, Actor
 from moorage_controller.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
+from moorage_controller.services.idempotency import UNKEYED, Once
 from moorage_controller.services.operations import InFlightError, Operations
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as store
@@ -50,10 +51,11 @@ class Apps:
         async with self._database.read() as connection:
             return _found(await store.view(connection, app_id))
 
-    async def create(self, fields: Mapping[str, Any], actor: Actor) -> AppView:
+    async def create(self, fields: Mapping[str, Any], actor: Actor, once: Once[AppView] = UNKEYED) -> AppView:
         """Make an app. Raises InvalidError where its project or server doesn't exist."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
+            await once.begin(connection, now)
             await _check_references(connection, fields)
             app = App(
                 id=uuid4(),
@@ -74,8 +76,10 @@ class Apps:
             await store.add(connection, app)
             resource = ("app", app.id, app.name)
             await record(connection, now, actor, Action.CREATE, resource, f"App {app.name} was made.")
+            view = AppView(app, None)
+            await once.keep(connection, now, view)
         self._signals.server_changed.emit(app.server_id)
-        return AppView(app, None)
+        return view
 
     async def update(
         self, app_id: UUID, changes: Mapping[str, Any], actor: Actor, *, timeout_only: bool = False

@@ -55,7 +55,7 @@ async def check(connection: AsyncConnection, attempt: Attempt, now: datetime) ->
         until = max(until, *others)
     if until > now:
         seconds = math.ceil((until - now).total_seconds())
-        raise TooManyRequestsError(f"Too many failed logins: try again in {seconds} seconds.", seconds)
+        raise TooManyRequestsError(f"Too many failed logins: try again in {seconds} s.", seconds)
 
 
 async def check_again(connection: AsyncConnection, attempt: Attempt, now: datetime) -> None:

@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 from moorage_controller.auth.roles import Actor
 from moorage_controller.errors import ConflictError, NotFoundError
 from moorage_controller.services.audit import Action, record
+from moorage_controller.services.idempotency import UNKEYED, Once
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import projects as store
@@ -31,14 +32,16 @@ class Projects:
         async with self._database.read() as connection:
             return _found(await store.get(connection, project_id))
 
-    async def create(self, name: str, description: str | None, actor: Actor) -> Project:
+    async def create(self, name: str, description: str | None, actor: Actor, once: Once[Project] = UNKEYED) -> Project:
         """Make a project."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
+            await once.begin(connection, now)
             project = Project(uuid4(), name, description, now, now)
             await store.add(connection, project)
             resource = ("project", project.id, name)
             await record(connection, now, actor, Action.CREATE, resource, f"Project {name} was made.")
+            await once.keep(connection, now, project)
         return project
 
     async def update(self, project_id: UUID, changes: Mapping[str, Any], actor: Actor) -> Project:

@@ -1,4 +1,4 @@
-"""Servers: made, changed, removed, and asked how they are."""
+"""Servers: made, changed, removed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,25 +7,33 @@ from uuid import UUID, uuid4
 from sqlalchemy.exc import IntegrityError
 
 from moorage_controller.auth.roles import Actor
-from moorage_controller.errors import ConflictError, HostUnreachableError, NotFoundError
-from moorage_controller.hosts.transport import Hosts
+from moorage_controller.errors import ConflictError, NotFoundError
 from moorage_controller.services.audit import Action, record
-from moorage_controller.services.observations import Observations
+from moorage_controller.services.checks import Checks
+from moorage_controller.services.credentials import Credentials
+from moorage_controller.services.idempotency import UNKEYED, Once
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.servers import Server
+from moorage_controller.store.types import Ciphertext
 
 
 class Servers:
     """Decides about servers."""
 
-    def __init__(self, database: Database, hosts: Hosts, observations: Observations, signals: Signals) -> None:
+    def __init__(
+        self,
+        database: Database,
+        signals: Signals,
+        credentials: Credentials,
+        checks: Checks,
+    ) -> None:
         self._database = database
-        self._hosts = hosts
-        self._observations = observations
         self._signals = signals
+        self._credentials = credentials
+        self._checks = checks
 
     async def all(self) -> Sequence[Server]:
         """Return all servers by name."""
@@ -37,12 +45,24 @@ class Servers:
         async with self._database.read() as connection:
             return _found(await store.get(connection, server_id))
 
-    async def create(self, fields: Mapping[str, Any], actor: Actor) -> Server:
-        """Make a server; it is `offline` until the first check ends."""
+    async def create(
+        self,
+        fields: Mapping[str, Any],
+        secrets: Mapping[str, str | None],
+        actor: Actor,
+        once: Once[Server] = UNKEYED,
+    ) -> Server:
+        """Make a server; it is `offline` until the first check ends. Raises InvalidError for a key that can't be used.
+
+        `secrets` are fields of SshCredentials; None means there is none.
+        """
+        server_id = uuid4()
+        sealed = await self._credentials.changed(server_id, None, secrets)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
+            await once.begin(connection, now)
             server = Server(
-                id=uuid4(),
+                id=server_id,
                 status="offline",
                 running_apps_count=0,
                 last_checked=None,
@@ -53,28 +73,56 @@ class Servers:
                 agent_version=None,
                 created_at=now,
                 updated_at=now,
+                encrypted_credentials=sealed,
                 **fields,
             )
             await store.add(connection, server)
             resource = ("server", server.id, server.name)
             await record(connection, now, actor, Action.CREATE, resource, f"Server {server.name} was made.")
-        self._signals.server_changed.emit(server.id)
+            await once.keep(connection, now, server)
+        self._changed(server)
         return server
 
-    async def update(self, server_id: UUID, changes: Mapping[str, Any], actor: Actor) -> Server:
-        """Change fields. Raises NotFoundError; ConflictError for a new address while an app on it runs."""
+    async def update(
+        self, server_id: UUID, changes: Mapping[str, Any], secrets: Mapping[str, str | None], actor: Actor
+    ) -> Server:
+        """Change fields, and what opens the host: absent stays, None is dropped.
+
+        Raises NotFoundError; InvalidError for a key that can't be used; ConflictError for a new address while an app on
+        it runs, and for stored secrets that can't be opened.
+        """
+        new = None
+        while new is None:
+            known = (await self.get(server_id)).encrypted_credentials
+            # Outside of the transaction: to try a passphrase takes a second.
+            sealed = await self._credentials.changed(server_id, known, secrets)
+            new = await self._apply(server_id, changes, secrets, (known, sealed), actor)
+        self._changed(new)
+        return new
+
+    async def _apply(
+        self,
+        server_id: UUID,
+        changes: Mapping[str, Any],
+        secrets: Mapping[str, str | None],
+        sealed: tuple[Ciphertext | None, Ciphertext | None],
+        actor: Actor,
+    ) -> Server | None:
+        """Store changes; None where the secrets are no more those that the change began with."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             old = _found(await store.get(connection, server_id))
+            if secrets and old.encrypted_credentials != sealed[0]:
+                return None
             moved = any(getattr(old, key) != changes.get(key, getattr(old, key)) for key in ("address", "api_endpoint"))
             if moved and any(a.status != "stopped" for a in await app_store.on_server(connection, server_id)):
                 raise ConflictError("app_running", "The address can't change while an app on this server runs.")
-            await store.change(connection, server_id, {**changes, "updated_at": now})
+            values = {**changes, "encrypted_credentials": sealed[1]} if secrets else changes
+            await store.change(connection, server_id, {**values, "updated_at": now})
             new = _found(await store.get(connection, server_id))
-            details = {"changed": sorted(changes)}
+            details = {"changed": sorted({*changes, *(f"ssh_{name}" for name in secrets)})}
             resource = ("server", server_id, new.name)
             await record(connection, now, actor, Action.UPDATE, resource, f"Server {old.name} was changed.", details)
-        self._signals.server_changed.emit(server_id)
         return new
 
     async def delete(self, server_id: UUID, actor: Actor) -> None:
@@ -90,16 +138,10 @@ class Servers:
             raise ConflictError("server_in_use", "Apps are on this server: move or delete them first.") from None
         self._signals.server_changed.emit(server_id)
 
-    async def check(self, server_id: UUID) -> Server:
-        """Ask the host now, keep what it said, and return the server. Raises NotFoundError only."""
-        server = await self.get(server_id)
-        try:
-            info = await self._hosts.transport(server.api_endpoint, server.agent_name).info()
-        except HostUnreachableError as error:
-            await self._observations.host_lost(server_id, error.sentence)
-        else:
-            await self._observations.host_seen(server_id, info)
-        return await self.get(server_id)
+    def _changed(self, server: Server) -> None:
+        self._signals.server_changed.emit(server.id)
+        if server.api_endpoint or server.encrypted_credentials:
+            self._checks.begin(server.id)
 
 
 def _found(server: Server | None) -> Server:

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store.rows import columns, to_dataclass, to_values
 from moorage_controller.store.tables import audit_logs
+from moorage_controller.store.users import reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,9 @@ class AuditEntry:
 
 
 async def add(connection: AsyncConnection, entry: AuditEntry) -> None:
-    """Append an entry."""
-    await connection.execute(insert(audit_logs).values(to_values(entry)))
+    """Append an entry; what a user did who was removed meanwhile keeps his name alone."""
+    values = {**to_values(entry), "user_id": reference(entry.user_id)}
+    await connection.execute(insert(audit_logs).values(values))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import hmac
 import os
 from collections.abc import Sequence
 
@@ -28,6 +29,7 @@ class Keyring:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
+        self._marking = [_derive(text, b"moorage fingerprints v1") for text in texts]
         self._keys = {_key_id(text): AESGCM(_derive(text)) for text in texts}
         self._current = _key_id(texts[0])
 
@@ -52,9 +54,16 @@ class Keyring:
         except (InvalidTag, ValueError):
             raise UndecryptableError(f"The secret in {column} was altered or moved to another row.") from None
 
+    def fingerprints(self, data: bytes) -> Sequence[str]:
+        """Return keyed digests of data that may hold a secret, one a key, the writing key's first.
 
-def _derive(text: str) -> bytes:
-    return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"moorage secrets at rest v1").derive(text.encode())
+        A plain digest would let whoever reads the database try passwords fast.
+        """
+        return [hmac.digest(key, data, "sha256").hex() for key in self._marking]
+
+
+def _derive(text: str, purpose: bytes = b"moorage secrets at rest v1") -> bytes:
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(text.encode())
 
 
 def _key_id(text: str) -> str:

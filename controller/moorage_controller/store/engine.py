@@ -59,7 +59,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Yield a connection in a transaction that sees one state of the database."""
+        """Yield a connection that sees one moment of the database for as long as it is used, and writes nothing."""
         with telling():
             async with self._reader.begin() as connection:
                 yield connection

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from moorage_controller.store.apps import IN_FLIGHT
 from moorage_controller.store.rows import columns, to_dataclass, to_values
 from moorage_controller.store.tables import operations
+from moorage_controller.store.users import reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ class Operation:
 
 async def add(connection: AsyncConnection, operation: Operation) -> None:
     """Insert an operation. Raises IntegrityError while another one is in flight on the same app."""
-    await connection.execute(insert(operations).values(to_values(operation)))
+    values = {**to_values(operation), "actor_id": reference(operation.actor_id)}
+    await connection.execute(insert(operations).values(values))
 
 
 async def get(connection: AsyncConnection, operation_id: UUID) -> Operation | None:

@@ -1,7 +1,7 @@
 """Servers: the Docker hosts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,11 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store.rows import columns, to_dataclass, to_values
 from moorage_controller.store.tables import apps, servers
+from moorage_controller.store.types import Ciphertext
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A row of `servers`. `uptime` is seconds; `agent_name` the DNS name of the enrolment in force."""
+    """A row of `servers`. `uptime` is seconds; `agent_name` the DNS name of the enrolment in force.
+
+    `encrypted_credentials` is SshCredentials, sealed; `host_key` the pinned public key, a line as in `known_hosts`.
+    """
 
     id: UUID
     name: str
@@ -33,6 +37,8 @@ class Server:
     agent_version: str | None
     created_at: datetime
     updated_at: datetime
+    encrypted_credentials: Ciphertext | None = field(default=None, repr=False)
+    host_key: str | None = None
 
 
 async def add(connection: AsyncConnection, server: Server) -> None:

@@ -21,7 +21,7 @@ class Connection(aiosqlite.Connection):
     """
 
     async def _execute(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - whatever fn takes
-        return await _to_its_end(super()._execute(fn, *args, **kwargs))  # type: ignore[no-untyped-call]  # the library's
+        return await to_its_end(super()._execute(fn, *args, **kwargs))  # type: ignore[no-untyped-call]  # the library's
 
     async def close(self) -> None:
         """Roll back and close: SQLite keeps a closed connection's lock while a cursor of it is referred to."""
@@ -35,7 +35,7 @@ async def connect(path: str) -> Connection:
     connection = Connection(partial(sqlite3.connect, path, check_same_thread=False), _ROWS_AT_ONCE)
     connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does: it must not keep the program from ending
     try:
-        await _to_its_end(_opened(connection))
+        await to_its_end(_opened(connection))
     except asyncio.CancelledError:
         await connection.close()
         raise
@@ -46,7 +46,7 @@ async def _opened(connection: Connection) -> None:
     await connection
 
 
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
     """Return the result; a cancellation that comes meanwhile goes on when the work is over."""
     task = asyncio.ensure_future(work)
     try:

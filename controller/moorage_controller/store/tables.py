@@ -64,6 +64,7 @@ servers = Table(
     Column("ssh_port", Integer(), nullable=False, server_default=text("22")),
     Column("api_endpoint", String(255)),
     Column("encrypted_credentials", EncryptedText()),
+    Column("host_key", Text()),
     Column(
         "status",
         String(50),
@@ -222,6 +223,18 @@ login_failures = Table(
     _time("last_at", nullable=False),
     _time("trusted_until"),
     Index("ix_login_failures_last_at", "last_at"),
+)
+
+# Replies to requests with an Idempotency-Key, in the transaction of what they created.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("user_id", ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("reply", Text(), nullable=False),
+    _time("created_at", nullable=False),
+    Index("ix_idempotency_keys_created_at", "created_at"),
 )
 
 authorities = Table(

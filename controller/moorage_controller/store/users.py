@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import ScalarSelect, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store.rows import columns, to_dataclass, to_values
@@ -87,6 +87,11 @@ async def change(connection: AsyncConnection, user_id: UUID, values: Mapping[str
 async def remove(connection: AsyncConnection, user_id: UUID) -> None:
     """Delete a user, his sessions and API tokens; audit entries and operations stay, without the reference."""
     await connection.execute(delete(users).where(users.c.id == user_id))
+
+
+def reference(user_id: UUID | None) -> ScalarSelect[UUID]:
+    """Return what to store as a reference to a user: null where he was removed meanwhile, never an error."""
+    return select(users.c.id).where(users.c.id == user_id).scalar_subquery()
 
 
 async def add_session(connection: AsyncConnection, jti: UUID, user_id: UUID, expires_at: datetime) -> None:

@@ -1,0 +1,137 @@
+"""Bodies and replies about servers. What opens a host is only ever sent, never shown."""
+
+import re
+from ipaddress import ip_address
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import AfterValidator, Field, SecretStr, StringConstraints
+
+from moorage_controller.api.schemas import Endpoint, Name, Number, OneLine, Schema
+
+_MOST_KEY = 16 * 1024
+_MOST_SECRET = 1024
+_ADDRESS = re.compile(r"[\w.:][\w.:%-]*")
+"""Letters of any script: the resolver knows them. What begins with a dash would pass for an option."""
+_UNTYPED = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""Control characters, and halves of characters, which JSON can carry."""
+SECRETS = {"ssh_private_key": "private_key", "ssh_passphrase": "passphrase", "ssh_password": "password"}
+"""The write-only fields, and what SshCredentials calls them."""
+
+
+def _address(address: str) -> str:
+    wrong = ValueError("It must be a host name or an IP address, without user, port or brackets.")
+    if not _ADDRESS.fullmatch(address):
+        raise wrong
+    if ":" in address or "%" in address:
+        try:
+            ip_address(address)
+        except ValueError:
+            raise wrong from None
+    return address
+
+
+def _ssh_user(user: str) -> str:
+    if user.startswith("-") or not user.isprintable() or any(character.isspace() for character in user):
+        raise ValueError("It must be a user's name: no spaces, no control characters, no dash in front.")
+    return user
+
+
+def _secret_line(secret: SecretStr) -> SecretStr:
+    if _UNTYPED.search(secret.get_secret_value()):
+        raise ValueError("It must be one line of text.")
+    return secret
+
+
+Address = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255), OneLine, AfterValidator(_address)
+]
+SshUser = Annotated[str, StringConstraints(max_length=255), AfterValidator(_ssh_user)]
+Port = Annotated[int, Number, Field(ge=1, le=65_535)]
+_HOW = "Never shown. Absent or empty: unchanged; null: dropped"
+PrivateKey = Annotated[
+    SecretStr,
+    Field(max_length=_MOST_KEY, description=f"In OpenSSH or PEM form. {_HOW}, and the passphrase with it."),
+]
+Secret = Annotated[SecretStr, Field(max_length=_MOST_SECRET, description=f"{_HOW}."), AfterValidator(_secret_line)]
+
+
+class SshSecretsIn(Schema):
+    """What opens a host by SSH, only ever sent. Absent or empty: unchanged; null: dropped."""
+
+    ssh_private_key: PrivateKey | None = None
+    ssh_passphrase: Secret | None = None
+    ssh_password: Secret | None = None
+
+    def secrets(self) -> dict[str, str | None]:
+        """Return what changes, under the names of SshCredentials; None drops it."""
+        sent = {name: getattr(self, name) for name in SECRETS if name in self.model_fields_set}
+        plain = {name: None if secret is None else secret.get_secret_value() for name, secret in sent.items()}
+        return {SECRETS[name]: value for name, value in plain.items() if value != ""}
+
+
+class ServerIn(SshSecretsIn):
+    """POST /api/servers."""
+
+    name: Name
+    address: Address
+    ssh_user: SshUser | None = None
+    ssh_port: Port = 22
+    api_endpoint: Endpoint | None = None
+
+
+class ServerChanges(SshSecretsIn):
+    """PUT /api/servers/{id}: what is absent stays."""
+
+    name: Name | None = None
+    address: Address | None = None
+    ssh_user: SshUser | None = None
+    ssh_port: Port | None = None
+    api_endpoint: Endpoint | None = None
+
+
+class ServerOut(Schema):
+    """A server."""
+
+    id: UUID
+    name: str
+    address: str
+    ssh_user: str | None
+    ssh_port: int
+    status: str
+    running_apps_count: int
+    last_checked: int | None
+    connection: str
+    api_endpoint: str | None
+    agent_version: str | None
+    status_detail: str | None
+    running_containers: int
+    uptime: int | None
+    has_credentials: bool
+    host_key_fingerprint: str | None
+
+
+class ServerStatusOut(Schema):
+    """GET /api/servers/{id}/status: of a check made now."""
+
+    status: str
+    running_containers: int
+    uptime: int | None
+    last_checked: int | None
+
+
+class ServerTestOut(Schema):
+    """POST /api/servers/{id}/test: of a check made now; `message` is a sentence."""
+
+    status: str
+    running_apps_count: int
+    running_containers: int
+    last_checked: int | None
+    message: str
+
+
+class RefreshedOut(Schema):
+    """POST /api/servers/refresh: all servers by name, after a check of each."""
+
+    message: str
+    servers: list[ServerOut]

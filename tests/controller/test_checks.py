@@ -1,0 +1,241 @@
+"""Checks of hosts: shared by all who ask, ended in time, and kept even when nobody waits any more."""
+
+import asyncio
+import io
+from collections import Counter
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import pytest
+from factories import ENDPOINT, World, server_row
+from fakes import FakeClock, FakeHosts, FakeTransport, settle
+from moorage_controller.errors import NotFoundError
+from moorage_controller.hosts.transport import HostInfo, HostTransport
+from moorage_controller.services.checks import AT_ONCE, CHECK_SECONDS, ROUND_SECONDS, Checks
+from moorage_controller.services.observations import Observations
+from moorage_controller.signals import Signals
+from moorage_controller.store import servers as store
+from moorage_controller.store.engine import Database
+from moorage_controller.store.servers import Server
+from moorage_lab.waiting import eventually_async
+
+
+class CountedHosts(FakeHosts):
+    """Hosts that take `seconds` to say how they are, and count how often they were asked."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.clock = clock
+        self.asked: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
+        self.at_once = self.most_at_once = 0
+
+    def transport(self, endpoint: str | None, agent_name: str | None) -> HostTransport:
+        """Return the way to a host that there is."""
+        assert endpoint is not None
+        assert agent_name is not None
+        return CountedTransport(self, endpoint)
+
+
+class CountedTransport(FakeTransport):
+    """The way to such a host."""
+
+    def __init__(self, hosts: CountedHosts, endpoint: str) -> None:
+        super().__init__(hosts.hosts[endpoint], hosts.clock)
+        self._hosts = hosts
+        self._endpoint = endpoint
+
+    async def info(self) -> HostInfo:
+        """Ask the host's facts."""
+        hosts = self._hosts
+        hosts.asked[self._endpoint] += 1
+        hosts.at_once += 1
+        hosts.most_at_once = max(hosts.most_at_once, hosts.at_once)
+        try:
+            await hosts.clock.sleep(hosts.seconds.get(self._endpoint, 0))
+            return await super().info()
+        finally:
+            hosts.at_once -= 1
+
+
+@pytest.fixture
+def hosts(clock: FakeClock) -> CountedHosts:
+    """Return hosts that count."""
+    return CountedHosts(clock)
+
+
+@pytest.fixture
+async def checks(database: Database, hosts: CountedHosts, clock: FakeClock) -> AsyncIterator[Checks]:
+    """Return checks of those hosts."""
+    signals = Signals()
+    checks = Checks(database, hosts, Observations(database, signals), signals, clock)
+    yield checks
+    await checks.close()
+
+
+async def add(database: Database, hosts: CountedHosts, *names: str) -> list[UUID]:
+    """Make servers whose hosts answer at once; each one's endpoint is its name."""
+    rows = [server_row(name=name, api_endpoint=name, agent_name="a") for name in names]
+    async with database.write() as connection:
+        for row in rows:
+            await store.add(connection, row)
+    for name in names:
+        hosts.add(name)
+    return [row.id for row in rows]
+
+
+async def server(database: Database, server_id: UUID) -> Server:
+    async with database.read() as connection:
+        found = await store.get(connection, server_id)
+    assert found is not None
+    return found
+
+
+async def test_all_who_ask_share_one_round_and_one_check(
+    database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
+) -> None:
+    slow, fast = await add(database, hosts, "slow", "fast")
+    hosts.seconds["slow"] = 3
+    first = asyncio.create_task(checks.check(slow))
+    await settle()
+    rounds = [asyncio.create_task(checks.check_all()) for _ in range(5)]
+    last = asyncio.create_task(checks.check(slow))
+    await settle()
+    assert (await server(database, fast)).status == "online", "the slow one holds up nobody else"
+    first.cancel()
+    rounds[0].cancel()
+    await clock.run(3)
+    assert [task.cancelled() for task in (first, *rounds)] == [True, True, False, False, False, False]
+    for task in rounds[1:]:
+        assert [(s.name, s.status) for s in task.result()] == [("fast", "online"), ("slow", "online")]
+    assert last.result().status == "online"
+    assert hosts.asked == {"slow": 1, "fast": 1}
+    hosts.seconds.clear()
+    await checks.check_all()
+    assert hosts.asked == {"slow": 2, "fast": 2}, "a later one is made anew"
+
+
+async def test_what_nobody_waits_for_any_more_is_kept_all_the_same(
+    database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
+) -> None:
+    (server_id,) = await add(database, hosts, "a")
+    hosts.seconds["a"] = 3
+    caller = asyncio.create_task(checks.check_all())
+    await settle()
+    caller.cancel()
+    await clock.run(3)
+    assert (await server(database, server_id)).status == "online"
+
+
+async def test_a_host_that_doesn_t_answer_is_given_up_in_time(
+    database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
+) -> None:
+    await add(database, hosts, "dead", "well")
+    hosts.seconds["dead"] = 600
+    task = asyncio.create_task(checks.check_all())
+    await clock.run(CHECK_SECONDS - 0.1)
+    assert not task.done()
+    await clock.run(0.1)
+    dead, well = task.result()
+    assert (dead.status, well.status) == ("offline", "online")
+    assert "no answer within 6 seconds" in (dead.status_detail or "")
+    assert hosts.at_once == 0, "and nothing goes on behind it"
+
+
+async def test_many_dead_hosts_neither_stop_the_reply_nor_are_asked_all_at_once(
+    database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
+) -> None:
+    names = [f"dead-{number:02}" for number in range(AT_ONCE + 2)]
+    await add(database, hosts, *names)
+    hosts.seconds = dict.fromkeys(names, 600)
+    task = asyncio.create_task(checks.check_all())
+    await clock.run(ROUND_SECONDS)
+    answered = task.result()
+    assert hosts.most_at_once == AT_ONCE
+    assert Counter(s.last_checked is not None for s in answered) == {True: AT_ONCE, False: 2}
+    await clock.run(CHECK_SECONDS)
+    assert sum(hosts.asked.values()) == len(names), "the others had their turn after the reply"
+
+
+async def test_a_server_that_was_changed_meanwhile_is_asked_where_it_is_now(
+    database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
+) -> None:
+    (server_id,) = await add(database, hosts, "old")
+    hosts.add("new")
+    hosts.seconds["old"] = 600
+    task = asyncio.create_task(checks.check(server_id))
+    await settle()
+    async with database.write() as connection:
+        await store.change(connection, server_id, {"api_endpoint": "new"})
+    await clock.run(CHECK_SECONDS)
+    assert task.result().status == "online"
+    assert hosts.asked == {"old": 1, "new": 1}
+
+
+async def test_a_server_that_goes_away_and_one_that_breaks_do_no_harm_to_the_others(
+    database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock, logs: io.StringIO
+) -> None:
+    gone, broken, well = await add(database, hosts, "gone", "broken", "well")
+    hosts.seconds["gone"] = 1
+    del hosts.hosts["broken"]
+    task = asyncio.create_task(checks.check_all())
+    single = asyncio.create_task(checks.check(gone))
+    await settle()
+    async with database.write() as connection:
+        await store.remove(connection, gone)
+    await clock.run(1)
+    assert [(s.id, s.status) for s in task.result()] == [(broken, "offline"), (well, "online")]
+    assert isinstance(single.exception(), NotFoundError)
+    assert logs.getvalue().count("check_failed") == 1
+
+
+async def test_the_routes_tell_what_the_check_found(world: World) -> None:
+    server_id, host = await world.new_host(name="b")
+    lonely = await world.new_server(name="a")
+    host.set_running("/srv/x", ["web", "db"])
+    app_id = await world.new_app(server_id)
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    tested = (await world.user.post(f"/api/servers/{server_id}/test")).expect(200)
+    server = (await world.user.get(f"/api/servers/{server_id}")).expect(200)
+    assert tested == {
+        "status": "online",
+        "runningAppsCount": 1,
+        "runningContainers": 4,
+        "lastChecked": server["lastChecked"],
+        "message": "The host answers.",
+    }
+    round_ = (await world.user.post("/api/servers/refresh")).expect(200)
+    assert round_["message"] == "1 of 2 servers are online."
+    assert round_["servers"] == (await world.user.get("/api/servers")).expect(200)
+    assert [s["id"] for s in round_["servers"]] == [lonely, server_id]
+    assert "agent" in (await world.user.post(f"/api/servers/{lonely}/test")).expect(200)["message"]
+    (await world.user.post("/api/servers/45c48cce-2e2d-4fbd-9aa1-0c0d0e0f1011/test")).expect(404, "server_not_found")
+    (await world.nobody.post("/api/servers/refresh")).expect(401)
+
+
+async def test_a_new_server_s_status_turns_when_its_first_check_ends(world: World) -> None:
+    body = {"name": "s", "address": "10.0.0.1", "apiEndpoint": ENDPOINT}
+    made = (await world.admin.post("/api/servers", body)).expect(201)
+    assert (made["status"], made["lastChecked"]) == ("offline", None)
+
+    async def checked() -> bool:
+        shown = (await world.admin.get(f"/api/servers/{made['id']}")).expect(200)
+        return shown["lastChecked"] is not None and "agent" in shown["statusDetail"]
+
+    await eventually_async(checked)
+
+
+async def test_a_host_that_missed_one_check_is_online_again_without_another(world: World) -> None:
+    server_id, host = await world.new_host()
+    host.silent = True
+    tested = asyncio.create_task(world.user.post(f"/api/servers/{server_id}/test"))
+
+    async def ended() -> bool:
+        await world.clock.run(1)
+        return tested.done()
+
+    await eventually_async(ended)
+    assert tested.result().expect(200)["status"] == "offline"
+    host.silent = False
+    await world.clock.run(60)
+    assert (await world.user.get(f"/api/servers/{server_id}")).expect(200)["status"] == "online"

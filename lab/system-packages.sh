@@ -8,6 +8,7 @@
 #   dockerd   a dockerd that can be started, whatever answers already (tests always start their own)
 #   postgresql  the programs of a PostgreSQL server (tests start one of their own)
 #   busybox   a busybox without shared libraries, of which the sample image is made
+#   chromium  a browser without a window, in which tests call the API as a dashboard does
 set -eu
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -53,8 +54,11 @@ for word in "$@"; do
     postgresql)
         command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need postgresql
         ;;
+    chromium)
+        command -v chromium >/dev/null || command -v google-chrome >/dev/null || need chromium
+        ;;
     *)
-        echo "lab/system-packages.sh knows venv, engine, dockerd, postgresql and busybox, but not '$word'." >&2
+        echo "lab/system-packages.sh knows venv, engine, dockerd, postgresql, busybox and chromium, but not '$word'." >&2
         exit 2
         ;;
     esac

@@ -35,10 +35,14 @@ services:
 
 @dataclass
 class Stack:
-    """Controller and agent, started and enrolled; `apps` is the directory the agent's policy allows."""
+    """Controller and agent, started and enrolled; `apps` is the directory the agent's policy allows.
+
+    `environment` adds to the controller's settings.
+    """
 
     folder: Path
     engine: PrivateEngine
+    environment: dict[str, str] = field(default_factory=dict)
     controller: ControllerProcess = field(init=False)
     agent: AgentProcess = field(init=False)
     server_id: str = field(init=False)
@@ -50,7 +54,7 @@ class Stack:
         self.controller = ControllerProcess(
             # Tests poll faster than people do.
             self.folder / "controller",
-            environment={"RATE_LIMIT_PER_MINUTE": "0"},
+            environment={"RATE_LIMIT_PER_MINUTE": "0", **self.environment},
         )
         self.agent = AgentProcess(self.folder / "agent", self.engine, allow_roots=[self.apps])
         self._admin: Api | None = None

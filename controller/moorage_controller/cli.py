@@ -1,4 +1,4 @@
-"""The command line: `moorage-controller serve | migrate | create-user | backup | restore`."""
+"""The command line: `moorage-controller serve | migrate | create-user | backup | restore | rotate-key`."""
 
 import asyncio
 import signal
@@ -76,6 +76,16 @@ def restore(file: Path) -> None:
     It needs the ENCRYPTION_KEY of the controller that was backed up. All is restored, or nothing.
     """
     _run(lambda settings: commands.restore(settings, file, click.echo))
+
+
+@main.command("rotate-key")
+def rotate_key() -> None:
+    """Encrypt all secrets in the database with ENCRYPTION_KEY that are still encrypted with an older key.
+
+    First start every controller with the new ENCRYPTION_KEY, and the old one in ENCRYPTION_KEY_PREVIOUS; then run this
+    with the same two. It works while they run, and may be interrupted and run again.
+    """
+    _run(lambda settings: commands.rotate_key(settings, click.echo))
 
 
 def _run(work: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:

@@ -14,7 +14,7 @@ from moorage_controller.auth.roles import Actor
 from moorage_controller.data_folder import lock
 from moorage_controller.database import open_database
 from moorage_controller.errors import ConflictError, StartupError
-from moorage_controller.services import backup
+from moorage_controller.services import backup, key_rotation
 from moorage_controller.services.accounts import Accounts
 from moorage_controller.settings import Settings
 from moorage_controller.store.encryption import Keyring
@@ -81,6 +81,44 @@ async def restore(settings: Settings, path: Path, say: Callable[[str], None]) ->
         await database.close()
         release()
     say("All of it is restored: `moorage-controller serve` can start.")
+
+
+async def rotate_key(settings: Settings, say: Callable[[str], None]) -> None:
+    """Seal all secrets with the current key, and say what was done and what to do. Raises StartupError.
+
+    No key is made here: a controller that runs would not know it.
+    """
+    key = settings_module.kept_secret(settings, "encryption_key")
+    if key is None:
+        raise StartupError(
+            "missing_secret",
+            "There is no encryption key here: set ENCRYPTION_KEY to the new key, and start the controller with it and "
+            "the old one in ENCRYPTION_KEY_PREVIOUS first.",
+        )
+    database = _existing_database(settings)
+    try:
+        await require_current(database)
+        done = await key_rotation.rotate(database, Keyring([key, *settings.previous_keys]))
+    finally:
+        await database.close()
+    say(f"Encrypted anew: {done.resealed} of {done.found} secrets.")
+    for sealed, error in done.unopened:
+        say(f"Left as it is: {sealed.column} of row {sealed.row}. {error}")
+    if done.unopened:
+        raise StartupError(
+            "undecryptable_secret",
+            f"{len(done.unopened)} secrets can't be opened, and were left as they are: keep the old keys, add what is "
+            "missing to ENCRYPTION_KEY_PREVIOUS and run this again, or give those servers their credentials anew.",
+        )
+    if not done.ended:
+        raise StartupError(
+            "old_key_in_use",
+            "A controller still encrypts with an old key: start each with the new ENCRYPTION_KEY, and run this again.",
+        )
+    say(
+        "All are encrypted with the current key: take ENCRYPTION_KEY_PREVIOUS away from every controller, and start it "
+        "anew. Keep the old key for as long as you keep backups from before."
+    )
 
 
 def _existing_database(settings: Settings) -> Database:

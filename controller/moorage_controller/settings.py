@@ -109,8 +109,9 @@ class Settings(BaseSettings):
 
     @property
     def previous_keys(self) -> list[str]:
-        """The keys of ENCRYPTION_KEY_PREVIOUS."""
-        return _listed(self.encryption_key_previous)
+        """The keys of ENCRYPTION_KEY_PREVIOUS; the whole of it, too, since a key may have a comma in it."""
+        whole = self.encryption_key_previous
+        return list(dict.fromkeys([*_listed(whole), whole])) if whole else []
 
     @property
     def base_url(self) -> str:

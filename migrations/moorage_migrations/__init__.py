@@ -6,7 +6,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, MetaData
+from sqlalchemy import Connection, MetaData, create_engine, inspect
 
 _FOLDER = Path(__file__).parent
 
@@ -36,6 +36,16 @@ def head_revision() -> str:
     head = ScriptDirectory(str(_FOLDER)).get_current_head()
     assert head is not None
     return head
+
+
+def tables(revision: str) -> set[str]:
+    """Return the names of the tables that there are at a revision, as its migrations make them on an empty database."""
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        upgrade(connection, revision=revision)
+        names = inspect(connection).get_table_names()
+    engine.dispose()
+    return set(names) - {"alembic_version"}
 
 
 def known(revision: str) -> bool:

@@ -1,6 +1,6 @@
 """A controller in this process, on fake hosts, for each test; and a database of its own for each test of the store.
 
-All of it twice: on SQLite, and on a real PostgreSQL.
+Each such test runs twice: on SQLite, and on a real PostgreSQL.
 """
 
 import asyncio
@@ -25,9 +25,17 @@ from moorage_lab.postgres import PrivatePostgres
 Kind = Literal["sqlite", "postgresql"]
 
 
-@pytest.fixture(scope="session", params=get_args(Kind))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what stores anything once on either database; a file says with SQLITE_ONLY why one is enough for it."""
+    marked = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    if "kind" in metafunc.fixturenames and "kind" not in marked:
+        kinds = get_args(Kind)[:1] if hasattr(metafunc.module, "SQLITE_ONLY") else get_args(Kind)
+        metafunc.parametrize("kind", kinds, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Return which database a test is on: each that stores anything runs once on either."""
+    """Return which database a test is on."""
     found: Kind = request.param
     return found
 

@@ -180,6 +180,18 @@ async def test_a_target_that_was_only_migrated_is_empty(source: Place, file: Pat
     assert await target.everything() == await source.everything()
 
 
+async def test_somebody_else_s_tables_are_no_part_of_a_backup(source: Place, tmp_path: Path, target: Place) -> None:
+    database = source.open()
+    async with database.write() as connection:
+        await connection.execute(text("CREATE TABLE theirs (id INTEGER, place POINT)"))
+        await connection.execute(text("INSERT INTO theirs (id) VALUES (1)"))
+    await database.close()
+    file = tmp_path / "file"
+    done(await asyncio.to_thread(source.run, "backup", file))
+    done(await asyncio.to_thread(target.run, "restore", file))
+    assert await target.everything() == await source.everything()
+
+
 async def test_somebody_else_s_tables_are_no_empty_target(file: Path, target: Place) -> None:
     target.folder.mkdir()
     database = target.open()
@@ -308,7 +320,7 @@ def kill_in_the_middle(target: Place, file: Path) -> None:
 
 async def test_every_column_is_of_a_type_that_a_backup_knows(database: Database) -> None:
     async with database.read() as connection:
-        found = {table.name: table for table in await connection.run_sync(contents.tables)}
+        found = {table.name: table for table in await connection.run_sync(contents.tables, metadata.tables)}
     declared = {name: table for name, table in metadata.tables.items() if name != "sessions"}
     assert found.keys() == declared.keys()
     for name, table in declared.items():

@@ -14,6 +14,8 @@ from moorage_controller.errors import StartupError
 from moorage_controller.settings import Settings
 from pydantic import ValidationError
 
+SQLITE_ONLY = "what lies between the socket and the services asks no database"
+
 OURS = "https://dashboard.example.com"
 SECOND = "http://localhost:5173"
 HELMET = {

@@ -47,7 +47,8 @@ def _outline(connection: Connection, now: datetime) -> tuple[Header, list[Table]
             f"The database is at revision {revision}, which this release doesn't know: "
             "back it up with the release that made it.",
         )
-    tables = contents.tables(connection)
+    # Not whatever is there: somebody else's tables couldn't be restored.
+    tables = contents.tables(connection, moorage_migrations.tables(revision))
     outlines = [
         Outline(name=table.name, columns=table.columns.keys(), rows=contents.count(connection, table))
         for table in tables
@@ -108,7 +109,8 @@ async def restore(database: Database, path: Path) -> None:
         try:
             async with database.write() as connection:
                 await connection.run_sync(_prepare, reader.header.revision)
-                tables = {table.name: table for table in await connection.run_sync(contents.tables)}
+                names = [outline.name for outline in reader.header.tables]
+                tables = {table.name: table for table in await connection.run_sync(contents.tables, names)}
                 while (batch := await asyncio.to_thread(next, batches, None)) is not None:
                     outline, rows = batch
                     await contents.put(connection, tables[outline.name], outline.columns, rows)

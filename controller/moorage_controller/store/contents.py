@@ -1,6 +1,6 @@
 """All that a database holds, table by table, in values that mean the same on SQLite and PostgreSQL."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -32,8 +32,8 @@ from moorage_controller.store.tables import metadata
 from moorage_controller.store.types import EncryptedText, UtcDateTime
 
 _VERSION_TABLE = "alembic_version"
-_LEFT_OUT = frozenset({_VERSION_TABLE, "sessions"})
-"""The revision goes beside; a session that was ended after the backup must not come back to life."""
+_LEFT_OUT = frozenset({"sessions"})
+"""A session that was ended after the backup must not come back to life."""
 _UUID_DIGITS = 32
 _ROWS_AT_ONCE = 500
 
@@ -41,15 +41,15 @@ Row = list[Any]
 """A row's values as JSON has them: ids and times are text, and a JSON column's value is itself."""
 
 
-def tables(connection: Connection) -> list[Table]:
-    """Return the tables as they are, at whatever revision, those that are referred to first.
+def tables(connection: Connection, names: Iterable[str]) -> list[Table]:
+    """Return those of the named tables that are kept, as they are in the database, referred ones first.
 
     Raises TypeError for a column of a type that isn't known here.
     """
     found = MetaData()
     event.listen(found, "column_reflect", _as_declared)
-    found.reflect(connection)
-    return [table for table in found.sorted_tables if table.name not in _LEFT_OUT]
+    found.reflect(connection, only=sorted(set(names) - _LEFT_OUT))
+    return found.sorted_tables
 
 
 def is_empty(connection: Connection) -> bool:

@@ -39,6 +39,10 @@ class Keyring:
         sealed = self._keys[self._current].encrypt(nonce, plaintext.encode(), _place(column, row))
         return Ciphertext(f"v1:{self._current}:{base64.b64encode(nonce + sealed).decode()}")
 
+    def is_current(self, sealed: Ciphertext) -> bool:
+        """Tell whether it was sealed with the key that writes."""
+        return sealed.startswith(f"v1:{self._current}:")
+
     def open(self, sealed: Ciphertext, *, column: str, row: str) -> str:
         """Decrypt. Raises UndecryptableError, never returns anything in doubt."""
         parts = sealed.split(":")

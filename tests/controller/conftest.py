@@ -28,23 +28,23 @@ Kind = Literal["sqlite", "postgresql"]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what stores anything once on either database; a file says with SQLITE_ONLY why one is enough for it."""
     marked = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
-    if "kind" in metafunc.fixturenames and "kind" not in marked:
+    if "database_kind" in metafunc.fixturenames and "database_kind" not in marked:
         kinds = get_args(Kind)[:1] if hasattr(metafunc.module, "SQLITE_ONLY") else get_args(Kind)
-        metafunc.parametrize("kind", kinds, indirect=True, scope="session")
+        metafunc.parametrize("database_kind", kinds, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def kind(request: pytest.FixtureRequest) -> Kind:
+def database_kind(request: pytest.FixtureRequest) -> Kind:
     """Return which database a test is on."""
     found: Kind = request.param
     return found
 
 
 @pytest.fixture(scope="session")
-def template(kind: Kind, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def template(database_kind: Kind, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Return the settings of a migrated database with two users in it, to be copied."""
     folder = tmp_path_factory.mktemp("template")
-    if kind == "postgresql":
+    if database_kind == "postgresql":
         server: PrivatePostgres = request.getfixturevalue("postgres")
         settings = make_settings(folder, database_url=server.create_database("template"))
     else:

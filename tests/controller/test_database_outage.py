@@ -29,7 +29,7 @@ async def app_id(world: World, host: FakeHost) -> str:
     return await world.new_app(server["id"])
 
 
-@pytest.mark.parametrize("kind", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
 async def test_an_outage_is_told_and_what_hosts_said_meanwhile_is_known_afterwards(
     world: World, host: FakeHost, app_id: str, copies: Copies
 ) -> None:
@@ -49,7 +49,7 @@ async def test_an_outage_is_told_and_what_hosts_said_meanwhile_is_known_afterwar
     assert (app["status"], app["stopAt"]) == ("stopped", None)
 
 
-@pytest.mark.parametrize("kind", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
 async def test_a_run_that_is_over_during_an_outage_is_stopped_after_it(
     world: World, host: FakeHost, app_id: str, copies: Copies
 ) -> None:

@@ -19,9 +19,9 @@ from sqlalchemy import Connection, inspect, text
 
 
 @pytest.fixture
-def empty(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+def empty(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     """Return the settings of an empty database."""
-    if kind == "sqlite":
+    if database_kind == "sqlite":
         return make_settings(tmp_path)
     return make_settings(tmp_path, database_url=request.getfixturevalue("postgres_url"))
 

@@ -295,7 +295,7 @@ async def test_a_writer_who_is_cancelled_at_any_moment_locks_out_nobody(database
         assert len(await projects.all_projects(connection)) >= 120
 
 
-@pytest.mark.parametrize("kind", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
 async def test_whoever_is_cancelled_leaves_no_transaction_open(database: Database) -> None:
     async def read() -> None:
         async with database.read() as connection:

@@ -154,7 +154,8 @@ class Delivery:
         self._offset = offset + len(data)
 
     def _outcome(self, end: End) -> Outcome:
-        output = self._tail.decode(errors="replace")
+        # PostgreSQL's text has no NUL.
+        output = self._tail.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
         if end.kind is EndKind.LOST:
             return Outcome(
                 "interrupted",

@@ -7,6 +7,9 @@ import pytest
 from factories import ENCRYPTION_KEY, ENDPOINT, JWT_SECRET, PASSWORD, Api, Reply, World
 from moorage_common.join_token import JoinToken
 from moorage_common.x509 import key_to_pem, new_key, signing_request
+from moorage_controller.store.encryption import Keyring
+from moorage_controller.store.tables import enrollment_tokens
+from sqlalchemy import update
 
 
 async def test_a_whole_day_s_work_shows_no_secret(
@@ -105,3 +108,17 @@ async def test_a_join_token_lasts_an_hour_and_a_newer_one_voids_it(world: World)
     (await enroll(tokens[0])).expect(401, "bad_join_token")
     world.clock.advance(3600)
     (await enroll(tokens[1])).expect(401, "join_token_expired")
+
+
+async def test_a_join_token_that_another_key_sealed_is_refused_with_what_to_do(world: World) -> None:
+    server_id = await world.new_server()
+    token = JoinToken.parse((await world.admin.post(f"/api/servers/{server_id}/enrollment-token")).expect(201)["token"])
+    sealed = Keyring(["x" * 32]).seal("00", column="enrollment_tokens.encrypted_secret", row=token.id)
+    database = world.database()
+    async with database.write() as connection:
+        await connection.execute(update(enrollment_tokens).values(encrypted_secret=sealed))
+    await database.close()
+    csr = signing_request(new_key(), "h").decode()
+    body = {"token": token.proof(csr, ENDPOINT, "1"), "csr": csr, "endpoint": ENDPOINT, "version": "1"}
+    refused = (await world.nobody.post("/api/enroll", body)).expect(401, "join_token_unreadable")
+    assert "make a new one" in refused["detail"]

@@ -113,7 +113,8 @@ def test_no_body_makes_a_model_stumble(model: type[schemas.Schema]) -> None:
     @settings(deadline=None)
     def check(body: dict[str, object]) -> None:
         found = passed(model, body)
-        if found is not None:
+        # A guess at a password is only compared: it may be anything.
+        if found is not None and model not in {schemas.LoginIn, user_schemas.PasswordIn}:
             json.loads(found.model_dump_json())
 
     check()

@@ -76,7 +76,9 @@ DETAILS: Mapping[tuple[str, str], Details] = {
         reply={"status": "online", "runningContainers": 3, "uptime": 86400, "lastChecked": 1633024800000}
     ),
     ("POST", "/api/servers/{id}/enrollment-token"): Details(201),
-    ("POST", "/api/enroll"): Details(errors={401: ("bad_join_token", "join_token_used", "join_token_expired")}),
+    ("POST", "/api/enroll"): Details(
+        errors={401: ("bad_join_token", "join_token_used", "join_token_expired", "join_token_unreadable")}
+    ),
     ("POST", "/api/projects"): Details(201, request={"name": "QMS", "description": "Quality management"}),
     ("DELETE", "/api/projects/{id}"): Details(errors={409: ("app_running",)}),
     ("POST", "/api/apps"): Details(

@@ -16,7 +16,7 @@ from moorage_controller.services.audit import Action, record
 from moorage_controller.signals import Signals
 from moorage_controller.store import enrollment as store
 from moorage_controller.store import servers as server_store
-from moorage_controller.store.encryption import Keyring
+from moorage_controller.store.encryption import Keyring, UndecryptableError
 from moorage_controller.store.engine import Database
 
 TOKEN_LIFETIME = timedelta(hours=1)
@@ -108,7 +108,11 @@ class Enrollments:
         token = await store.token(connection, token_id)
         if token is None:
             raise unknown
-        secret = self._keyring.open(token.encrypted_secret, column=_SECRET_COLUMN, row=str(token.id))
+        try:
+            secret = self._keyring.open(token.encrypted_secret, column=_SECRET_COLUMN, row=str(token.id))
+        except UndecryptableError:
+            sentence = "The join token can't be checked any more, since the encryption key has changed: make a new one."
+            raise _refused("join_token_unreadable", sentence) from None
         expected = JoinToken(str(token.id), bytes.fromhex(secret), self._authority.fingerprint).proof(
             csr, endpoint, version
         )

@@ -1,0 +1,74 @@
+"""What SSH costs: a fresh connection, a pooled one, and a start beside bare Compose, in turns, in one run."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from moorage_lab.engine import PrivateEngine
+from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.waiting import eventually
+from rigs import SshDesk, remove_ssh_apps
+from stack import SLEEPER, Stack
+
+_ROUNDS = 7
+
+
+@pytest.fixture(scope="module")
+def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
+    """Return an sshd with the user `op`."""
+    assert sample_image
+    with PrivateSshd(short_folder / "ssh", engine, [LabUser("op")]) as running:
+        yield running
+        remove_ssh_apps(running, engine)
+
+
+def _tell(name: str, seconds: list[float], beside: str = "", other: list[float] | None = None) -> None:
+    median = statistics.median(seconds)
+    told = f"{name}: {median * 1000:.1f} ms"
+    if other is not None:
+        told += f", {beside}: {statistics.median(other) * 1000:.1f} ms, ratio {median / statistics.median(other):.2f}"
+    print(f"\n{told}")  # noqa: T201 - its result
+
+
+async def test_a_fresh_connection_beside_a_pooled_one(sshd: PrivateSshd) -> None:
+    pooled_desk = SshDesk(sshd)
+    pooled = pooled_desk.transport()
+    await pooled.info()
+    took: dict[str, list[float]] = {"fresh": [], "pooled": []}
+    for _ in range(_ROUNDS):
+        desk = SshDesk(sshd)
+        for name, transport in (("fresh", desk.transport()), ("pooled", pooled)):
+            began = time.perf_counter()
+            await transport.connect()
+            took[name].append(time.perf_counter() - began)
+        await desk.pool.close()
+    await pooled_desk.pool.close()
+    _tell("a command over a fresh connection", took["fresh"], "over a pooled one", took["pooled"])
+    assert len(took["fresh"]) == _ROUNDS
+
+
+async def test_a_start_over_ssh_beside_bare_compose(stack: Stack, sshd: PrivateSshd) -> None:
+    body = {"name": "bare", "address": "127.0.0.1", "sshUser": "op", "sshPort": sshd.port}
+    body["sshPrivateKey"] = sshd.key.read_text()
+    server_id = stack.api.post("/api/servers", body).expect(201)["id"]
+    path = f"/api/servers/{server_id}"
+    eventually(lambda: stack.api.get(path).expect(200)["status"] == "online", timeout=30, what="the server online")
+    app_id = await asyncio.to_thread(stack.make_app, "over-ssh", SLEEPER, sshd.apps / "over-ssh", serverId=server_id)
+    bare = stack.apps / "bare-beside-ssh"
+    bare.mkdir()
+    (bare / "compose.yaml").write_text(SLEEPER)
+    took: dict[str, list[float]] = {"start": [], "bare": []}
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        await asyncio.to_thread(stack.compose, bare, "up", "-d")
+        took["bare"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        (await asyncio.to_thread(stack.api.post, f"/api/apps/{app_id}/start")).expect(200)
+        took["start"].append(time.perf_counter() - began)
+        await asyncio.to_thread(stack.compose, bare, "down")
+        (await asyncio.to_thread(stack.api.post, f"/api/apps/{app_id}/stop")).expect(200)
+    _tell("a start over SSH", took["start"], "bare up", took["bare"])
+    assert len(took["start"]) == _ROUNDS

@@ -1,7 +1,6 @@
 """Makers of what tests begin with: rows, a controller in this process on fake hosts, and a client of its API."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,12 +14,15 @@ from fakes import EPOCH, FakeClock, FakeHost, FakeHosts, settle
 from moorage_common.join_token import JoinToken
 from moorage_common.x509 import new_key, signing_request
 from moorage_controller.app import Controller
+from moorage_controller.database import open_database
 from moorage_controller.settings import Settings
 from moorage_controller.store import apps, audit, operations, projects, servers, users
 from moorage_controller.store.apps import App
-from moorage_controller.store.engine import Database, sqlite_url
+from moorage_controller.store.engine import Database
 from moorage_controller.store.operations import Operation
+from moorage_controller.store.tables import metadata
 from multidict import CIMultiDict
+from sqlalchemy import text
 
 ADMIN, USER = "admin", "operator"
 PASSWORD = "correct horse battery staple"  # noqa: S105 - a test's
@@ -221,11 +223,10 @@ def make_settings(folder: Path, **changes: object) -> Settings:
 class World:
     """A controller on fake hosts, under a clock that stands still; it can be ended and started again."""
 
-    def __init__(self, settings: Settings, template: Path) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.clock = FakeClock()
         self.hosts = FakeHosts(self.clock)
         self.settings = settings
-        shutil.copytree(template, settings.moorage_data_dir, dirs_exist_ok=True)
         self.nobody: Api
         self.admin: Api
         self.user: Api
@@ -235,7 +236,8 @@ class World:
 
     async def start(self) -> Self:
         """Start the controller, and log both users in the first time."""
-        self._controller = await Controller(self.settings, self.clock, hosts=lambda *_: self.hosts).__aenter__()
+        made = Controller(self.settings, self.clock, hosts=lambda *_: self.hosts, clock_decides=True)
+        self._controller = await made.__aenter__()
         self._session = aiohttp.ClientSession()
         url = f"http://{self._controller.address}"
         self.nobody = Api(self._session, url, None)
@@ -268,8 +270,18 @@ class World:
 
     def database(self) -> Database:
         """Open the controller's database from beside; close it after use."""
-        assert self.settings.sqlite_path is not None
-        return Database(sqlite_url(self.settings.sqlite_path), self.clock)
+        return open_database(self.settings, self.clock, clock_decides=True)
+
+    async def stored(self) -> bytes:
+        """Return all that the database holds, for a search: SQLite's files, or PostgreSQL's rows as text."""
+        if self.settings.sqlite_path is not None:
+            return b"".join(path.read_bytes() for path in self.settings.moorage_data_dir.glob("moorage.db*"))
+        database = self.database()
+        async with database.read() as connection:
+            names = [table.name for table in metadata.sorted_tables]
+            rows = [row for name in names for row in await connection.execute(text(f"SELECT t::text FROM {name} t"))]  # noqa: S608 - our own names
+        await database.close()
+        return "\n".join(row[0] for row in rows).encode()
 
     async def new_server(self, **fields: object) -> str:
         """Make a server through the API; return its id."""

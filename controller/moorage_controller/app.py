@@ -19,12 +19,13 @@ from moorage_controller.background.auto_stop import AutoStop
 from moorage_controller.background.host_watcher import HostWatcher
 from moorage_controller.background.loop import Loop
 from moorage_controller.data_folder import lock
+from moorage_controller.database import open_database
 from moorage_controller.errors import StartupError
 from moorage_controller.hosts.agent import AgentHosts
 from moorage_controller.hosts.choose import ChosenHosts
 from moorage_controller.hosts.pools import AgentChannels
 from moorage_controller.hosts.ssh.pool import SshPool
-from moorage_controller.hosts.ssh.transport import SshHosts, shown_host_key
+from moorage_controller.hosts.ssh.transport import SshHosts
 from moorage_controller.hosts.transport import Hosts
 from moorage_controller.https import Certificates
 from moorage_controller.pki.identity import ControllerIdentity
@@ -46,25 +47,32 @@ from moorage_controller.services.ways import Keys
 from moorage_controller.settings import Settings
 from moorage_controller.signals import Signals
 from moorage_controller.store.encryption import Keyring, UndecryptableError
-from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
-from moorage_controller.store.migrate import migrate
+from moorage_controller.store.engine import Database
+from moorage_controller.store.migrate import migrate, require_current
 from moorage_controller.store.revisions import Revisions
 
 _SHUTDOWN_SECONDS = 5.0
 
 
 class Controller:
-    """A controller from `async with` to its end. Raises StartupError with a sentence where it can't start.
+    """A controller from `async with` to its end. Raises StartupError or DatabaseUnavailableError where it can't start.
 
     `first_password` is the first admin's, when it was made here just now; `address` where it listens. `hosts` makes the
-    ways to hosts out of the channels and the pool; tests of faults bring their own.
+    ways to hosts out of the channels and the pool; tests of faults bring their own. `clock_decides` is as `Database`
+    has it.
     """
 
     def __init__(
-        self, settings: Settings, clock: Clock, hosts: Callable[[AgentChannels, SshPool], Hosts] | None = None
+        self,
+        settings: Settings,
+        clock: Clock,
+        hosts: Callable[[AgentChannels, SshPool], Hosts] | None = None,
+        *,
+        clock_decides: bool = False,
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._clock_decides = clock_decides
         self._make_hosts = hosts or _all_hosts
         self._stack = AsyncExitStack()
         self.first_password: str | None = None
@@ -98,8 +106,9 @@ class Controller:
         signals = Signals()
         channels = AgentChannels(ControllerIdentity(authority, clock).current)
         self._stack.push_async_callback(channels.close)
-        credentials, host_keys = Credentials(database, keyring), HostKeys(database, signals, shown_host_key)
-        pool = SshPool(Keys(credentials).of, host_keys.pin)
+        credentials = Credentials(database, keyring)
+        keys = Keys(database, credentials)
+        pool = SshPool(keys.of, keys.pin)
         self._stack.push_async_callback(pool.close)
         hosts = self._make_hosts(channels, pool)
         observations = Observations(database, signals)
@@ -119,7 +128,7 @@ class Controller:
             users=users,
             servers=Servers(database, signals, credentials, checks),
             checks=checks,
-            host_keys=host_keys,
+            host_keys=HostKeys(database, signals, hosts),
             projects=Projects(database, signals),
             apps=apps,
             operations=operations,
@@ -138,17 +147,17 @@ class Controller:
         for loop in loops:
             loop.start()
             self._stack.push_async_callback(loop.stop)
-        revisions = Revisions(settings.sqlite_path)
+        revisions = Revisions(database)
         await revisions.open()
         self._stack.push_async_callback(revisions.close)
         await self._listen(middleware.build(services, Surface(settings.origins, settings.proxies, revisions)))
 
     async def _open_database(self) -> Database:
         settings = self._settings
-        path = settings.sqlite_path
-        database = Database(postgresql_url(settings.database_url) if path is None else sqlite_url(path), self._clock)
+        database = open_database(settings, self._clock, clock_decides=self._clock_decides)
         self._stack.push_async_callback(database.close)
-        await migrate(database)
+        # Other controllers may run on PostgreSQL: when to migrate is for somebody to decide who knows of them.
+        await (require_current(database) if settings.sqlite_path is None else migrate(database))
         return database
 
     async def _listen(self, application: web.Application) -> None:
@@ -187,11 +196,10 @@ def _keyring(settings: Settings) -> Keyring:
 
 
 async def migrate_database(settings: Settings) -> None:
-    """Bring the database to this release's revision. Raises StartupError."""
+    """Bring the database to this release's revision. Raises StartupError, DatabaseUnavailableError."""
     settings_module.prepare_data_dir(settings)
-    path = settings.sqlite_path
     release = lock(settings)
-    database = Database(postgresql_url(settings.database_url) if path is None else sqlite_url(path), SystemClock())
+    database = open_database(settings, SystemClock())
     try:
         await migrate(database)
     finally:

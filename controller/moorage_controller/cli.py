@@ -16,7 +16,7 @@ from moorage_common.clock import SystemClock
 from moorage_controller import commands
 from moorage_controller import settings as settings_module
 from moorage_controller.app import Controller, migrate_database
-from moorage_controller.errors import StartupError
+from moorage_controller.errors import DatabaseUnavailableError, StartupError
 from moorage_controller.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -95,6 +95,10 @@ def _run(work: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:
         uvloop.run(work(settings))
     except StartupError as error:
         click.echo(f"moorage-controller: {error.sentence} ({error.code})", err=True)
+        sys.exit(1)
+    except DatabaseUnavailableError as error:
+        sentence = f"The database can't be used ({error.reason}): check that it runs, and DATABASE_URL."
+        click.echo(f"moorage-controller: {sentence} ({error.code})", err=True)
         sys.exit(1)
 
 

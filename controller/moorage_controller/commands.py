@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-import moorage_migrations
 from moorage_common.clock import SystemClock
 from pydantic import ValidationError
 
@@ -13,12 +12,14 @@ from moorage_controller import settings as settings_module
 from moorage_controller.api.user_schemas import AccountIn
 from moorage_controller.auth.roles import Actor
 from moorage_controller.data_folder import lock
+from moorage_controller.database import open_database
 from moorage_controller.errors import ConflictError, StartupError
 from moorage_controller.services import backup, key_rotation
 from moorage_controller.services.accounts import Accounts
 from moorage_controller.settings import Settings
 from moorage_controller.store.encryption import Keyring
-from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
+from moorage_controller.store.engine import Database
+from moorage_controller.store.migrate import require_current, unmigrated
 
 _MADE_BYTES = 12
 
@@ -37,7 +38,7 @@ async def create_account(settings: Settings, name: str, password: str | None, ro
         raise StartupError("invalid_user", f"The user can't be made: {wrong}") from None
     database = _existing_database(settings)
     try:
-        await _check_migrated(database)
+        await require_current(database)
         fields = account.model_dump(exclude={"password"})
         await Accounts(database).create(fields, account.password, Actor(None, "command line"))
     except ConflictError as error:
@@ -73,7 +74,7 @@ async def restore(settings: Settings, path: Path, say: Callable[[str], None]) ->
     )
     settings_module.prepare_data_dir(settings)
     release = lock(settings)
-    database = _database(settings)
+    database = open_database(settings, SystemClock())
     try:
         await backup.restore(database, path)
     finally:
@@ -96,7 +97,7 @@ async def rotate_key(settings: Settings, say: Callable[[str], None]) -> None:
         )
     database = _existing_database(settings)
     try:
-        await _check_migrated(database)
+        await require_current(database)
         done = await key_rotation.rotate(database, Keyring([key, *settings.previous_keys]))
     finally:
         await database.close()
@@ -120,31 +121,12 @@ async def rotate_key(settings: Settings, say: Callable[[str], None]) -> None:
     )
 
 
-async def _check_migrated(database: Database) -> None:
-    async with database.read() as connection:
-        revision = await connection.run_sync(moorage_migrations.current_revision)
-    if revision != moorage_migrations.head_revision():
-        raise _unmigrated()
-
-
 def _existing_database(settings: Settings) -> Database:
     if settings.sqlite_path is not None and not settings.sqlite_path.exists():
-        raise _unmigrated()
-    return _database(settings)
-
-
-def _database(settings: Settings) -> Database:
-    path = settings.sqlite_path
-    return Database(postgresql_url(settings.database_url) if path is None else sqlite_url(path), SystemClock())
+        raise unmigrated(None)
+    return open_database(settings, SystemClock())
 
 
 def _place(settings: Settings, name: str) -> str:
     """Return where a secret is, for a person to read."""
     return name.upper() if getattr(settings, name) else f"the file {settings.moorage_data_dir / name}"
-
-
-def _unmigrated() -> StartupError:
-    return StartupError(
-        "unmigrated_database",
-        "The database isn't at this release's revision: run `moorage-controller migrate` (or `serve`) first.",
-    )

@@ -72,5 +72,13 @@ class HostUnreachableError(MoorageError):
         super().__init__(code, sentence)
 
 
+class DatabaseUnavailableError(MoorageError):
+    """The database doesn't answer; `reason` is its own word. What was being written may be there or not."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("database_unavailable", "The database doesn't answer: try again in a moment.")
+        self.reason = reason
+
+
 class StartupError(MoorageError):
     """The program can't start; printed by the command line, exit code 1."""

@@ -67,6 +67,13 @@ class Settings(BaseSettings):
     ] = None
     tls_key_file: Annotated[Path | None, Field(description="PEM key of TLS_CERT_FILE, without a password.")] = None
 
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, value: str) -> str:
+        if value and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("write postgresql://user:password@host:5432/name, or leave it empty for SQLite")
+        return value
+
     @field_validator("frontend_url")
     @classmethod
     def _check_frontend_url(cls, value: str) -> str:

@@ -15,7 +15,14 @@ from moorage_lab.processes import GRACE, Process, plain_environment
 _SUPERUSER = "moorage"
 _NOT_ROOT = ("postgres", "nobody")
 """Who runs it where we are root, the first that there is: PostgreSQL refuses to be root's."""
-_SETTINGS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=200")
+_SETTINGS = (
+    "listen_addresses=127.0.0.1",
+    "unix_socket_directories=",
+    "max_connections=200",
+    "fsync=off",
+    # It would write at moments of its own.
+    "autovacuum=off",
+)
 _START_LIMIT = 30.0
 
 

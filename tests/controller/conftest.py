@@ -1,33 +1,81 @@
-"""A controller in this process, on fake hosts, for each test; and a database of its own for each test of the store."""
+"""A controller in this process, on fake hosts, for each test; and a database of its own for each test of the store.
+
+Each such test runs twice: on SQLite, and on a real PostgreSQL.
+"""
 
 import asyncio
 import io
 import logging as standard_logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 import structlog
+from copies import Copies
 from factories import World, add_users, make_settings
 from fakes import FakeClock
 from moorage_common import logging
-from moorage_controller.store.engine import Database, sqlite_url
+from moorage_controller.database import open_database
+from moorage_controller.settings import Settings
+from moorage_controller.store.engine import Database
 from moorage_controller.store.migrate import migrate
+from moorage_lab.postgres import PrivatePostgres
+
+Kind = Literal["sqlite", "postgresql"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what stores anything once on either database; a file says with SQLITE_ONLY why one is enough for it."""
+    marked = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    if "database_kind" in metafunc.fixturenames and "database_kind" not in marked:
+        kinds = get_args(Kind)[:1] if hasattr(metafunc.module, "SQLITE_ONLY") else get_args(Kind)
+        metafunc.parametrize("database_kind", kinds, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a data folder with a migrated database and two users in it, to be copied."""
+def database_kind(request: pytest.FixtureRequest) -> Kind:
+    """Return which database a test is on."""
+    found: Kind = request.param
+    return found
+
+
+@pytest.fixture(scope="session")
+def template(database_kind: Kind, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Return the settings of a migrated database with two users in it, to be copied."""
     folder = tmp_path_factory.mktemp("template")
+    if database_kind == "postgresql":
+        server: PrivatePostgres = request.getfixturevalue("postgres")
+        settings = make_settings(folder, database_url=server.create_database("template"))
+    else:
+        settings = make_settings(folder)
 
     async def fill() -> None:
-        database = Database(sqlite_url(folder / "moorage.db"), FakeClock())
+        database = open_database(settings, FakeClock(), clock_decides=True)
         await migrate(database)
         await add_users(database)
         await database.close()
 
     asyncio.run(fill())
-    return folder
+    return settings
+
+
+@pytest.fixture(scope="session")
+def copies(template: Settings) -> Iterator[Copies]:
+    """Return what makes the settings of a copy of the template, with its data in a folder."""
+    loop = asyncio.new_event_loop()
+    copies = Copies(template, loop)
+    yield copies
+    copies.close()
+    loop.close()
+
+
+@pytest.fixture
+def settings(copies: Copies, tmp_path: Path) -> Iterator[Settings]:
+    """Return the settings of a controller on a migrated database with the two users, which is the test's own."""
+    settings = copies.make(tmp_path / "data")
+    yield settings
+    copies.drop(settings)
 
 
 @pytest.fixture
@@ -37,19 +85,17 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-async def database(tmp_path: Path, template: Path, clock: FakeClock) -> AsyncIterator[Database]:
+async def database(settings: Settings, clock: FakeClock) -> AsyncIterator[Database]:
     """Return a migrated database with the two users."""
-    path = tmp_path / "moorage.db"
-    path.write_bytes((template / "moorage.db").read_bytes())
-    database = Database(sqlite_url(path), clock)
+    database = open_database(settings, clock, clock_decides=True)
     yield database
     await database.close()
 
 
 @pytest.fixture
-async def world(tmp_path: Path, template: Path) -> AsyncIterator[World]:
+async def world(settings: Settings) -> AsyncIterator[World]:
     """Return a controller that runs, with both users logged in."""
-    world = World(make_settings(tmp_path / "data"), template)
+    world = World(settings)
     try:
         yield await world.start()
     finally:

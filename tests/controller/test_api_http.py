@@ -9,6 +9,8 @@ import pytest
 from factories import World
 from moorage_controller.services.projects import Projects
 
+SQLITE_ONLY = "what lies between the socket and the services asks no database"
+
 SERVER = {"name": "s", "address": "10.0.0.9"}
 PROBLEM = {"type", "title", "status", "detail", "code", "requestId", "error"}
 SECURITY = {

@@ -66,7 +66,7 @@ async def test_the_database_holds_no_secret_that_can_be_read(world: World) -> No
     made = (await world.admin.post(f"/api/servers/{server_id}/enrollment-token")).expect(201)
     token = JoinToken.parse(made["token"])
     await world.stop()
-    stored = b"".join(path.read_bytes() for path in world.settings.moorage_data_dir.glob("moorage.db*"))
+    stored = await world.stored()
     assert b"v1:" in stored
     for secret in (token.secret, token.secret.hex().encode(), b"PRIVATE KEY", PASSWORD.encode(), JWT_SECRET.encode()):
         assert secret not in stored

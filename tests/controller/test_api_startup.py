@@ -15,12 +15,19 @@ from fakes import FakeClock, FakeHosts
 from moorage_controller import cli
 from moorage_controller.app import Controller
 from moorage_controller.errors import StartupError
+from moorage_controller.settings import Settings
 from moorage_lab.waiting import eventually_async
 
 
 def controller(folder: Path, **changes: object) -> Controller:
+    """Return a controller on SQLite in a folder."""
+    return on(make_settings(folder), **changes)
+
+
+def on(settings: Settings, **changes: object) -> Controller:
+    """Return a controller on the database of some settings."""
     clock = FakeClock()
-    return Controller(make_settings(folder, **changes), clock, hosts=lambda *_: FakeHosts(clock))
+    return Controller(settings.model_copy(update=changes), clock, hosts=lambda *_: FakeHosts(clock), clock_decides=True)
 
 
 async def login(address: str, password: str) -> int:
@@ -75,13 +82,15 @@ async def test_the_program_prints_the_password_when_it_made_it_and_only_then(
     assert told[1] == []
 
 
-async def test_a_second_controller_on_one_data_folder_is_refused_and_the_first_goes_on(world: World) -> None:
-    with pytest.raises(StartupError, match="Another controller works in") as caught:
-        await controller(world.settings.moorage_data_dir).__aenter__()
-    assert caught.value.code == "data_dir_in_use"
-    assert str(world.settings.moorage_data_dir) in caught.value.sentence
-    (await world.nobody.get("/readyz")).expect(200)
-    await world.restart()
+async def test_a_second_controller_on_one_sqlite_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    async with controller(tmp_path) as first:
+        with pytest.raises(StartupError, match="Another controller works in") as caught:
+            await controller(tmp_path).__aenter__()
+        assert caught.value.code == "data_dir_in_use"
+        assert str(tmp_path) in caught.value.sentence
+        assert await login(first.address, PASSWORD) == 200
+    async with controller(tmp_path) as second:
+        assert await login(second.address, PASSWORD) == 200
 
 
 async def test_a_port_in_use_is_told_and_everything_else_is_given_back(world: World, tmp_path: Path) -> None:
@@ -95,12 +104,11 @@ async def test_a_port_in_use_is_told_and_everything_else_is_given_back(world: Wo
 
 
 async def test_another_encryption_key_is_refused_with_the_way_out(world: World) -> None:
-    folder = world.settings.moorage_data_dir
     await world.stop()
     with pytest.raises(StartupError, match="ENCRYPTION_KEY_PREVIOUS") as caught:
-        await controller(folder, encryption_key="k" * 40).__aenter__()
+        await on(world.settings, encryption_key="k" * 40).__aenter__()
     assert caught.value.code == "undecryptable_secret"
-    async with controller(folder, encryption_key="k" * 40, encryption_key_previous=f" {ENCRYPTION_KEY} ,") as again:
+    async with on(world.settings, encryption_key="k" * 40, encryption_key_previous=f" {ENCRYPTION_KEY} ,") as again:
         assert again.address
 
 

@@ -3,6 +3,8 @@
 import pytest
 from factories import PATH, World
 
+SQLITE_ONLY = "what lies between the socket and the services asks no database"
+
 CONTROL = ["a\nb", "a\rb", "a\0b", "a\tb", "\x1b[31mred", "a\x7fb", "\n", "a\x0bb"]
 BAD_PATHS = [
     "",

@@ -203,6 +203,7 @@ async def test_somebody_else_s_tables_are_no_empty_target(file: Path, target: Pl
     await database.close()
 
 
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 async def test_a_restore_is_refused_while_a_controller_serves(world: World, file: Path) -> None:
     place = Place(world.settings.moorage_data_dir)
     before = await place.everything()

@@ -4,12 +4,13 @@ import asyncio
 from pathlib import Path
 
 from click.testing import CliRunner, Result
-from factories import World
+from factories import World, make_settings
 from moorage_controller import cli
+from moorage_controller.settings import Settings
 
 
-def run(folder: Path, *argv: str, stdin: str | None = None) -> Result:
-    environment = {"MOORAGE_DATA_DIR": str(folder)}
+def run(settings: Settings, *argv: str, stdin: str | None = None) -> Result:
+    environment = {"MOORAGE_DATA_DIR": str(settings.moorage_data_dir), "DATABASE_URL": settings.database_url}
     return CliRunner().invoke(cli.main, ["create-user", *argv], input=stdin, env=environment)
 
 
@@ -19,12 +20,12 @@ async def status(world: World, username: str, password: str) -> tuple[int, str]:
 
 
 async def test_users_are_made_while_the_controller_runs(world: World, tmp_path: Path) -> None:
-    folder = world.settings.moorage_data_dir
+    settings = world.settings
     password = tmp_path / "password"
     await asyncio.to_thread(password.write_text, "from a file\n")
-    given = await asyncio.to_thread(run, folder, "anna", "--admin", "--password-file", str(password))
-    piped = await asyncio.to_thread(run, folder, "bert", "--password-file", "-", stdin="from a pipe\n")
-    made = await asyncio.to_thread(run, folder, "carl")
+    given = await asyncio.to_thread(run, settings, "anna", "--admin", "--password-file", str(password))
+    piped = await asyncio.to_thread(run, settings, "bert", "--password-file", "-", stdin="from a pipe\n")
+    made = await asyncio.to_thread(run, settings, "carl")
     assert [(r.exit_code, r.output) for r in (given, piped)] == [(0, "anna was made.\n"), (0, "bert was made.\n")]
     assert made.exit_code == 0, made.output
     assert await status(world, "anna", "from a file") == (200, "admin")
@@ -37,9 +38,9 @@ async def test_users_are_made_while_the_controller_runs(world: World, tmp_path: 
 
 
 async def test_refusals_are_sentences(world: World) -> None:
-    folder = world.settings.moorage_data_dir
-    taken = await asyncio.to_thread(run, folder, "admin")
-    short = await asyncio.to_thread(run, folder, "anna", "--password-file", "-", stdin="2short\n")
+    settings = world.settings
+    taken = await asyncio.to_thread(run, settings, "admin")
+    short = await asyncio.to_thread(run, settings, "anna", "--password-file", "-", stdin="2short\n")
     assert (taken.exit_code, short.exit_code) == (1, 1)
     assert "(username_taken)" in taken.output
     assert "8 characters" in short.output
@@ -47,7 +48,7 @@ async def test_refusals_are_sentences(world: World) -> None:
 
 
 def test_a_database_that_isn_t_there_is_not_made(tmp_path: Path) -> None:
-    result = run(tmp_path, "anna")
+    result = run(make_settings(tmp_path), "anna")
     assert result.exit_code == 1
     assert "(unmigrated_database)" in result.output
     assert list(tmp_path.iterdir()) == []

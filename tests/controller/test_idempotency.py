@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from factories import ADMIN, ENCRYPTION_KEY, PATH, Api, Reply, World, make_settings
+from factories import ADMIN, ENCRYPTION_KEY, PATH, Api, Reply, World
 from moorage_controller.api import middleware
 from moorage_controller.api.details import DETAILS
 from moorage_controller.api.routes import ROUTES
@@ -217,7 +217,7 @@ async def test_the_database_tells_nothing_of_a_request_s_secrets(world: World) -
 async def test_a_new_encryption_key_keeps_what_the_old_one_marked(world: World) -> None:
     first = await create(world.admin, "k")
     changes = {"encryption_key": "another key of 32 characters or more", "encryption_key_previous": ENCRYPTION_KEY}
-    world.settings = make_settings(world.settings.moorage_data_dir, **changes)
+    world.settings = world.settings.model_copy(update=changes)
     await world.restart()
     assert (await create(world.admin, "k")).text == first.text
 

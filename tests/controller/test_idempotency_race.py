@@ -11,7 +11,7 @@ import pytest
 from factories import ADMIN, PASSWORD, PATH, Api, make_settings
 from fakes import FakeClock, FakeHosts
 from moorage_common.clock import SystemClock
-from moorage_controller.app import Controller
+from moorage_controller.app import Controller, migrate_database
 from moorage_controller.store.engine import Database, postgresql_url
 from sqlalchemy import text
 
@@ -29,6 +29,7 @@ async def pair(postgres_url: str, tmp_path: Path) -> AsyncIterator[Pair]:
         callers = []
         for name in ("one", "two"):
             settings = make_settings(tmp_path / name, database_url=postgres_url)
+            await migrate_database(settings)
             controller = await stack.enter_async_context(Controller(settings, SystemClock(), hosts=lambda *_: hosts))
             callers.append(Api(session, f"http://{controller.address}", None))
         login = (await callers[0].post("/api/auth/login", {"username": ADMIN, "password": PASSWORD})).expect(200)

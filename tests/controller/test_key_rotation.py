@@ -1,16 +1,14 @@
 """`rotate-key`: everything sealed goes from the old key to the new one, whatever happens in the middle of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from click.testing import CliRunner, Result
 from factories import ENCRYPTION_KEY as OLD
-from factories import World, make_settings, server_row
-from fakes import FakeClock
+from factories import World, server_row
 from moorage_common.join_token import JoinToken
 from moorage_common.x509 import new_key, signing_request
 from moorage_controller import cli, commands
@@ -18,11 +16,11 @@ from moorage_controller.errors import StartupError
 from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.enrollment import load_authority
 from moorage_controller.services.key_rotation import rotate
+from moorage_controller.settings import Settings
 from moorage_controller.store import sealed as sealed_store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.encryption import Keyring
-from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
-from moorage_controller.store.migrate import migrate
+from moorage_controller.store.engine import Database
 from moorage_controller.store.tables import metadata
 from moorage_controller.store.types import Ciphertext, EncryptedText
 from sqlalchemy import Column, select
@@ -32,20 +30,9 @@ BOTH = Keyring([NEW, OLD])
 COLUMN = "servers.encrypted_credentials"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def either(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Database]:
-    """Return an empty database of each kind."""
-    path = tmp_path / "moorage.db"
-    postgres = request.param == "postgresql"
-    url = postgresql_url(request.getfixturevalue("postgres_url")) if postgres else sqlite_url(path)
-    database = Database(url, clock)
-    await migrate(database)
-    yield database
-    await database.close()
-
-
-def run(folder: Path, current: str = NEW, previous: str = OLD) -> Result:
-    environment = {"MOORAGE_DATA_DIR": str(folder), "ENCRYPTION_KEY": current, "ENCRYPTION_KEY_PREVIOUS": previous}
+def run(settings: Settings, current: str = NEW, previous: str = OLD) -> Result:
+    environment = {"MOORAGE_DATA_DIR": str(settings.moorage_data_dir), "DATABASE_URL": settings.database_url}
+    environment |= {"ENCRYPTION_KEY": current, "ENCRYPTION_KEY_PREVIOUS": previous}
     return CliRunner().invoke(cli.main, ["rotate-key"], env=environment)
 
 
@@ -85,7 +72,7 @@ async def test_all_of_it_changes_its_key_while_a_controller_serves(world: World)
     both = world.settings.model_copy(update={"encryption_key": NEW, "encryption_key_previous": OLD})
     world.settings = both
     await world.start()
-    result = await asyncio.to_thread(run, world.settings.moorage_data_dir)
+    result = await asyncio.to_thread(run, world.settings)
     assert result.exit_code == 0, result.output
     assert "anew: 3 of 3 secrets" in result.output
     assert "take ENCRYPTION_KEY_PREVIOUS away" in result.output
@@ -95,7 +82,7 @@ async def test_all_of_it_changes_its_key_while_a_controller_serves(world: World)
     assert len({str(column) for column, _, _ in rows}) == 3, "the test has something in every column there is"
     opened(rows, Keyring([NEW]))
     (await world.admin.put(f"/api/servers/{server_id}", {"sshPassword": "changed"})).expect(200)
-    again = await asyncio.to_thread(run, world.settings.moorage_data_dir)
+    again = await asyncio.to_thread(run, world.settings)
     assert (again.exit_code, "anew: 0 of 3 secrets" in again.output) == (0, True)
     world.settings = both.model_copy(update={"encryption_key_previous": ""})
     await world.restart()
@@ -110,11 +97,11 @@ async def test_all_of_it_changes_its_key_while_a_controller_serves(world: World)
 
 
 async def test_cut_at_any_moment_it_loses_nothing_and_ends_when_run_again(
-    either: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await load_authority(either, Keyring([OLD]))
-    await fill(either, 250)
-    before = opened(await everything(either), BOTH)
+    await load_authority(database, Keyring([OLD]))
+    await fill(database, 250)
+    before = opened(await everything(database), BOTH)
     plain_replace = sealed_store.replace
     left = 0
 
@@ -132,15 +119,15 @@ async def test_cut_at_any_moment_it_loses_nothing_and_ends_when_run_again(
     for cut in (0, 50, 120):
         left = cut
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.create_task(rotate(either, BOTH))
-        rows = await everything(either)
+            await asyncio.create_task(rotate(database, BOTH))
+        rows = await everything(database)
         assert opened(rows, BOTH) == before
         done.append(sum(BOTH.is_current(text) for _, _, text in rows))
     assert done == [0, 1, 101], "a hundred rows of a table are one transaction"
     left = 1000
-    rotation = await rotate(either, BOTH)
+    rotation = await rotate(database, BOTH)
     assert (rotation.resealed, rotation.found, rotation.ended) == (150, 251, True)
-    assert opened(await everything(either), Keyring([NEW])) == before
+    assert opened(await everything(database), Keyring([NEW])) == before
 
 
 def after_each_page(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Awaitable[None]], times: int) -> None:
@@ -160,24 +147,24 @@ def after_each_page(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Awaita
 
 
 @pytest.mark.parametrize("key", [NEW, OLD])
-async def test_a_change_in_the_middle_of_it_wins(either: Database, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    changed, gone, untouched = await fill(either, 3)
+async def test_a_change_in_the_middle_of_it_wins(database: Database, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    changed, gone, untouched = await fill(database, 3)
 
     async def change() -> None:
         text = Keyring([key]).seal("later", column=COLUMN, row=str(changed))
-        async with either.write() as connection:
+        async with database.write() as connection:
             await server_store.change(connection, changed, {"encrypted_credentials": text})
             await server_store.remove(connection, gone)
 
     after_each_page(monkeypatch, change, 1)
-    rotation = await rotate(either, BOTH)
+    rotation = await rotate(database, BOTH)
     assert (rotation.ended, rotation.resealed) == (True, 1 if key is NEW else 2)
-    found = opened(await everything(either), Keyring([NEW]))
+    found = opened(await everything(database), Keyring([NEW]))
     assert found == {(COLUMN, str(changed)): "later", (COLUMN, str(untouched)): '{"password": "2"}'}
 
 
 async def test_a_controller_that_goes_on_with_the_old_key_is_noticed(
-    database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    database: Database, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     (server_id,) = await fill(database, 1)
 
@@ -187,13 +174,13 @@ async def test_a_controller_that_goes_on_with_the_old_key_is_noticed(
             await server_store.change(connection, server_id, {"encrypted_credentials": text})
 
     after_each_page(monkeypatch, change, 1000)
-    settings = make_settings(tmp_path, encryption_key=NEW, encryption_key_previous=OLD)
+    both = settings.model_copy(update={"encryption_key": NEW, "encryption_key_previous": OLD})
     with pytest.raises(StartupError) as caught:
-        await commands.rotate_key(settings, lambda _: None)
+        await commands.rotate_key(both, lambda _: None)
     assert caught.value.code == "old_key_in_use"
 
 
-async def test_what_no_key_opens_is_named_and_left_and_the_rest_is_done(database: Database, tmp_path: Path) -> None:
+async def test_what_no_key_opens_is_named_and_left_and_the_rest_is_done(database: Database, settings: Settings) -> None:
     lost, altered, good = (
         await fill(database, 1, "a key that nobody has any more, alas")
         + await fill(database, 1)
@@ -202,7 +189,7 @@ async def test_what_no_key_opens_is_named_and_left_and_the_rest_is_done(database
     async with database.write() as connection:
         await server_store.change(connection, altered, {"encrypted_credentials": Ciphertext("v1:damaged")})
     before = {row_id: text for _, row_id, text in await everything(database)}
-    result = await asyncio.to_thread(run, tmp_path)
+    result = await asyncio.to_thread(run, settings)
     assert result.exit_code == 1
     assert "anew: 1 of 3 secrets" in result.output
     named = {
@@ -213,24 +200,24 @@ async def test_what_no_key_opens_is_named_and_left_and_the_rest_is_done(database
     assert "take ENCRYPTION_KEY_PREVIOUS away" not in result.output
     after = {row_id: text for _, row_id, text in await everything(database)}
     assert [row_id for row_id, text in before.items() if after[row_id] != text] == [good]
-    found = await asyncio.to_thread(run, tmp_path, NEW, f"{OLD},a key that nobody has any more, alas")
+    found = await asyncio.to_thread(run, settings, NEW, f"{OLD},a key that nobody has any more, alas")
     assert (found.exit_code, "anew: 0 of 3" in found.output) == (1, True), "a comma in a list parts two keys"
-    whole = await asyncio.to_thread(run, tmp_path, NEW, "a key that nobody has any more, alas")
+    whole = await asyncio.to_thread(run, settings, NEW, "a key that nobody has any more, alas")
     assert "anew: 1 of 3" in whole.output, "and alone it is part of a key"
 
 
-async def test_a_wrong_old_key_changes_nothing(database: Database, tmp_path: Path) -> None:
+async def test_a_wrong_old_key_changes_nothing(database: Database, settings: Settings) -> None:
     await fill(database, 3)
     before = await everything(database)
-    result = await asyncio.to_thread(run, tmp_path, NEW, "not the old key, but of 32 characters")
+    result = await asyncio.to_thread(run, settings, NEW, "not the old key, but of 32 characters")
     assert result.exit_code == 1
     assert "anew: 0 of 3 secrets" in result.output
     assert result.output.count("Left as it is: servers.encrypted_credentials of row ") == 3
     assert await everything(database) == before
 
 
-async def test_no_key_is_made_on_the_way(database: Database, tmp_path: Path) -> None:
+async def test_no_key_is_made_on_the_way(database: Database, settings: Settings) -> None:
     del database
-    result = await asyncio.to_thread(run, tmp_path, "", OLD)
+    result = await asyncio.to_thread(run, settings, "", OLD)
     assert (result.exit_code, "(missing_secret)" in result.output) == (1, True)
-    assert not (tmp_path / "encryption_key").exists()
+    assert not (settings.moorage_data_dir / "encryption_key").exists()

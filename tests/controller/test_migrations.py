@@ -1,50 +1,96 @@
-"""Migrations: there and back, no difference to the tables, and no guess at a newer database."""
+"""Migrations: there and back, no difference to the tables, and no guess at a database of another release."""
 
-from collections.abc import Iterator
+import asyncio
+import sqlite3
+import stat
+from contextlib import closing
 from pathlib import Path
 
 import moorage_migrations
 import pytest
-from factories import make_settings
-from fakes import FakeClock
+from factories import add_users, make_settings
+from fakes import FakeClock, FakeHosts
 from moorage_controller.app import Controller, migrate_database
+from moorage_controller.database import open_database
 from moorage_controller.errors import StartupError
-from moorage_controller.store.engine import Database, sqlite_url
-from moorage_controller.store.migrate import migrate
+from moorage_controller.settings import Settings
 from moorage_controller.store.tables import metadata
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, inspect, text
 
 
 @pytest.fixture
-def connection(tmp_path: Path) -> Iterator[Connection]:
-    """Return a connection to an empty database."""
-    engine = create_engine(f"sqlite:///{tmp_path}/empty.db")
-    with engine.begin() as connection:
-        yield connection
-    engine.dispose()
+def empty(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Return the settings of an empty database."""
+    if database_kind == "sqlite":
+        return make_settings(tmp_path)
+    return make_settings(tmp_path, database_url=request.getfixturevalue("postgres_url"))
+
+
+def controller(settings: Settings) -> Controller:
+    clock = FakeClock()
+    return Controller(settings, clock, hosts=lambda *_: FakeHosts(clock))
+
+
+async def execute(settings: Settings, statement: str) -> None:
+    database = open_database(settings, FakeClock(), clock_decides=True)
+    async with database.write() as connection:
+        await connection.execute(text(statement))
+    await database.close()
+
+
+async def revision(settings: Settings) -> str | None:
+    database = open_database(settings, FakeClock(), clock_decides=True)
+    async with database.read() as connection:
+        found: str | None = await connection.run_sync(moorage_migrations.current_revision)
+    await database.close()
+    return found
+
+
+async def downgrade(settings: Settings, to: str) -> None:
+    database = open_database(settings, FakeClock(), clock_decides=True)
+    async with database.write() as connection:
+        await connection.run_sync(moorage_migrations.downgrade, to)
+    await database.close()
+
+
+def copies(folder: Path) -> list[Path]:
+    return list(folder.glob("*.before-*"))
 
 
 def tables(connection: Connection) -> set[str]:
     return set(inspect(connection).get_table_names()) - {"alembic_version"}
 
 
-def test_up_down_and_up_again_ends_where_the_tables_say(connection: Connection) -> None:
-    moorage_migrations.upgrade(connection, metadata)
-    assert tables(connection) == set(metadata.tables)
-    assert moorage_migrations.current_revision(connection) == moorage_migrations.head_revision()
-    moorage_migrations.downgrade(connection, "base")
-    assert tables(connection) == set()
-    moorage_migrations.upgrade(connection, metadata)
-    moorage_migrations.check(connection, metadata)
+async def test_up_down_and_up_again_ends_where_the_tables_say(empty: Settings) -> None:
+    def there_and_back(connection: Connection) -> None:
+        moorage_migrations.upgrade(connection, metadata)
+        assert tables(connection) == set(metadata.tables)
+        assert moorage_migrations.current_revision(connection) == moorage_migrations.head_revision()
+        moorage_migrations.downgrade(connection, "base")
+        assert tables(connection) == set()
+        moorage_migrations.upgrade(connection, metadata)
+        moorage_migrations.check(connection, metadata)
+
+    database = open_database(empty, FakeClock(), clock_decides=True)
+    async with database.write() as connection:
+        await connection.run_sync(there_and_back)
+    await database.close()
 
 
-def test_each_migration_s_indexes_and_constraints_are_the_tables(connection: Connection) -> None:
+async def test_each_migration_s_indexes_and_constraints_are_the_tables(empty: Settings) -> None:
     """Alembic's check overlooks what SQLite keeps in the text of CREATE TABLE."""
-    moorage_migrations.upgrade(connection, metadata)
-    migrated = _facts(connection)
-    moorage_migrations.downgrade(connection, "base")
-    metadata.create_all(connection)
-    assert migrated == _facts(connection)
+
+    def compare(connection: Connection) -> None:
+        moorage_migrations.upgrade(connection, metadata)
+        migrated = _facts(connection)
+        moorage_migrations.downgrade(connection, "base")
+        metadata.create_all(connection)
+        assert migrated == _facts(connection)
+
+    database = open_database(empty, FakeClock(), clock_decides=True)
+    async with database.write() as connection:
+        await connection.run_sync(compare)
+    await database.close()
 
 
 def _facts(connection: Connection) -> dict[str, object]:
@@ -52,7 +98,7 @@ def _facts(connection: Connection) -> dict[str, object]:
     return {
         table: {
             "columns": sorted(
-                (c["name"], str(c["type"]), c["nullable"], c["default"]) for c in inspector.get_columns(table)
+                (c["name"], str(c["type"]), c["nullable"], c["default"] or "") for c in inspector.get_columns(table)
             ),
             "indexes": sorted(
                 (i["name"] or "", tuple(i["column_names"]), bool(i["unique"])) for i in inspector.get_indexes(table)
@@ -70,25 +116,89 @@ def _facts(connection: Connection) -> dict[str, object]:
     }
 
 
-async def test_migrating_twice_is_migrating_once(tmp_path: Path) -> None:
+async def test_ids_times_and_objects_have_postgresql_s_own_types(postgres_url: str, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, database_url=postgres_url)
+    await migrate_database(settings)
+    database = open_database(settings, FakeClock(), clock_decides=True)
+    async with database.read() as connection:
+        query = "SELECT column_name, data_type FROM information_schema.columns WHERE table_schema = 'public'"
+        types = {(name, kind) for name, kind in await connection.execute(text(query))}
+    await database.close()
+    assert {kind for name, kind in types if name.endswith(("_at", "_until"))} == {"timestamp with time zone"}
+    assert {kind for name, kind in types if name in {"id", "user_id", "app_id", "run_id", "jti"}} == {"uuid", "integer"}
+    assert ("details", "jsonb") in types
+
+
+async def test_migrating_twice_is_migrating_once(empty: Settings) -> None:
     for _ in range(2):
-        await migrate_database(make_settings(tmp_path))
-    database = Database(sqlite_url(tmp_path / "moorage.db"), FakeClock())
-    async with database.read() as connection:
-        found = await connection.run_sync(moorage_migrations.current_revision)
-    await database.close()
-    assert found == moorage_migrations.head_revision()
+        await migrate_database(empty)
+    assert await revision(empty) == moorage_migrations.head_revision()
+    assert copies(empty.moorage_data_dir) == []
 
 
-async def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> None:
-    database = Database(sqlite_url(tmp_path / "moorage.db"), FakeClock())
-    await migrate(database)
-    async with database.write() as connection:
-        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StartupError, match="9999") as caught:
-        async with Controller(make_settings(tmp_path), FakeClock()):
-            pass
-    assert caught.value.code == "newer_database"
-    async with database.read() as connection:
-        assert (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one() == "9999"
-    await database.close()
+async def test_two_who_migrate_at_once_do_it_once(postgres_url: str, tmp_path: Path) -> None:
+    folders = [tmp_path / str(number) for number in range(3)]
+    everybody = [make_settings(folder, database_url=postgres_url) for folder in folders]
+    await asyncio.gather(*(migrate_database(settings) for settings in everybody))
+    assert await revision(everybody[0]) == moorage_migrations.head_revision()
+
+
+async def test_a_newer_database_is_refused_and_left_alone(empty: Settings) -> None:
+    await migrate_database(empty)
+    await execute(empty, "UPDATE alembic_version SET version_num = '9999'")
+    for refused in (controller(empty).__aenter__, lambda: migrate_database(empty)):
+        with pytest.raises(StartupError, match="9999") as caught:
+            await refused()
+        assert caught.value.code == "newer_database"
+    assert await revision(empty) == "9999"
+
+
+async def test_serving_on_postgresql_never_migrates_but_says_how(postgres_url: str, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, database_url=postgres_url)
+    with pytest.raises(StartupError, match=r"was never migrated.*`moorage-controller migrate`") as caught:
+        await controller(settings).__aenter__()
+    assert caught.value.code == "unmigrated_database"
+    assert await revision(settings) is None
+    await migrate_database(settings)
+    await downgrade(settings, "0001")
+    with pytest.raises(StartupError, match=r"is at revision 0001.*`moorage-controller migrate`"):
+        await controller(settings).__aenter__()
+    assert await revision(settings) == "0001"
+    await migrate_database(settings)
+    async with controller(settings) as started:
+        assert started.address
+
+
+async def test_serving_on_sqlite_migrates_and_keeps_a_whole_copy_of_what_was(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    await migrate_database(settings)
+    beside = open_database(settings, FakeClock(), clock_decides=True)
+    await add_users(beside)
+    await downgrade(settings, "0001")
+    path = tmp_path / "moorage.db"
+    # What was written last is still in the write-ahead log: the file alone is no copy.
+    with closing(sqlite3.connect(path)) as reader:
+        reader.execute("BEGIN").execute("SELECT * FROM users").fetchone()
+        await execute(settings, "UPDATE users SET full_name = 'Anna' WHERE username = 'admin'")
+        async with controller(settings) as started:
+            assert started.address
+    await beside.close()
+    assert await revision(settings) == moorage_migrations.head_revision()
+    copy = tmp_path / f"moorage.db.before-{moorage_migrations.head_revision()}"
+    assert copies(tmp_path) == [copy]
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    with closing(sqlite3.connect(copy)) as kept:
+        assert kept.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert kept.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+        assert kept.execute("SELECT full_name FROM users WHERE username = 'admin'").fetchall() == [("Anna",)]
+
+
+async def test_without_room_for_the_copy_nothing_is_migrated(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    await migrate_database(settings)
+    await downgrade(settings, "0001")
+    (tmp_path / f"moorage.db.before-{moorage_migrations.head_revision()}.part").mkdir()
+    with pytest.raises(StartupError, match="must be copied") as caught:
+        await controller(settings).__aenter__()
+    assert caught.value.code == "no_copy"
+    assert await revision(settings) == "0001"

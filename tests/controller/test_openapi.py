@@ -12,6 +12,8 @@ from moorage_controller.api.routes import ROUTES, Route
 from moorage_controller.auth.roles import Role
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+SQLITE_ONLY = "what lies between the socket and the services asks no database"
+
 
 async def read(world: World) -> Any:  # noqa: ANN401 - JSON
     return (await world.nobody.get("/api/openapi.json")).expect(200)

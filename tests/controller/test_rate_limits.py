@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import bcrypt
 import pytest
-from factories import ADMIN, PASSWORD, USER, Reply, World, make_settings
+from factories import ADMIN, PASSWORD, USER, Reply, World
 from fakes import FakeClock
 from moorage_controller.auth.rate_limit import Budget, network
 from moorage_controller.auth.roles import Origin
@@ -121,10 +120,9 @@ async def test_an_unknown_and_an_inactive_user_cost_the_same_comparison(
 
 
 @pytest.fixture
-async def limited_world(tmp_path: Path, template: Path) -> AsyncIterator[World]:
+async def limited_world(settings: Settings) -> AsyncIterator[World]:
     """Return a controller with the limit that holds where none is set."""
-    settings = make_settings(tmp_path / "data", rate_limit_per_minute=Settings().rate_limit_per_minute)
-    world = World(settings, template)
+    world = World(settings.model_copy(update={"rate_limit_per_minute": Settings().rate_limit_per_minute}))
     try:
         yield await world.start()
     finally:

@@ -4,13 +4,13 @@ import asyncio
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import schemathesis
-from factories import PASSWORD, World, make_settings
+from copies import Copies
+from factories import PASSWORD, World
 from hypothesis import HealthCheck, Phase
 from moorage_controller.api.routes import ROUTES
 from schemathesis.core.failures import FailureGroup
@@ -38,12 +38,12 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Running]:
     """Return a controller that runs in a thread of its own, with a server, a project and an app in it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="controller")
     thread.start()
-    world = World(make_settings(tmp_path_factory.mktemp("schemathesis")), template)
+    world = World(copies.make(tmp_path_factory.mktemp("schemathesis") / "data"))
 
     async def begin() -> Running:
         await world.start()
@@ -64,6 +64,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterato
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
         loop.close()
+        copies.drop(world.settings)
 
 
 @pytest.mark.parametrize(("method", "path", "real"), CASES)

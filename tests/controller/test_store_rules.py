@@ -12,7 +12,8 @@ from moorage_controller.store.engine import Database, postgresql_url
 from moorage_controller.store.tables import apps as apps_table
 from moorage_controller.store.tables import users as users_table
 from moorage_controller.store.types import Ciphertext
-from sqlalchemy import delete, func, insert, select, update
+from moorage_lab.waiting import eventually_async
+from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, StatementError
 
 
@@ -266,7 +267,6 @@ async def test_an_ended_session_is_dead_twice_as_well_and_an_expired_one_is_forg
     [
         ("postgresql://u:p@h/n", "postgresql+asyncpg://u:p@h/n"),
         ("postgres://u:p@h/n", "postgresql+asyncpg://u:p@h/n"),
-        ("postgresql+asyncpg://h/n", "postgresql+asyncpg://h/n"),
     ],
 )
 def test_postgresql_is_reached_however_its_url_is_written(given: str, used: str) -> None:
@@ -293,3 +293,31 @@ async def test_a_writer_who_is_cancelled_at_any_moment_locks_out_nobody(database
     assert any(isinstance(result, asyncio.CancelledError) for result in kept)
     async with database.read() as connection:
         assert len(await projects.all_projects(connection)) >= 120
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
+async def test_whoever_is_cancelled_leaves_no_transaction_open(database: Database) -> None:
+    async def read() -> None:
+        async with database.read() as connection:
+            await projects.all_projects(connection)
+
+    async def write() -> None:
+        async with database.write() as connection:
+            await projects.add(connection, project_row())
+
+    for turns in range(0, 120, 2):
+        working = [asyncio.create_task(work()) for work in (read, write, read)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+    left = "SELECT state, query FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle'"
+
+    async def all_idle() -> bool:
+        async with database.read() as connection:
+            others = list(await connection.execute(text(f"{left} AND pid <> pg_backend_pid()")))
+        assert others == []
+        return True
+
+    await eventually_async(all_idle, what="nobody in a transaction")

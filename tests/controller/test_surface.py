@@ -11,7 +11,10 @@ from factories import World, make_settings
 from fakes import FakeClock, FakeHosts, settle
 from moorage_controller.app import Controller
 from moorage_controller.errors import StartupError
+from moorage_controller.settings import Settings
 from pydantic import ValidationError
+
+SQLITE_ONLY = "what lies between the socket and the services asks no database"
 
 OURS = "https://dashboard.example.com"
 SECOND = "http://localhost:5173"
@@ -30,12 +33,10 @@ HELMET = {
 
 
 @pytest.fixture
-async def behind(tmp_path: Path, template: Path) -> AsyncIterator[World]:
+async def behind(settings: Settings) -> AsyncIterator[World]:
     """Return a controller that knows two dashboards and trusts this machine and one network as proxies."""
-    settings = make_settings(
-        tmp_path / "data", frontend_url=f"{OURS}/, {SECOND}", trusted_proxies="127.0.0.0/8, 10.9.0.0/16, fd00::/8"
-    )
-    world = World(settings, template)
+    more = {"frontend_url": f"{OURS}/, {SECOND}", "trusted_proxies": "127.0.0.0/8, 10.9.0.0/16, fd00::/8"}
+    world = World(settings.model_copy(update=more))
     try:
         yield await world.start()
     finally:

@@ -16,7 +16,7 @@ Make = Callable[[], Awaitable[web.Response]]
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    revision: int
+    revision: str
     body: bytes
     headers: dict[str, str]
 

@@ -169,7 +169,11 @@ def _responses(route: Route, details: Details, schemas: dict[Any, dict[str, Any]
 
 def _errors(route: Route, details: Details) -> dict[int, list[str]]:
     """Return every error a route may answer: those of its role, path and body, its own, and a fault of ours."""
-    found: dict[int, list[str]] = {429: ["too_many_requests"], 500: ["internal_error"]}
+    found: dict[int, list[str]] = {
+        429: ["too_many_requests"],
+        500: ["internal_error"],
+        503: ["database_unavailable"],
+    }
     if route.role is not Role.NOBODY:
         found[401] = ["no_token", "bad_token"]
         found[403] = ["forbidden"]

@@ -21,6 +21,7 @@ _STATUS: dict[type[errors.MoorageError], int] = {
     errors.TooManyRequestsError: 429,
     errors.OperationFailedError: 502,
     errors.HostUnreachableError: 503,
+    errors.DatabaseUnavailableError: 503,
 }
 
 _OPERATION_STATUS = {

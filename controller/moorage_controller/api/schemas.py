@@ -66,7 +66,7 @@ Endpoint = Annotated[
     AfterValidator(_no_spaces),
     AfterValidator(_endpoint),
 ]
-Description = Annotated[str, StringConstraints(max_length=10_000)]
+Description = Annotated[str, StringConstraints(max_length=10_000, pattern=r"^[^\x00]*$")]
 CdPath = Annotated[str, StringConstraints(min_length=1, max_length=500), OneLine, AfterValidator(_cd_path)]
 Url = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), OneLine, AfterValidator(_url)]
 Domain = Annotated[str, StringConstraints(strip_whitespace=True, max_length=255), OneLine]

@@ -9,7 +9,7 @@ import structlog
 from moorage_common.clock import Clock
 from moorage_common.states import Project
 
-from moorage_controller.errors import HostUnreachableError
+from moorage_controller.errors import DatabaseUnavailableError, HostUnreachableError
 from moorage_controller.hosts.transport import (
     AppObservation,
     ContactLostError,
@@ -74,10 +74,13 @@ class HostWatcher:
         while True:
             started = self._clock.monotonic()
             try:
-                if not await self._watch_once(server_id):
-                    return
-            except (ContactLostError, HostRefusedError, HostUnreachableError) as error:
-                await self._observations.host_lost(server_id, str(error))
+                try:
+                    if not await self._watch_once(server_id):
+                        return
+                except (ContactLostError, HostRefusedError, HostUnreachableError) as error:
+                    await self._observations.host_lost(server_id, str(error))
+            except DatabaseUnavailableError:
+                pass  # logged where it was met
             except Exception:
                 log.exception("host_watch_failed", server_id=str(server_id))
             if self._clock.monotonic() - started > _LAST_RETRY:
@@ -98,7 +101,7 @@ class HostWatcher:
         return True
 
     async def _apply(self, server_id: UUID, apps: Sequence[App], item: WatchItem) -> None:
-        """Apply one item. One that can't be applied never ends the watch."""
+        """Apply one item. One that can't be applied ends the watch only where it would be lost: no database."""
         try:
             match item:
                 case Snapshot(host, observations):
@@ -109,6 +112,9 @@ class HostWatcher:
                     await self._observations.host_seen(server_id, item)
                 case AppObservation():
                     await self._app_seen(apps, item)
+        except DatabaseUnavailableError:
+            # The next watch begins with a snapshot, which has it.
+            raise
         except Exception:
             log.exception("observation_failed", server_id=str(server_id))
 

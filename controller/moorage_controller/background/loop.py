@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 from moorage_common.clock import Clock
 
+from moorage_controller.errors import DatabaseUnavailableError
+
 log = structlog.get_logger(__name__)
 
 _RESTART_SECONDS = 2.0
@@ -39,6 +41,8 @@ class Loop:
         while True:
             try:
                 await self._run()
+            except DatabaseUnavailableError:
+                pass  # logged where it was met
             except Exception:
                 log.exception("background_loop_failed", loop=self.name)
             await self._clock.sleep(_RESTART_SECONDS)

@@ -5,23 +5,16 @@ in the other. So only an operation that was never sent may choose, and only a st
 answer: a start would leave the agent's own deadline for the app behind, and be stopped by it.
 """
 
-from typing import Protocol
-
 from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.agent import AgentHosts
+from moorage_controller.hosts.ssh.transport import SshHosts
 from moorage_controller.hosts.transport import HostTransport, Way
-
-
-class Hosts(Protocol):
-    """The hosts that are reached in one manner."""
-
-    def transport(self, way: Way) -> HostTransport:
-        """Return the transport. Raises HostUnreachableError where the server has none of that kind."""
 
 
 class ChosenHosts:
     """Finds the way to a server."""
 
-    def __init__(self, agents: Hosts, ssh: Hosts) -> None:
+    def __init__(self, agents: AgentHosts, ssh: SshHosts) -> None:
         self._agents = agents
         self._ssh = ssh
 
@@ -42,3 +35,7 @@ class ChosenHosts:
     def other(self, way: Way) -> HostTransport | None:
         """Return the way for a stop whose agent doesn't answer, None where there is no other."""
         return self._ssh.transport(way) if way.has_agent and way.has_ssh else None
+
+    async def shown_host_key(self, way: Way) -> str:
+        """Ask a host for the SSH host key it shows now, without a login. Raises HostUnreachableError."""
+        return await self._ssh.shown_host_key(way)

@@ -188,3 +188,6 @@ class Hosts(Protocol):
 
     def other(self, way: Way) -> HostTransport | None:
         """Return the way for a stop whose first way doesn't answer, None where there is no other."""
+
+    async def shown_host_key(self, way: Way) -> str:
+        """Ask a host for the SSH host key it shows now, without a login. Raises HostUnreachableError."""

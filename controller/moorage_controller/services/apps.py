@@ -145,22 +145,22 @@ class Apps:
     async def auto_stop(self, due: App) -> Operation | None:
         """Begin the stop of a run that is over, if it still is that run with that deadline; None otherwise."""
         try:
-            async with self._database.write() as connection:
+            async with self._operations.recording() as (connection, launch):
                 now = await self._database.now(connection)
                 values = {"status": "stopping", "updated_at": now}
                 if not await store.change_run(connection, due.id, due.run_id, due.stop_at, values):
                     return None
                 operation = await self._operations.begin(connection, due, OperationKind.DOWN, AUTO_STOP, now)
+                launch(operation)
                 await server_store.recount(connection, due.server_id)
         except InFlightError:
             return None
-        self._operations.launch(operation)
         return operation
 
     async def _begin(self, app_id: UUID, kind: OperationKind, actor: Actor, minutes: int | None) -> Operation:
         while True:
             try:
-                operation = await self._record(app_id, kind, actor, minutes)
+                return await self._record(app_id, kind, actor, minutes)
             except InFlightError:
                 async with self._database.read() as connection:
                     other = await operation_store.in_flight_on(connection, app_id)
@@ -172,17 +172,16 @@ class Apps:
                     f"A {_ACTIONS[OperationKind(other.kind)].lower()} of this app is in progress: wait for its end."
                 )
                 raise ConflictError("operation_in_progress", sentence) from None
-            self._operations.launch(operation)
-            return operation
 
     async def _record(self, app_id: UUID, kind: OperationKind, actor: Actor, minutes: int | None) -> Operation:
         """Store operation, provisional run, status and audit entry together, before anything is sent."""
-        async with self._database.write() as connection:
+        async with self._operations.recording() as (connection, launch):
             now = await self._database.now(connection)
             app = _found(await store.view(connection, app_id)).app
             starts = kind is not OperationKind.DOWN
             run_minutes = (minutes or app.auto_stop_timeout) if starts else None
             operation = await self._operations.begin(connection, app, kind, actor, now, run_minutes=run_minutes)
+            launch(operation)
             values = runs.begin_start(app, operation) if starts else {"status": "stopping"}
             await store.change(connection, app_id, {**values, "updated_at": now})
             await server_store.recount(connection, app.server_id)

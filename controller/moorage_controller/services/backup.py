@@ -10,7 +10,7 @@ import moorage_migrations
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
-from moorage_controller.errors import StartupError
+from moorage_controller.errors import DatabaseUnavailableError, StartupError
 from moorage_controller.services.backup_file import BackupReader, BackupWriter, Header, Outline, newer_backup
 from moorage_controller.store import contents
 from moorage_controller.store.encryption import Keyring, UndecryptableError
@@ -25,7 +25,7 @@ async def back_up(database: Database, path: Path) -> tuple[Header, int]:
 
     Others go on reading and writing meanwhile. Raises StartupError, and then there is no file.
     """
-    async with database.snapshot() as connection:
+    async with database.read() as connection:
         now = await database.now(connection)
         header, tables = await connection.run_sync(_outline, now)
         # Each step ends before a cancellation goes on: the file is removed when nobody writes to it any more.
@@ -115,9 +115,10 @@ async def restore(database: Database, path: Path) -> None:
                     outline, rows = batch
                     await contents.put(connection, tables[outline.name], outline.columns, rows)
                 await connection.run_sync(moorage_migrations.upgrade, metadata)
-        except DBAPIError as error:
+        except (DBAPIError, DatabaseUnavailableError) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else error.reason
             raise StartupError(
-                "restore_failed", f"The database refused the backup, and nothing was restored: {error.orig}"
+                "restore_failed", f"The database refused the backup, and nothing was restored: {reason}"
             ) from None
 
 

@@ -51,10 +51,11 @@ class Delivery:
         self._offset = 0
         self._refusal: HostRefusedError | None = None
         self._used = operation.transport or ""
+        self._limit_at = 0.0
 
     async def run(self, *, recovered: bool) -> Outcome:
         """Return how it ended. `recovered`: it may have been sent before, by a controller that died."""
-        order = await self._order()
+        order = await self._prepare()
         if not recovered:
             try:
                 transport = await self._reach()
@@ -103,7 +104,7 @@ class Delivery:
     def _may_still_start(self) -> bool:
         """Whether an operation that may never have been sent is still wanted: a start only within its limit."""
         down = self._operation.kind == OperationKind.DOWN
-        return down or self._clock.now() < self._operation.deadline_at
+        return down or self._clock.monotonic() < self._limit_at
 
     async def _bury(self, transport: HostTransport) -> None:
         """Make "it never ran" a fact on the host; following it then tells so."""
@@ -115,7 +116,7 @@ class Delivery:
         """Stop a start on its host once its time is over; a stop is never cut short."""
         if self._operation.kind == OperationKind.DOWN:
             return
-        await self._clock.sleep(max((self._operation.deadline_at - self._clock.now()).total_seconds(), 0.0))
+        await self._clock.sleep(max(self._limit_at - self._clock.monotonic(), 0.0))
         while True:
             with suppress(ContactLostError, HostRefusedError, HostUnreachableError):
                 await (await self._transport()).cancel(self._operation.id, DEADLINE)
@@ -148,12 +149,15 @@ class Delivery:
         assert server is not None
         return server
 
-    async def _order(self) -> Order:
+    async def _prepare(self) -> Order:
         app_id: UUID | None = self._operation.app_id
         assert app_id is not None
         async with self._database.read() as connection:
+            now = await self._database.now(connection)
             app = await app_store.get(connection, app_id)
         assert app is not None
+        # The deadline is of the database's time, which this machine's may differ from.
+        self._limit_at = self._clock.monotonic() + (self._operation.deadline_at - now).total_seconds()
         last = None
         if app.project_name is not None and app.project_directory is not None:
             last = Project(app.project_name, app.project_directory)
@@ -170,7 +174,8 @@ class Delivery:
         self._offset = offset + len(data)
 
     def _outcome(self, end: End) -> Outcome:
-        output = self._tail.decode(errors="replace")
+        # PostgreSQL's text has no NUL.
+        output = self._tail.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
         if end.kind is EndKind.LOST:
             return Outcome(
                 "interrupted",

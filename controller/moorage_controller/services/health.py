@@ -1,11 +1,14 @@
 """Whether the controller can do its work."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
+from moorage_controller.errors import DatabaseUnavailableError
 from moorage_controller.store.engine import Database
+
+_ANSWER_SECONDS = 5.0
 
 
 class Health:
@@ -19,8 +22,9 @@ class Health:
         """Return a sentence for each part that isn't well."""
         found = [f"The background work {name} is not running." for name in self._dead_loops()]
         try:
-            async with self._database.read() as connection:
+            # A network that was cut says nothing at all.
+            async with asyncio.timeout(_ANSWER_SECONDS), self._database.read() as connection:
                 await connection.execute(text("SELECT 1"))
-        except (SQLAlchemyError, OSError):
+        except (DatabaseUnavailableError, TimeoutError):
             found.append("The database doesn't answer.")
         return found

@@ -1,12 +1,11 @@
-"""SSH host keys: pinned at first sight, changed by an admin alone."""
+"""SSH host keys: pinned at first sight (`Keys.pin`), changed by an admin alone."""
 
-from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 from moorage_controller.auth.roles import Actor
 from moorage_controller.errors import ConflictError, NotFoundError
 from moorage_controller.hosts.credentials import fingerprint
-from moorage_controller.hosts.transport import Way
+from moorage_controller.hosts.transport import Hosts
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.ways import way_to
 from moorage_controller.signals import Signals
@@ -14,26 +13,14 @@ from moorage_controller.store import servers as store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.servers import Server
 
-Shown = Callable[[Way], Awaitable[str]]
-"""Asks a host for the key it shows now. Raises HostUnreachableError."""
-
 
 class HostKeys:
     """Decides which key a host may show."""
 
-    def __init__(self, database: Database, signals: Signals, shown: Shown) -> None:
+    def __init__(self, database: Database, signals: Signals, hosts: Hosts) -> None:
         self._database = database
         self._signals = signals
-        self._shown = shown
-
-    async def pin(self, server_id: UUID, host_key: str) -> str:
-        """Store the key of a server that has none yet; return the one that is stored, whoever was first."""
-        async with self._database.write() as connection:
-            server = await store.get(connection, server_id)
-            if server is not None and server.host_key:
-                return server.host_key
-            await store.change(connection, server_id, {"host_key": host_key})
-        return host_key
+        self._hosts = hosts
 
     async def accept(self, server_id: UUID, wanted: str, actor: Actor) -> Server:
         """Trust the key that the host shows now, where it is the one of that fingerprint.
@@ -43,7 +30,7 @@ class HostKeys:
         async with self._database.read() as connection:
             server = _found(await store.get(connection, server_id))
         # Outside of the transaction: it takes as long as the host takes.
-        shown = await self._shown(way_to(server))
+        shown = await self._hosts.shown_host_key(way_to(server))
         if fingerprint(shown) != wanted:
             raise ConflictError(
                 "host_key_mismatch",

@@ -1,7 +1,8 @@
 """Operations: recorded before they are sent, followed to their end, whatever breaks in between."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -12,7 +13,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.auth.roles import AUTO_STOP, Actor
-from moorage_controller.errors import ConflictError, HostUnreachableError, NotFoundError, OperationFailedError
+from moorage_controller.errors import (
+    ConflictError,
+    DatabaseUnavailableError,
+    HostUnreachableError,
+    NotFoundError,
+    OperationFailedError,
+)
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError, Hosts
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
@@ -101,6 +108,24 @@ class Operations:
             raise InFlightError from None
         return operation
 
+    @asynccontextmanager
+    async def recording(self) -> AsyncIterator[tuple[AsyncConnection, Callable[[Operation], None]]]:
+        """Yield a write transaction, and what takes an operation that `begin` recorded in it, to be driven afterwards.
+
+        Where the database went away in the commit, nobody knows whether it holds: what is found there once it is back
+        is driven, too. It would be in flight until the next start of this program.
+        """
+        begun: list[Operation] = []
+        try:
+            async with self._database.write() as connection:
+                yield connection, begun.append
+        except DatabaseUnavailableError:
+            for operation in begun:
+                self.launch(operation, recovered=True)
+            raise
+        for operation in begun:
+            self.launch(operation)
+
     def launch(self, operation: Operation, *, recovered: bool = False) -> None:
         """Drive a recorded operation from here on; call it after the commit."""
         task = asyncio.create_task(self._drive(operation, recovered=recovered), name=f"operation {operation.id}")
@@ -149,7 +174,9 @@ class Operations:
         operation = await self.get(operation_id)
         limit = seconds
         if limit is None:
-            limit = (operation.deadline_at + _GRACE - self._clock.now()).total_seconds()
+            async with self._database.read() as connection:
+                now = await self._database.now(connection)
+            limit = (operation.deadline_at + _GRACE - now).total_seconds()
         if task is not None:
             # asyncio.wait never cancels the task: a caller who hangs up changes nothing.
             await asyncio.wait({task}, timeout=max(limit, 0.0))
@@ -192,6 +219,8 @@ class Operations:
         with structlog.contextvars.bound_contextvars(operation_id=str(operation.id)):
             while True:
                 try:
+                    if recovered and not await self._is_in_flight(operation.id):
+                        return
                     delivery = Delivery(self._database, self._hosts, self._clock, operation)
                     outcome = await delivery.run(recovered=recovered)
                     await self._finish(operation, outcome)
@@ -202,6 +231,11 @@ class Operations:
                     await self._clock.sleep(_RETRY_SECONDS)
                 else:
                     return
+
+    async def _is_in_flight(self, operation_id: UUID) -> bool:
+        async with self._database.read() as connection:
+            found = await store.get(connection, operation_id)
+        return found is not None and found.in_flight
 
     async def _finish(self, operation: Operation, outcome: Outcome) -> None:
         """Record the end, and what it made of the app, in one transaction."""

@@ -57,6 +57,8 @@ class Users:
 
         Raises NotAuthenticatedError, alike for an unknown name and a wrong password, and TooManyRequestsError.
         """
+        # What no database can store no name has.
+        username = username.encode(errors="replace").decode().replace("\0", "?")
         attempt = Attempt.of(username, origin.ip_address)
         async with self._database.read() as connection:
             await login_limits.check(connection, attempt, await self._database.now(connection))

@@ -7,7 +7,9 @@ from moorage_controller.errors import HostUnreachableError, NotFoundError
 from moorage_controller.hosts.credentials import SshCredentials
 from moorage_controller.hosts.transport import Way
 from moorage_controller.services.credentials import Credentials
+from moorage_controller.store import servers as store
 from moorage_controller.store.encryption import UndecryptableError
+from moorage_controller.store.engine import Database
 from moorage_controller.store.servers import Server
 
 
@@ -27,9 +29,10 @@ def way_to(server: Server) -> Way:
 
 
 class Keys:
-    """Opens what opens a host, for whoever connects to it."""
+    """What opens a host, and what it proves itself with, for whoever connects to it."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, database: Database, credentials: Credentials) -> None:
+        self._database = database
         self._credentials = credentials
 
     async def of(self, server_id: UUID) -> SshCredentials | None:
@@ -40,3 +43,12 @@ class Keys:
             raise HostUnreachableError(error.sentence, error.code) from None
         except UndecryptableError as error:
             raise HostUnreachableError(str(error), "undecryptable_secret") from None
+
+    async def pin(self, server_id: UUID, host_key: str) -> str:
+        """Store the host key of a server that has none yet; return the one that is stored, whoever was first."""
+        async with self._database.write() as connection:
+            server = await store.get(connection, server_id)
+            if server is not None and server.host_key:
+                return server.host_key
+            await store.change(connection, server_id, {"host_key": host_key})
+        return host_key

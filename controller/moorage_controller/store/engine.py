@@ -1,19 +1,20 @@
 """The database: one engine, read and write transactions, and the one time that decisions are made by."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from moorage_common.clock import Clock
-from sqlalchemy import Connection, event, func, make_url, select
+from sqlalchemy import Connection, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from moorage_controller.store import sqlite
+from moorage_controller.store import postgresql, sqlite
+from moorage_controller.store.unavailable import telling
 
 _BUSY_MILLISECONDS = 10_000
 
@@ -25,64 +26,62 @@ def sqlite_url(path: Path) -> str:
 
 def postgresql_url(url: str) -> str:
     """Return `postgresql://` (as the guide writes it) or `postgres://` with the driver that is used here."""
-    scheme, _, rest = url.partition("://")
-    return f"postgresql+asyncpg://{rest}" if scheme in {"postgresql", "postgres"} else url
+    _, _, rest = url.partition("://")
+    return f"{postgresql.DRIVER}://{rest}"
 
 
 class Database:
-    """Read and write transactions on SQLite or PostgreSQL.
+    """Read and write transactions on SQLite or PostgreSQL; both raise DatabaseUnavailableError while it is away.
 
-    Writes on SQLite begin with BEGIN IMMEDIATE: a deferred one fails at once when it meets another writer, whatever
-    the busy timeout.
+    Writes are one after another on both, so that what a write transaction has read holds until its commit: nothing
+    that waits for a host or hashes a password belongs into one. On SQLite they begin with BEGIN IMMEDIATE (a deferred
+    one fails at once when it meets another writer, whatever the busy timeout), on PostgreSQL with an advisory lock that
+    all controllers share. `clock_decides` makes `now` the clock's on PostgreSQL too: for tests that move it.
     """
 
-    def __init__(self, url: str, clock: Clock) -> None:
-        self.url = url
+    def __init__(self, url: str, clock: Clock, *, clock_decides: bool = False) -> None:
+        self.sqlite_path = Path(make_url(url).database or "") if url.startswith("sqlite") else None
         self._clock = clock
-        self._is_sqlite = make_url(url).get_backend_name() == "sqlite"
-        self._engine: AsyncEngine = create_async_engine(url, **(_sqlite_driver(url) if self._is_sqlite else {}))
-        if self._is_sqlite:
+        self._clock_decides = clock_decides
+        self._engine: AsyncEngine
+        if self.sqlite_path is None:
+            self._engine = create_async_engine(f"{postgresql.DRIVER}://", **postgresql.options(url))
+            self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            # Waiting for one's turn takes a connection: of each controller one may.
+            self._turn: asyncio.Lock | nullcontext[None] = asyncio.Lock()
+        else:
+            creator = partial(sqlite.connect, str(self.sqlite_path))
+            self._engine = self._reader = create_async_engine(url, async_creator=creator)
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+            self._turn = nullcontext()
         self._writer = self._engine.execution_options(moorage_write=True)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Yield a connection in a transaction that sees one state of the database."""
-        async with self._engine.connect() as connection, connection.begin():
-            yield connection
-
-    @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
-        """Yield a connection that sees one moment of the database for as long as it is used, and can't write."""
-        options = {} if self._is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        async with self._engine.connect() as connection:
-            await connection.execution_options(**options)
-            async with connection.begin():
+        """Yield a connection that sees one moment of the database for as long as it is used, and writes nothing."""
+        with telling():
+            async with self._reader.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection in a write transaction: committed at the end, rolled back on any error."""
-        async with self._writer.begin() as connection:
-            yield connection
+        with telling():
+            async with self._turn, self._writer.begin() as connection:
+                if self.sqlite_path is None:
+                    await postgresql.take_turn(connection)
+                yield connection
 
     async def now(self, connection: AsyncConnection) -> datetime:
         """Return the time that all controllers share: PostgreSQL's own, else the clock's. Aware, in UTC."""
-        if self._is_sqlite:
+        if self._clock_decides or self.sqlite_path is not None:
             return self._clock.now()
-        now: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
-        return now
+        return await postgresql.now(connection)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._engine.dispose()
-
-
-def _sqlite_driver(url: str) -> dict[str, Any]:
-    path = make_url(url).database
-    assert path is not None
-    return {"async_creator": partial(sqlite.connect, path)}
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

@@ -1,25 +1,27 @@
 """Whether anything was written since last time, without asking for the rows."""
 
-from pathlib import Path
+from sqlalchemy import Text, cast, func, select
 
 from moorage_controller.store import sqlite
+from moorage_controller.store.engine import Database
 
 
 class Revisions:
-    """The number of SQLite's last commit, by whomever, as one connection that never writes sees it.
+    """A word for the state of the database: the same word, the same rows, whoever writes, from whichever process.
 
-    It counts commits of other processes too, and none can be missed: a commit that was cut in the middle counts as
-    soon as it holds. On PostgreSQL (`path` None) there is no such number, and `current` says so.
+    On SQLite it is the number of the last commit, as one connection that never writes sees it: a commit that was cut
+    in the middle counts as soon as it holds. On PostgreSQL it is the snapshot: which transactions are seen to have
+    ended is all that decides which rows are seen. Either also changes for what has nothing to do with a list.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._connection: sqlite.Connection | None = None
 
     async def open(self) -> None:
-        """Connect; the number is this connection's own, and means nothing to another."""
-        if self._path is not None:
-            self._connection = await sqlite.connect(str(self._path))
+        """Connect; SQLite's number is this connection's own, and means nothing to another."""
+        if self._database.sqlite_path is not None:
+            self._connection = await sqlite.connect(str(self._database.sqlite_path))
 
     async def close(self) -> None:
         """Disconnect."""
@@ -27,10 +29,11 @@ class Revisions:
             await self._connection.close()
             self._connection = None
 
-    async def current(self) -> int | None:
-        """Return the number: ask it before the rows, never after. None where every reading must look at the rows."""
-        if self._connection is None:
-            return None
-        rows = list(await self._connection.execute_fetchall("PRAGMA data_version"))
-        number: int = rows[0][0]
-        return number
+    async def current(self) -> str:
+        """Return the word: ask for it before the rows, never after."""
+        if self._connection is not None:
+            rows = list(await self._connection.execute_fetchall("PRAGMA data_version"))
+            return str(rows[0][0])
+        async with self._database.read() as connection:
+            word: str = (await connection.execute(select(cast(func.pg_current_snapshot(), Text())))).scalar_one()
+        return word

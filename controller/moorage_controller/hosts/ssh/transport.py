@@ -190,17 +190,15 @@ class SshHosts:
                 "This server has no SSH user with a key or password any more: give it sshUser and sshPrivateKey.",
                 "no_credentials",
             )
-        return SshTransport(self._pool.host(target_of(way)))
+        return SshTransport(self._pool.host(_target(way)))
+
+    async def shown_host_key(self, way: Way) -> str:
+        """Ask a host for the host key it shows now, without a login. Raises HostUnreachableError."""
+        return await show_key(_target(way))
 
 
-def target_of(way: Way) -> SshTarget:
-    """Return where a server is logged into."""
+def _target(way: Way) -> SshTarget:
     return SshTarget(way.server_id, way.address, way.ssh_port, way.ssh_user, way.host_key, way.credentials)
-
-
-async def shown_host_key(way: Way) -> str:
-    """Ask a host for the SSH host key it shows now. Raises HostUnreachableError."""
-    return await show_key(target_of(way))
 
 
 async def _host_info(site: Site) -> HostInfo:

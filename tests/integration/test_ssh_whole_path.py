@@ -7,13 +7,14 @@ from typing import Any
 
 import docker
 import pytest
+from moorage_lab.agent import AgentProcess
 from moorage_lab.api import Api
 from moorage_lab.controller import ControllerProcess
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
 from rigs import remove_ssh_apps, ssh_app
-from stack import SLEEPER, SLOW
+from stack import SLEEPER, SLOW, Stack
 
 
 class SshStack:
@@ -142,3 +143,28 @@ def test_credentials_that_are_mended_open_the_host_at_once(whole: SshStack) -> N
     eventually(told, what="the reason")
     whole.api.put(path, {"sshUser": "op"}).expect(200)
     whole.wait(path, status="online", seconds=10)
+
+
+def test_a_stop_takes_ssh_where_the_agent_is_gone_and_a_start_waits_for_it(
+    sshd: PrivateSshd, engine: PrivateEngine, tmp_path: Path
+) -> None:
+    stack = Stack(tmp_path, engine)
+    stack.apps = sshd.folder / "both"
+    stack.agent = AgentProcess(tmp_path / "agent", engine, allow_roots=[stack.apps])
+    try:
+        stack.start()
+        path = f"/api/servers/{stack.server_id}"
+        login = {"sshUser": "op", "sshPort": sshd.port, "sshPrivateKey": sshd.key.read_text()}
+        assert stack.api.put(path, login).expect(200)["connection"] == "agent"
+        app_id = stack.make_app("both", SLEEPER)
+        started = stack.api.post(f"/api/apps/{app_id}/start").expect(200)
+        assert stack.operation(started["operationId"])["transport"] == "agent"
+        stack.agent.process.kill()
+        refused = stack.api.post(f"/api/apps/{app_id}/start").expect(503)
+        assert "The agent at" in refused["detail"]
+        stopped = stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
+        assert stack.operation(stopped["operationId"])["transport"] == "ssh"
+        assert stack.containers(stack.apps) == []
+        stack.wait_app(app_id, status="stopped")
+    finally:
+        stack.stop()

@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -18,7 +19,8 @@ from moorage_controller.hosts.transport import ContactLostError, HostRefusedErro
 _SURVEY_SECONDS = 30.0
 _QUICK_SECONDS = 20.0
 _ANSWER_SECONDS = 5.0
-_DIAL_SECONDS = 10.0
+_DOUBT_SECONDS = 10.0
+_CLOSE_SECONDS = 3.0
 
 
 class Link:
@@ -29,6 +31,7 @@ class Link:
         self.connection = connection
         self.sessions = Sessions(connection)
         self.engine = Engine(self._dial, self.real_paths)
+        self._opened = time.monotonic()
         self._line: Line | None = None
         self._line_turn = asyncio.Lock()
         self._leave_line = asyncio.Event()
@@ -50,6 +53,11 @@ class Link:
         return cls(connection, surveys.read(ran, username))
 
     @property
+    def doubtful(self) -> bool:
+        """Whether what was wrong with the host at the login may be mended by now: then log in anew."""
+        return bool(self.survey.problem) and time.monotonic() - self._opened > _DOUBT_SECONDS
+
+    @property
     def alive(self) -> bool:
         """Whether it can be used, as far as is known."""
         return not self.connection.is_closed()
@@ -64,8 +72,9 @@ class Link:
             self._leave_line.set()
         self.connection.close()
         with suppress(asyncssh.Error, OSError, TimeoutError):
-            async with asyncio.timeout(_DIAL_SECONDS):
+            async with asyncio.timeout(_CLOSE_SECONDS):
                 await self.connection.wait_closed()
+        self.connection.abort()
         if self._line_task is not None:
             await asyncio.gather(self._line_task, return_exceptions=True)
 

@@ -122,6 +122,7 @@ class SshTransport:
     async def watch(self, apps: Sequence[HostApp]) -> AsyncIterator[WatchItem]:
         """Yield a snapshot, then every change."""
         async with contact(self._host) as site:
+            await asyncio.to_thread(composes.pinned)
             watched = _Watched(site, apps)
             async with aclosing(watches.Watch(site.link, watched).items()) as items:
                 async for item in items:
@@ -202,7 +203,7 @@ def _target(way: Way) -> SshTarget:
 
 
 async def _host_info(site: Site) -> HostInfo:
-    facts, problem = None, site.link.survey.state_problem or site.compose_problem
+    facts, problem = None, site.compose_problem
     if not problem:
         try:
             facts = await site.link.engine.facts(seconds=_PROBE_SECONDS)

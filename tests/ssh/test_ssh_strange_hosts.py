@@ -13,9 +13,11 @@ from moorage_common.states import OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import (
+    ContactLostError,
     End,
     EndKind,
     HostApp,
+    HostInfo,
     HostRefusedError,
     Order,
     Snapshot,
@@ -172,6 +174,30 @@ async def test_a_host_without_docker_is_told(start_sshd: StartSshd) -> None:
     info = await desk.transport().info()
     assert not info.engine_reachable
     assert "/nonexistent/docker.sock doesn't answer" in info.engine_problem
+    await desk.pool.close()
+
+
+async def test_what_was_mended_on_a_host_is_seen_without_anybody_s_help(start_sshd: StartSshd) -> None:
+    sshd = start_sshd()
+    late = sshd.folder / "late.sock"
+    sshd.stop()
+    sshd.options.append(f"SetEnv DOCKER_HOST=unix://{late}")
+    sshd.start()
+    desk = SshDesk(sshd)
+    transport = desk.transport()
+    async with asyncio.timeout(60):
+        problem = ""
+        while problem or not late.is_symlink():
+            with suppress(ContactLostError):
+                async with aclosing(watching(transport)) as items:
+                    async for item in items:
+                        assert isinstance(item, (Snapshot, HostInfo))
+                        problem = (item.host if isinstance(item, Snapshot) else item).engine_problem
+                        if not late.is_symlink():
+                            assert f"{late} doesn't answer" in problem
+                            late.symlink_to(sshd.folder / "engine" / "docker.sock")
+                        if not problem:
+                            break
     await desk.pool.close()
 
 

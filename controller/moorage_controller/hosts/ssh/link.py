@@ -2,7 +2,8 @@
 
 import asyncio
 import shlex
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import asyncssh
@@ -18,20 +19,19 @@ from moorage_controller.hosts.transport import ContactLostError, HostRefusedErro
 _SURVEY_SECONDS = 30.0
 _QUICK_SECONDS = 20.0
 _ANSWER_SECONDS = 5.0
-_DIAL_SECONDS = 10.0
+_DOUBT_SECONDS = 10.0
+_CLOSE_SECONDS = 3.0
 
 
 class Link:
     """A connection with its survey."""
 
-    def __init__(
-        self, connection: asyncssh.SSHClientConnection, survey: Survey, ask: Callable[[], Awaitable[Survey]]
-    ) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, survey: Survey) -> None:
         self.survey = survey
-        self._ask = ask
         self.connection = connection
         self.sessions = Sessions(connection)
         self.engine = Engine(self._dial, self.real_paths)
+        self._opened = time.monotonic()
         self._line: Line | None = None
         self._line_turn = asyncio.Lock()
         self._leave_line = asyncio.Event()
@@ -44,36 +44,24 @@ class Link:
     @classmethod
     async def open(cls, connection: asyncssh.SSHClientConnection, username: str, journal: str = "") -> "Link":
         """Ask what kind of host it is; `journal` is as SshTarget has it. Raises HostUnreachableError."""
-        script = f"journal={quote(journal)}\n{surveys.script('survey.sh')}"
-        sessions = Sessions(connection)
-
-        async def ask() -> Survey:
-            return surveys.read(await run_once(sessions, script, seconds=_SURVEY_SECONDS), username)
-
+        survey = f"journal={quote(journal)}\n{surveys.script('survey.sh')}"
         try:
-            return cls(connection, await ask(), ask)
+            ran = await run_once(Sessions(connection), survey, seconds=_SURVEY_SECONDS)
         except ScriptError as error:
             raise surveys.no_shell(error, username) from None
         except ContactLostError as error:
             raise HostUnreachableError(str(error)) from None
+        return cls(connection, surveys.read(ran, username))
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether what was wrong with the host at the login may be mended by now: then log in anew."""
+        return bool(self.survey.problem) and time.monotonic() - self._opened > _DOUBT_SECONDS
 
     @property
     def alive(self) -> bool:
         """Whether it can be used, as far as is known."""
         return not self.connection.is_closed()
-
-    async def check_state(self) -> None:
-        """See that operations can be kept on the host; what was wrong is looked at again.
-
-        Raises ContactLostError, HostRefusedError.
-        """
-        if self.survey.state_problem:
-            try:
-                self.survey = await self._ask()
-            except (ScriptError, HostUnreachableError) as error:
-                raise ContactLostError(str(error)) from None
-        if self.survey.state_problem:
-            raise refusal(self.survey.state_problem)
 
     async def answers(self) -> None:
         """Return when the host answered. Raises ContactLostError."""
@@ -85,8 +73,9 @@ class Link:
             self._leave_line.set()
         self.connection.close()
         with suppress(asyncssh.Error, OSError, TimeoutError):
-            async with asyncio.timeout(_DIAL_SECONDS):
+            async with asyncio.timeout(_CLOSE_SECONDS):
                 await self.connection.wait_closed()
+        self.connection.abort()
         if self._line_task is not None:
             await asyncio.gather(self._line_task, return_exceptions=True)
 

@@ -89,7 +89,11 @@ class SshHost:
 
     async def _get(self) -> Site:
         if self._site is not None and self._site.link.alive:
-            return self._site
+            if not self._site.link.doubtful:
+                return self._site
+            doubtful, self._site = self._site, None
+            if not doubtful.users:
+                self._close_later(doubtful)
         if self._opening is None or self._opening.done():
             if time.monotonic() < self._not_before and self._failure is not None:
                 # Whoever asks all the time must not knock all the time.

@@ -37,6 +37,11 @@ class Survey:
         return int(time.monotonic() - self.booted)
 
     @property
+    def problem(self) -> str:
+        """What is wrong with the host, empty for nothing."""
+        return self.engine_problem or self.state_problem
+
+    @property
     def by_sudo(self) -> bool:
         """Whether this user reaches Docker through sudo alone."""
         return len(self.docker) > 1
@@ -70,7 +75,7 @@ def read(ran: Ran, username: str) -> Survey:
         socket=socket,
         environment={name: value for name, value in environment.items() if value},
         booted=time.monotonic() - float(told["uptime"]),
-        engine_problem="" if access else _why_no_engine(told, username),
+        engine_problem="" if access and told["docker"] else _why_no_engine(told, username),
         state_problem=_why_no_state(told),
     )
 
@@ -89,6 +94,8 @@ def _why_no_engine(told: Mapping[str, str], username: str) -> str:
     endpoint = told["endpoint"]
     if not told["docker"] and not told.get("socket"):
         return "There is no Docker on the host: install Docker Engine there."
+    if not told["docker"]:
+        return "There is no docker command on the host: install Docker's client there."
     if told.get("socket"):
         said = told.get("sudo_said", "")
         if "password" in said or "not allowed" in said or "may not run" in said or not said:

@@ -20,7 +20,7 @@ from moorage_controller.hosts.ssh import watch as watches
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.engine import EngineProblemError
 from moorage_controller.hosts.ssh.identities import check_path
-from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.ssh.link import Link, refusal
 from moorage_controller.hosts.ssh.pool import SshHost, contact
 from moorage_controller.hosts.ssh.site import Site
 from moorage_controller.hosts.transport import (
@@ -71,7 +71,8 @@ class SshTransport:
         check_path(order.app.cd_path)
         async with contact(self._host) as site:
             link = site.link
-            await link.check_state()
+            if link.survey.state_problem:
+                raise refusal(link.survey.state_problem)
             if await site.journal.read(operation_id) is not None:
                 return
             compose = await site.provide_compose()
@@ -118,6 +119,7 @@ class SshTransport:
     async def watch(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
         """Yield a snapshot, then every change."""
         async with contact(self._host) as site:
+            await asyncio.to_thread(composes.pinned)
             watched = _Watched(site, apps)
             async with aclosing(watches.Watch(site.link, watched).items()) as items:
                 async for item in items:

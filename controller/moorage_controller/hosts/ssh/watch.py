@@ -20,7 +20,7 @@ from moorage_common.states import ContainerState
 from moorage_controller.hosts.ssh.compose import HostCompose, pinned
 from moorage_controller.hosts.ssh.engine import EngineFacts, EngineProblemError
 from moorage_controller.hosts.ssh.link import Link
-from moorage_controller.hosts.transport import AppObservation, HostInfo, Snapshot, WatchItem
+from moorage_controller.hosts.transport import AppObservation, ContactLostError, HostInfo, Snapshot, WatchItem
 
 _COALESCE_SECONDS = 0.05
 _PING_SECONDS = 10.0
@@ -79,6 +79,9 @@ class Watch:
                     yield lost
                 # Nothing counts as told any more: whoever watches took it back.
                 told, host = {}, lost
+                if self._link.doubtful:
+                    # Only a new login sees that a user was let in, or Docker installed.
+                    raise ContactLostError(str(error)) from None
             await asyncio.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             retry = min(retry * 2, _LAST_RETRY)
 
@@ -180,8 +183,13 @@ def host_info(link: Link, compose: HostCompose | None, facts: EngineFacts | None
         uptime=link.survey.uptime,
         agent_version="",
         engine_version=facts.version if facts else "",
-        compose_version=compose.version if compose else pinned().version,
+        compose_version=compose.version if compose else _pinned_version(),
     )
+
+
+def _pinned_version() -> str:
+    ours = pinned()
+    return ours.version if ours is not None else ""
 
 
 def _states(containers: Iterable[Container]) -> tuple[ContainerState, ...]:

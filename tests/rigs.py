@@ -46,6 +46,12 @@ services:
 """
 
 
+FEW_SECONDS = SLOW.replace('["CMD", "test", "-e", "/never"]', '["CMD", "test", "-e", "/ready"]').replace(
+    "    command: sleep 600", '    command: sh -c "sleep 6; touch /ready; sleep 600"', 1
+)
+"""A start that takes about six seconds: time to break something in the middle of it."""
+
+
 class Rig(Protocol):
     """A host, the way to it, and what tests do to it from beside."""
 

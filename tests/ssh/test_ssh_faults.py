@@ -32,14 +32,9 @@ from moorage_lab.engine import PrivateEngine
 from moorage_lab.pids import Pid
 from moorage_lab.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually, eventually_async
-from rigs import QUICK, SLOW, SshDesk, ssh_app
+from rigs import FEW_SECONDS, QUICK, SLOW, SshDesk, ssh_app
 
 StartSshd = Callable[..., PrivateSshd]
-
-FEW_SECONDS = SLOW.replace('["CMD", "test", "-e", "/never"]', '["CMD", "test", "-e", "/ready"]').replace(
-    "    command: sleep 600", '    command: sh -c "sleep 6; touch /ready; sleep 600"', 1
-)
-"""A start that takes about six seconds: time to break something in the middle of it."""
 
 
 def up(cd_path: str) -> Order:

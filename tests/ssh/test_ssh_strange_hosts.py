@@ -13,6 +13,7 @@ from moorage_common.states import OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import (
+    CancelOutcome,
     ContactLostError,
     End,
     EndKind,
@@ -26,7 +27,8 @@ from moorage_controller.hosts.transport import (
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.processes import installed
 from moorage_lab.sshd import PrivateSshd
-from rigs import SshDesk, ssh_app
+from moorage_lab.waiting import eventually_async
+from rigs import SLOW, SshDesk, ssh_app
 
 from .conftest import SHELLS
 
@@ -125,6 +127,28 @@ async def test_docker_by_sudo_alone_will_do_where_the_host_has_its_own_compose(d
     assert (info.engine_reachable, info.engine_problem) == (True, "")
     with docker_plugin(desk.sshd):
         await whole_life(transport, ssh_app(desk.sshd))
+
+
+async def test_a_start_by_sudo_can_be_cancelled(desk: SshDesk) -> None:
+    """Sudo passes the signal on."""
+    transport = desk.transport("sudoer")
+    sent = Order(uuid4(), OperationKind.UP, HostApp(ssh_app(desk.sshd, SLOW)))
+    with docker_plugin(desk.sshd):
+        await transport.start(sent)
+        await eventually_async(lambda: begun(desk.sshd, sent), what="the command")
+        assert await transport.cancel(sent.operation_id, "anna") is CancelOutcome.SIGNALLED
+        _, end = await followed(transport, sent.operation_id)
+    assert (end.kind, end.cancelled_by) == (EndKind.EXITED, "anna")
+    assert end.exit_code != 0
+
+
+def begun(sshd: PrivateSshd, sent: Order) -> bool:
+    """Whether Compose was called, by sudo."""
+    journal = sshd.home("sudoer") / ".local/state/moorage/operations" / str(sent.operation_id)
+    process = (journal / "pid").read_text()
+    if not process.endswith(" end\n"):
+        return False
+    return Path(f"/proc/{int(process.split()[1])}/cmdline").read_bytes().startswith(b"sudo")
 
 
 async def test_docker_by_sudo_without_a_compose_of_the_host_s_own_is_told(desk: SshDesk) -> None:

@@ -91,7 +91,12 @@ class Engine:
         rest = b""
         async with self._dial() as stream:
             talk = _Talk(stream)
-            await asyncio.wait_for(talk.ask(path), _CALL_SECONDS)
+            try:
+                await asyncio.wait_for(talk.ask(path), _CALL_SECONDS)
+            except TimeoutError:
+                raise EngineProblemError(
+                    f"The Docker Engine didn't answer within {_CALL_SECONDS:.0f} seconds: see on the host how it is."
+                ) from None
             yield ""
             async with aclosing(talk.body()) as body:
                 async for data in body:

@@ -12,7 +12,7 @@ from moorage_common.journal_shell import journal_text
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh.engine import Engine, EngineProblemError, Stream
-from moorage_controller.hosts.ssh.shell import Framed, Line, Ran, ScriptError, Sessions, lost, quote, run_once
+from moorage_controller.hosts.ssh.shell import Framed, Line, Ran, ScriptError, Sessions, lost, quote, run_once, whole
 from moorage_controller.hosts.ssh.survey import Survey
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
@@ -177,7 +177,8 @@ class Link:
 
     async def _forward(self) -> tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]] | None:
         try:
-            return await self.connection.open_unix_connection(self.survey.socket, encoding=None)
+            opening = self.connection.open_unix_connection(self.survey.socket, encoding=None)
+            return await whole(opening, lambda opened: opened[1].channel.abort())
         except asyncssh.ChannelOpenError as error:
             if self.connection.is_closed():
                 raise lost(error) from None

@@ -82,7 +82,9 @@ class Sessions:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Process]:
         """Open a `/bin/sh`, waiting for a turn; closes it at the end. Raises ContactLostError."""
-        process = await self._turn(lambda: self._connection.create_process(SHELL, encoding=None))
+        process = await self._turn(
+            lambda: self._connection.create_process(SHELL, encoding=None), lambda opened: opened.close()
+        )
         try:
             yield process
         finally:
@@ -92,7 +94,7 @@ class Sessions:
     @asynccontextmanager
     async def sftp(self) -> AsyncIterator[asyncssh.SFTPClient]:
         """Open a session for files, waiting for a turn. Raises ContactLostError, SFTPError."""
-        client = await self._turn(self._connection.start_sftp_client)
+        client = await self._turn(self._connection.start_sftp_client, lambda opened: opened.exit())
         try:
             yield client
         finally:
@@ -109,14 +111,14 @@ class Sessions:
         finally:
             await self._leave()
 
-    async def _turn(self, opened: Callable[[], Awaitable[T]]) -> T:
+    async def _turn(self, opened: Callable[[], Awaitable[T]], close: Callable[[T], object]) -> T:
         pause, refused = 0.02, 0
         while True:
             async with self._freed:
                 await self._freed.wait_for(lambda: self._open < self._limit)
                 self._open += 1
             try:
-                return await opened()
+                return await whole(opened(), close)
             except asyncssh.ChannelOpenError as error:
                 if error.code != asyncssh.OPEN_CONNECT_FAILED or self._connection.is_closed():
                     await self._leave()
@@ -141,6 +143,21 @@ class Sessions:
         self._open -= 1
         async with self._freed:
             self._freed.notify_all()
+
+
+async def whole(opening: Awaitable[T], close: Callable[[T], object]) -> T:
+    """Return what is opened; one who is cancelled meanwhile leaves nothing open that nobody knows of."""
+    task = asyncio.ensure_future(opening)
+
+    def done(task: asyncio.Future[T]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            close(task.result())
+
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(done)
+        raise
 
 
 async def run_once(sessions: Sessions, script: str, *, seconds: float, sent: bytes = b"") -> Ran:

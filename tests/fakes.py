@@ -209,6 +209,9 @@ class FakeTransport:
             raise ContactLostError("The connection broke.")
 
 
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE5nXjhbnyb0aHWVCsTXF2Zq0hvI2uT7wBQh0SZ6BqCh"
+
+
 class FakeHosts:
     """Finds fake hosts by their endpoint."""
 
@@ -229,6 +232,11 @@ class FakeHosts:
         if endpoint not in self.hosts:
             raise HostUnreachableError(f"The agent at {endpoint} can't be reached: no route to host")
         return FakeTransport(self.hosts[endpoint], self._clock)
+
+    async def host_key(self, server: Reachable) -> str:
+        """Return a key; the same for all."""
+        del server
+        return HOST_KEY
 
     async def close(self) -> None:
         """End everything that runs on the hosts."""

@@ -35,7 +35,7 @@ from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.enrollment import Enrollments, load_authority
 from moorage_controller.services.health import Health
-from moorage_controller.services.host_keys import HostKeys
+from moorage_controller.services.host_keys import HostKeys, PinnedKeys
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.projects import Projects
@@ -102,8 +102,8 @@ class Controller:
         signals = Signals()
         channels = AgentChannels(ControllerIdentity(authority, clock).current)
         self._stack.push_async_callback(channels.close)
-        credentials, host_keys = Credentials(database, keyring), HostKeys(database, signals)
-        pool = SshPool(credentials.credentials_of, host_keys.pin)
+        credentials = Credentials(database, keyring)
+        pool = SshPool(credentials.credentials_of, PinnedKeys(database).pin)
         self._stack.push_async_callback(pool.close)
         hosts = self._make_hosts(channels, pool)
         observations = Observations(database, signals)
@@ -123,7 +123,7 @@ class Controller:
             users=users,
             servers=Servers(database, signals, credentials, checks),
             checks=checks,
-            host_keys=host_keys,
+            host_keys=HostKeys(database, hosts, signals),
             projects=Projects(database, signals),
             apps=apps,
             operations=operations,

@@ -14,9 +14,9 @@ from stack import SLEEPER, SLOW, Stack
 
 @pytest.fixture(scope="module")
 def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
-    """Return an sshd with a user who may use Docker."""
+    """Return an sshd with users who may use Docker."""
     assert sample_image
-    with PrivateSshd(short_folder / "ways", engine, [LabUser("op")]) as running:
+    with PrivateSshd(short_folder / "ways", engine, [LabUser("op"), LabUser("other")]) as running:
         yield running
         remove_ssh_apps(running, engine)
 
@@ -101,16 +101,19 @@ def test_ssh_takes_over_a_start_of_an_agent_that_is_killed_in_its_middle(stack: 
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_an_ssh_user_who_can_t_write_in_the_agent_s_journal_is_no_way_round_it(stack: Stack) -> None:
+def test_an_ssh_user_who_can_t_write_in_the_agent_s_journal_is_no_way_round_it(stack: Stack, sshd: PrivateSshd) -> None:
     app_id = stack.make_app("not-around", SLEEPER)
     stack.agent.kill()
     operations = stack.agent.folder / "data" / "operations"
     operations.chmod(0o700)
+    # Who is logged in already would find out by himself: a login asks.
+    stack.api.put(f"/api/servers/{stack.server_id}", ssh(sshd, "other")).expect(200)
     try:
-        wait_server(stack, status="online", connection="ssh")
+        sentence = "can't write in the journal of the host's agent"
+        eventually(lambda: sentence in (server(stack)["statusDetail"] or ""), timeout=40, what="the reason")
         refused = stack.api.post(f"/api/apps/{app_id}/start")
         assert refused.status == 503, refused.json
-        assert "can't write in the journal of the host's agent" in refused.json["detail"]
+        assert sentence in refused.json["detail"]
         assert stack.containers(stack.apps / "not-around") == []
     finally:
         stack.agent.start()

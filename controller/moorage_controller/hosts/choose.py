@@ -13,7 +13,7 @@ from uuid import UUID
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.agent import AgentTransport
 from moorage_controller.hosts.pools import AgentChannels
-from moorage_controller.hosts.ssh.connection import SshTarget
+from moorage_controller.hosts.ssh.connection import SshTarget, show_key
 from moorage_controller.hosts.ssh.pool import SshPool
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import (
@@ -49,7 +49,7 @@ class ChosenHosts:
             agent = AgentTransport(channel, server.api_endpoint)
         # Before the agent was seen it isn't known where it keeps its journal.
         if server.encrypted_credentials and (agent is None or server.agent_journal):
-            ssh = SshTransport(self._pool.host(ssh_target(server)))
+            ssh = SshTransport(self._pool.host(_target(server)))
         if agent is not None and ssh is not None:
             return AgentFirst(agent, ssh)
         way = agent or ssh
@@ -60,6 +60,10 @@ class ChosenHosts:
                 "no_agent",
             )
         return way
+
+    async def host_key(self, server: Reachable) -> str:
+        """Return the SSH host key that the host shows now, whatever is pinned. Raises HostUnreachableError."""
+        return await show_key(_target(server))
 
 
 class AgentFirst:
@@ -163,8 +167,7 @@ class AgentFirst:
         return replace(info, fallback=self._why)
 
 
-def ssh_target(server: Reachable) -> SshTarget:
-    """Return where a server is reached by SSH."""
+def _target(server: Reachable) -> SshTarget:
     return SshTarget(
         server_id=server.id,
         address=server.address,

@@ -204,3 +204,6 @@ class Hosts(Protocol):
 
     def transport(self, server: Reachable) -> HostTransport:
         """Return the transport. Raises HostUnreachableError where the server has none."""
+
+    async def host_key(self, server: Reachable) -> str:
+        """Return the SSH host key that the host shows now, whatever is pinned. Raises HostUnreachableError."""

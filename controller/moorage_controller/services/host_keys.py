@@ -4,9 +4,8 @@ from uuid import UUID
 
 from moorage_controller.auth.roles import OBSERVER, Actor
 from moorage_controller.errors import ConflictError, NotFoundError
-from moorage_controller.hosts.choose import ssh_target
 from moorage_controller.hosts.credentials import fingerprint
-from moorage_controller.hosts.ssh.connection import show_key
+from moorage_controller.hosts.transport import Hosts
 from moorage_controller.services.audit import Action, record
 from moorage_controller.signals import Signals
 from moorage_controller.store import servers as store
@@ -14,12 +13,11 @@ from moorage_controller.store.engine import Database
 from moorage_controller.store.servers import Server
 
 
-class HostKeys:
-    """Pins and accepts host keys."""
+class PinnedKeys:
+    """Keeps the keys that hosts showed first."""
 
-    def __init__(self, database: Database, signals: Signals) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._signals = signals
 
     async def pin(self, server_id: UUID, host_key: str) -> str:
         """Store the key of a server that has none, audited; return the one that counts. Raises NotFoundError."""
@@ -35,6 +33,15 @@ class HostKeys:
             await record(connection, now, OBSERVER, Action.HOST_KEY_ACCEPTED, resource, sentence, details)
         return host_key
 
+
+class HostKeys:
+    """Takes other keys, when an admin says so."""
+
+    def __init__(self, database: Database, hosts: Hosts, signals: Signals) -> None:
+        self._database = database
+        self._hosts = hosts
+        self._signals = signals
+
     async def accept(self, server_id: UUID, wanted: str, actor: Actor) -> Server:
         """Take the key that the host shows now for its own, where it has that fingerprint (`SHA256:...`).
 
@@ -42,7 +49,7 @@ class HostKeys:
         """
         async with self._database.read() as connection:
             server = _found(await store.get(connection, server_id))
-        host_key = await show_key(ssh_target(server))
+        host_key = await self._hosts.host_key(server)
         shown = fingerprint(host_key)
         if shown != wanted:
             raise ConflictError("host_key_differs", f"The host shows the key {shown}, and not {wanted}: look again.")

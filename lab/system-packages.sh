@@ -54,7 +54,7 @@ for word in "$@"; do
         ;;
     sshd)
         command -v sshd >/dev/null || need openssh-server
-        for program in fish tcsh sudo; do
+        for program in fish tcsh sudo openssl; do
             command -v "$program" >/dev/null || need "$program"
         done
         ;;

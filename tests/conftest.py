@@ -8,12 +8,18 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 from member import Member
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.images import ensure_sample_image
 from moorage_lab.pids import Pid
 from moorage_lab.postgres import PrivatePostgres
 from stack import IMAGE, Stack
+
+# The same examples each time: a change is judged by itself; `pytest --hypothesis-profile=search` looks further.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search", max_examples=2000, deadline=None)
+settings.load_profile("same")
 
 _PLACE = Path("/var/tmp")  # noqa: S108  # mkdtemp makes the folders; /tmp may be memory, and an Engine writes a lot
 _PREFIX = "moorage-test-"

@@ -228,6 +228,18 @@ async def test_the_current_password_is_asked_for_and_can_t_be_guessed(world: Wor
     (await world.admin.post("/api/auth/password", {"currentPassword": PASSWORD, "newPassword": "short"})).expect(422)
 
 
+async def test_what_no_password_can_be_is_told_and_no_fault(world: World) -> None:
+    """JSON can carry half a character; nothing that is hashed can."""
+    half = '"\\ud800aaaaaaaa"'
+    made = b'{"username":"x","password":%s}' % half.encode()
+    (await world.admin.send("POST", "/api/users", data=made)).expect(422)
+    for current, new, code in ((half, '"another one"', "wrong_password"), ('"x"', half, "invalid_field")):
+        body = f'{{"currentPassword":{current},"newPassword":{new}}}'.encode()
+        (await world.user.send("POST", "/api/auth/password", data=body)).expect(422, code)
+    login = b'{"username":"x","password":%s}' % half.encode()
+    (await world.nobody.send("POST", "/api/auth/login", data=login)).expect(401, "bad_credentials")
+
+
 async def test_unknown_ids_are_404(world: World) -> None:
     for path in (f"/api/users/{uuid.uuid4()}", "/api/users/x"):
         (await world.admin.get(path)).expect(404)

@@ -62,6 +62,7 @@ def passed(kind: Any, value: object) -> Any:  # noqa: ANN401 - any field's type,
 @pytest.mark.parametrize("name", TEXTS)
 def test_what_a_text_field_lets_through_it_lets_through_again_and_a_database_can_hold_it(name: str) -> None:
     @given(ANY_TEXT | PATH | st.emails() | st.ip_addresses().map("http://[{}]".format))
+    @example("half a character \ud800")
     @settings(deadline=None)
     def check(text: str) -> None:
         found = passed(TEXTS[name], text)

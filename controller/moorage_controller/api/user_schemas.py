@@ -18,7 +18,11 @@ def check_password(password: str) -> str:
     """Return a password that can be set: long enough, and not longer than bcrypt reads; no other rule (ASVS 2.1.9)."""
     if len(password) < MIN_CHARACTERS:
         raise ValueError(f"It must have {MIN_CHARACTERS} characters or more.")
-    if len(password.encode(errors="surrogatepass")) > MAX_BYTES:
+    try:
+        encoded = password.encode()
+    except UnicodeEncodeError:
+        raise ValueError("It must be text: it has half a character in it.") from None
+    if len(encoded) > MAX_BYTES:
         raise ValueError(f"It must have {MAX_BYTES} bytes of UTF-8 at most.")
     return password
 

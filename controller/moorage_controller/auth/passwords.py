@@ -20,5 +20,7 @@ async def hash_password(password: str) -> str:
 async def verify_password(password: str, password_hash: str | None) -> bool:
     """Compare in the same time for an unknown user (`password_hash` None) as for a wrong password."""
     known = _DUMMY if password_hash is None else password_hash.encode()
-    right = await asyncio.to_thread(bcrypt.checkpw, password.encode()[:MAX_BYTES], known)
-    return right and password_hash is not None and len(password.encode()) <= MAX_BYTES
+    # JSON can carry half a character: no password has one, and the comparison must take its time all the same.
+    tried = password.encode(errors="surrogatepass")
+    right = await asyncio.to_thread(bcrypt.checkpw, tried[:MAX_BYTES], known)
+    return right and password_hash is not None and len(tried) <= MAX_BYTES

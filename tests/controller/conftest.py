@@ -41,8 +41,21 @@ def database_kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture(scope="session")
-def template(database_kind: Kind, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def templates() -> dict[Kind, Settings]:
+    """Return where templates are kept: tests go to and fro between the databases."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def template(
+    database_kind: Kind,
+    templates: dict[Kind, Settings],
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Settings:
     """Return the settings of a migrated database with two users in it, to be copied."""
+    if database_kind in templates:
+        return templates[database_kind]
     folder = tmp_path_factory.mktemp("template")
     if database_kind == "postgresql":
         server: PrivatePostgres = request.getfixturevalue("postgres")
@@ -57,6 +70,7 @@ def template(database_kind: Kind, request: pytest.FixtureRequest, tmp_path_facto
         await database.close()
 
     asyncio.run(fill())
+    templates[database_kind] = settings
     return settings
 
 

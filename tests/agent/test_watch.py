@@ -54,7 +54,9 @@ async def test_the_snapshot_tells_of_every_app_and_the_host(agent: LoneAgent, ca
         assert web.ports[0].startswith("127.0.0.1:")
         assert web.ports[0].endswith("->8080/tcp")
         host = watching.host
-        assert (host.engine_reachable, host.engine_problem, host.running_containers) == (True, "", 1)
+        assert (host.engine_reachable, host.engine_problem) == (True, "")
+        # Others of the Engine that is shared count, too.
+        assert host.running_containers >= 1
         assert all((host.uptime, host.boot_id, host.engine_version, host.compose_version, host.agent_version))
         info = (await caller.stub.GetInfo(pb.GetInfoRequest())).host
         assert (info.engine_reachable, info.running_containers, info.boot_id) == (True, 1, host.boot_id)

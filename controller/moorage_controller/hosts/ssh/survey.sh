@@ -25,8 +25,8 @@ else
     problem=$( (umask 077 && mkdir -p "$root/operations" "$root/locks" "$root/bin") 2>&1) ||
         say state_problem "$problem"
 fi
-problem=$( (dd if=/dev/zero of="$root/operations/.room-$$" bs=65536 count=1) 2>&1) || say state_problem "$problem"
-rm -f "$root/operations/.room-$$"
+problem=$( (dd if=/dev/zero of="$root/locks/.room-$$" bs=65536 count=1) 2>&1) || say state_problem "$problem"
+rm -f "$root/locks/.room-$$"
 say root "$root"
 bin=${XDG_STATE_HOME:-$HOME/.local/state}/moorage/bin
 mkdir -p "$bin" 2>/dev/null

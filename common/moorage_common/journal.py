@@ -127,7 +127,7 @@ class Journal:
     def running(self) -> list[Record]:
         """Return the operations of which something lives, by id; none before `prepare`. Raises JournalError."""
         try:
-            names = sorted(os.listdir(self._root / "operations"))  # noqa: PTH208 - names are wanted, not paths
+            names = sorted(path.name for path in (self._root / "operations").iterdir())
         except FileNotFoundError:
             return []
         except OSError as error:

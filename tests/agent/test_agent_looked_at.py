@@ -100,3 +100,4 @@ async def test_a_container_that_came_or_went_without_an_event_is_seen_with_the_n
             await asyncio.to_thread(client.containers.get("looked-at-prompt-1").unpause)
         whole = {"prompt": "running", "late": "running"}
         await eventually_async(lambda: _states(observer, app) == whole, what="both, running")
+        assert _states(observer, app) == whole

@@ -29,7 +29,7 @@ async def refusal(transport: SshTransport) -> HostUnreachableError:
 
 async def test_a_password_opens_a_host(desk: SshDesk) -> None:
     desk.credentials = SshCredentials(password="pass'word $(x) é")  # noqa: S106 - the lab's
-    await desk.transport("secret").connect()
+    assert (await desk.transport("secret").info()).engine_reachable
 
 
 async def test_a_key_with_a_passphrase_opens_a_host(desk: SshDesk) -> None:
@@ -95,7 +95,9 @@ async def test_a_host_with_several_keys_may_show_any_of_them_but_must_prove_the_
     (sshd.folder / "host" / "ecdsa").chmod(0o600)
     sshd.options += [f"HostKey {sshd.folder}/host/ecdsa", "HostKeyAlgorithms ecdsa-sha2-nistp256,ssh-ed25519"]
     sshd.start()
-    await SshTransport(desk.pool.host(desk.target(server_id=server))).connect()
+    pinned = desk.pinned[server]
+    assert (await SshTransport(desk.pool.host(desk.target(server_id=server))).info()).engine_reachable
+    assert desk.pinned[server] == pinned == sshd.host_key
     await desk.pool.close()
 
 

@@ -81,7 +81,7 @@ async def refusal(transport: SshTransport, cd_path: str) -> HostRefusedError:
 
 @pytest.mark.parametrize("user", [f"u-{name}" for name in SHELLS] + ["noisy"])
 async def test_every_login_shell_will_do(desk: SshDesk, user: str) -> None:
-    await whole_life(desk.transport(user), ssh_app(desk.sshd))
+    assert "Started" in await whole_life(desk.transport(user), ssh_app(desk.sshd))
 
 
 async def test_compose_is_uploaded_once_and_said_so(desk: SshDesk, start_sshd: StartSshd) -> None:
@@ -162,7 +162,7 @@ async def test_a_server_that_forwards_nothing_will_do(start_sshd: StartSshd, opt
     sshd = start_sshd(*options)
     desk = SshDesk(sshd)
     transport = desk.transport()
-    await whole_life(transport, ssh_app(sshd))
+    assert "Started" in await whole_life(transport, ssh_app(sshd))
     await desk.pool.close()
 
 

@@ -4,6 +4,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from aiohttp import web
 
@@ -41,7 +42,8 @@ class Conditional:
             return _unless_known(request, kept.body, kept.headers)
         response = await make()
         body = response.body
-        if response.status != 200 or not isinstance(body, bytes):  # noqa: PLR2004 - only a success is a representation
+        # Only a success is a representation.
+        if response.status != HTTPStatus.OK or not isinstance(body, bytes):
             return response
         # The library adds a length of its own; the rest is the same each time.
         headers = {name: value for name, value in response.headers.items() if name != "Content-Length"}

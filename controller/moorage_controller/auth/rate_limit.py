@@ -10,6 +10,9 @@ from enum import Enum
 from typing import Protocol
 
 _MOST_CALLERS = 10_000
+_MINUTE = 60.0
+_ROUNDING = 0.001
+"""Seconds: sums of fractions are not exact."""
 
 
 class Limit(Enum):
@@ -43,10 +46,9 @@ class Budget:
         if self._per_minute == 0:
             return 0
         now = self._clock.monotonic()
-        due = max(self._due.get(caller, now), now) + 60 / self._per_minute
-        # A thousandth more, since sums of fractions are not exact.
-        if due - now > 60.001:  # noqa: PLR2004 - a minute's worth
-            return math.ceil(due - now - 60)
+        due = max(self._due.get(caller, now), now) + _MINUTE / self._per_minute
+        if due - now > _MINUTE + _ROUNDING:
+            return math.ceil(due - now - _MINUTE)
         if caller not in self._due and len(self._due) >= _MOST_CALLERS:
             self._due = {key: value for key, value in self._due.items() if value > now}
         self._due[caller] = due

@@ -11,6 +11,7 @@ from asyncssh.packet import SSHPacket
 from moorage_controller.hosts.credentials import SshCredentials
 
 _PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]*)PRIVATE KEY-----(.*?)-----END \1PRIVATE KEY-----", re.DOTALL)
+_PUBLIC = re.compile(r"^\s*(ssh-|ecdsa-|sk-)|PUBLIC KEY-----")
 _OPENSSH_MAGIC = b"openssh-key-v1\0"
 _MOST_BCRYPT_ROUNDS = 500
 """`ssh-keygen -a`; 24 of them take about a second."""
@@ -39,7 +40,7 @@ def checked(credentials: SshCredentials) -> SshCredentials:
         return credentials
     found = _PEM.search(credentials.private_key.replace("\r\n", "\n"))
     if found is None:
-        raise _public() if _is_public(credentials.private_key) else _unreadable()
+        raise _public() if _PUBLIC.search(credentials.private_key) else _unreadable()
     key = found[0] + "\n"
     if not _is_encrypted(found[1].strip(), found[2]):
         _load(key, None)
@@ -53,10 +54,11 @@ def checked(credentials: SshCredentials) -> SshCredentials:
 def _load(text: str, passphrase: str | None) -> None:
     try:
         key = asyncssh.import_private_key(text, passphrase)
-    except Exception:  # noqa: BLE001 - a damaged key raises whatever the library stumbles over
+    # A damaged key raises whatever the library stumbles over.
+    except Exception as error:
         if passphrase is not None:
-            raise BadKeyError("passphrase", "It doesn't open the private key, or the key is damaged.") from None
-        raise _unreadable() from None
+            raise BadKeyError("passphrase", "It doesn't open the private key, or the key is damaged.") from error
+        raise _unreadable() from error
     if key.algorithm.startswith(b"sk-"):
         raise BadKeyError("private_key", "It needs a security token at hand: use a key that works without one.")
 
@@ -70,8 +72,8 @@ def _is_encrypted(kind: str, body: str) -> bool:
             cost, most = _largest_number(der_decode(base64.b64decode(body))), _MOST_ITERATIONS
         else:
             cost, most = int("ENCRYPTED" in body), 1
-    except Exception:  # noqa: BLE001 - as above
-        raise _unreadable() from None
+    except Exception as error:
+        raise _unreadable() from error
     if cost > most:
         raise BadKeyError("private_key", "It would take too long to decrypt: encrypt it with fewer rounds.")
     return cost > 0
@@ -92,14 +94,6 @@ def _largest_number(decoded: object) -> int:
     if isinstance(decoded, tuple | frozenset):
         return max(map(_largest_number, decoded), default=1)
     return decoded if isinstance(decoded, int) else 1
-
-
-def _is_public(text: str) -> bool:
-    try:
-        asyncssh.import_public_key(text)
-    except Exception:  # noqa: BLE001 - as above
-        return False
-    return True
 
 
 def _public() -> BadKeyError:

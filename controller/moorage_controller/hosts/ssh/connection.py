@@ -17,6 +17,8 @@ _KEEPALIVE_SECONDS = 5.0
 _KEEPALIVES_MISSED = 3
 """Fifteen seconds without a sign of life, and some: then a connection is taken for lost."""
 _SHOW_SECONDS = 10.0
+_NOT_REACHED = (asyncssh.Error, OSError, ValueError)
+"""What a connect raises: SSH's own, the network's, and what is said of an address that can't be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +77,29 @@ async def log_in(
     options = await asyncio.to_thread(_options, target, credentials)
     client = _Client(target.host_key)
     try:
-        try:
-            async with asyncio.timeout(seconds):
-                connection, _ = await asyncssh.create_connection(
-                    lambda: client, target.address, target.port, options=options
-                )
-        finally:
-            # First sight is first sight, whether or not the login succeeds.
-            pinned = target.host_key or (await pin(target.server_id, client.shown) if client.shown else "")
-    except Exception as error:  # noqa: BLE001 - whatever it is, the host wasn't reached; each kind has its sentence
+        async with asyncio.timeout(seconds):
+            connection, _ = await asyncssh.create_connection(
+                lambda: client, target.address, target.port, options=options
+            )
+    except _NOT_REACHED as error:
+        # First sight is first sight, whether or not the login succeeds.
+        await _pinned(target, client, pin)
         _raise(target, client, error, seconds)
+    try:
+        pinned = await _pinned(target, client, pin)
+    except BaseException:
+        connection.abort()
+        raise
     if client.shown != pinned:
         connection.abort()
         raise _changed(target, pinned, client.shown)
     return connection, pinned
+
+
+async def _pinned(target: SshTarget, client: _Client, pin: PinHostKey) -> str:
+    if target.host_key or not client.shown:
+        return target.host_key
+    return await pin(target.server_id, client.shown)
 
 
 def key_text(key: asyncssh.SSHKey) -> str:
@@ -101,7 +112,7 @@ async def show_key(target: SshTarget) -> str:
     try:
         async with asyncio.timeout(_SHOW_SECONDS):
             key = await asyncssh.get_server_host_key(target.address, target.port, config=None)
-    except Exception as error:  # noqa: BLE001 - as in log_in
+    except _NOT_REACHED as error:
         raise HostUnreachableError(_sentence(target, error, _SHOW_SECONDS)) from None
     if key is None:
         raise HostUnreachableError(f"{target.place} showed no SSH host key.")
@@ -153,8 +164,6 @@ def _changed(target: SshTarget, pinned: str, shown: str) -> HostUnreachableError
 
 
 def _raise(target: SshTarget, client: _Client, error: Exception, seconds: float) -> NoReturn:
-    if isinstance(error, HostUnreachableError):
-        raise error
     if target.host_key and (
         isinstance(error, asyncssh.HostKeyNotVerifiable)
         or (isinstance(error, asyncssh.KeyExchangeFailed) and "host key" in str(error))

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
@@ -117,7 +118,7 @@ class Engine:
             return [await self._answer(talk, path, seconds) for path in paths]
 
     @staticmethod
-    async def _answer(talk: "_Talk", path: str, seconds: float) -> Any:  # noqa: ANN401 - JSON
+    async def _answer(talk: "_Talk", path: str, seconds: float) -> dict[str, Any] | list[dict[str, Any]] | None:
         try:
             async with asyncio.timeout(seconds):
                 status = await talk.ask(path)
@@ -127,14 +128,15 @@ class Engine:
             raise EngineProblemError(
                 f"The Docker Engine didn't answer within {seconds:.0f} seconds: see on the host how it is."
             ) from None
-        if status == 404:  # noqa: PLR2004 - HTTP: not found
+        if status == HTTPStatus.NOT_FOUND:
             return None
         try:
-            told = json.loads(answer)
+            told: dict[str, Any] | list[dict[str, Any]] = json.loads(answer)
         except ValueError:
             raise EngineProblemError("The Docker Engine answered with something that isn't JSON.") from None
-        if status >= 400:  # noqa: PLR2004 - HTTP: an error
-            raise EngineProblemError(f"The Docker Engine answered with an error: {told.get('message', status)}")
+        if status >= HTTPStatus.BAD_REQUEST:
+            said = told.get("message", status) if isinstance(told, dict) else status
+            raise EngineProblemError(f"The Docker Engine answered with an error: {said}")
         return told
 
 
@@ -170,7 +172,7 @@ class _Talk:
         while isinstance(event := await self._next(), h11.Data):
             yield bytes(event.data)
 
-    async def _next(self) -> Any:  # noqa: ANN401 - h11's events have no common type
+    async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 self._http.receive_data(await self._stream.read(_READ_BYTES))

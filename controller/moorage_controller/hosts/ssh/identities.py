@@ -118,11 +118,13 @@ def check_path(path: str) -> None:
 
 
 async def _reading(link: Link, real: str, fields: Sequence[str]) -> Reading:
-    if not fields or (fields[0] == "directory" and len(fields) != 7):  # noqa: PLR2004 - what mo_read_app prints
-        raise ContactLostError("The host's shell broke off while it asked Compose.")
-    if fields[0] != "directory":
-        return no_directory(real, is_file=fields[0] == "file")
-    _, config_code, config, variables_code, variables, complaint, above = fields
+    match fields:  # what mo_read_app prints
+        case ["file" | "nothing" as kind]:
+            return no_directory(real, is_file=kind == "file")
+        case ["directory", config_code, config, variables_code, variables, complaint, above]:
+            pass
+        case _:
+            raise ContactLostError("The host's shell broke off while it asked Compose.")
     directory, files = await _places(link, real, variables, above)
     if config_code != "0" or variables_code != "0":
         return unreadable(error_sentence(complaint) or "nothing", files)

@@ -96,19 +96,27 @@ class Journal:
         return ran.text.split()
 
     async def _look_for_all(self) -> None:
-        while self._wanted:
-            wanted, self._wanted = self._wanted, []
-            try:
-                ran = await self._link.quick("\n".join(call for call, _ in wanted))
-                looks = read_looks(ran.output, len(wanted))
-            except ValueError:
-                _tell(wanted, _broke_off())
-            except Exception as error:  # noqa: BLE001 - each who waits is told
-                _tell(wanted, error)
-            else:
-                for (_, found), look in zip(wanted, looks, strict=True):
-                    if not found.done():
-                        found.set_result(look)
+        try:
+            while self._wanted:
+                wanted, self._wanted = self._wanted, []
+                await self._look_for(wanted)
+        finally:
+            _tell(self._wanted, _broke_off())
+
+    async def _look_for(self, wanted: Sequence[tuple[str, asyncio.Future[Look]]]) -> None:
+        try:
+            ran = await self._link.quick("\n".join(call for call, _ in wanted))
+            looks = read_looks(ran.output, len(wanted))
+            for (_, found), look in zip(wanted, looks, strict=True):
+                if not found.done():
+                    found.set_result(look)
+        except ValueError:
+            _tell(wanted, _broke_off())
+        except (ContactLostError, HostRefusedError) as error:
+            _tell(wanted, error)
+        finally:
+            # Nobody waits for ever, whatever went wrong; who was told already stays so.
+            _tell(wanted, _broke_off())
 
     async def _attempt(self, order: Order, guard: Guard) -> str:
         """Run one supervisor and return its last word: started, held, ended, busy ..., or buried."""

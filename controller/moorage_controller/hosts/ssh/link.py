@@ -141,6 +141,8 @@ class Link:
         """Hold the session open in a task of its own: whoever asked for it may be cancelled."""
         try:
             async with self.sessions.open() as process:
+                if opened.cancelled():
+                    return
                 line = Line(process, f"exec 2>/dev/null\n{_functions()}\n")
                 opened.set_result(line)
                 ended = asyncio.create_task(process.wait_closed())
@@ -153,9 +155,13 @@ class Link:
                     ended.cancel()
                     left.cancel()
                     await asyncio.gather(ended, left, return_exceptions=True)
-        except Exception as error:  # noqa: BLE001 - told to whoever waits for the line
+        except ContactLostError as error:
             if not opened.done():
                 opened.set_exception(error)
+        finally:
+            # Nobody waits for ever, whatever went wrong.
+            if not opened.done():
+                opened.set_exception(ContactLostError("The SSH session was closed before it could be used."))
 
     @asynccontextmanager
     async def _dial(self) -> AsyncIterator[Stream]:

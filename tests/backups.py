@@ -1,5 +1,6 @@
 """What the tests of backup and restore share: databases to fill, to back up, to restore into, and to compare."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from click.testing import CliRunner, Result
 from factories import ENCRYPTION_KEY, add_app, add_operation, add_users, audit_row, project_row, server_row
 from fakes import EPOCH, FakeClock
 from moorage_controller import cli
+from moorage_controller.services import backup
 from moorage_controller.services.enrollment import load_authority
 from moorage_controller.store import audit, idempotency, projects, servers
 from moorage_controller.store.encryption import Keyring
@@ -26,6 +28,7 @@ from moorage_controller.store.tables import (
 from moorage_controller.store.tables import projects as projects_table
 from sqlalchemy import func, insert, select
 
+BACKUPS = 8
 SECRET = "the host's own password"  # noqa: S105 - a test's
 
 
@@ -120,3 +123,32 @@ async def pairs(database: Database) -> tuple[int, int]:
         entries = select(func.count()).select_from(audit_logs).where(audit_logs.c.action == "PAIR")
         count = select(func.count()).select_from(projects_table)
         return (await connection.execute(count)).scalar_one(), (await connection.execute(entries)).scalar_one()
+
+
+async def backed_up_under_writers(source: Place, folder: Path) -> tuple[int, int]:
+    """Back up into `folder`/0, 1, ... (BACKUPS of them) while others write pairs; return the pairs of before."""
+    database = source.open()
+    before = await pairs(database)
+    stopped = asyncio.Event()
+
+    async def write() -> None:
+        while not stopped.is_set():
+            await add_pair(database)
+
+    writers = [asyncio.create_task(write()) for _ in range(3)]
+    for number in range(BACKUPS):
+        await backup.back_up(database, folder / str(number))
+    stopped.set()
+    await asyncio.gather(*writers)
+    await database.close()
+    return before
+
+
+async def restored_pairs(file: Path, target: Place) -> tuple[int, int]:
+    """Restore a backup, and return the pairs in it."""
+    done(await asyncio.to_thread(target.run, "restore", file))
+    database = target.open()
+    try:
+        return await pairs(database)
+    finally:
+        await database.close()

@@ -4,9 +4,10 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
+from host_calls import followed, order, run, watching
 from moorage_common.states import OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import (
@@ -15,11 +16,9 @@ from moorage_controller.hosts.transport import (
     ContactLostError,
     End,
     EndKind,
-    HostApp,
     HostInfo,
     HostRefusedError,
     HostTransport,
-    Order,
     Output,
     Snapshot,
     WatchItem,
@@ -27,32 +26,6 @@ from moorage_controller.hosts.transport import (
 from rigs import Rig
 
 PATIENCE = 30.0
-
-
-def order(cd_path: str, kind: OperationKind = OperationKind.UP) -> Order:
-    return Order(uuid4(), kind, HostApp(cd_path))
-
-
-async def followed(transport: HostTransport, operation_id: UUID, after: int = 0) -> tuple[bytes, End]:
-    """Return the output from an offset on, without a gap in it, and the end."""
-    raw = b""
-    async with asyncio.timeout(PATIENCE), aclosing(_stream(transport, operation_id, after)) as items:
-        async for item in items:
-            if isinstance(item, End):
-                return raw, item
-            assert item.offset == after + len(raw)
-            raw += item.data
-    raise AssertionError("it ended without an end")
-
-
-async def _stream(transport: HostTransport, operation_id: UUID, after: int) -> AsyncGenerator[Output | End, None]:
-    async for item in transport.follow(operation_id, after):
-        yield item
-
-
-async def run(transport: HostTransport, sent: Order) -> tuple[bytes, End]:
-    await transport.start(sent)
-    return await followed(transport, sent.operation_id)
 
 
 def facts(end: End) -> tuple[object, ...]:
@@ -127,7 +100,7 @@ async def test_two_may_follow_at_once(rig: Rig) -> None:
 async def test_who_stops_following_changes_nothing(rig: Rig) -> None:
     sent = order(rig.app())
     await rig.transport.start(sent)
-    async with aclosing(_stream(rig.transport, sent.operation_id, 0)) as items:
+    async with aclosing(rig.transport.follow(sent.operation_id, 0)) as items:
         first = await anext(items)
     assert isinstance(first, (Output, End))
     _, end = await followed(rig.transport, sent.operation_id)
@@ -180,21 +153,16 @@ async def test_a_stop_can_t_be_cancelled(rig: Rig) -> None:
 
 async def first_word(transport: HostTransport, *paths: str) -> Snapshot:
     """Return a watch's first word."""
-    async with asyncio.timeout(PATIENCE), aclosing(_watch(transport, *paths)) as items:
+    async with asyncio.timeout(PATIENCE), aclosing(watching(transport, *paths)) as items:
         snapshot = await anext(items)
     assert isinstance(snapshot, Snapshot)
     return snapshot
 
 
-async def _watch(transport: HostTransport, *paths: str) -> AsyncGenerator[WatchItem, None]:
-    async for item in transport.watch([HostApp(path) for path in paths]):
-        yield item
-
-
 async def test_a_watch_begins_with_everything_and_tells_of_each_death(rig: Rig) -> None:
     cd_path, idle = rig.app(), rig.app()
     await run(rig.transport, order(cd_path))
-    async with asyncio.timeout(PATIENCE), aclosing(_watch(rig.transport, cd_path, idle)) as items:
+    async with asyncio.timeout(PATIENCE), aclosing(watching(rig.transport, cd_path, idle)) as items:
         snapshot = await anext(items)
         assert isinstance(snapshot, Snapshot)
         assert snapshot.host.engine_reachable
@@ -222,7 +190,7 @@ async def next_of(items: AsyncGenerator[WatchItem, None], cd_path: str) -> AppOb
 
 async def test_a_watch_tells_of_an_app_that_was_started_meanwhile(rig: Rig) -> None:
     cd_path = rig.app()
-    async with asyncio.timeout(PATIENCE), aclosing(_watch(rig.transport, cd_path)) as items:
+    async with asyncio.timeout(PATIENCE), aclosing(watching(rig.transport, cd_path)) as items:
         assert isinstance(await anext(items), Snapshot)
         await run(rig.transport, order(cd_path))
         while observed_status((await next_of(items, cd_path)).containers) != "running":

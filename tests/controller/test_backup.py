@@ -16,7 +16,16 @@ from typing import Any
 
 import moorage_migrations
 import pytest
-from backups import SECRET, Place, add_pair, done, fill, pairs, refused
+from backups import (
+    BACKUPS,
+    SECRET,
+    Place,
+    backed_up_under_writers,
+    done,
+    fill,
+    refused,
+    restored_pairs,
+)
 from factories import ENCRYPTION_KEY, World, audit_row
 from fakes import EPOCH
 from moorage_controller.services import backup
@@ -91,33 +100,10 @@ async def test_all_comes_back_and_nothing_sealed_was_opened(source: Place, file:
 
 
 async def test_a_backup_is_one_moment_of_a_database_that_others_write_to(source: Place, tmp_path: Path) -> None:
-    database = source.open()
-    projects, entries = await pairs(database)
-    stopped = asyncio.Event()
-
-    async def write() -> None:
-        while not stopped.is_set():
-            await add_pair(database)
-
-    writers = [asyncio.create_task(write()) for _ in range(3)]
-    for number in range(8):
-        await backup.back_up(database, tmp_path / str(number))
-    stopped.set()
-    await asyncio.gather(*writers)
-    await database.close()
-    found = [await restored_pairs(tmp_path / str(number), tmp_path / f"target-{number}") for number in range(8)]
+    projects, entries = await backed_up_under_writers(source, tmp_path)
+    found = [await restored_pairs(tmp_path / str(n), Place(tmp_path / f"target-{n}")) for n in range(BACKUPS)]
     assert {ours - theirs for ours, theirs in found} == {projects - entries}
     assert len(set(found)) > 1, "nobody wrote meanwhile"
-
-
-async def restored_pairs(file: Path, folder: Path) -> tuple[int, int]:
-    place = Place(folder)
-    done(await asyncio.to_thread(place.run, "restore", file))
-    database = place.open()
-    try:
-        return await pairs(database)
-    finally:
-        await database.close()
 
 
 async def test_a_backup_that_is_cancelled_leaves_no_file(source: Place, tmp_path: Path) -> None:

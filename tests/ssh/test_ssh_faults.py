@@ -8,22 +8,20 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import docker
 import pytest
-from moorage_common.states import OperationKind, observed_status
+from host_calls import followed, order, watching
+from moorage_common.states import observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import (
     AppObservation,
     CancelOutcome,
     ContactLostError,
-    End,
     EndKind,
-    HostApp,
     HostInfo,
-    Order,
     Output,
     Snapshot,
     WatchItem,
@@ -35,31 +33,6 @@ from moorage_lab.waiting import eventually, eventually_async
 from rigs import FEW_SECONDS, QUICK, SLOW, SshDesk, ssh_app
 
 StartSshd = Callable[..., PrivateSshd]
-
-
-def up(cd_path: str) -> Order:
-    return Order(uuid4(), OperationKind.UP, HostApp(cd_path))
-
-
-async def followed(transport: SshTransport, operation_id: UUID, after: int = 0) -> tuple[bytes, End]:
-    raw = b""
-    async with asyncio.timeout(90), aclosing(stream(transport, operation_id, after)) as items:
-        async for item in items:
-            if isinstance(item, End):
-                return raw, item
-            assert item.offset == after + len(raw)
-            raw += item.data
-    raise AssertionError("it ended without an end")
-
-
-async def stream(transport: SshTransport, operation_id: UUID, after: int) -> AsyncGenerator[Output | End, None]:
-    async for item in transport.follow(operation_id, after):
-        yield item
-
-
-async def watching(transport: SshTransport, *paths: str) -> AsyncGenerator[WatchItem, None]:
-    async for item in transport.watch([HostApp(path) for path in paths]):
-        yield item
 
 
 def processes(sshd: PrivateSshd, user: str) -> list[str]:
@@ -97,7 +70,7 @@ async def test_a_start_goes_on_when_all_connections_are_killed_and_leaves_nothin
     sshd = start_sshd()
     desk = SshDesk(sshd)
     transport = desk.transport()
-    sent = up(ssh_app(sshd, FEW_SECONDS))
+    sent = order(ssh_app(sshd, FEW_SECONDS))
     await transport.start(sent)
     raw = b""
     try:
@@ -119,7 +92,7 @@ async def test_a_start_goes_on_when_all_connections_are_killed_and_leaves_nothin
 async def test_another_controller_finds_the_operation_again_by_its_id(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     first, second = SshDesk(sshd), SshDesk(sshd)
-    sent = up(ssh_app(sshd, FEW_SECONDS))
+    sent = order(ssh_app(sshd, FEW_SECONDS))
     await first.transport().start(sent)
     await asyncio.to_thread(sshd.drop_connections)
     await first.pool.close()
@@ -136,7 +109,7 @@ async def test_a_connection_cut_before_go_was_said_starts_nothing(
     transport = desk.transport()
     cd_path = ssh_app(desk.sshd)
     await transport.connect()
-    sent = up(cd_path)
+    sent = order(cd_path)
     async with transport._host.site() as site:
         looked = site.link.engine.containers
 
@@ -157,7 +130,7 @@ async def test_a_connection_cut_before_go_was_said_starts_nothing(
 async def test_all_killed_on_the_host_is_a_lost_run(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     desk = SshDesk(sshd)
-    sent = up(ssh_app(sshd, SLOW))
+    sent = order(ssh_app(sshd, SLOW))
     await desk.transport().start(sent)
     await asyncio.to_thread(eventually, lambda: kill_all(sshd, "op"), what="the end of all")
     transport = desk.transport()
@@ -170,7 +143,7 @@ async def test_a_network_that_swallows_everything_is_noticed_and_survived(start_
     sshd = start_sshd()
     desk = SshDesk(sshd)
     transport = desk.transport()
-    sent = up(ssh_app(sshd, FEW_SECONDS))
+    sent = order(ssh_app(sshd, FEW_SECONDS))
     await transport.start(sent)
     following = asyncio.create_task(followed(transport, sent.operation_id))
     await eventually_async(lambda: transport._host._site is not None and transport._host._site.users, what="following")
@@ -194,8 +167,8 @@ async def test_two_sessions_are_enough_for_everything_at_once(start_sshd: StartS
     apps = [ssh_app(sshd, QUICK) for _ in range(4)]
     async with asyncio.timeout(150), aclosing(watching(transport, *apps)) as items:
         assert isinstance(await anext(items), Snapshot)
-        orders = [up(path) for path in apps]
-        work = [asyncio.create_task(transport.start(order)) for order in orders]
+        orders = [order(path) for path in apps]
+        work = [asyncio.create_task(transport.start(sent)) for sent in orders]
         slowest = 0.0
         while not all(task.done() for task in work):
             began = time.monotonic()
@@ -203,7 +176,7 @@ async def test_two_sessions_are_enough_for_everything_at_once(start_sshd: StartS
             slowest = max(slowest, time.monotonic() - began)
             await asyncio.sleep(0.05)
         await asyncio.gather(*work)
-        ends = await asyncio.gather(*(followed(transport, order.operation_id) for order in orders))
+        ends = await asyncio.gather(*(followed(transport, sent.operation_id) for sent in orders))
         assert [end.exit_code for _, end in ends] == [0, 0, 0, 0]
         running: set[str] = set()
         async for item in items:
@@ -223,10 +196,10 @@ async def test_fifty_starts_at_once(start_sshd: StartSshd) -> None:
     paths = [sshd.apps / f"empty-{number}" for number in range(50)]
     for path in paths:
         path.mkdir()
-    orders = [up(str(path)) for path in paths]
+    orders = [order(str(path)) for path in paths]
     async with asyncio.timeout(150):
-        await asyncio.gather(*(transport.start(order) for order in orders))
-        ends = await asyncio.gather(*(followed(transport, order.operation_id) for order in orders))
+        await asyncio.gather(*(transport.start(sent) for sent in orders))
+        ends = await asyncio.gather(*(followed(transport, sent.operation_id) for sent in orders))
     assert {(end.kind, end.exit_code) for _, end in ends} == {(EndKind.EXITED, 1)}
     assert sshd.process.log.read_text().count("Accepted publickey") == 1
     await desk.pool.close()
@@ -242,7 +215,7 @@ async def next_host(items: AsyncGenerator[WatchItem, None], *, reachable: bool) 
 async def test_an_engine_that_hangs_is_told_and_seen_again(desk: SshDesk, engine: PrivateEngine) -> None:
     transport = desk.transport()
     cd_path = ssh_app(desk.sshd)
-    sent = up(cd_path)
+    sent = order(cd_path)
     await transport.start(sent)
     await followed(transport, sent.operation_id)
     async with asyncio.timeout(90), aclosing(watching(transport, cd_path)) as items:
@@ -267,7 +240,7 @@ async def until_host_is_back(items: AsyncGenerator[WatchItem, None]) -> AsyncGen
 async def test_a_death_shows_within_a_second(desk: SshDesk, engine: PrivateEngine) -> None:
     transport = desk.transport()
     cd_path = ssh_app(desk.sshd)
-    sent = up(cd_path)
+    sent = order(cd_path)
     await transport.start(sent)
     _, end = await followed(transport, sent.operation_id)
     assert end.observed is not None
@@ -288,7 +261,7 @@ async def test_credentials_that_change_cut_nothing_off(start_sshd: StartSshd) ->
     desk = SshDesk(sshd)
     server = uuid4()
     old = SshTransport(desk.pool.host(desk.target(server_id=server)))
-    sent = up(ssh_app(sshd, FEW_SECONDS))
+    sent = order(ssh_app(sshd, FEW_SECONDS))
     await old.start(sent)
     following = asyncio.create_task(followed(old, sent.operation_id))
     await eventually_async(lambda: old._host._site is not None and old._host._site.users, what="following")

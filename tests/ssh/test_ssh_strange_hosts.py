@@ -3,26 +3,25 @@
 import asyncio
 import shutil
 import subprocess
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
+from host_calls import followed, order, run, watching
 from moorage_common.states import OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import (
     CancelOutcome,
     ContactLostError,
-    End,
     EndKind,
     HostApp,
     HostInfo,
     HostRefusedError,
     Order,
     Snapshot,
-    WatchItem,
 )
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.processes import installed
@@ -35,46 +34,24 @@ from .conftest import SHELLS
 StartSshd = Callable[..., PrivateSshd]
 
 
-async def run(transport: SshTransport, cd_path: str, kind: OperationKind = OperationKind.UP) -> tuple[str, End]:
-    """Run an operation; return its output and its end."""
-    sent = Order(uuid4(), kind, HostApp(cd_path))
-    await transport.start(sent)
-    return await followed(transport, sent.operation_id)
-
-
-async def followed(transport: SshTransport, operation_id: UUID) -> tuple[str, End]:
-    raw = b""
-    async with asyncio.timeout(60):
-        async for item in transport.follow(operation_id, 0):
-            if isinstance(item, End):
-                return raw.decode(), item
-            raw += item.data
-    raise AssertionError("it ended without an end")
-
-
-async def watching(transport: SshTransport, *paths: str) -> AsyncGenerator[WatchItem, None]:
-    async for item in transport.watch([HostApp(path) for path in paths]):
-        yield item
-
-
 async def whole_life(transport: SshTransport, cd_path: str) -> str:
     """Start, watch, and stop an app; return what the start printed."""
-    output, end = await run(transport, cd_path)
+    output, end = await run(transport, order(cd_path))
     assert (end.kind, end.exit_code) == (EndKind.EXITED, 0), output
     async with asyncio.timeout(30), aclosing(watching(transport, cd_path)) as items:
         snapshot = await anext(items)
     assert isinstance(snapshot, Snapshot)
     assert observed_status(snapshot.apps[0].containers) == "running"
-    stopped, end = await run(transport, cd_path, OperationKind.DOWN)
+    stopped, end = await run(transport, order(cd_path, OperationKind.DOWN))
     assert (end.kind, end.exit_code) == (EndKind.EXITED, 0), stopped
     assert end.observed is not None
     assert list(end.observed.containers) == []
-    return output
+    return output.decode()
 
 
 async def refusal(transport: SshTransport, cd_path: str) -> HostRefusedError:
     with pytest.raises(HostRefusedError) as caught:
-        await transport.start(Order(uuid4(), OperationKind.UP, HostApp(cd_path)))
+        await transport.start(order(cd_path))
     assert caught.value.sentence.endswith(".")
     return caught.value
 

@@ -1,0 +1,39 @@
+"""What tests ask of a way to a host: orders, what becomes of them, and what is seen meanwhile."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from uuid import UUID, uuid4
+
+from moorage_common.states import OperationKind
+from moorage_controller.hosts.transport import End, HostApp, HostTransport, Order, WatchItem
+
+_PATIENCE = 90.0
+
+
+def order(cd_path: str, kind: OperationKind = OperationKind.UP) -> Order:
+    """Return a new order."""
+    return Order(uuid4(), kind, HostApp(cd_path))
+
+
+async def followed(transport: HostTransport, operation_id: UUID, after: int = 0) -> tuple[bytes, End]:
+    """Return the output from an offset on, without a gap in it, and the end."""
+    raw = b""
+    async with asyncio.timeout(_PATIENCE), aclosing(transport.follow(operation_id, after)) as items:
+        async for item in items:
+            if isinstance(item, End):
+                return raw, item
+            assert item.offset == after + len(raw)
+            raw += item.data
+    raise AssertionError("it ended without an end")
+
+
+async def run(transport: HostTransport, sent: Order) -> tuple[bytes, End]:
+    """Send an order, and follow it to its end."""
+    await transport.start(sent)
+    return await followed(transport, sent.operation_id)
+
+
+def watching(transport: HostTransport, *paths: str) -> AsyncGenerator[WatchItem, None]:
+    """Watch the apps in some directories; to be closed by whoever has seen enough."""
+    return transport.watch([HostApp(path) for path in paths])

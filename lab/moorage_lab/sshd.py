@@ -14,7 +14,8 @@ from moorage_lab.network import free_port, listens
 from moorage_lab.pids import descendants
 from moorage_lab.processes import SYSTEM_PATH, Process, plain_environment
 
-_FIRST_UID = 61_000
+_FIRST_UID = 1_000_000
+_MOST_USERS = 32
 _START_LIMIT = 30.0
 _MOUNTED = ("passwd", "group", "shadow", "sudoers")
 _LAUNCH = """\
@@ -108,8 +109,8 @@ class PrivateSshd:
         return self.folder / "home" / user
 
     def uid(self, user: str) -> int:
-        """Return a user's id."""
-        return _FIRST_UID + [u.name for u in self.users].index(user)
+        """Return a user's id: no other sshd's that runs at the same time, since tests kill all that is a user's."""
+        return _FIRST_UID + self.port * _MOST_USERS + [u.name for u in self.users].index(user)
 
     def make_host_key(self) -> None:
         """Make a host key, another one where there is one already; counts from the next start on."""

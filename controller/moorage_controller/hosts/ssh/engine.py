@@ -10,11 +10,8 @@ from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
-import asyncssh
 import h11
 from moorage_common.containers import EVENTS, PROJECT, Container, named_directory, of_inspection
-
-from moorage_controller.hosts.ssh.shell import lost
 
 _CALL_SECONDS = 10.0
 _READ_BYTES = 1 << 16
@@ -178,8 +175,6 @@ class _Talk:
                 self._http.receive_data(await self._stream.read(_READ_BYTES))
         except h11.ProtocolError:
             raise EngineProblemError("The Docker Engine broke off its answer: see on the host that it runs.") from None
-        except (asyncssh.Error, OSError) as error:
-            raise lost(error) from None
         return event
 
 

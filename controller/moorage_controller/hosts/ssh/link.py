@@ -12,7 +12,18 @@ from moorage_common.journal_shell import journal_text
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh.engine import Engine, EngineProblemError, Stream
-from moorage_controller.hosts.ssh.shell import Framed, Line, Ran, ScriptError, Sessions, lost, quote, run_once, whole
+from moorage_controller.hosts.ssh.shell import (
+    Framed,
+    Line,
+    Ran,
+    ScriptError,
+    Sessions,
+    lost,
+    lost_errors,
+    quote,
+    run_once,
+    whole,
+)
 from moorage_controller.hosts.ssh.survey import Survey
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
@@ -165,9 +176,18 @@ class Link:
 
     @asynccontextmanager
     async def _dial(self) -> AsyncIterator[Stream]:
-        """Open a stream to the Engine: a forwarded socket (no session), else `docker system dial-stdio` in one."""
+        """Open a stream to the Engine; what the connection raises while it is in use is told as ContactLostError."""
         if self.survey.engine_problem:
             raise EngineProblemError(self.survey.engine_problem)
+        try:
+            async with self._stream() as stream:
+                yield stream
+        except lost_errors as error:
+            raise lost(error) from None
+
+    @asynccontextmanager
+    async def _stream(self) -> AsyncIterator[Stream]:
+        """Forward the Engine's socket (no session), else run `docker system dial-stdio` in a session."""
         if self.survey.socket and self._forwards is not False:
             forwarded = await self._forward()
             if forwarded is not None:
@@ -196,8 +216,6 @@ class Link:
             self._leave_line.set()
             self._doubts = True
             return None
-        except (asyncssh.Error, OSError) as error:
-            raise lost(error) from None
 
     @asynccontextmanager
     async def _dial_stdio(self) -> AsyncIterator[Stream]:

@@ -233,17 +233,19 @@ def fill(file: Path) -> None:
 
 @contextmanager
 def docker_plugin(sshd: PrivateSshd) -> Iterator[None]:
-    """Give root's docker its Compose plugin."""
-    del sshd
-    folder = Path("/root/.docker/cli-plugins")
-    plugin = folder / "docker-compose"
-    assert not plugin.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    plugin.symlink_to(installed("docker-compose"))
+    """Give root's docker its Compose plugin, as the lab's sshd alone sees it."""
+    place, plugins = Path("/root/.docker/cli-plugins"), sshd.folder / "plugins"
+    place.mkdir(parents=True, exist_ok=True)
+    plugins.mkdir(exist_ok=True)
+    plugin = plugins / "docker-compose"
+    if not plugin.is_symlink():
+        plugin.symlink_to(installed("docker-compose"))
+    inside = ["nsenter", "--mount", f"--target={sshd.process.pid}", "--"]
+    subprocess.run([*inside, "mount", "--bind", plugins, place], check=True)
     try:
         yield
     finally:
-        plugin.unlink()
+        subprocess.run([*inside, "umount", "--lazy", place], check=True)
 
 
 @contextmanager

@@ -76,8 +76,8 @@ class Accounts:
         try:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
-                admins = await store.lock_active_admins(connection)
-                old = _found(await store.lock(connection, user_id))
+                admins = await store.active_admins(connection)
+                old = _found(await store.by_id(connection, user_id))
                 values = {name: value for name, value in changes.items() if getattr(old, name) != value}
                 demoted = values.get("role") == "user"
                 deactivated = values.get("is_active") is False
@@ -104,8 +104,8 @@ class Accounts:
         """Remove a user and all tokens of his. Raises NotFoundError; ConflictError for the last active admin."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            admins = await store.lock_active_admins(connection)
-            user = _found(await store.lock(connection, user_id))
+            admins = await store.active_admins(connection)
+            user = _found(await store.by_id(connection, user_id))
             _keep_last(admins, user)
             await store.remove(connection, user_id)
             resource = ("user", user_id, user.username)

@@ -51,7 +51,7 @@ class ApiTokens:
             if expires_at is not None and expires_at <= now:
                 raise InvalidError({"expiresAt": "It must be in the future (epoch milliseconds)."})
             # Whoever is demoted or removed at this moment must not come out with a token.
-            user = await user_store.lock(connection, principal.user_id)
+            user = await user_store.by_id(connection, principal.user_id)
             if user is None or not await user_store.has_session(connection, principal.jti, principal.user_id):
                 raise _dead()
             words = ",".join(sorted(set(scopes), key=lambda word: Scope[word.upper()]))

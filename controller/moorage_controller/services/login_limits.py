@@ -58,12 +58,6 @@ async def check(connection: AsyncConnection, attempt: Attempt, now: datetime) ->
         raise TooManyRequestsError(f"Too many failed logins: try again in {seconds} s.", seconds)
 
 
-async def check_again(connection: AsyncConnection, attempt: Attempt, now: datetime) -> None:
-    """Check in the transaction that counts: many tries at once must learn no more than as many in a row."""
-    await store.take_turns(connection, attempt.pair)
-    await check(connection, attempt, now)
-
-
 async def failed(connection: AsyncConnection, attempt: Attempt, now: datetime) -> None:
     """Count a failure, in the transaction of its audit entry."""
     await store.count(connection, (attempt.pair, attempt.account, attempt.address), now)

@@ -66,8 +66,9 @@ class Users:
         right = await verify_password(password, user.password_hash if user is not None and user.is_active else None)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            await login_limits.check_again(connection, attempt, now)
-            fresh = await store.lock(connection, user.id) if user is not None and right else None
+            # Again, in the transaction that counts: many tries at once must learn no more than as many in a row.
+            await login_limits.check(connection, attempt, now)
+            fresh = await store.by_id(connection, user.id) if user is not None and right else None
             if user is None or fresh is None or not fresh.is_active or fresh.password_hash != user.password_hash:
                 fresh = None
                 await login_limits.failed(connection, attempt, now)
@@ -133,8 +134,8 @@ class Users:
         new_hash = await hash_password(new) if right else ""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            await login_limits.check_again(connection, attempt, now)
-            fresh = await store.lock(connection, principal.user_id)
+            await login_limits.check(connection, attempt, now)
+            fresh = await store.by_id(connection, principal.user_id)
             right = right and fresh is not None and user is not None and fresh.password_hash == user.password_hash
             if not right:
                 await login_limits.failed(connection, attempt, now)

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, insert, literal, select, tuple_
+from sqlalchemy import delete, insert, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from moorage_controller.store import logins
 from moorage_controller.store.rows import columns, to_dataclass, to_values
 from moorage_controller.store.tables import idempotency_keys, users
 
@@ -26,8 +25,7 @@ class KeptReply:
 
 
 async def take(connection: AsyncConnection, user_id: UUID, key: str, now: datetime) -> KeptReply | None:
-    """Return what is kept under a user's key. Others who ask for it wait until this transaction ends."""
-    await logins.take_turns(connection, logins.key("idempotency", str(user_id), key))
+    """Return what is kept under a user's key. In a write transaction: others who ask for it wait until it ends."""
     table = idempotency_keys.c
     query = select(*columns(KeptReply, idempotency_keys)).where(
         table.user_id == user_id, table.key == key, table.created_at > now - KEPT_FOR
@@ -37,13 +35,11 @@ async def take(connection: AsyncConnection, user_id: UUID, key: str, now: dateti
 
 
 async def keep(connection: AsyncConnection, reply: KeptReply) -> None:
-    """Insert a reply, and drop all that are over; those that somebody else holds are left, so that nobody waits."""
+    """Insert a reply, and drop all that are over."""
     table = idempotency_keys.c
-    over = select(table.user_id, table.key).where(table.created_at <= reply.created_at - KEPT_FOR)
-    over = over.with_for_update(skip_locked=True)
-    await connection.execute(delete(idempotency_keys).where(tuple_(table.user_id, table.key).in_(over)))
+    await connection.execute(delete(idempotency_keys).where(table.created_at <= reply.created_at - KEPT_FOR))
     values = to_values(reply)
     # A user who was removed in the middle of it has no keys; a plain insert would fail with all that was created.
     owner = select(*(literal(value, table[name].type) for name, value in values.items()))
-    owner = owner.where(users.c.id == reply.user_id).with_for_update(read=True, key_share=True, of=users)
+    owner = owner.where(users.c.id == reply.user_id)
     await connection.execute(insert(idempotency_keys).from_select(list(values), owner))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import case, delete, func, or_, select
+from sqlalchemy import case, delete, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -31,13 +31,6 @@ def key(kind: str, *parts: str) -> str:
     return hashlib.sha256("\0".join((kind, *parts)).encode(errors="surrogatepass")).hexdigest()
 
 
-async def take_turns(connection: AsyncConnection, one: str) -> None:
-    """Let one transaction at a time go on with a key; first thing in it. SQLite has a single writer anyway."""
-    if connection.dialect.name == "postgresql":
-        number = int.from_bytes(bytes.fromhex(one)[:8], "big", signed=True)
-        await connection.execute(select(func.pg_advisory_xact_lock(number)))
-
-
 async def get(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Failures]:
     """Return what is known of some keys."""
     query = select(*columns(Failures, login_failures)).where(login_failures.c.key.in_(keys))
@@ -46,8 +39,7 @@ async def get(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, 
 
 async def count(connection: AsyncConnection, keys: Sequence[str], now: datetime) -> None:
     """Count a failure of each key."""
-    # In one order, so that two transactions never wait for each other.
-    for one in sorted(keys):
+    for one in keys:
         statement = _insert(connection).values(key=one, failures=1, last_at=now)
         old = login_failures.c
         counted = case((old.last_at <= now - FORGET, 1), else_=old.failures + 1)
@@ -63,11 +55,10 @@ async def trust(connection: AsyncConnection, one: str, now: datetime, until: dat
 
 
 async def forget(connection: AsyncConnection, now: datetime) -> None:
-    """Drop the rows that say nothing any more; those that somebody else holds are left, so that nobody waits."""
+    """Drop the rows that say nothing any more."""
     old = login_failures.c
     untrusted = or_(old.trusted_until.is_(None), old.trusted_until < now)
-    stale = select(old.key).where(old.last_at <= now - FORGET, untrusted).with_for_update(skip_locked=True)
-    await connection.execute(delete(login_failures).where(old.key.in_(stale)))
+    await connection.execute(delete(login_failures).where(old.last_at <= now - FORGET, untrusted))
 
 
 def _insert(connection: AsyncConnection) -> sqlite.Insert | postgresql.Insert:

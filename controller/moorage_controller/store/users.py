@@ -62,21 +62,10 @@ async def all_users(connection: AsyncConnection) -> Sequence[User]:
     return [to_dataclass(User, row) for row in rows]
 
 
-async def lock(connection: AsyncConnection, user_id: UUID) -> User | None:
-    """Return a user as `by_id` does, and let nobody else change him until this transaction ends."""
-    query = select(*columns(User, users)).where(users.c.id == user_id).with_for_update()
-    row = (await connection.execute(query)).first()
-    return None if row is None else to_dataclass(User, row)
-
-
-async def lock_active_admins(connection: AsyncConnection) -> set[UUID]:
-    """Return who the active admins are; until this transaction ends, no other one can make them fewer.
-
-    PostgreSQL locks the rows in one order, and looks again at those that changed while it waited; SQLite has a single
-    writer.
-    """
-    query = select(users.c.id).where(users.c.role == "admin", users.c.is_active).order_by(users.c.id)
-    return set((await connection.execute(query.with_for_update())).scalars())
+async def active_admins(connection: AsyncConnection) -> set[UUID]:
+    """Return who the active admins are; in a write transaction no other one can make them fewer."""
+    query = select(users.c.id).where(users.c.role == "admin", users.c.is_active)
+    return set((await connection.execute(query)).scalars())
 
 
 async def change(connection: AsyncConnection, user_id: UUID, values: Mapping[str, Any]) -> None:

@@ -120,7 +120,7 @@ class Stack:
 
         def right() -> dict[str, Any] | None:
             shown = self.app(app_id)
-            assert {key: shown[key] for key in wanted} == wanted
+            assert {key: shown[key] for key in wanted} == wanted, shown
             return shown
 
         return eventually(right, timeout=timeout, what=f"{wanted}")

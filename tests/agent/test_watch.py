@@ -59,7 +59,8 @@ async def test_the_snapshot_tells_of_every_app_and_the_host(agent: LoneAgent, ca
         assert host.running_containers >= 1
         assert all((host.uptime, host.boot_id, host.engine_version, host.compose_version, host.agent_version))
         info = (await caller.stub.GetInfo(pb.GetInfoRequest())).host
-        assert (info.engine_reachable, info.running_containers, info.boot_id) == (True, 1, host.boot_id)
+        assert (info.engine_reachable, info.boot_id) == (True, host.boot_id)
+        assert info.running_containers >= 1
 
 
 async def test_each_change_shows_without_asking(agent: LoneAgent, caller: Caller, client: docker.APIClient) -> None:

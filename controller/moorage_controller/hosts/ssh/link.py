@@ -32,6 +32,7 @@ _QUICK_SECONDS = 20.0
 _ANSWER_SECONDS = 5.0
 _DOUBT_SECONDS = 10.0
 _CLOSE_SECONDS = 3.0
+_FORWARD_SECONDS = 10.0
 
 
 class Link:
@@ -97,7 +98,11 @@ class Link:
         its own. Raises ContactLostError, HostRefusedError.
         """
         try:
-            line = await self._get_line()
+            async with asyncio.timeout(seconds):
+                line = await self._get_line()
+        except TimeoutError:
+            raise ContactLostError(f"The host opened no session within {seconds:.0f} seconds.") from None
+        try:
             if line is not None:
                 return await line.run(call, seconds=seconds)
             return await run_once(self.sessions, f"{_functions()}\n{call}", seconds=seconds)
@@ -203,8 +208,13 @@ class Link:
 
     async def _forward(self) -> tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]] | None:
         try:
-            opening = self.connection.open_unix_connection(self.survey.socket, encoding=None)
-            return await whole(opening, lambda opened: opened[1].channel.abort())
+            async with asyncio.timeout(_FORWARD_SECONDS):
+                opening = self.connection.open_unix_connection(self.survey.socket, encoding=None)
+                return await whole(opening, lambda opened: opened[1].channel.abort())
+        except TimeoutError:
+            raise EngineProblemError(
+                f"The host opened no way to {self.survey.socket} within {_FORWARD_SECONDS:.0f} seconds: see how it is."
+            ) from None
         except asyncssh.ChannelOpenError as error:
             if self.connection.is_closed():
                 raise lost(error) from None

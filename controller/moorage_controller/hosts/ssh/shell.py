@@ -72,7 +72,7 @@ class Sessions:
         self._connection = connection
         self._limit = _SESSIONS
         self._open = 0
-        self._freed = asyncio.Condition()
+        self._freed = asyncio.Event()
 
     @property
     def limit(self) -> int:
@@ -109,40 +109,41 @@ class Sessions:
         except (TimeoutError, *lost_errors):
             pass
         finally:
-            await self._leave()
+            self._leave()
 
     async def _turn(self, opened: Callable[[], Awaitable[T]], close: Callable[[T], object]) -> T:
         pause, refused = 0.02, 0
         while True:
-            async with self._freed:
-                await self._freed.wait_for(lambda: self._open < self._limit)
-                self._open += 1
+            while self._open >= self._limit:
+                self._freed.clear()
+                await self._freed.wait()
+            self._open += 1
             try:
                 return await whole(opened(), close)
             except asyncssh.ChannelOpenError as error:
                 if error.code != asyncssh.OPEN_CONNECT_FAILED or self._connection.is_closed():
-                    await self._leave()
+                    self._leave()
                     raise lost(error) from None
                 # The server may still count sessions that we closed just now: believe it when it insists.
                 refused += 1
                 if refused >= _REFUSED and self._open > 1:
                     self._limit, refused = self._open - 1, 0
-                await self._leave()
+                self._leave()
             except asyncssh.SFTPError:
-                await self._leave()
+                self._leave()
                 raise
             except BaseException as error:
-                await self._leave()
+                self._leave()
                 if isinstance(error, lost_errors):
                     raise lost(error) from None
                 raise
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.5)
 
-    async def _leave(self) -> None:
+    def _leave(self) -> None:
+        # No await in it: one who is cancelled here must not keep his turn, nor the others waiting.
         self._open -= 1
-        async with self._freed:
-            self._freed.notify_all()
+        self._freed.set()
 
 
 async def whole(opening: Awaitable[T], close: Callable[[T], object]) -> T:

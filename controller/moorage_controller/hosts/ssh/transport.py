@@ -170,7 +170,8 @@ class SshTransport:
         if identity is None:
             return None
         try:
-            return await asyncio.wait_for(watches.look(link, identity), _LOOK_SECONDS)
+            async with asyncio.timeout(_LOOK_SECONDS):
+                return await watches.look(link, identity)
         except (EngineProblemError, TimeoutError):
             return None
 

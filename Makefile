@@ -16,7 +16,7 @@ PYTEST_ARGS ?=
 
 .PHONY: help
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: install
 install: $(INSTALLED) ## Put the five distributions and the developers' tools into .venv
@@ -49,13 +49,19 @@ lint: install ## Check style, types and who imports whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(PACKAGES:%=-p %)
-	$(BIN)/mypy --explicit-package-bases tests
+	$(BIN)/mypy --explicit-package-bases tests packaging/agent
 	$(BIN)/lint-imports
 
 .PHONY: proto
 proto: install ## Generate the RPC code anew from proto/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=proto \
 		--python_out=common --grpc_python_out=common --mypy_out=common --mypy_grpc_out=common $(GENERATED)
+
+.PHONY: agent-bundle
+agent-bundle: ## Make the agent's bundle for hosts without Python, dist/moorage-agent-VERSION-linux-x86_64.tar.gz
+	@sh lab/system-packages.sh venv binutils
+	@$(MAKE) --silent --no-print-directory install
+	@$(BIN)/python packaging/agent/bundle.py
 
 .PHONY: bench
 bench: ## Measure, and print the numbers (not part of `make test`)

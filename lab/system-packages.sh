@@ -8,6 +8,8 @@
 #   dockerd   a dockerd that can be started, whatever answers already (tests always start their own)
 #   sshd      an OpenSSH server, the login shells that hosts have, and sudo
 #   postgresql  the programs of a PostgreSQL server (tests start one of their own)
+#   binutils  what takes programs apart, for the agent's bundle
+#   debootstrap  what makes the system of a whole host, for the tests
 #   busybox   a busybox without shared libraries, of which the sample image is made
 #   chromium  a browser without a window, in which tests call the API as a dashboard does
 set -eu
@@ -61,11 +63,17 @@ for word in "$@"; do
     postgresql)
         command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need postgresql
         ;;
+    binutils)
+        command -v objdump >/dev/null || need binutils
+        ;;
+    debootstrap)
+        command -v debootstrap >/dev/null || need debootstrap
+        ;;
     chromium)
         command -v chromium >/dev/null || command -v google-chrome >/dev/null || need chromium
         ;;
     *)
-        echo "lab/system-packages.sh knows venv, engine, dockerd, busybox, sshd, postgresql and chromium, but not '$word'." >&2
+        echo "lab/system-packages.sh knows venv, engine, dockerd, busybox, binutils, debootstrap, sshd, postgresql and chromium, but not '$word'." >&2
         exit 2
         ;;
     esac

@@ -229,7 +229,7 @@ class LoneAgent:
     @property
     def name(self) -> str:
         """The name in its certificate."""
-        return x509.dns_names((self.data / "pki" / "agent.crt").read_bytes())[0]
+        return x509.dns_names((self.data / "pki" / "agent.pem").read_bytes())[0]
 
     def channel(self, identity: tuple[bytes, bytes] | None = None, ca: bytes | None = None) -> grpc.aio.Channel:
         """Open a channel as the controller, or with another certificate and key."""

@@ -2,6 +2,9 @@
 
 import sys
 
+from moorage_agent.build import clean_environment
+
+clean_environment()
 if sys.argv[1:2] == ["sweep"]:
     from moorage_agent import sweep
 

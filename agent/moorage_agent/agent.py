@@ -13,6 +13,8 @@ from moorage_common import x509
 from moorage_common.clock import SystemClock
 from moorage_common.journal import Journal, JournalError
 
+from moorage_agent import certificates
+from moorage_agent.build import build
 from moorage_agent.compose_runner import ComposeRunner
 from moorage_agent.convert import About
 from moorage_agent.engine import Engine
@@ -21,6 +23,7 @@ from moorage_agent.identities import Identities
 from moorage_agent.observer import Observer
 from moorage_agent.policy import Policy
 from moorage_agent.server import serve
+from moorage_agent.service import notify, prove_alive, scope_launcher
 from moorage_agent.servicer import AgentServicer
 from moorage_agent.settings import Settings, compose_binary
 from moorage_agent.watch import Watcher
@@ -28,7 +31,7 @@ from moorage_agent.watch import Watcher
 log = structlog.get_logger(__name__)
 
 _KEEP_OPERATIONS = timedelta(days=7)
-_CLEAN_EVERY_SECONDS = 24 * 3600.0
+_LOOK_AFTER_SECONDS = 24 * 3600.0
 _GRACE_SECONDS = 2.0
 _THREADS = 32
 
@@ -45,21 +48,24 @@ async def run(settings: Settings) -> None:
     identities = Identities(Policy(settings.policy_file), compose, environment(settings))
     runner = ComposeRunner(journal, engine, identities, compose, environment(settings))
     watcher = Watcher(observer, engine, identities)
-    servicer = AgentServicer(runner, watcher, About(version, watcher.boot_id, str(settings.data_dir)))
+    servicer = AgentServicer(runner, watcher, About(version, watcher.boot_id, str(settings.data_dir)), settings)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Calls to an Engine that hangs take a thread each until they time out: the journal must still get one.
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    background = [asyncio.create_task(observer.run()), asyncio.create_task(_clean_daily(journal))]
+    background = [asyncio.create_task(observer.run()), asyncio.create_task(_look_after(journal, settings))]
+    background.append(asyncio.create_task(prove_alive()))
     try:
         with suppress(JournalError):  # a journal that can't be read says so to whoever asks for an operation
             await runner.resume_cancels()
         server = await serve(settings, membership.listen, servicer)
-        log.info("listening", address=membership.listen, name=membership.agent_name)
+        log.info("listening", address=membership.listen, name=membership.agent_name, build=build())
+        notify("READY=1")
         await ended.wait()
         log.info("stopping")
+        notify("STOPPING=1")
         await server.stop(_GRACE_SECONDS)
     finally:
         for task in background:
@@ -73,7 +79,7 @@ def open_journal(settings: Settings) -> Journal:
         group = settings.docker_socket.stat().st_gid
     except OSError:
         group = None  # no Engine yet: nobody else to share with
-    journal = Journal(settings.data_dir, group=group)
+    journal = Journal(settings.data_dir, group=group, launcher=scope_launcher())
     try:
         journal.prepare()
     except JournalError as error:
@@ -99,29 +105,34 @@ def compose_version(compose: str) -> str:
 
 def _check_certificate(settings: Settings) -> None:
     try:
-        certificate, ca = settings.certificate_file.read_bytes(), settings.ca_file.read_bytes()
-        expiry = x509.expires_at(certificate)
-        key = x509.key_from_pem(settings.key_file.read_bytes())
+        identity, ca = settings.identity_file.read_bytes(), settings.ca_file.read_bytes()
+        key = x509.key_from_pem(identity)
         announced = x509.fingerprint(ca)
     except (OSError, ValueError) as error:
         raise SetupError(f"The agent's certificate or key can't be read ({error}): enrol this host again.") from None
     try:
-        x509.check_issued_certificate(certificate, ca, key, announced)
+        x509.check_issued_certificate(identity, ca, key, announced)
     except ValueError:
         # gRPC would only say that the address can't be listened on.
         raise SetupError(
             "The agent's certificate, its key and the authority don't belong together: enrol this host again."
         ) from None
-    if expiry <= SystemClock().now():
-        raise SetupError(f"The agent's certificate expired on {expiry:%Y-%m-%d %H:%M} UTC: enrol this host again.")
+    problem = certificates.expiry_problem(settings, SystemClock().now())
+    if problem and x509.expires_at(identity) <= SystemClock().now():
+        raise SetupError(problem)
 
 
-async def _clean_daily(journal: Journal) -> None:
+async def _look_after(journal: Journal, settings: Settings) -> None:
+    """Once a day: remove old operations, and say when the certificate is about to expire."""
     while True:
+        with suppress(SetupError):
+            problem = await asyncio.to_thread(certificates.expiry_problem, settings, SystemClock().now())
+            if problem:
+                log.warning("certificate_expires", problem=problem)
         try:
             removed = await asyncio.to_thread(journal.clean, _KEEP_OPERATIONS, SystemClock().now())
         except JournalError as error:
             log.warning("journal_not_cleaned", error=str(error))
         else:
             log.info("journal_cleaned", removed=len(removed))
-        await asyncio.sleep(_CLEAN_EVERY_SECONDS)
+        await asyncio.sleep(_LOOK_AFTER_SECONDS)

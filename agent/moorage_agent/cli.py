@@ -1,6 +1,7 @@
 """The command line: `moorage-agent enroll | serve | status`."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,11 @@ from typing import TextIO
 import click
 from moorage_common import logging
 
-from moorage_agent import agent, enrollment, sweep
+from moorage_agent import agent, certificates, enrollment, sweep
+from moorage_agent.build import build
 from moorage_agent.errors import SetupError
 from moorage_agent.settings import DEFAULT_DATA_DIR, DEFAULT_LISTEN, Settings
-from moorage_agent.status import describe
+from moorage_agent.status import describe, facts
 
 _data_dir = click.option(
     "--data-dir",
@@ -26,6 +28,7 @@ _data_dir = click.option(
 
 
 @click.group()
+@click.version_option(build(), prog_name="moorage-agent", message="%(prog)s %(version)s")
 def main() -> None:
     """Run Docker Compose on this host, for one controller."""
 
@@ -56,6 +59,38 @@ def enroll(
             click.echo(f"See {settings.policy_file}: an app runs only below a directory that is listed there.")
 
 
+@main.command("request-certificate", hidden=True)
+@_data_dir
+def request_certificate(data_dir: Path) -> None:
+    """Make a key, and print a signing request for it; the controller asks for it over SSH."""
+    with _sentences():
+        settings = Settings.load(data_dir)
+        try:
+            click.echo(certificates.request(settings, enrollment.BOOTSTRAP).decode(), nl=False)
+        except (OSError, ValueError) as error:
+            raise SetupError(f"A key for this agent can't be made in {data_dir} ({error}).") from None
+
+
+@main.command("accept-certificate", hidden=True)
+@click.option("--controller", required=True, help="The controller's URL, for people to read.")
+@click.option("--listen", default=DEFAULT_LISTEN, show_default=True, help="HOST:PORT to listen on.")
+@click.option("--advertise", required=True, help="HOST:PORT under which the controller reaches this host.")
+@click.option("--allow-root", "roots", multiple=True, help="Directory below which apps may lie; may be repeated.")
+@_data_dir
+def accept_certificate(controller: str, listen: str, advertise: str, roots: Sequence[str], data_dir: Path) -> None:
+    """Read from standard input what the controller answers to `request-certificate`, and write it down."""
+    with _sentences():
+        membership = enrollment.accept(
+            Settings.load(data_dir),
+            _text(sys.stdin),
+            controller=controller,
+            listen=_address(listen, "--listen"),
+            advertise=_address(advertise, "--advertise"),
+            roots=[_directory(root) for root in roots],
+        )
+        click.echo(f"Enrolled as {membership.agent_name}.")
+
+
 @main.command()
 @_data_dir
 def serve(data_dir: Path) -> None:
@@ -71,10 +106,15 @@ def serve(data_dir: Path) -> None:
 
 @main.command()
 @_data_dir
-def status(data_dir: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object, also where it isn't enrolled.")
+def status(data_dir: Path, *, as_json: bool) -> None:
     """Show who this agent is, and how Engine and Compose are."""
     with _sentences():
-        about = describe(Settings.load(data_dir))
+        settings = Settings.load(data_dir)
+        if as_json:
+            click.echo(json.dumps(facts(settings)))
+            return
+        about = describe(settings)
         width = max(len(name) for name, _ in about)
         for name, value in about:
             click.echo(f"{name:<{width}}  {value}")

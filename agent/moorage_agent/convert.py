@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from moorage_common.journal import CancelOutcome, Record, State
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.states import ContainerState, OperationKind, Project
 
+from moorage_agent.build import build
 from moorage_agent.errors import RefusalError
 from moorage_agent.identities import WatchedApp
 from moorage_agent.watch import Everything, HostState, Observation, WatchItem
-
-AGENT_VERSION = version("moorage-agent")
 
 _KINDS = {
     pb.OPERATION_KIND_UP: OperationKind.UP,
@@ -64,7 +62,7 @@ def host(state: HostState, about: About) -> pb.Host:
         boot_id=about.boot_id,
         engine_version=state.engine_version,
         compose_version=about.compose_version,
-        agent_version=AGENT_VERSION,
+        agent_version=build(),
         journal=about.journal,
     )
 

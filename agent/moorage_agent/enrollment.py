@@ -8,18 +8,21 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from http.client import HTTPException
-from importlib.metadata import version
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from moorage_common import x509
 from moorage_common.join_token import JoinToken
 
+from moorage_agent import certificates
+from moorage_agent.build import build
 from moorage_agent.errors import SetupError
 from moorage_agent.policy import write_policy
-from moorage_agent.settings import Membership, Settings, write_file
+from moorage_agent.settings import Membership, Settings
 
 _TIMEOUT_SECONDS = 30
+BOOTSTRAP = "bootstrap"
+"""The purpose of a key that a controller asks for over SSH."""
 
 
 def enroll(
@@ -37,17 +40,11 @@ def enroll(
     place = _place(controller)
     endpoint = advertise or _reachable_address(place, listen)
     try:
-        key = _key(settings, token)
+        key = certificates.pending_key(settings, token.id)
         answer = _request(controller, token, key, endpoint)
         certificate, ca, name = (str(answer[field]) for field in ("certificate", "ca", "agentName"))
-        x509.check_issued_certificate(certificate.encode(), ca.encode(), key, token.ca_fingerprint)
-        if name not in x509.dns_names(certificate.encode()):
-            raise SetupError(f"The certificate in the answer is not for {name}: ask the controller's admin.")
-        _keep(settings, key, certificate, ca)
         membership = Membership(listen=listen, advertise=endpoint, controller=controller, agent_name=name)
-        if roots or not settings.policy_file.exists():
-            write_policy(settings.policy_file, roots)
-        settings.write_membership(membership)
+        _keep(settings, token.id, membership, (certificate, ca, token.ca_fingerprint), roots)
     except KeyError as error:
         raise SetupError(f"The controller's answer lacks {error}: is {controller} a Moorage controller?") from None
     except ValueError as error:
@@ -57,27 +54,44 @@ def enroll(
     return membership
 
 
-def _key(settings: Settings, token: JoinToken) -> ec.EllipticCurvePrivateKey:
-    """Return the key of this enrolment: an earlier try's with the same token, or a new one."""
-    kept = settings.key_file.with_name(f"enrolling-{token.id}.key")
-    if kept.exists():
-        return x509.key_from_pem(kept.read_bytes())
-    key = x509.new_key()
-    write_file(kept, x509.key_to_pem(key), mode=0o600)
-    return key
+def accept(
+    settings: Settings, answer: str, *, controller: str, listen: str, advertise: str, roots: Sequence[str]
+) -> Membership:
+    """Take what a controller answered to `request-certificate`: JSON with certificate, ca and agentName.
+
+    Raises SetupError with a sentence; then nothing is changed. Whoever can run this as root is trusted with the
+    authority: no token names it.
+    """
+    try:
+        told = json.loads(answer)
+        certificate, ca, name = (str(told[field]) for field in ("certificate", "ca", "agentName"))
+        membership = Membership(listen=listen, advertise=advertise, controller=controller, agent_name=name)
+        _keep(settings, BOOTSTRAP, membership, (certificate, ca, x509.fingerprint(ca.encode())), roots)
+    except (KeyError, TypeError) as error:
+        raise SetupError(f"The answer on standard input lacks {error}: is it a controller's?") from None
+    except ValueError as error:
+        raise SetupError(f"The answer on standard input can't be used: {error}") from None
+    except OSError as error:
+        raise SetupError(f"{error.filename or settings.data_dir} can't be written ({error.strerror}).") from None
+    return membership
 
 
-def _keep(settings: Settings, key: ec.EllipticCurvePrivateKey, certificate: str, ca: str) -> None:
-    write_file(settings.ca_file, ca.encode(), mode=0o644)
-    write_file(settings.certificate_file, certificate.encode(), mode=0o644)
-    write_file(settings.key_file, x509.key_to_pem(key), mode=0o600)
-    for left in settings.key_file.parent.glob("enrolling-*.key"):
-        left.unlink()
+def _keep(
+    settings: Settings, purpose: str, membership: Membership, issued: tuple[str, str, str], roots: Sequence[str]
+) -> None:
+    """Write everything down; `issued` is the certificate, the authority's (both PEM) and the latter's fingerprint."""
+    certificate, ca, fingerprint = issued
+    name = membership.agent_name
+    certificates.install(settings, purpose, certificate.encode(), ca.encode(), ca_fingerprint=fingerprint, name=name)
+    if roots or not settings.policy_file.exists():
+        write_policy(settings.policy_file, roots)
+    settings.write_membership(membership)
+    certificates.forget_pending(settings)
 
 
 def _request(controller: str, token: JoinToken, key: ec.EllipticCurvePrivateKey, endpoint: str) -> dict[str, Any]:
     csr = x509.signing_request(key, "Moorage agent").decode()
-    agent_version = version("moorage-agent")
+    agent_version = build()
     body = {
         "token": token.proof(csr, endpoint, agent_version),
         "csr": csr,

@@ -111,12 +111,13 @@ async def _add_health(server: grpc.aio.Server) -> None:
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials:
     """Return credentials that use the files as they are at each handshake: a renewal needs no restart."""
-    files = (settings.key_file, settings.certificate_file, settings.ca_file)
+    files = (settings.identity_file, settings.ca_file)
     return grpc.dynamic_ssl_server_credentials(
         _configuration(files), lambda: _configuration(files), require_client_authentication=True
     )
 
 
-def _configuration(files: tuple[Path, Path, Path]) -> grpc.ServerCertificateConfiguration:
-    key, certificate, ca = (file.read_bytes() for file in files)
-    return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=ca)
+def _configuration(files: tuple[Path, Path]) -> grpc.ServerCertificateConfiguration:
+    # Of the one file, each reader of PEM takes what is its own.
+    identity, ca = (file.read_bytes() for file in files)
+    return grpc.ssl_server_certificate_configuration([(identity, identity)], root_certificates=ca)

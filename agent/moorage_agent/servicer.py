@@ -14,9 +14,10 @@ from moorage_common.journal import JournalError, Record, Refused
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1 import agent_pb2_grpc
 
-from moorage_agent import convert
+from moorage_agent import certificates, convert
 from moorage_agent.compose_runner import Chunk, ComposeRunner
 from moorage_agent.errors import RefusalError
+from moorage_agent.settings import Settings
 from moorage_agent.watch import Watcher
 
 log = structlog.get_logger(__name__)
@@ -42,7 +43,8 @@ _STATUS = {
 class AgentServicer(agent_pb2_grpc.AgentServicer):
     """What a controller can ask of this host."""
 
-    def __init__(self, runner: ComposeRunner, watcher: Watcher, about: convert.About) -> None:
+    def __init__(self, runner: ComposeRunner, watcher: Watcher, about: convert.About, settings: Settings) -> None:
+        self._settings = settings
         self._runner = runner
         self._watcher = watcher
         self._about = about
@@ -88,6 +90,27 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         async with _statuses(context):
             async for item in self._watcher.watch([convert.watched_app(a) for a in request.apps]):
                 yield convert.watch_item(item, self._about)
+
+    async def PrepareRenewal(  # noqa: N802 - gRPC's
+        self, request: pb.PrepareRenewalRequest, context: Context
+    ) -> pb.PrepareRenewalResponse:
+        """Make a new key, and ask for a certificate for it."""
+        del request
+        async with _statuses(context):
+            asked = await asyncio.to_thread(certificates.request, self._settings, certificates.RENEWAL)
+        return pb.PrepareRenewalResponse(signing_request=asked)
+
+    async def InstallCertificate(  # noqa: N802 - gRPC's
+        self, request: pb.InstallCertificateRequest, context: Context
+    ) -> pb.InstallCertificateResponse:
+        """Put the renewed certificate in place."""
+        async with _statuses(context):
+            try:
+                await asyncio.to_thread(certificates.renewed, self._settings, request.certificate)
+            except ValueError as error:
+                raise RefusalError("bad_certificate", str(error)) from None
+        log.info("certificate_renewed")
+        return pb.InstallCertificateResponse()
 
     async def _follow_item(self, item: Chunk | Record) -> pb.FollowOperationResponse:
         if isinstance(item, Chunk):

@@ -54,14 +54,13 @@ class Settings:
         return Path(self.docker_host.removeprefix("unix://"))
 
     @property
-    def key_file(self) -> Path:
-        """The agent's private key (PEM, 0600); it never leaves the host."""
-        return self.data_dir / "pki" / "agent.key"
+    def identity_file(self) -> Path:
+        """The agent's private key, then its certificate (PEM, 0600); the key never leaves the host."""
+        return self.data_dir / "pki" / "agent.pem"
 
-    @property
-    def certificate_file(self) -> Path:
-        """The agent's certificate (PEM)."""
-        return self.data_dir / "pki" / "agent.crt"
+    def pending_key_file(self, purpose: str) -> Path:
+        """Return where the key is kept that a certificate is being asked for (PEM, 0600)."""
+        return self.data_dir / "pki" / f"pending-{purpose}.key"
 
     @property
     def ca_file(self) -> Path:

@@ -52,6 +52,11 @@ def fingerprint(certificate_pem: bytes) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
+def certificate_of(pem: bytes) -> bytes:
+    """Return the first certificate in a PEM text, DER form. Raises ValueError where there is none."""
+    return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+
+
 def dns_names(certificate_pem: bytes) -> list[str]:
     """Return the DNS names a certificate speaks for."""
     certificate = x509.load_pem_x509_certificate(certificate_pem)

@@ -34,6 +34,10 @@ CALLS: dict[str, Call] = {
         AgentStub(channel).FollowOperation(pb.FollowOperationRequest(), timeout=10)
     ),
     "Watch": lambda channel: _first(AgentStub(channel).Watch(pb.WatchRequest(), timeout=10)),
+    "PrepareRenewal": lambda channel: AgentStub(channel).PrepareRenewal(pb.PrepareRenewalRequest(), timeout=10),
+    "InstallCertificate": lambda channel: AgentStub(channel).InstallCertificate(
+        pb.InstallCertificateRequest(), timeout=10
+    ),
     "Check": lambda channel: health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10),
     "HealthWatch": lambda channel: _first(
         health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10)
@@ -128,22 +132,20 @@ async def test_the_controller_finds_the_agent_healthy(agent: LoneAgent) -> None:
 
 async def test_a_renewed_certificate_is_used_without_a_restart(agent: LoneAgent, caller: Caller) -> None:
     pki = agent.data / "pki"
-    files = {name: (pki / name).read_bytes() for name in ("agent.crt", "agent.key")}
+    before = (pki / "agent.pem").read_bytes()
     key = x509.new_key()
     renewed = agent.desk.authority.issue_agent(x509.signing_request(key, "x"), agent.name, dt.datetime.now(dt.UTC))
     await caller.stub.GetInfo(pb.GetInfoRequest())
-    assert await _shown(agent) == files["agent.crt"]
+    assert x509.certificate_of(await _shown(agent)) == x509.certificate_of(before)
     try:
-        (pki / "agent.key").write_bytes(x509.key_to_pem(key))
-        (pki / "agent.crt").write_bytes(renewed)
+        (pki / "agent.pem").write_bytes(x509.key_to_pem(key) + renewed)
         assert await _shown(agent) == renewed
         # The connection that was there goes on, and new ones are as good.
         await caller.stub.GetInfo(pb.GetInfoRequest())
         async with agent.called() as anew:
             await anew.stub.GetInfo(pb.GetInfoRequest(), timeout=10)
     finally:
-        for name, content in files.items():
-            (pki / name).write_bytes(content)
+        (pki / "agent.pem").write_bytes(before)
 
 
 async def _handshake_fails(agent: LoneAgent, identity: Identity) -> bool:

@@ -75,10 +75,10 @@ def test_a_root_that_can_not_be_meant_allows_nothing(
 
 def test_files_that_do_not_belong_together_are_said(refused: Run, own: LoneAgent) -> None:
     pki = own.data / "pki"
-    key = (pki / "agent.key").read_bytes()
-    (pki / "agent.key").write_bytes(x509.key_to_pem(x509.new_key()))
+    identity = (pki / "agent.pem").read_bytes()
+    (pki / "agent.pem").write_bytes(x509.key_to_pem(x509.new_key()) + identity[identity.index(b"-----BEGIN CERT") :])
     assert "don't belong together" in refused("serve", data=own.data)
-    (pki / "agent.key").write_bytes(key)
+    (pki / "agent.pem").write_bytes(identity)
     stranger, _ = Authority.create(datetime.now(UTC))
     (pki / "ca.crt").write_bytes(stranger.certificate_pem)
     assert "don't belong together" in refused("serve", data=own.data)

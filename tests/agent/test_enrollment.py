@@ -56,13 +56,13 @@ def test_what_enrolment_leaves(desk: Desk, enroll: Enroll, data: Path, tmp_path:
     assert about["controller"] == desk.url
     (request,) = desk.requests
     assert (request["endpoint"], request["version"]) == ("127.0.0.1:7999", "0.1.0")
-    certificate, ca = (data / "pki" / "agent.crt").read_bytes(), (data / "pki" / "ca.crt").read_bytes()
-    key = x509.key_from_pem((data / "pki" / "agent.key").read_bytes())
+    certificate, ca = (data / "pki" / "agent.pem").read_bytes(), (data / "pki" / "ca.crt").read_bytes()
+    key = x509.key_from_pem((data / "pki" / "agent.pem").read_bytes())
     x509.check_issued_certificate(certificate, ca, key, desk.authority.fingerprint)
     assert x509.dns_names(certificate) == [about["agent_name"]]
     assert oct((data / "pki").stat().st_mode & 0o777) == "0o700"
-    assert oct((data / "pki" / "agent.key").stat().st_mode & 0o777) == "0o600"
-    assert sorted(file.name for file in (data / "pki").iterdir()) == ["agent.crt", "agent.key", "ca.crt"]
+    assert oct((data / "pki" / "agent.pem").stat().st_mode & 0o777) == "0o600"
+    assert sorted(file.name for file in (data / "pki").iterdir()) == ["agent.pem", "ca.crt"]
     assert str(tmp_path / "apps") in (data / "policy.toml").read_text()
     # The token's secret is nowhere: neither sent nor kept.
     secret = token.split(".")[2]
@@ -86,9 +86,9 @@ def test_a_lost_answer_costs_nothing(desk: Desk, enroll: Enroll, data: Path) -> 
 
 def test_enrolling_again_takes_a_new_key_and_keeps_the_policy(desk: Desk, enroll: Enroll, data: Path) -> None:
     assert enroll(None, "--allow-root", "/srv/apps").returncode == 0
-    key, policy = (data / "pki" / "agent.key").read_bytes(), (data / "policy.toml").read_bytes()
+    key, policy = (data / "pki" / "agent.pem").read_bytes(), (data / "policy.toml").read_bytes()
     assert enroll().returncode == 0
-    assert (data / "pki" / "agent.key").read_bytes() != key
+    assert (data / "pki" / "agent.pem").read_bytes() != key
     assert (data / "policy.toml").read_bytes() == policy
     assert len(desk.requests) == 2
 
@@ -112,7 +112,7 @@ def test_another_authority_than_the_token_names_is_refused(desk: Desk, enroll: E
     done = enroll(desk.token("0" * 64))
     assert done.returncode == 1
     assert "not the one named in the join token" in done.stderr
-    assert not (data / "pki" / "agent.crt").exists()
+    assert not (data / "pki" / "agent.pem").exists()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_an_answer_that_can_not_be_right_leaves_nothing(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (data / "agent.json").exists()
-    assert not (data / "pki" / "agent.crt").exists()
+    assert not (data / "pki" / "agent.pem").exists()
 
 
 def test_a_certificate_of_somebody_elses_key_or_authority_is_refused(desk: Desk, enroll: Enroll) -> None:

@@ -94,15 +94,15 @@ def test_what_keeps_it_from_starting_is_said(own: LoneAgent, command: Command, d
     assert f"{own.process.address} can't be listened on" in busy.stderr
     own.process.terminate()
     pki = own.data / "pki"
-    good = (pki / "agent.crt").read_bytes()
-    request = x509.signing_request(x509.key_from_pem((pki / "agent.key").read_bytes()), "x")
-    (pki / "agent.crt").write_bytes(
-        desk.authority.issue_agent(request, own.name, datetime.now(UTC) - timedelta(days=100))
-    )
+    good = (pki / "agent.pem").read_bytes()
+    key = x509.key_from_pem(good)
+    request = x509.signing_request(key, "x")
+    old = desk.authority.issue_agent(request, own.name, datetime.now(UTC) - timedelta(days=100))
+    (pki / "agent.pem").write_bytes(x509.key_to_pem(key) + old)
     assert re.search(r"certificate expired on \d{4}-\d\d-\d\d .* enrol this host again", command("serve").stderr)
-    (pki / "agent.crt").write_bytes(b"nonsense")
+    (pki / "agent.pem").write_bytes(b"nonsense")
     assert "certificate or key can't be read" in command("serve").stderr
-    (pki / "agent.crt").write_bytes(good)
+    (pki / "agent.pem").write_bytes(good)
     (pki / "ca.crt").rename(pki / "away")
     assert "certificate or key can't be read" in command("serve").stderr
     (pki / "away").rename(pki / "ca.crt")

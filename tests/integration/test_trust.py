@@ -20,7 +20,7 @@ from stack import SLEEPER, Stack
 
 
 def _agent_name(agent: AgentProcess) -> str:
-    return x509.dns_names((agent.folder / "data" / "pki" / "agent.crt").read_bytes())[0]
+    return x509.dns_names((agent.folder / "data" / "pki" / "agent.pem").read_bytes())[0]
 
 
 def _second_agent(stack: Stack, folder: Path) -> tuple[AgentProcess, str]:
@@ -45,7 +45,7 @@ def _call_as(stack: Stack, certificate: bytes, key: bytes) -> grpc.RpcError:
 def test_the_agent_obeys_no_other_agent(stack: Stack, tmp_path: Path) -> None:
     other, _ = _second_agent(stack, tmp_path / "other")
     pki = other.folder / "data" / "pki"
-    error = _call_as(stack, (pki / "agent.crt").read_bytes(), (pki / "agent.key").read_bytes())
+    error = _call_as(stack, (pki / "agent.pem").read_bytes(), (pki / "agent.pem").read_bytes())
     # An agent's certificate is a server's: the handshake already turns it away as a client's.
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
@@ -131,11 +131,11 @@ def test_an_expired_login_opens_nothing(stack: Stack) -> None:
 
 def test_the_key_stays_on_the_host_for_its_owner_alone(stack: Stack) -> None:
     pki = stack.agent.folder / "data" / "pki"
-    assert (pki / "agent.key").stat().st_mode & 0o777 == 0o600
+    assert (pki / "agent.pem").stat().st_mode & 0o777 == 0o600
     assert pki.stat().st_mode & 0o777 == 0o700
-    lifetime = x509.expires_at((pki / "agent.crt").read_bytes()) - datetime.now(UTC)
+    lifetime = x509.expires_at((pki / "agent.pem").read_bytes()) - datetime.now(UTC)
     assert timedelta(days=89) < lifetime <= timedelta(days=90)
-    secret = (pki / "agent.key").read_bytes().splitlines()[1]
+    secret = (pki / "agent.pem").read_bytes().splitlines()[1]
     data = stack.controller.folder
     assert not [f for f in data.rglob("*") if f.is_file() and secret in f.read_bytes()]
 

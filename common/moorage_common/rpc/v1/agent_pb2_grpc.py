@@ -59,6 +59,16 @@ class AgentStub:
                 request_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.WatchRequest.SerializeToString,
                 response_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.PrepareRenewal = channel.unary_unary(
+                '/moorage.agent.v1.Agent/PrepareRenewal',
+                request_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.PrepareRenewalRequest.SerializeToString,
+                response_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.PrepareRenewalResponse.FromString,
+                _registered_method=True)
+        self.InstallCertificate = channel.unary_unary(
+                '/moorage.agent.v1.Agent/InstallCertificate',
+                request_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateRequest.SerializeToString,
+                response_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServicer:
@@ -102,6 +112,22 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareRenewal(self, request, context):
+        """Makes a new key on the host, which stays there, and returns a signing request for it: the same one
+        until its certificate is installed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InstallCertificate(self, request, context):
+        """Puts a certificate for that key in place, for the name and by the authority that the agent has.
+        New connections are shown it; those that are there go on. Sending it twice does no harm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +155,16 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.WatchRequest.FromString,
                     response_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.WatchResponse.SerializeToString,
+            ),
+            'PrepareRenewal': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareRenewal,
+                    request_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.PrepareRenewalRequest.FromString,
+                    response_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.PrepareRenewalResponse.SerializeToString,
+            ),
+            'InstallCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.InstallCertificate,
+                    request_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateRequest.FromString,
+                    response_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +302,60 @@ class Agent:
             '/moorage.agent.v1.Agent/Watch',
             moorage__common_dot_rpc_dot_v1_dot_agent__pb2.WatchRequest.SerializeToString,
             moorage__common_dot_rpc_dot_v1_dot_agent__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareRenewal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.agent.v1.Agent/PrepareRenewal',
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.PrepareRenewalRequest.SerializeToString,
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.PrepareRenewalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InstallCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.agent.v1.Agent/InstallCertificate',
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateRequest.SerializeToString,
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,14 @@ class AgentStub:
     """
     Watch: _grpc.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchResponse]
     """First a snapshot of the host and of every app asked for, then changes, with a heartbeat."""
+    PrepareRenewal: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PrepareRenewalRequest, _agent_pb2.PrepareRenewalResponse]
+    """Makes a new key on the host, which stays there, and returns a signing request for it: the same one
+    until its certificate is installed.
+    """
+    InstallCertificate: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InstallCertificateRequest, _agent_pb2.InstallCertificateResponse]
+    """Puts a certificate for that key in place, for the name and by the authority that the agent has.
+    New connections are shown it; those that are there go on. Sending it twice does no harm.
+    """
 
 @_typing.type_check_only
 class AgentAsyncStub(AgentStub):
@@ -72,6 +80,14 @@ class AgentAsyncStub(AgentStub):
     """
     Watch: _aio.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchResponse]  # type: ignore[assignment]
     """First a snapshot of the host and of every app asked for, then changes, with a heartbeat."""
+    PrepareRenewal: _aio.UnaryUnaryMultiCallable[_agent_pb2.PrepareRenewalRequest, _agent_pb2.PrepareRenewalResponse]  # type: ignore[assignment]
+    """Makes a new key on the host, which stays there, and returns a signing request for it: the same one
+    until its certificate is installed.
+    """
+    InstallCertificate: _aio.UnaryUnaryMultiCallable[_agent_pb2.InstallCertificateRequest, _agent_pb2.InstallCertificateResponse]  # type: ignore[assignment]
+    """Puts a certificate for that key in place, for the name and by the authority that the agent has.
+    New connections are shown it; those that are there go on. Sending it twice does no harm.
+    """
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -119,5 +135,25 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.WatchResponse], _abc.AsyncIterator[_agent_pb2.WatchResponse]]:
         """First a snapshot of the host and of every app asked for, then changes, with a heartbeat."""
+
+    @_abc_1.abstractmethod
+    def PrepareRenewal(
+        self,
+        request: _agent_pb2.PrepareRenewalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.PrepareRenewalResponse, _abc.Awaitable[_agent_pb2.PrepareRenewalResponse]]:
+        """Makes a new key on the host, which stays there, and returns a signing request for it: the same one
+        until its certificate is installed.
+        """
+
+    @_abc_1.abstractmethod
+    def InstallCertificate(
+        self,
+        request: _agent_pb2.InstallCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.InstallCertificateResponse, _abc.Awaitable[_agent_pb2.InstallCertificateResponse]]:
+        """Puts a certificate for that key in place, for the name and by the authority that the agent has.
+        New connections are shown it; those that are there go on. Sending it twice does no harm.
+        """
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

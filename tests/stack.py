@@ -22,7 +22,7 @@ services:
     init: true
     stop_grace_period: 0s
     command: sh -c "sleep 10; touch /ready; sleep 1000"
-    healthcheck: {{test: ["CMD", "test", "-f", "/ready"], interval: 1s, retries: 60}}
+    healthcheck: {{test: ["CMD", "test", "-f", "/ready"], interval: 1s, timeout: 5s, retries: 60}}
   web:
     image: {IMAGE}
     init: true

@@ -29,7 +29,7 @@ def ensure_sample_image(engine: Engine) -> str:
 
     Raises RuntimeError where this machine's busybox is missing or needs shared libraries.
     """
-    archive = _archive(_static_busybox())
+    archive = sample_archive()
     digest = hashlib.sha256(archive).hexdigest()
     with closing(engine.client()) as client:
         if _present(client) != digest:
@@ -41,6 +41,11 @@ def ensure_sample_image(engine: Engine) -> str:
                 changes=["ENV PATH=/bin", 'CMD ["/bin/sh"]', f"LABEL {_LABEL}={digest}"],
             )
     return SAMPLE_IMAGE
+
+
+def sample_archive() -> bytes:
+    """Return the sample image's files as a tar, for `docker import`. Raises RuntimeError as `ensure_sample_image`."""
+    return _archive(_static_busybox())
 
 
 def _present(client: docker.DockerClient) -> str | None:

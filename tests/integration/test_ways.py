@@ -84,7 +84,7 @@ def test_ssh_takes_over_a_start_of_an_agent_that_is_killed_in_its_middle(stack: 
     shown = wait_server(stack, status="online", connection="ssh")
     assert "can't be reached" in shown["statusDetail"]
     assert "by SSH" in shown["statusDetail"]
-    stack.wait_app(app_id, status="running", operationId=None, timeout=60)
+    stack.wait_app(app_id, status="running", operationId=None, timeout=180)  # disks that stall hold it up
     ended = stack.operation(operation)
     assert (ended["state"], ended["exitCode"], ended["transport"]) == ("succeeded", 0, "ssh")
     assert stack.containers(stack.apps / "taken-over", running=True) == ["db", "web"]

@@ -1,5 +1,6 @@
 """The authority, join tokens, and the enrolments they led to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -8,7 +9,7 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store.rows import columns, to_dataclass, to_values
-from moorage_controller.store.tables import authorities, enrollment_tokens, enrollments
+from moorage_controller.store.tables import authorities, enrollment_tokens, enrollments, servers
 from moorage_controller.store.types import Ciphertext
 
 _ONLY = 1
@@ -39,11 +40,14 @@ class StoredToken:
 
 @dataclass(frozen=True, slots=True)
 class Enrollment:
-    """What a join token was spent on. `public_key` is the SHA-256 of the agent's key, hex."""
+    """What makes a host a member: by a join token, or over SSH (`token_id` None).
+
+    `public_key` is the SHA-256 of the key in its request, hex; `certificate` (PEM) the newest one for its name.
+    """
 
     id: UUID
     server_id: UUID
-    token_id: UUID
+    token_id: UUID | None
     agent_name: str
     public_key: str
     certificate: str
@@ -95,3 +99,38 @@ async def enrollment_of(connection: AsyncConnection, token_id: UUID) -> Enrollme
     query = select(*columns(Enrollment, enrollments)).where(enrollments.c.token_id == token_id)
     row = (await connection.execute(query)).first()
     return None if row is None else to_dataclass(Enrollment, row)
+
+
+async def enrollment_of_name(connection: AsyncConnection, server_id: UUID, agent_name: str) -> Enrollment | None:
+    """Return a server's enrolment of a name."""
+    query = select(*columns(Enrollment, enrollments)).where(
+        enrollments.c.server_id == server_id, enrollments.c.agent_name == agent_name
+    )
+    row = (await connection.execute(query)).first()
+    return None if row is None else to_dataclass(Enrollment, row)
+
+
+async def enrollment_of_key(connection: AsyncConnection, server_id: UUID, public_key: str) -> Enrollment | None:
+    """Return a server's enrolment over SSH of a key."""
+    query = select(*columns(Enrollment, enrollments)).where(
+        enrollments.c.server_id == server_id,
+        enrollments.c.public_key == public_key,
+        enrollments.c.token_id.is_(None),
+    )
+    row = (await connection.execute(query)).first()
+    return None if row is None else to_dataclass(Enrollment, row)
+
+
+async def enrollments_in_force(connection: AsyncConnection) -> Sequence[Enrollment]:
+    """Return the enrolments whose names controllers demand."""
+    query = select(*columns(Enrollment, enrollments)).join(
+        servers, (servers.c.id == enrollments.c.server_id) & (servers.c.agent_name == enrollments.c.agent_name)
+    )
+    return [to_dataclass(Enrollment, row) for row in await connection.execute(query)]
+
+
+async def replace_certificate(connection: AsyncConnection, enrollment_id: UUID, certificate: str) -> None:
+    """Store the newest certificate (PEM) of an enrolment."""
+    await connection.execute(
+        update(enrollments).where(enrollments.c.id == enrollment_id).values(certificate=certificate)
+    )

@@ -14,13 +14,16 @@ from moorage_controller.store.rows import columns, to_dataclass, to_values
 from moorage_controller.store.tables import operations
 from moorage_controller.store.users import reference
 
+AGENT_KINDS = ("agent_install", "agent_uninstall")
+"""Kinds of operations on a server's agent, not on an app."""
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """A row of `operations`.
 
     `run_timeout` is minutes; `output` the last 64 KiB of what Compose printed, raw, set at the end; `deadline_at` the
-    moment after which a start is stopped on its host.
+    moment after which a start is stopped on its host; `request` (JSON) what an operation on an agent was asked with.
     """
 
     id: UUID
@@ -42,6 +45,7 @@ class Operation:
     deadline_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    request: str | None = None
 
     @property
     def in_flight(self) -> bool:
@@ -69,6 +73,35 @@ async def in_flight_on(connection: AsyncConnection, app_id: UUID) -> Operation |
     )
     row = (await connection.execute(query)).first()
     return None if row is None else to_dataclass(Operation, row)
+
+
+async def agent_in_flight(connection: AsyncConnection, server_id: UUID) -> Operation | None:
+    """Return the installation or removal of the agent that is in flight on a server."""
+    query = select(*columns(Operation, operations)).where(
+        operations.c.server_id == server_id, operations.c.app_id.is_(None), operations.c.state.in_(IN_FLIGHT)
+    )
+    row = (await connection.execute(query.where(operations.c.kind.in_(AGENT_KINDS)))).first()
+    return None if row is None else to_dataclass(Operation, row)
+
+
+async def apps_in_flight(connection: AsyncConnection, server_id: UUID) -> bool:
+    """Tell whether an operation on an app of a server is in flight."""
+    query = (
+        select(func.count())
+        .select_from(operations)
+        .where(
+            operations.c.server_id == server_id,
+            operations.c.kind.not_in(AGENT_KINDS),
+            operations.c.state.in_(IN_FLIGHT),
+        )
+    )
+    return bool((await connection.execute(query)).scalar_one())
+
+
+async def append_output(connection: AsyncConnection, operation_id: UUID, text: str) -> None:
+    """Add to the output of an operation in flight that no host's journal keeps."""
+    query = update(operations).where(operations.c.id == operation_id, operations.c.state.in_(IN_FLIGHT))
+    await connection.execute(query.values(output=operations.c.output + text))
 
 
 async def all_in_flight(connection: AsyncConnection) -> Sequence[Operation]:

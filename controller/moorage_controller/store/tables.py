@@ -158,7 +158,12 @@ operations = Table(
     "operations",
     metadata,
     _id(),
-    Column("kind", String(20), CheckConstraint("kind IN ('up', 'down', 'restart')", name="kind"), nullable=False),
+    Column(
+        "kind",
+        String(20),
+        CheckConstraint("kind IN ('up', 'down', 'restart', 'agent_install', 'agent_uninstall')", name="kind"),
+        nullable=False,
+    ),
     Column("app_id", ForeignKey("apps.id", ondelete="SET NULL"), index=True),
     Column("server_id", ForeignKey("servers.id", ondelete="SET NULL"), index=True),
     Column(
@@ -192,6 +197,15 @@ operations = Table(
         unique=True,
         sqlite_where=text("state IN ('queued', 'running')"),
         postgresql_where=text("state IN ('queued', 'running')"),
+    ),
+    # What installing or removing an agent was asked with, as JSON: the next controller goes on with it.
+    Column("request", Text()),
+    Index(
+        "uq_operations_agent_in_flight",
+        "server_id",
+        unique=True,
+        sqlite_where=text("state IN ('queued', 'running') AND kind IN ('agent_install', 'agent_uninstall')"),
+        postgresql_where=text("state IN ('queued', 'running') AND kind IN ('agent_install', 'agent_uninstall')"),
     ),
 )
 
@@ -265,7 +279,8 @@ enrollments = Table(
     metadata,
     _id(),
     Column("server_id", ForeignKey("servers.id", ondelete="CASCADE"), nullable=False, index=True),
-    Column("token_id", ForeignKey("enrollment_tokens.id", ondelete="CASCADE"), nullable=False, unique=True),
+    # Null for an enrolment over SSH.
+    Column("token_id", ForeignKey("enrollment_tokens.id", ondelete="CASCADE"), unique=True),
     Column("agent_name", String(255), nullable=False, unique=True),
     Column("public_key", String(64), nullable=False),
     Column("certificate", Text(), nullable=False),

@@ -28,9 +28,11 @@ from moorage_controller.hosts.transport import Hosts
 from moorage_controller.https import Certificates
 from moorage_controller.pki.identity import ControllerIdentity
 from moorage_controller.services.accounts import Accounts
+from moorage_controller.services.agents import Agents
 from moorage_controller.services.api_tokens import ApiTokens
 from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
+from moorage_controller.services.bootstrap import Bootstrap
 from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.enrollment import Enrollments, load_authority
@@ -46,6 +48,7 @@ from moorage_controller.signals import Signals
 from moorage_controller.store.encryption import Keyring, UndecryptableError
 from moorage_controller.store.engine import Database
 from moorage_controller.store.migrate import migrate, require_current
+from moorage_controller.store.operations import AGENT_KINDS
 from moorage_controller.store.revisions import Revisions
 
 _SHUTDOWN_SECONDS = 5.0
@@ -119,6 +122,10 @@ class Controller:
             Loop("host-watcher", HostWatcher(database, hosts, observations, signals, clock).run, clock),
             Loop("auto-stop", AutoStop(database, apps, signals, clock).run, clock),
         )
+        enrollments = Enrollments(database, keyring, authority, signals)
+        about = (settings.moorage_agent_bundle, settings.base_url)
+        bootstrap = Bootstrap(database, enrollments, (pool, channels), signals, clock, about)
+        operations.drive_by(AGENT_KINDS, bootstrap.run)
         services = Services(
             users=users,
             servers=Servers(database, signals, credentials, checks),
@@ -127,7 +134,8 @@ class Controller:
             projects=Projects(database, signals),
             apps=apps,
             operations=operations,
-            enrollments=Enrollments(database, keyring, authority, signals),
+            enrollments=enrollments,
+            agents=Agents(database, operations),
             audit_log=AuditLog(database),
             health=Health(database, lambda: [loop.name for loop in loops if not loop.alive]),
             base_url=settings.base_url,

@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     operation_limit_minutes: Annotated[
         int, Field(ge=1, le=1440, description="Minutes after which a start is stopped on its host.")
     ] = 30
+    moorage_agent_bundle: Annotated[
+        Path | None, Field(description="The agent's bundle (tar.gz), which is installed on hosts over SSH.")
+    ] = None
     rate_limit_per_minute: Annotated[
         int,
         Field(ge=0, description="Requests a minute of one user, or of one address without a token; 0: no limit."),
@@ -86,7 +89,7 @@ class Settings(BaseSettings):
         _networks(value)
         return value
 
-    @field_validator("tls_cert_file", "tls_key_file", mode="before")
+    @field_validator("tls_cert_file", "tls_key_file", "moorage_agent_bundle", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return value or None

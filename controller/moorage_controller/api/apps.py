@@ -1,7 +1,5 @@
 """Apps over HTTP: their records, starting and stopping them."""
 
-import re
-
 from moorage_common.states import OperationKind
 
 from moorage_controller.api.call import Call
@@ -13,11 +11,9 @@ from moorage_controller.api.convert import (
     started_out,
     stopped_out,
 )
+from moorage_controller.api.preference import ended
 from moorage_controller.api.replies import Reply, later, now
 from moorage_controller.api.schemas import AppChanges, AppIn, DeletedOut, StartIn
-from moorage_controller.store.operations import Operation
-
-_WAIT = re.compile(r"wait=(\d{1,6})")
 
 
 async def list_apps(call: Call) -> Reply:
@@ -62,7 +58,7 @@ async def restart_app(call: Call) -> Reply:
 
 async def stop_app(call: Call) -> Reply:
     """POST /api/apps/{id}/stop."""
-    operation = await _ended(call, await call.services.apps.stop(call.id(), call.actor))
+    operation = await ended(call, await call.services.apps.stop(call.id(), call.actor))
     if operation.in_flight:
         return later(operation_out(operation), operation.id)
     raise_unless_succeeded(operation)
@@ -72,17 +68,8 @@ async def stop_app(call: Call) -> Reply:
 async def _start(call: Call, kind: OperationKind) -> Reply:
     body = call.body(StartIn)
     minutes = body.timeout or body.timeout_minutes
-    operation = await _ended(call, await call.services.apps.start(call.id(), call.actor, minutes, kind))
+    operation = await ended(call, await call.services.apps.start(call.id(), call.actor, minutes, kind))
     if operation.in_flight:
         return later(operation_out(operation), operation.id)
     raise_unless_succeeded(operation)
     return now(started_out(await call.services.apps.get(call.id()), operation, kind))
-
-
-async def _ended(call: Call, operation: Operation) -> Operation:
-    """Wait as the caller prefers (RFC 7240): not at all, some seconds, or for the end."""
-    prefer = call.request.headers.get("Prefer", "")
-    if "respond-async" in prefer:
-        return operation
-    wait = _WAIT.search(prefer)
-    return await call.services.operations.wait(operation.id, float(wait.group(1)) if wait else None)

@@ -13,6 +13,7 @@ from moorage_controller.auth.rate_limit import Budget, Limit
 from moorage_controller.auth.roles import Actor, Origin, Principal
 from moorage_controller.errors import InvalidError, NotFoundError
 from moorage_controller.services.accounts import Accounts
+from moorage_controller.services.agents import Agents
 from moorage_controller.services.api_tokens import ApiTokens
 from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
@@ -51,6 +52,7 @@ class Services:
     apps: Apps
     operations: Operations
     enrollments: Enrollments
+    agents: Agents
     audit_log: AuditLog
     health: Health
     base_url: str

@@ -16,7 +16,13 @@ from moorage_controller.api.schemas import (
     StartedOut,
     StoppedOut,
 )
-from moorage_controller.api.server_schemas import RefreshedOut, ServerOut, ServerStatusOut, ServerTestOut
+from moorage_controller.api.server_schemas import (
+    AgentOperationOut,
+    RefreshedOut,
+    ServerOut,
+    ServerStatusOut,
+    ServerTestOut,
+)
 from moorage_controller.errors import OperationFailedError
 from moorage_controller.hosts.credentials import fingerprint
 from moorage_controller.store.apps import AppView
@@ -143,6 +149,11 @@ def operation_out(operation: Operation) -> OperationOut:
         exit_code=operation.exit_code,
         error=operation.error,
     )
+
+
+def agent_operation_out(operation: Operation) -> AgentOperationOut:
+    """Show an installation or removal of an agent that has ended."""
+    return AgentOperationOut(**operation_out(operation).model_dump(), output=operation.output)
 
 
 def raise_unless_succeeded(operation: Operation) -> None:

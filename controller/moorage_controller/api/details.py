@@ -27,6 +27,7 @@ _SERVER = {"name": "Production Server 1", "address": "192.168.1.100", "sshUser":
 _RUN_ERRORS: dict[int, tuple[str, ...]] = {
     409: (
         "operation_in_progress",
+        "server_busy",
         "directory_busy",
         "project_busy",
         "project_taken",
@@ -37,6 +38,29 @@ _RUN_ERRORS: dict[int, tuple[str, ...]] = {
     503: ("host_unreachable", "no_agent", "engine_unreachable", "journal_full", "journal_unavailable"),
     504: ("deadline_exceeded",),
     403: ("path_not_allowed",),
+}
+
+_AGENT_ERRORS: dict[int, tuple[str, ...]] = {
+    409: ("operation_in_progress",),
+    502: (
+        "operation_failed",
+        "root_needed",
+        "installed_by_package",
+        "no_systemd",
+        "wrong_machine",
+        "no_room",
+        "port_taken",
+        "clock_off",
+        "upload_failed",
+        "install_failed",
+        "agent_broken",
+        "no_dial_back",
+        "no_snapshot",
+        "rollback_failed",
+        "no_agent_bundle",
+    ),
+    503: ("host_unreachable", "no_credentials"),
+    504: ("deadline_exceeded",),
 }
 
 DETAILS: Mapping[tuple[str, str], Details] = {
@@ -76,6 +100,14 @@ DETAILS: Mapping[tuple[str, str], Details] = {
         reply={"status": "online", "runningContainers": 3, "uptime": 86400, "lastChecked": 1633024800000}
     ),
     ("POST", "/api/servers/{id}/enrollment-token"): Details(201),
+    ("POST", "/api/servers/{id}/agent"): Details(
+        errors=_AGENT_ERRORS, asynchronous=True, request={"port": 7443, "allowRoots": ["/srv"]}
+    ),
+    ("DELETE", "/api/servers/{id}/agent"): Details(
+        errors=_AGENT_ERRORS,
+        asynchronous=True,
+        query={"force": ({"type": "string", "enum": ["true", "false"]}, "`true` revokes also where the host is away.")},
+    ),
     ("POST", "/api/enroll"): Details(
         errors={401: ("bad_join_token", "join_token_used", "join_token_expired", "join_token_unreadable")}
     ),

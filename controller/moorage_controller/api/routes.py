@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from moorage_controller.api import (
+    agents,
     apps,
     audit,
     auth,
@@ -151,6 +152,15 @@ ROUTES: tuple[Route, ...] = (
         schemas.JoinTokenOut,
         schemas.NothingIn,
     ),
+    Route(
+        "POST",
+        "/api/servers/{id}/agent",
+        Role.ADMIN,
+        agents.install_agent,
+        server_schemas.AgentOperationOut,
+        server_schemas.AgentIn,
+    ),
+    Route("DELETE", "/api/servers/{id}/agent", Role.ADMIN, agents.uninstall_agent, server_schemas.AgentOperationOut),
     Route("POST", "/api/enroll", Role.NOBODY, enrollment.enroll, schemas.EnrollOut, schemas.EnrollIn),
     _get("/api/projects", projects.list_projects, schemas.ProjectOut, many=True),
     _get("/api/projects/{id}", projects.get_project, schemas.ProjectOut),

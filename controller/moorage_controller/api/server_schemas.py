@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints
 
-from moorage_controller.api.schemas import Endpoint, Name, Number, OneLine, Schema
+from moorage_controller.api.schemas import CdPath, Endpoint, Name, Number, OneLine, OperationOut, Schema
 
 _MOST_KEY = 16 * 1024
 _MOST_SECRET = 1024
@@ -118,6 +118,22 @@ class ServerStatusOut(Schema):
     running_containers: int
     uptime: int | None
     last_checked: int | None
+
+
+class AgentIn(Schema):
+    """POST /api/servers/{id}/agent: the port it listens on, and the directories below which apps may lie.
+
+    Without `allowRoots` a policy that is on the host stays; else the folders of the server's apps, or /srv, count.
+    """
+
+    port: Port = 7443
+    allow_roots: Annotated[list[CdPath], Field(max_length=50, default_factory=list)]
+
+
+class AgentOperationOut(OperationOut):
+    """What became of an installation or a removal: the operation, and what its steps said."""
+
+    output: str
 
 
 class HostKeyIn(Schema):

@@ -49,7 +49,7 @@ class ChosenHosts:
             agent = AgentTransport(channel, server.api_endpoint)
         # Before the agent was seen it isn't known where it keeps its journal.
         if server.encrypted_credentials and (agent is None or server.agent_journal):
-            ssh = SshTransport(self._pool.host(_target(server)))
+            ssh = SshTransport(self._pool.host(ssh_target(server)))
         if agent is not None and ssh is not None:
             return AgentFirst(agent, ssh)
         way = agent or ssh
@@ -63,7 +63,7 @@ class ChosenHosts:
 
     async def host_key(self, server: Reachable) -> str:
         """Return the SSH host key that the host shows now, whatever is pinned. Raises HostUnreachableError."""
-        return await show_key(_target(server))
+        return await show_key(ssh_target(server))
 
 
 class AgentFirst:
@@ -167,7 +167,8 @@ class AgentFirst:
         return replace(info, fallback=self._why)
 
 
-def _target(server: Reachable) -> SshTarget:
+def ssh_target(server: Reachable) -> SshTarget:
+    """Return where and as whom a server is reached by SSH."""
     return SshTarget(
         server_id=server.id,
         address=server.address,

@@ -13,7 +13,7 @@ from moorage_controller.errors import ConflictError, ForbiddenError, InvalidErro
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.idempotency import UNKEYED, Once
-from moorage_controller.services.operations import InFlightError, Operations
+from moorage_controller.services.operations import InFlightError, Operations, ServerBusyError
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as store
 from moorage_controller.store import operations as operation_store
@@ -153,7 +153,7 @@ class Apps:
                 operation = await self._operations.begin(connection, due, OperationKind.DOWN, AUTO_STOP, now)
                 launch(operation)
                 await server_store.recount(connection, due.server_id)
-        except InFlightError:
+        except (InFlightError, ServerBusyError):
             return None
         return operation
 

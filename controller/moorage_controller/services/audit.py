@@ -27,6 +27,8 @@ class Action(StrEnum):
     CANCEL = "CANCEL"
     HOST_KEY_ACCEPTED = "HOST_KEY_ACCEPTED"
     ENROLL = "ENROLL"
+    AGENT_INSTALL = "AGENT_INSTALL"
+    AGENT_UNINSTALL = "AGENT_UNINSTALL"
     TOKEN_CREATE = "TOKEN_CREATE"  # noqa: S105 - an action's name, no secret
     TOKEN_REVOKE = "TOKEN_REVOKE"  # noqa: S105 - same
     PASSWORD_CHANGE = "PASSWORD_CHANGE"  # noqa: S105 - same

@@ -97,6 +97,33 @@ class Enrollments:
         ca = self._authority.certificate_pem.decode()
         return Membership(enrollment.certificate, ca, enrollment.server_id, enrollment.agent_name)
 
+    @property
+    def ca_fingerprint(self) -> str:
+        """The SHA-256 of the authority's certificate, hex."""
+        return self._authority.fingerprint
+
+    async def knows(self, server_id: UUID, agent_name: str) -> bool:
+        """Tell whether a server was ever enrolled under that name."""
+        async with self._database.read() as connection:
+            return await store.enrollment_of_name(connection, server_id, agent_name) is not None
+
+    async def issue(self, server_id: UUID, csr: bytes) -> Membership:
+        """Sign the key of a host that was asked for it over SSH, for a fresh name; the server stays as it is.
+
+        The same request again gets the same certificate. Raises InvalidError for a bad request.
+        """
+        try:
+            key_digest = public_key_digest(csr)
+        except ValueError as error:
+            raise InvalidError({"csr": str(error)}) from None
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            enrollment = await store.enrollment_of_key(connection, server_id, key_digest)
+            if enrollment is None:
+                enrollment = await self._sign(connection, server_id, None, csr, key_digest, now)
+        ca = self._authority.certificate_pem.decode()
+        return Membership(enrollment.certificate, ca, server_id, enrollment.agent_name)
+
     async def _proven_token(
         self, connection: AsyncConnection, proof: str, csr: str, endpoint: str, version: str, now: datetime
     ) -> store.StoredToken:
@@ -126,10 +153,21 @@ class Enrollments:
         self, connection: AsyncConnection, token: store.StoredToken, csr: str, key_digest: str, now: datetime
     ) -> store.Enrollment:
         await store.spend_token(connection, token.id, now)
+        return await self._sign(connection, token.server_id, token.id, csr.encode(), key_digest, now)
+
+    async def _sign(
+        self,
+        connection: AsyncConnection,
+        server_id: UUID,
+        token_id: UUID | None,
+        csr: bytes,
+        key_digest: str,
+        now: datetime,
+    ) -> store.Enrollment:
         enrollment_id = uuid4()
         name = agent_name(str(enrollment_id))
-        certificate = self._authority.issue_agent(csr.encode(), name, now).decode()
-        enrollment = store.Enrollment(enrollment_id, token.server_id, token.id, name, key_digest, certificate, now)
+        certificate = self._authority.issue_agent(csr, name, now).decode()
+        enrollment = store.Enrollment(enrollment_id, server_id, token_id, name, key_digest, certificate, now)
         await store.add_enrollment(connection, enrollment)
         return enrollment
 

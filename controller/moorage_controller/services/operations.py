@@ -1,7 +1,8 @@
 """Operations: recorded before they are sent, followed to their end, whatever breaks in between."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
@@ -41,8 +42,20 @@ _GRACE = timedelta(seconds=60)
 """How long after an operation's own limit a caller still waits: stopping it on the host takes a while."""
 
 
+Driver = Callable[[Operation], Awaitable[Outcome]]
+"""Brings an operation to its end, from wherever a controller that died left it."""
+
+
 class InFlightError(Exception):
     """Another operation is in flight on the app."""
+
+
+class ServerBusyError(ConflictError):
+    """The server's agent is being installed or removed, and with it the journal of operations moves."""
+
+    def __init__(self) -> None:
+        sentence = "This server's agent is being installed or removed: try again in a minute."
+        super().__init__("server_busy", sentence)
 
 
 class Operations:
@@ -65,6 +78,11 @@ class Operations:
         self._clock = clock
         self._limit = limit
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._drivers: dict[str, Driver] = {}
+
+    def drive_by(self, kinds: Iterable[str], driver: Driver) -> None:
+        """Have operations of these kinds, which aren't on an app, brought to their end by a driver of their own."""
+        self._drivers |= dict.fromkeys(kinds, driver)
 
     async def begin(
         self,
@@ -78,8 +96,11 @@ class Operations:
     ) -> Operation:
         """Record an operation in the caller's transaction; `run_minutes` makes it begin a run.
 
-        Raises InFlightError while another one is in flight on the app.
+        Raises InFlightError while another one is in flight on the app; ServerBusyError.
         """
+        other = await store.agent_in_flight(connection, app.server_id)
+        if other is not None and json.loads(other.request or "{}").get("exclusive"):
+            raise ServerBusyError
         operation = Operation(
             id=uuid4(),
             kind=kind.value,
@@ -195,6 +216,8 @@ class Operations:
         operation = await self.get(operation_id)
         if operation.kind == OperationKind.DOWN:
             raise ConflictError("not_cancellable", "A stop can't be cancelled: the Engine goes on with it.")
+        if operation.kind in self._drivers:
+            raise ConflictError("not_cancellable", "What installs or removes an agent can't be cancelled: wait for it.")
         if not operation.in_flight or operation.server_id is None:
             raise ConflictError("operation_ended", "This operation has ended already.")
         async with self._database.read() as connection:
@@ -220,6 +243,10 @@ class Operations:
                 try:
                     if recovered and not await self._is_in_flight(operation.id):
                         return
+                    driver = self._drivers.get(operation.kind)
+                    if driver is not None:
+                        await self._finish_other(operation, await driver(operation))
+                        return
                     delivery = Delivery(self._database, self._hosts, self._clock, operation)
                     outcome = await delivery.run(recovered=recovered)
                     await self._finish(operation, outcome)
@@ -243,15 +270,7 @@ class Operations:
             self._observations.note(operation.app_id, outcome.observed)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            ended = {
-                "state": outcome.state,
-                "exit_code": outcome.exit_code,
-                "error_code": outcome.error_code,
-                "error": outcome.error,
-                "output": outcome.output,
-                "finished_at": now,
-            }
-            if not await store.change_in_flight(connection, operation.id, ended):
+            if not await store.change_in_flight(connection, operation.id, _ended(outcome, now)):
                 return
             app = await app_store.get(connection, operation.app_id)
             assert app is not None
@@ -263,6 +282,26 @@ class Operations:
         await self._observations.operation_ended(operation.app_id, ran=outcome.ran)
         log.info("operation_ended", kind=operation.kind, state=outcome.state, error=outcome.error)
         self._signals.deadlines_changed.emit(None)
+
+    async def _finish_other(self, operation: Operation, outcome: Outcome) -> None:
+        """Record the end of an operation that isn't on an app."""
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            await store.change_in_flight(connection, operation.id, _ended(outcome, now))
+        log.info("operation_ended", kind=operation.kind, state=outcome.state, error=outcome.error)
+        # What had to wait for it may be overdue by now.
+        self._signals.deadlines_changed.emit(None)
+
+
+def _ended(outcome: Outcome, now: datetime) -> dict[str, object]:
+    return {
+        "state": outcome.state,
+        "exit_code": outcome.exit_code,
+        "error_code": outcome.error_code,
+        "error": outcome.error,
+        "output": outcome.output,
+        "finished_at": now,
+    }
 
 
 async def _record_auto_stop(connection: AsyncConnection, app: App, operation: Operation, now: datetime) -> None:

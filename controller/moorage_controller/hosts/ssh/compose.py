@@ -17,14 +17,13 @@ import structlog
 
 from moorage_controller.hosts.ssh.link import Link, refusal
 from moorage_controller.hosts.ssh.shell import quote
+from moorage_controller.hosts.ssh.upload import NO_PROGRESS_SECONDS, send
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 log = structlog.get_logger(__name__)
 
 _MACHINES = {"x86_64": 62, "amd64": 62, "aarch64": 183, "arm64": 183, "armv7l": 40, "riscv64": 243, "ppc64le": 21}
 """What `uname -m` says, and e_machine of elf(5)."""
-_BLOCK = 256 * 1024
-_NO_PROGRESS_SECONDS = 30.0
 _ASK_SECONDS = 60.0
 _OLDEST = 2
 
@@ -123,10 +122,10 @@ async def _upload(link: Link, ours: Pinned, path: str) -> str:
     part = f"{path}.{time.time_ns()}.part"
     try:
         async with link.sftp() as sftp:
-            await _send(sftp, ours, part)
+            await send(sftp, await asyncio.to_thread(ours.path.read_bytes), part)
     except TimeoutError:
         raise ContactLostError(
-            f"The upload of Compose made no progress for {_NO_PROGRESS_SECONDS:.0f} seconds: the network is too slow."
+            f"The upload of Compose made no progress for {NO_PROGRESS_SECONDS:.0f} seconds: the network is too slow."
         ) from None
     except asyncssh.SFTPError as error:
         await link.slow(f"rm -f {quote(part)}", seconds=_ASK_SECONDS)
@@ -137,15 +136,3 @@ async def _upload(link: Link, ours: Pinned, path: str) -> str:
     )
     ran = await link.slow(check, seconds=_ASK_SECONDS)
     return "" if ran.code == 0 else "its upload did not arrive whole: the host's disk may be full"
-
-
-async def _send(sftp: asyncssh.SFTPClient, ours: Pinned, part: str) -> None:
-    content = await asyncio.to_thread(ours.path.read_bytes)
-    async with asyncio.timeout(_NO_PROGRESS_SECONDS) as limit:
-        loop = asyncio.get_running_loop()
-        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_EXCL
-        file = await sftp.open(part, flags, encoding=None)
-        async with file:
-            for start in range(0, len(content), _BLOCK):
-                await file.write(content[start : start + _BLOCK], start)
-                limit.reschedule(loop.time() + _NO_PROGRESS_SECONDS)

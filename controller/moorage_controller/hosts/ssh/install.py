@@ -1,0 +1,211 @@
+"""The agent on a host, put there and taken away over SSH: as root, or by `sudo -n`."""
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import asyncssh
+
+from moorage_controller.hosts.bundle import Bundle
+from moorage_controller.hosts.ssh import survey as surveys
+from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.ssh.shell import Ran, quote
+from moorage_controller.hosts.ssh.upload import NO_PROGRESS_SECONDS, Progress, send
+from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
+
+PROGRAM = "/opt/moorage-agent/current/moorage-agent"
+POLICY = "/etc/moorage-agent/policy.toml"
+_UPLOADS = "/var/tmp/moorage-"  # noqa: S108 - mktemp makes the folder, for its owner alone
+_QUICK_SECONDS = 30.0
+_SLOW_SECONDS = 240.0
+"""Unpacking takes seconds, on a slow disk a minute; its sync waits for everything that the disk has to write."""
+_ROOM_KIB = 400 * 1024
+_CLOCK_SECONDS = 12 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an installation finds on a host. `current` is the build that is there, empty where there is none."""
+
+    current: str
+    fresh: bool
+    has_policy: bool
+    active: bool
+
+
+class Installer:
+    """Works on one host over one connection. Every method raises ContactLostError, HostRefusedError."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._sudo = False
+
+    async def check(self, port: int) -> Found:
+        """See whether an agent can be installed, listening on that port; HostRefusedError says why not."""
+        await self._become_root()
+        told = _pairs((await self._root(f"mi_check {port}")).text)
+        for wrong, code, sentence in _obstacles(told, port):
+            if wrong:
+                raise HostRefusedError(code, sentence)
+        return Found(told.get("current", ""), "fresh" in told, "policy" in told, "active" in told)
+
+    async def upload(self, bundle: Bundle, progress: Progress) -> str:
+        """Send the bundle into a private folder of the SSH user's, and return its path there."""
+        made = await self._link.slow(f"umask 077 && mktemp -d {_UPLOADS}XXXXXXXX", seconds=_QUICK_SECONDS)
+        folder = made.text.strip()
+        if made.code or not folder.startswith(_UPLOADS):
+            raise HostRefusedError("upload_failed", "No folder can be made in /var/tmp on the host: see its disk.")
+        path = f"{folder}/bundle.tar.gz"
+        try:
+            async with self._link.sftp() as sftp:
+                await send(sftp, bundle.content, path, progress)
+        except TimeoutError:
+            raise ContactLostError(
+                f"The upload made no progress for {NO_PROGRESS_SECONDS:.0f} seconds: the network is too slow."
+            ) from None
+        except asyncssh.SFTPError as error:
+            await self.clear(path)
+            raise HostRefusedError(
+                "upload_failed", f"The bundle can't be stored in {folder} on the host ({error.reason}): see its disk."
+            ) from None
+        return path
+
+    async def clear(self, path: str) -> None:
+        """Remove what `upload` left."""
+        await self._link.slow(f"rm -rf {quote(str(PurePosixPath(path).parent))}", seconds=_QUICK_SECONDS)
+
+    async def verify(self, path: str, bundle: Bundle) -> None:
+        """See that the bundle arrived whole."""
+        sums = quote(f"{bundle.digest}  {path}")
+        if (await self._link.slow(f"printf '%s\\n' {sums} | sha256sum --status -c -", seconds=_SLOW_SECONDS)).code:
+            raise HostRefusedError("upload_failed", "The bundle did not arrive whole: try again.")
+
+    async def unpack(self, path: str, bundle: Bundle) -> None:
+        """Unpack the bundle beside what runs, and see that it runs on this host."""
+        await self._said("mi_unpack", path or "/nowhere", bundle.digest, bundle.build)
+
+    async def has(self, build: str) -> bool:
+        """Tell whether a build is there, whole."""
+        folder = quote(f"/opt/moorage-agent/{build}")
+        ran = await self._root(f"[ -e {folder}/VERSION ] && cd {folder} && sha256sum --status -c SHA256SUMS")
+        return ran.code == 0
+
+    async def status(self, build: str) -> Mapping[str, Any]:
+        """Return what `moorage-agent status --json` says."""
+        ran = await self._agent(build, "status", "--json")
+        try:
+            told: Mapping[str, Any] = json.loads(ran.text)
+        except ValueError:
+            raise HostRefusedError("agent_broken", f"The agent doesn't say how it is: {_last(ran)}") from None
+        return told
+
+    async def request_certificate(self, build: str) -> bytes:
+        """Let the host make a key, which stays there, and return a signing request for it (PEM)."""
+        ran = await self._agent(build, "request-certificate")
+        if ran.code:
+            raise HostRefusedError("agent_broken", f"The agent can't make a key: {_last(ran)}")
+        return ran.output
+
+    async def accept_certificate(self, build: str, answer: Mapping[str, str], options: Sequence[str]) -> None:
+        """Give the host its certificate; `options` are those of `moorage-agent accept-certificate`."""
+        ran = await self._agent(build, "accept-certificate", *options, sent=json.dumps(answer))
+        if ran.code:
+            raise HostRefusedError("agent_broken", f"The agent doesn't take its certificate: {_last(ran)}")
+
+    async def switch(self, build: str) -> None:
+        """Make a build the one that runs."""
+        await self._said("mi_switch", build)
+
+    async def back(self) -> str:
+        """Go back to what was before; returns `removed`, `kept`, or `back` and the build that runs again."""
+        ran = await self._root("mi_back")
+        if ran.code:
+            raise HostRefusedError("rollback_failed", f"The host could not be put back as it was: {_last(ran)}")
+        return ran.text.strip()
+
+    async def done(self, build: str) -> None:
+        """Tidy up after an installation that went well."""
+        await self._root(f"mi_done {quote(build)}")
+
+    async def why(self) -> str:
+        """Return the last words of the service, empty for none."""
+        return " ".join((await self._root("mi_why")).text.split())
+
+    async def remove(self) -> None:
+        """Remove the agent and all that its installation made."""
+        await self._become_root()
+        if "package" in _pairs((await self._root("mi_check 0")).text):
+            raise HostRefusedError("installed_by_package", _BY_PACKAGE)
+        await self._root("mi_remove")
+
+    async def _become_root(self) -> None:
+        ask = '[ "$(id -u)" = 0 ] && echo root || sudo -n /bin/sh -c "id -u" 2>/dev/null'
+        told = (await self._link.slow(ask, seconds=_QUICK_SECONDS)).text.strip()
+        if told not in {"root", "0"}:
+            raise HostRefusedError(
+                "root_needed",
+                "Installing the agent needs root: log in as root, or allow the SSH user `sudo -n` without a password.",
+            )
+        self._sudo = told == "0"
+
+    async def _root(self, script: str) -> Ran:
+        """Run a script as root that may use install.sh's functions."""
+        whole = f"{surveys.script('install.sh')}\n{script}"
+        if self._sudo:
+            # By its standard input, so that nothing shows in the process list.
+            end = secrets.token_hex(8)
+            whole = f"sudo -n /bin/sh -s <<'{end}'\n{whole}\n{end}"
+        return await self._link.slow(whole, seconds=_SLOW_SECONDS)
+
+    async def _said(self, *call: str) -> None:
+        """Call a function of install.sh that says what went wrong."""
+        ran = await self._root(quote(*call))
+        if ran.code:
+            raise HostRefusedError("install_failed", _last(ran))
+
+    async def _agent(self, build: str, *words: str, sent: str = "") -> Ran:
+        program = f"/opt/moorage-agent/{build}/moorage-agent"
+        call = f"MOORAGE_AGENT_POLICY={POLICY} {quote(program, *words)} 2>&1"
+        if sent:
+            # printf is the shell's own: what it prints shows in no process list.
+            call = f"printf '%s' {quote(sent)} | {call}"
+        return await self._root(call)
+
+
+_BY_PACKAGE = "The agent on this host came as a Debian package: upgrade or remove it there, with apt."
+
+
+def _obstacles(told: Mapping[str, str], port: int) -> Sequence[tuple[bool, str, str]]:
+    """Return what may stand in the way: whether it does, its code, its sentence."""
+    machine = told.get("machine", "")
+    off = abs(int(told.get("now") or 0) - time.time())
+    room = int(told.get("room") or 0)
+    return (
+        ("package" in told, "installed_by_package", _BY_PACKAGE),
+        ("systemd" not in told, "no_systemd", "The host isn't run by systemd, which the agent needs as its keeper."),
+        (machine != "x86_64", "wrong_machine", f"The agent's bundle is made for x86_64, and the host is {machine}."),
+        (
+            room < _ROOM_KIB,
+            "no_room",
+            f"The host has {room >> 10} MiB free in /opt, and the agent needs {_ROOM_KIB >> 10}: free some space.",
+        ),
+        ("taken" in told, "port_taken", f"Another program listens on port {port} of the host: give another `port`."),
+        (
+            off > _CLOCK_SECONDS,
+            "clock_off",
+            "The clocks of host and controller are more than twelve hours apart: set the wrong one right.",
+        ),
+    )
+
+
+def _pairs(text: str) -> Mapping[str, str]:
+    return dict(line.partition(" ")[::2] for line in text.splitlines())
+
+
+def _last(ran: Ran) -> str:
+    said = " ".join(ran.text.split())[-300:]
+    return said or f"it ended with code {ran.code} and said nothing"

@@ -44,4 +44,5 @@ def scope_launcher() -> Sequence[str]:
     found = next((path for path in _SYSTEMD_RUN if os.access(path, os.X_OK)), None)
     if found is None:
         raise SetupError("MOORAGE_AGENT_SCOPES is 1, but there is no systemd-run here: unset it.")
-    return (found, "--quiet", "--collect", "--scope", "--unit=moorage-op-{id}", "--")
+    about = ("--unit=moorage-op-{id}", "--description=Moorage operation {id}")
+    return (found, "--quiet", "--collect", "--scope", *about, "--")

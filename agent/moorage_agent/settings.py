@@ -10,6 +10,7 @@ from pathlib import Path
 from moorage_agent.errors import SetupError
 
 DEFAULT_DATA_DIR = Path("/var/lib/moorage")
+DEFAULT_POLICY = Path("/etc/moorage-agent/policy.toml")
 DEFAULT_LISTEN = "0.0.0.0:7443"
 DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -45,7 +46,9 @@ class Settings:
             raise SetupError(
                 f"DOCKER_HOST is {docker_host!r}: the agent needs the Engine of its own host, unix://PATH."
             )
-        policy = Path(os.environ.get("MOORAGE_AGENT_POLICY") or data_dir / "policy.toml")
+        # An installed agent's is where an admin looks for it; one with a folder of its own has all of it there.
+        beside = DEFAULT_POLICY if data_dir == DEFAULT_DATA_DIR else data_dir / "policy.toml"
+        policy = Path(os.environ.get("MOORAGE_AGENT_POLICY") or beside)
         return cls(data_dir.absolute(), docker_host, level, policy)
 
     @property

@@ -51,16 +51,20 @@ def main() -> None:
     """Build into --dist, and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the bundle goes (default: dist/)")
-    parser.add_argument("--version", default=version("moorage-agent"), help="what it calls itself (default: its own)")
+    own = version("moorage-agent")
+    parser.add_argument("--version", nargs="+", default=[own], help="what it calls itself; one bundle for each")
     given = parser.parse_args()
     work = ROOT / ".cache" / "agent-bundle"
     shutil.rmtree(work, ignore_errors=True)
-    folder = freeze(work)
-    complete(folder)
-    build = f"{given.version}-{digest(folder)[:8]}"
-    settle(folder, build)
-    bundle = pack(folder, build, given.dist / f"moorage-agent-{given.version}-linux-x86_64.tar.gz")
-    print(f"{bundle}  {bundle.stat().st_size >> 20} MiB, build {build}")
+    frozen = freeze(work)
+    complete(frozen)
+    build_hash = digest(frozen)[:8]
+    for name in given.version:
+        folder, build = work / name, f"{name}-{build_hash}"
+        shutil.copytree(frozen, folder, symlinks=True)
+        settle(folder, build)
+        bundle = pack(folder, build, given.dist / f"moorage-agent-{name}-linux-x86_64.tar.gz")
+        print(f"{bundle}  {bundle.stat().st_size >> 20} MiB, build {build}")
 
 
 def freeze(work: Path) -> Path:

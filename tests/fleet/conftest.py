@@ -1,17 +1,19 @@
 """Whole hosts for tests: each boots systemd, with sshd and an Engine of its own."""
 
 import fcntl
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from fleet_desk import OLD, Desk
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.host import Fleet
 
 ROOT = Path(__file__).resolve().parents[2]
+_SOURCES = ("agent/moorage_agent", "common/moorage_common", "packaging")
 
 
 @pytest.fixture(scope="session")
@@ -22,30 +24,28 @@ def fleet(engine: PrivateEngine, engine_folder: Path) -> Iterator[Fleet]:
 
 
 @pytest.fixture(scope="session")
-def bundle(engine_folder: Path) -> Path:
-    """Return the agent's bundle, made of this tree."""
-    made = _made("")
-    return Path(shutil.copy(made, engine_folder / made.name))
-
-
-@pytest.fixture(scope="session")
-def other_bundle(engine_folder: Path) -> Path:
-    """Return a bundle of another version."""
-    made = _made("0.0.9")
-    return Path(shutil.copy(made, engine_folder / made.name))
-
-
-def _made(version: str) -> Path:
-    """Make a bundle, the other half of a test run waiting for it rather than making it again."""
-    dist = ROOT / ".cache" / f"bundle-{version or 'own'}"
+def bundles() -> Path:
+    """Return the folder of two bundles made of this tree: its own version, and OLD, which differs by its name alone."""
+    dist = ROOT / ".cache" / "bundles"
     dist.mkdir(parents=True, exist_ok=True)
     with (dist / "lock").open("w") as lock:
+        # The other half of a test run waits for it rather than making it again.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        sources = [*ROOT.glob("agent/moorage_agent/*"), *ROOT.glob("common/moorage_common/**/*"), *ROOT.glob("packaging/**/*")]
-        newest = max(path.stat().st_mtime for path in sources if path.is_file() and path.suffix != ".pyc")
-        found = next(iter(dist.glob("*.tar.gz")), None)
-        if found is None or found.stat().st_mtime < newest:
-            argv = [sys.executable, str(ROOT / "packaging/agent/bundle.py"), "--dist", str(dist)]
-            done = subprocess.run(argv + (["--version", version] if version else []), capture_output=True, text=True)
+        files = [path for place in _SOURCES for path in (ROOT / place).rglob("*") if "__pycache__" not in path.parts]
+        made = [path.stat().st_mtime for path in dist.glob("*.tar.gz")]
+        if len(made) < 2 or min(made) < max(path.stat().st_mtime for path in files):
+            argv = [sys.executable, str(ROOT / "packaging/agent/bundle.py"), "--dist", str(dist), "--version"]
+            done = subprocess.run(
+                [*argv, version("moorage-agent"), OLD], capture_output=True, text=True, check=False, timeout=400
+            )
             assert done.returncode == 0, done.stderr[-3000:]
-        return next(iter(dist.glob("*.tar.gz")))
+    return dist
+
+
+@pytest.fixture(scope="module")
+def desk(fleet: Fleet, bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """Return a controller of this machine, which has the bundles, and the fleet's key."""
+    made = Desk(tmp_path_factory.mktemp("desk"), fleet, bundles)
+    made.start()
+    yield made
+    made.stop()

@@ -63,6 +63,10 @@ agent-bundle: ## Make the agent's bundle for hosts without Python, dist/moorage-
 	@$(MAKE) --silent --no-print-directory install
 	@$(BIN)/python packaging/agent/bundle.py
 
+.PHONY: deb
+deb: agent-bundle ## Make a Debian package of the bundle, dist/moorage-agent_VERSION_amd64.deb
+	@$(BIN)/python packaging/agent/deb.py
+
 .PHONY: bench
 bench: ## Measure, and print the numbers (not part of `make test`)
 	@sh lab/system-packages.sh venv dockerd busybox

@@ -27,7 +27,7 @@ _PACKAGES = (
 _DISTRIBUTION = platform.freedesktop_os_release()
 _SUITE = _DISTRIBUTION.get("VERSION_CODENAME", "")
 """The hosts are of the machine's own release: that is what its sources have for sure."""
-_NAME = _DISTRIBUTION["ID"]
+DISTRIBUTION_ID = _DISTRIBUTION["ID"]
 _SETUP = r"""
 set -e
 useradd --create-home --shell /bin/bash --groups docker ops
@@ -78,9 +78,12 @@ def _present(client: docker.DockerClient, recipe: str) -> bool:
 
 def _make(root: Path, packed: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
-    options = ["--variant=minbase", "--components=main,universe" if _NAME == "ubuntu" else "--components=main"]
-    _run("debootstrap", *options, f"--include={_PACKAGES}", _SUITE, str(root), _mirror())
-    _run("chroot", str(root), "/bin/sh", "-c", _SETUP)
+    options = [
+        "--variant=minbase",
+        "--components=main,universe" if DISTRIBUTION_ID == "ubuntu" else "--components=main",
+    ]
+    run_tool("debootstrap", *options, f"--include={_PACKAGES}", _SUITE, str(root), mirror())
+    run_tool("chroot", str(root), "/bin/sh", "-c", _SETUP)
     (root / "usr/share/moorage").mkdir(parents=True)
     (root / "usr/share/moorage/sample.tar").write_bytes(sample_archive())
     (root / "etc/docker").mkdir(exist_ok=True)
@@ -94,7 +97,8 @@ def _make(root: Path, packed: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
 
 
-def _run(*argv: str) -> None:
+def run_tool(*argv: str) -> None:
+    """Run a program of the system. Raises RuntimeError with what it printed where it is missing or fails."""
     program = shutil.which(argv[0], path=SYSTEM_PATH)
     if program is None:
         raise RuntimeError(f"There is no {argv[0]} on this machine; on Debian or Ubuntu: apt-get install {argv[0]}.")
@@ -108,7 +112,7 @@ def _run(*argv: str) -> None:
         raise RuntimeError(f"{argv[0]} failed with code {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """Return the place this machine itself gets Debian's packages from."""
     places = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     for place in places:

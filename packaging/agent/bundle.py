@@ -46,6 +46,9 @@ NOT_THE_AGENTS = (
 )
 """What the developers' virtual environment has beside the agent, and some library would take along."""
 
+OF_THE_BUILDER = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
+"""Files of *.dist-info that tell where and how something was installed here: another machine's would differ."""
+
 
 def main() -> None:
     """Build into --dist, and print what came out."""
@@ -89,7 +92,10 @@ def freeze(work: Path) -> Path:
 
 
 def complete(folder: Path) -> None:
-    """Add the C library, Compose and the service's unit."""
+    """Add the C library, Compose and the service's unit, and take out what is the builder's own."""
+    for path in folder.glob("lib/*.dist-info/*"):
+        if path.name in OF_THE_BUILDER:
+            path.unlink()
     for name in C_LIBRARIES:
         shutil.copy(_of_this_machine(name), folder / "lib" / name)
     shutil.copy(Path(sys.executable).parent / "docker-compose", folder / "docker-compose")

@@ -1,0 +1,38 @@
+"""The controller's part in a bootstrap, played by a test: it signs what an agent asks for, and calls it afterwards."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import grpc
+import grpc.aio
+from lone_agent import Caller
+from moorage_common import x509
+from moorage_controller.pki.authority import Authority
+
+
+class Issuer:
+    """An authority of a test's own."""
+
+    def __init__(self) -> None:
+        now = datetime.now(UTC)
+        self.authority, _ = Authority.create(now)
+        self._certificate, self._key = self.authority.issue_controller(now)
+
+    def answer(self, csr: str) -> str:
+        """Return what `accept-certificate` reads, for what `request-certificate` printed."""
+        name = x509.agent_name(str(uuid4()))
+        certificate = self.authority.issue_agent(csr.encode(), name, datetime.now(UTC)).decode()
+        ca = self.authority.certificate_pem.decode()
+        return json.dumps({"certificate": certificate, "ca": ca, "agentName": name})
+
+    @asynccontextmanager
+    async def calls(self, address: str, answer: str) -> AsyncIterator[Caller]:
+        """Call the agent at HOST:PORT that took that answer."""
+        credentials = grpc.ssl_channel_credentials(self.authority.certificate_pem, self._key, self._certificate)
+        options = (("grpc.ssl_target_name_override", json.loads(answer)["agentName"]), ("grpc.enable_http_proxy", 0))
+        async with grpc.aio.secure_channel(address, credentials, options) as channel:
+            await channel.channel_ready()
+            yield Caller(channel)

@@ -72,6 +72,12 @@ def expires_at(certificate_pem: bytes) -> dt.datetime:
     return x509.load_pem_x509_certificate(certificate_pem).not_valid_after_utc
 
 
+def validity(certificate_pem: bytes) -> tuple[dt.datetime, dt.datetime]:
+    """Return from when until when a certificate is valid, aware, in UTC."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+
+
 def check_issued_certificate(
     certificate_pem: bytes, ca_pem: bytes, key: ec.EllipticCurvePrivateKey, ca_fingerprint: str
 ) -> None:

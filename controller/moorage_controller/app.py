@@ -16,6 +16,7 @@ from moorage_controller.api.call import Services
 from moorage_controller.api.surface import Surface
 from moorage_controller.auth.rate_limit import budgets
 from moorage_controller.background.auto_stop import AutoStop
+from moorage_controller.background.certificates import Certificates as CertificateRenewal
 from moorage_controller.background.host_watcher import HostWatcher
 from moorage_controller.background.loop import Loop
 from moorage_controller.data_folder import lock
@@ -41,6 +42,7 @@ from moorage_controller.services.host_keys import HostKeys, PinnedKeys
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.projects import Projects
+from moorage_controller.services.renewal import Renewals
 from moorage_controller.services.servers import Servers
 from moorage_controller.services.users import Users
 from moorage_controller.settings import Settings
@@ -120,6 +122,7 @@ class Controller:
         self.first_password = await users.ensure_first_admin(settings.admin_username, settings.admin_password)
         loops = (
             Loop("host-watcher", HostWatcher(database, hosts, observations, signals, clock).run, clock),
+            Loop("certificates", CertificateRenewal(Renewals(database, authority, channels), clock).run, clock),
             Loop("auto-stop", AutoStop(database, apps, signals, clock).run, clock),
         )
         enrollments = Enrollments(database, keyring, authority, signals)

@@ -52,6 +52,22 @@ class AgentTransport:
             raise HostUnreachableError(_unreachable_sentence(self._endpoint, error)) from None
         return messages.host_info(reply.host)
 
+    async def prepare_renewal(self) -> bytes:
+        """Have the host make a new key, and return its request (PEM). Raises ContactLostError, HostRefusedError."""
+        try:
+            reply = await self._stub.PrepareRenewal(pb.PrepareRenewalRequest(), timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            self._raise(error)
+        return reply.signing_request
+
+    async def install_certificate(self, certificate: bytes) -> None:
+        """Give the host the certificate (PEM) for that key. Raises ContactLostError, HostRefusedError."""
+        request = pb.InstallCertificateRequest(certificate=certificate)
+        try:
+            await self._stub.InstallCertificate(request, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            self._raise(error)
+
     async def start(self, order: Order) -> None:
         """Start, or attach to, an operation. Raises ContactLostError, HostRefusedError."""
         try:

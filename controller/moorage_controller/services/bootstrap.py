@@ -97,6 +97,7 @@ class _Work:
         self.server = server
         self.request: dict[str, Any] = json.loads(operation.request or "{}")
         self.step = "connect"
+        self.reached = ""
 
     async def run(self) -> Outcome:
         """Take all steps; where contact is lost, take them again from the first, a few times."""
@@ -108,6 +109,7 @@ class _Work:
                 code = error.code if isinstance(error, HostUnreachableError) else "host_unreachable"
                 if attempt == _ATTEMPTS or self.step == "connect":
                     return await self._unreachable(code, said)
+                self.reached = self.step
                 await self.tell(f"Contact was lost: {said}")
                 await self.parts.clock.sleep(_PAUSE_SECONDS)
             except HostRefusedError as error:
@@ -130,15 +132,19 @@ class _Work:
     async def with_installer(self, work: Callable[[Installer], Awaitable[None]]) -> None:
         """Lend the host over SSH. Raises HostUnreachableError."""
         await self.begin("connect", f"Log in to {self.server.address} by SSH")
-        async with self.parts.pool.host(ssh_target(self.server)).site() as site:
+        host = self.parts.pool.host(ssh_target(self.server))
+        # A new login: it knocks at once where others wait after a failure, and what was mended on the host counts.
+        await host.retire()
+        async with host.site() as site:
             await work(Installer(site.link))
 
     async def _attempt(self) -> None:
         raise NotImplementedError
 
     async def _unreachable(self, code: str, sentence: str) -> Outcome:
-        where = "" if self.step == "connect" else f" Once the host is back, call again: it goes on after {self.step!r}."
-        return await self._failed(code, f"{sentence}{where}")
+        reached = self.reached or self.step
+        again = f" Contact was lost at {reached!r}: once the host is back, call again." if reached != "connect" else ""
+        return await self._failed(code, f"{sentence}{again}")
 
     async def _failed(self, code: str, sentence: str) -> Outcome:
         told = f"It failed at {self.step!r}: {sentence}"

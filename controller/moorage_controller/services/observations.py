@@ -1,6 +1,7 @@
 """What was seen on hosts, brought into the database: the truth about status."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from uuid import UUID
 
 import structlog
@@ -10,6 +11,7 @@ from moorage_controller.auth.roles import OBSERVER
 from moorage_controller.hosts.transport import AppObservation, HostInfo
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
+from moorage_controller.services.renewal import expired_sentence
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as server_store
@@ -84,6 +86,7 @@ class Observations:
             old = await server_store.get(connection, server_id)
             if old is None:
                 return
+            values = await _explained(connection, server_id, values, now)
             await server_store.change(connection, server_id, {**values, "last_checked": now})
             turned = old.status != values["status"]
             if turned:
@@ -132,3 +135,14 @@ class Observations:
     def _is_stale(self, app_id: UUID, observation: AppObservation) -> bool:
         boot_id, looked_at = self._last_look.get(app_id, ("", 0))
         return boot_id == observation.boot_id and observation.looked_at < looked_at
+
+
+async def _explained(
+    connection: AsyncConnection, server_id: UUID, values: Mapping[str, object], now: datetime
+) -> Mapping[str, object]:
+    """Name what a refused handshake can't tell: that the agent's certificate is over, and what to do."""
+    unreached = "fallback" if values["fallback"] else "status_detail" if values["status"] == "offline" else None
+    if unreached is None or values.get("agent_version"):
+        return values
+    sentence = await expired_sentence(connection, server_id, now)
+    return {**values, unreached: sentence} if sentence else values

@@ -39,7 +39,7 @@ run: ## Run a controller at 127.0.0.1:3000, an agent beside it, and a sample app
 
 .PHONY: test
 test: ## Check everything: lint, then all tests, on real Engines and processes
-	@sh lab/system-packages.sh venv dockerd busybox sshd postgresql chromium binutils debootstrap
+	@sh lab/system-packages.sh venv dockerd busybox binutils debootstrap sshd postgresql chromium
 	@$(MAKE) --silent --no-print-directory install
 	@$(MAKE) --silent --no-print-directory lint
 	@PYTHONUNBUFFERED=1 exec $(BIN)/python -m pytest --ignore=tests/benchmarks -n 2 --dist loadfile $(PYTEST_ARGS)

@@ -67,10 +67,10 @@ def target(tmp_path: Path) -> Place:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return the folder of a disk of 256 KiB."""
+    """Return the folder of a disk of 512 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run([shutil.which("mount") or "", "-t", "tmpfs", "-o", "size=256k", "none", disk], check=True)
+    subprocess.run([shutil.which("mount") or "", "-t", "tmpfs", "-o", "size=512k", "none", disk], check=True)
     yield disk
     subprocess.run([shutil.which("umount") or "", disk], check=True)
 
@@ -139,7 +139,7 @@ def test_on_a_full_disk_there_is_no_half_backup(source: Place, small_disk: Path)
 def test_on_a_full_disk_nothing_is_restored(file: Path, small_disk: Path) -> None:
     target = Place(small_disk)
     filler = small_disk / "filler"
-    filler.write_bytes(b"x" * (180 << 10))
+    filler.write_bytes(b"x" * (436 << 10))
     assert "full" in refused(target.run("restore", file), "restore_failed")
     filler.unlink()
     done(target.run("restore", file))

@@ -41,7 +41,7 @@ _RUN_ERRORS: dict[int, tuple[str, ...]] = {
 }
 
 _AGENT_ERRORS: dict[int, tuple[str, ...]] = {
-    409: ("operation_in_progress",),
+    409: ("operation_in_progress", "no_credentials"),
     502: (
         "operation_failed",
         "root_needed",
@@ -59,7 +59,7 @@ _AGENT_ERRORS: dict[int, tuple[str, ...]] = {
         "rollback_failed",
         "no_agent_bundle",
     ),
-    503: ("host_unreachable", "no_credentials"),
+    503: ("host_unreachable",),
     504: ("deadline_exceeded",),
 }
 

@@ -27,7 +27,6 @@ _STATUS: dict[type[errors.MoorageError], int] = {
 _OPERATION_STATUS = {
     "host_unreachable": 503,
     "no_agent": 503,
-    "no_credentials": 503,
     "engine_unreachable": 503,
     "journal_full": 503,
     "journal_unavailable": 503,

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.auth.roles import Actor
-from moorage_controller.errors import ConflictError, HostUnreachableError, NotFoundError
+from moorage_controller.errors import ConflictError, NotFoundError
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.operations import Operations
 from moorage_controller.store import operations as operation_store
@@ -35,8 +35,8 @@ class Agents:
     async def install(self, server_id: UUID, actor: Actor, port: int, roots: Sequence[str]) -> Operation:
         """Begin an installation or an upgrade, or join the one that is in flight.
 
-        Raises NotFoundError; HostUnreachableError (`no_credentials`) without a way by SSH; ConflictError while
-        something is in flight that can't go on meanwhile.
+        Raises NotFoundError; ConflictError without a way by SSH (`no_credentials`), and while something is in flight
+        that can't go on meanwhile.
         """
         return await self._begin(server_id, INSTALL, actor, {"port": port, "roots": list(roots)})
 
@@ -103,10 +103,10 @@ class Agents:
 
 async def _check(connection: AsyncConnection, server: Server, *, exclusive: bool, needs_ssh: bool) -> None:
     if needs_ssh and not server.encrypted_credentials:
-        raise HostUnreachableError(
+        raise ConflictError(
+            "no_credentials",
             "This server has no SSH key or password, by which its agent could be installed or removed: add one, or "
             "make a join token and run `moorage-agent enroll` on the host.",
-            "no_credentials",
         )
     if exclusive and await operation_store.apps_in_flight(connection, server.id):
         raise ConflictError("operation_in_progress", "An app on this server is being started or stopped: wait for it.")

@@ -4,11 +4,16 @@
 mo_real() {
     mo_there=$1 mo_rest=
     while ! mo_found=$(readlink -f -- "$mo_there" 2>/dev/null && echo .); do
+        # Not even that: it is readlink that fails, and what would it find above?
+        if [ "$mo_there" = / ]; then
+            mo_found="/
+."
+            break
+        fi
         mo_there=${mo_there%/}
         mo_rest=/${mo_there##*/}$mo_rest
         mo_there=${mo_there%/*}
         [ -n "$mo_there" ] || mo_there=/
-        [ "$mo_rest" != / ] || break
     done
     mo_found=${mo_found%.}
     mo_found=${mo_found%?}

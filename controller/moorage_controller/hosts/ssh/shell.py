@@ -19,9 +19,13 @@ from moorage_controller.hosts.transport import ContactLostError
 SHELL = "/bin/sh"
 _PREAMBLE = """\
 LC_ALL=C
-PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+case $PATH in
+*:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin) ;;
+*) PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin ;;
+esac
 export LC_ALL PATH
 """
+"""Comes before each script: in a shell that runs many, PATH must not grow until no program can be started any more."""
 _SESSIONS = 8
 """OpenSSH allows 10 by default; the rest is for people."""
 _REFUSED = 5

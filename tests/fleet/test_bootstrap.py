@@ -112,6 +112,8 @@ def test_a_power_cut_in_the_middle_and_then_again(desk: Desk, fleet: Fleet) -> N
     server_id = desk.add_server(host)
     desk.use(version("moorage-agent"))
     operation = desk.begin_install(server_id)
+    shown = f"/api/operations/{operation}"
+    eventually(lambda: "[upload]" in desk.api.get(shown).json["output"], timeout=60, what="a step while it runs")
     eventually(lambda: host.succeeds("test", "-e", "/opt/moorage-agent/.fresh"), timeout=60, what="its beginning")
     host.power_off()
     ended = desk.wait_operation(operation)

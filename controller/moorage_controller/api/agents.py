@@ -1,7 +1,7 @@
 """Agents on servers over HTTP: installed, upgraded, removed."""
 
 from moorage_controller.api.call import Call
-from moorage_controller.api.convert import agent_operation_out, operation_out, raise_unless_succeeded
+from moorage_controller.api.convert import operation_out, operation_shown_out, raise_unless_succeeded
 from moorage_controller.api.preference import ended
 from moorage_controller.api.replies import Reply, later, now
 from moorage_controller.api.server_schemas import AgentIn
@@ -25,4 +25,4 @@ async def _reply(call: Call, begun: Operation) -> Reply:
     if operation.in_flight:
         return later(operation_out(operation), operation.id)
     raise_unless_succeeded(operation)
-    return now(agent_operation_out(operation))
+    return now(operation_shown_out(operation))

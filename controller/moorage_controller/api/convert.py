@@ -12,12 +12,12 @@ from moorage_controller.api.schemas import (
     AppOut,
     AuditEntryOut,
     OperationOut,
+    OperationShownOut,
     ProjectOut,
     StartedOut,
     StoppedOut,
 )
 from moorage_controller.api.server_schemas import (
-    AgentOperationOut,
     RefreshedOut,
     ServerOut,
     ServerStatusOut,
@@ -151,9 +151,9 @@ def operation_out(operation: Operation) -> OperationOut:
     )
 
 
-def agent_operation_out(operation: Operation) -> AgentOperationOut:
-    """Show an installation or removal of an agent that has ended."""
-    return AgentOperationOut(**operation_out(operation).model_dump(), output=operation.output)
+def operation_shown_out(operation: Operation) -> OperationShownOut:
+    """Show an operation with its output."""
+    return OperationShownOut(**operation_out(operation).model_dump(), output=render(operation.output))
 
 
 def raise_unless_succeeded(operation: Operation) -> None:

@@ -1,7 +1,7 @@
 """Operations over HTTP."""
 
 from moorage_controller.api.call import Call
-from moorage_controller.api.convert import operation_out
+from moorage_controller.api.convert import operation_out, operation_shown_out
 from moorage_controller.api.replies import MOST_A_PAGE, Reply, now
 
 
@@ -19,7 +19,7 @@ async def list_operations(call: Call) -> Reply:
 
 async def get_operation(call: Call) -> Reply:
     """GET /api/operations/{id}."""
-    return now(operation_out(await call.services.operations.get(call.id())))
+    return now(operation_shown_out(await call.services.operations.get(call.id())))
 
 
 async def cancel_operation(call: Call) -> Reply:

@@ -260,6 +260,15 @@ class OperationOut(Schema):
     error: str | None
 
 
+class OperationShownOut(OperationOut):
+    """One operation, and the last 64 KiB of its output: what Compose printed, or what an agent's installation did.
+
+    An installation's grows while it runs; a start's or stop's is there at the end.
+    """
+
+    output: str
+
+
 class AuditEntryOut(Schema):
     """An audit entry: `details` is a sentence, `data` the object that the guide calls details; ISO 8601 times."""
 

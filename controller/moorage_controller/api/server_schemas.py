@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints
 
-from moorage_controller.api.schemas import CdPath, Endpoint, Name, Number, OneLine, OperationOut, Schema
+from moorage_controller.api.schemas import CdPath, Endpoint, Name, Number, OneLine, Schema
 
 _MOST_KEY = 16 * 1024
 _MOST_SECRET = 1024
@@ -128,12 +128,6 @@ class AgentIn(Schema):
 
     port: Port = 7443
     allow_roots: Annotated[list[CdPath], Field(max_length=50, default_factory=list)]
-
-
-class AgentOperationOut(OperationOut):
-    """What became of an installation or a removal: the operation, and what its steps said."""
-
-    output: str
 
 
 class HostKeyIn(Schema):

@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncssh
 import pytest
@@ -175,3 +175,45 @@ def _logins(sshd: PrivateSshd) -> int:
 
 def _open_connections(sshd: PrivateSshd) -> int:
     return sshd.connections
+
+
+async def test_a_key_pinned_in_the_middle_of_a_login_cuts_nobody_off(desk: SshDesk) -> None:
+    pinned, go_on = asyncio.Event(), asyncio.Event()
+
+    async def pin(server_id: UUID, host_key: str) -> str:
+        desk.pinned[server_id] = host_key
+        pinned.set()
+        await go_on.wait()
+        return host_key
+
+    pool = SshPool(desk._credentials_of, pin)
+    target = desk.target()
+    first = asyncio.create_task(SshTransport(pool.host(target)).connect())
+    await pinned.wait()
+    # Whoever reads the server now finds the key, which the login under way doesn't know of yet.
+    other = pool.host(replace(target, host_key=desk.pinned[target.server_id]))
+    assert other is pool.host(target)
+    second = asyncio.create_task(SshTransport(other).connect())
+    go_on.set()
+    await asyncio.wait_for(asyncio.gather(first, second), 20)
+    await pool.close()
+
+
+async def test_who_waits_for_a_login_that_is_given_up_hears_of_it(desk: SshDesk) -> None:
+    pinned = asyncio.Event()
+
+    async def pin(server_id: UUID, host_key: str) -> str:
+        del server_id, host_key
+        pinned.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    pool = SshPool(desk._credentials_of, pin)
+    host = pool.host(desk.target())
+    waiting = asyncio.create_task(SshTransport(host).connect())
+    await pinned.wait()
+    await host.retire()
+    # Ended without a word, an operation's follower or a host's watcher would be missed by nobody.
+    with pytest.raises(HostUnreachableError, match="ask again"):
+        await asyncio.wait_for(waiting, 20)
+    await pool.close()

@@ -99,8 +99,16 @@ class SshHost:
                 # Whoever asks all the time must not knock all the time.
                 raise HostUnreachableError(self._failure.sentence, self._failure.code)
             self._opening = asyncio.create_task(self._open())
-        # Shared: one caller's cancellation must not end the others' connect.
-        return await asyncio.shield(self._opening)
+        opening = self._opening
+        try:
+            # Shared: one caller's cancellation must not end the others' connect.
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            asking = asyncio.current_task()
+            if opening.cancelled() and asking is not None and not asking.cancelling():
+                # It was the login that was given up, not who waits for it: he isn't to end without a word.
+                raise HostUnreachableError("The way to this server has changed just now: ask again.") from None
+            raise
 
     async def _open(self) -> Site:
         try:
@@ -170,8 +178,8 @@ class SshPool:
         known = self._hosts.get(target.server_id)
         if known is not None:
             if not known.target.host_key or not target.host_key:
-                # Pinned meanwhile: the caller read the server before.
-                target = replace(target, host_key=known.target.host_key or target.host_key)
+                # Pinned meanwhile: the caller read the server before, or a login that is under way pins it just now.
+                target = replace(target, host_key=known.target.host_key)
             if known.target == target:
                 return known
             self._retire(known)

@@ -85,6 +85,28 @@ def test_a_directory_outside_the_policy_is_refused_and_audited(desk: Desk, joine
     desk.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
+def test_a_host_that_lost_its_certificate_is_repaired_by_one_call(desk: Desk, joined: tuple[Host, str]) -> None:
+    host, server_id = joined
+    before = host.run("moorage-agent", "status").splitlines()[0]
+    host.run("rm", "/var/lib/moorage/pki/agent.pem")
+    host.run("sh", "-c", "systemctl restart moorage-agent || true")
+    shown = desk.wait_server(server_id, status="online", connection="ssh")
+    assert "Until it answers, the host is reached by SSH." in shown["statusDetail"]
+    desk.install(server_id)
+    desk.wait_server(server_id, status="online", connection="agent", statusDetail=None)
+    assert host.run("moorage-agent", "status").splitlines()[0] != before, "the old name opens nothing any more"
+
+
+def test_the_registry_login_of_root_is_used(desk: Desk, joined: tuple[Host, str]) -> None:
+    host, server_id = joined
+    host.write("/root/.docker/config.json", '{"auths": "no object"}\n')
+    app_id = desk.add_app(host, server_id, "logged-in", RESTARTED)
+    refused = desk.api.post(f"/api/apps/{app_id}/start")
+    host.run("rm", "-r", "/root/.docker")
+    # Compose reads it: a broken one is complained of.
+    assert "/root/.docker" in str(refused.json)
+
+
 def test_what_the_service_may_do_is_little(joined: tuple[Host, str]) -> None:
     host, _ = joined
     last = host.run("systemd-analyze", "security", "--no-pager", "moorage-agent").splitlines()[-1]

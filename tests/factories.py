@@ -115,21 +115,12 @@ def operation_row(app: App, **changes: Any) -> Operation:  # noqa: ANN401 - any 
         kind="up",
         app_id=app.id,
         server_id=app.server_id,
-        state="queued",
         actor_id=None,
         actor=ADMIN,
-        auto_stop=False,
-        transport=None,
         run_id=uuid4(),
         run_timeout=60,
-        exit_code=None,
-        error_code=None,
-        error=None,
-        output="",
         created_at=EPOCH,
         deadline_at=EPOCH.replace(hour=EPOCH.hour + 1),
-        started_at=None,
-        finished_at=None,
     )
     return replace(plain, **changes)
 

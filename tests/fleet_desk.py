@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tarfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,12 @@ class Desk:
             f'*) exec /opt/moorage-agent/{build}/moorage-agent "$@" ;; esac\n'
         )
         with tarfile.open(self._bundles / f"moorage-agent-{version('moorage-agent')}-linux-x86_64.tar.gz") as tar:
-            unit = tar.extractfile(f"{tar.next().name}/moorage-agent.service").read()  # type: ignore[union-attr]  # it is there
-        files = {"moorage-agent": program.encode(), "VERSION": f"{BROKEN}\n".encode(), "moorage-agent.service": unit}
+            first = tar.next()
+            assert first is not None
+            unit = tar.extractfile(f"{first.name}/moorage-agent.service")
+            assert unit is not None
+            service = unit.read()
+        files = {"moorage-agent": program.encode(), "VERSION": f"{BROKEN}\n".encode(), "moorage-agent.service": service}
         sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
         target = io.BytesIO()
         with tarfile.open(fileobj=target, mode="w:gz") as tar:
@@ -107,13 +112,7 @@ class Desk:
 
     def wait_server(self, server_id: str, *, timeout: float = 60, **wanted: object) -> Any:  # noqa: ANN401 - JSON
         """Wait until a server's fields are as wanted."""
-
-        def right() -> Any:  # noqa: ANN401 - JSON
-            shown = self.server(server_id)
-            assert {key: shown[key] for key in wanted} == wanted, shown
-            return shown
-
-        return eventually(right, timeout=timeout, what=f"the server {wanted}")
+        return self._wait_for(f"/api/servers/{server_id}", timeout, wanted)
 
     def add_app(self, host: Host, server_id: str, name: str, compose: str) -> str:
         """Put an app on a host below /srv, and register it; returns its id."""
@@ -127,13 +126,7 @@ class Desk:
 
     def wait_app(self, app_id: str, *, timeout: float = 60, **wanted: object) -> Any:  # noqa: ANN401 - JSON
         """Wait until an app's fields are as wanted."""
-
-        def right() -> Any:  # noqa: ANN401 - JSON
-            shown = self.app(app_id)
-            assert {key: shown[key] for key in wanted} == wanted, shown
-            return shown
-
-        return eventually(right, timeout=timeout, what=f"the app {wanted}")
+        return self._wait_for(f"/api/apps/{app_id}", timeout, wanted)
 
     def wait_operation(self, operation_id: str, *, timeout: float = 120) -> Any:  # noqa: ANN401 - JSON
         """Wait for the end of an operation, and return it."""
@@ -143,6 +136,14 @@ class Desk:
             return shown if shown["state"] not in {"queued", "running"} else None
 
         return eventually(ended, timeout=timeout, what="the end of the operation")
+
+    def _wait_for(self, path: str, timeout: float, wanted: Mapping[str, object]) -> Any:  # noqa: ANN401 - JSON
+        def right() -> Any:  # noqa: ANN401 - JSON
+            shown = self.api.get(path).expect(200)
+            assert {key: shown[key] for key in wanted} == wanted, shown
+            return shown
+
+        return eventually(right, timeout=timeout, what=f"{path} {wanted}")
 
     def _put(self, content: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -117,9 +117,8 @@ def _check_certificate(settings: Settings) -> None:
         raise SetupError(
             "The agent's certificate, its key and the authority don't belong together: enrol this host again."
         ) from None
-    problem = certificates.expiry_problem(settings, SystemClock().now())
-    if problem and x509.expires_at(identity) <= SystemClock().now():
-        raise SetupError(problem)
+    if x509.expires_at(identity) <= SystemClock().now():
+        raise SetupError(certificates.expiry_problem(settings, SystemClock().now()))
 
 
 async def _look_after(journal: Journal, settings: Settings) -> None:

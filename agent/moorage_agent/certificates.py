@@ -50,7 +50,7 @@ def install(settings: Settings, purpose: str, certificate: bytes, ca: bytes, *, 
 
 
 def forget_pending(settings: Settings) -> None:
-    """Remove the keys of requests; call it when everything that came with the certificate is written down."""
+    """Remove the keys of all requests; call it when everything that came with an enrolment is written down."""
     for left in settings.identity_file.parent.glob("pending-*.key"):
         left.unlink(missing_ok=True)
 
@@ -63,7 +63,7 @@ def renewed(settings: Settings, certificate: bytes) -> None:
         return  # sent again: the answer to the first sending was lost
     ca = settings.ca_file.read_bytes()
     install(settings, RENEWAL, certificate, ca, ca_fingerprint=x509.fingerprint(ca), name=name)
-    forget_pending(settings)
+    settings.pending_key_file(RENEWAL).unlink(missing_ok=True)
 
 
 def expiry_problem(settings: Settings, now: datetime) -> str:

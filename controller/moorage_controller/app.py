@@ -126,8 +126,8 @@ class Controller:
             Loop("auto-stop", AutoStop(database, apps, signals, clock).run, clock),
         )
         enrollments = Enrollments(database, keyring, authority, signals)
-        about = (settings.moorage_agent_bundle, settings.base_url)
-        bootstrap = Bootstrap(database, enrollments, (pool, channels), signals, clock, about)
+        bundle, url = settings.moorage_agent_bundle, settings.base_url
+        bootstrap = Bootstrap(database, enrollments, pool, channels, signals, clock, bundle, url)
         operations.drive_by(AGENT_KINDS, bootstrap.run)
         services = Services(
             users=users,

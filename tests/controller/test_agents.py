@@ -82,3 +82,16 @@ async def test_what_moves_the_journal_keeps_apps_waiting_and_the_next_controller
     await eventually_async(ended, timeout=40, what="the end of its patience with the host")
     shown = await world.operation(operation["id"])
     assert "It failed at 'connect'" in shown["error"]
+
+
+async def test_a_server_that_is_removed_meanwhile_ends_its_installation(world: World, server_id: str) -> None:
+    begun = await world.admin.send("DELETE", f"/api/servers/{server_id}/agent", headers={"Prefer": "respond-async"})
+    operation_id = begun.expect(202)["id"]
+    (await world.admin.delete(f"/api/servers/{server_id}")).expect(200)
+    await world.restart()
+
+    async def ended() -> str:
+        shown = await world.operation(operation_id)
+        return str(shown["error"]) if shown["state"] == "failed" else ""
+
+    assert "removed meanwhile" in await eventually_async(ended, timeout=20, what="its end")

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 import pytest
 from fleet_desk import BROKEN, OLD, Desk, files_of
-from moorage_lab.host import Fleet
+from moorage_lab.host import Fleet, Host
 from moorage_lab.waiting import eventually
 from stack import SLEEPER, SLOW
 
@@ -108,13 +108,7 @@ def test_a_removal_leaves_nothing(desk: Desk, fleet: Fleet) -> None:
 
 
 def test_a_power_cut_in_the_middle_and_then_again(desk: Desk, fleet: Fleet) -> None:
-    host = fleet.add()[0]
-    server_id = desk.add_server(host)
-    desk.use(version("moorage-agent"))
-    operation = desk.begin_install(server_id)
-    shown = f"/api/operations/{operation}"
-    eventually(lambda: "[upload]" in desk.api.get(shown).json["output"], timeout=60, what="a step while it runs")
-    eventually(lambda: host.succeeds("test", "-e", "/opt/moorage-agent/.fresh"), timeout=60, what="its beginning")
+    host, server_id, operation = half_installed(desk, fleet)
     host.power_off()
     ended = desk.wait_operation(operation)
     assert ended["state"] == "failed"
@@ -127,11 +121,7 @@ def test_a_power_cut_in_the_middle_and_then_again(desk: Desk, fleet: Fleet) -> N
 
 
 def test_the_next_controller_goes_on_with_an_installation(desk: Desk, fleet: Fleet) -> None:
-    host = fleet.add()[0]
-    server_id = desk.add_server(host)
-    desk.use(version("moorage-agent"))
-    operation = desk.begin_install(server_id)
-    eventually(lambda: host.succeeds("test", "-e", "/opt/moorage-agent/.fresh"), timeout=60, what="its beginning")
+    host, server_id, operation = half_installed(desk, fleet)
     desk.controller.kill()
     desk.controller.start()
     assert desk.wait_operation(operation)["state"] == "succeeded"
@@ -143,6 +133,18 @@ def test_the_next_controller_goes_on_with_an_installation(desk: Desk, fleet: Fle
     desk.api.delete(f"/api/servers/{server_id}/agent?force=true").expect(200)
     assert desk.server(server_id)["agentVersion"] is None
     host.remove()
+
+
+def half_installed(desk: Desk, fleet: Fleet) -> tuple[Host, str, str]:
+    """Return a host in the middle of an installation, its server's id and the operation's."""
+    host = fleet.add()[0]
+    server_id = desk.add_server(host)
+    desk.use(version("moorage-agent"))
+    operation = desk.begin_install(server_id)
+    shown = f"/api/operations/{operation}"
+    eventually(lambda: "[upload]" in desk.api.get(shown).json["output"], timeout=60, what="a step while it runs")
+    eventually(lambda: host.succeeds("test", "-e", "/opt/moorage-agent/.fresh"), timeout=60, what="its beginning")
+    return host, server_id, operation
 
 
 def left_of(now: set[str], before: set[str]) -> set[str]:

@@ -51,15 +51,17 @@ async def test_a_host_that_was_away_too_long_is_told_what_repairs_it(member: Mem
         member.api = await asyncio.to_thread(member.api.login, "admin", "correct horse battery")
         path = f"/api/servers/{member.server_id}"
 
-        async def told() -> bool:
-            detail = (await member.call("GET", path))["statusDetail"]
-            return "expired on" in detail and f"POST {path}/agent" in detail
+        async def told() -> str:
+            detail = str((await member.call("GET", path))["statusDetail"])
+            return detail if "expired on" in detail else ""
 
-        await eventually_async(told, timeout=30, what="the sentence")
+        sentence = await eventually_async(told, timeout=30, what="the sentence")
+        assert f"POST {path}/agent" in sentence
         await asyncio.to_thread(member.agent.process.start)
-        said = "enrol this host again"
-        await eventually_async(lambda: said in member.agent.process.log_tail(50), timeout=20, what="the agent's own")
+        await eventually_async(lambda: not member.agent.process.alive, timeout=20, what="the agent's end")
+        assert "enrol this host again" in member.agent.process.log_tail(50)
         # A new enrolment is all it needs.
         await asyncio.to_thread(member.agent.enroll, member.api.url, await member.join_token())
         await asyncio.to_thread(member.agent.start)
-        await member.wait_for(path, status="online", connection="agent")
+        shown = await member.wait_for(path, status="online")
+        assert (shown["connection"], shown["statusDetail"]) == ("agent", None)

@@ -43,6 +43,7 @@ _RUN_ERRORS: dict[int, tuple[str, ...]] = {
 _AGENT_ERRORS: dict[int, tuple[str, ...]] = {
     409: ("operation_in_progress", "no_credentials"),
     502: (
+        "server_not_found",
         "operation_failed",
         "root_needed",
         "installed_by_package",

@@ -6,14 +6,16 @@ what is there already. Until the new agent has answered, the database knows the 
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 from moorage_common.clock import Clock
 
-from moorage_controller.errors import HostUnreachableError
+from moorage_controller.errors import HostUnreachableError, InvalidError
 from moorage_controller.hosts import bundle as bundles
 from moorage_controller.hosts.agent import AgentTransport
 from moorage_controller.hosts.bundle import Bundle, NoBundleError
@@ -41,41 +43,36 @@ _PAUSE_SECONDS = 2.0
 _DIAL_BACK_SECONDS = 40.0
 _SNAPSHOT_SECONDS = 40.0
 _LOOK_SECONDS = 0.3
+_GONE = "The server was removed meanwhile."
 _NO_AGENT = {"api_endpoint": None, "agent_name": None, "agent_version": None, "agent_journal": None, "fallback": None}
 
 
+@dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """Brings operations on agents to their end. `base_url` is the controller's own, for people on the host to read."""
+    """Brings operations on agents to their end.
 
-    def __init__(
-        self,
-        database: Database,
-        enrollments: Enrollments,
-        ways: tuple[SshPool, AgentChannels],
-        signals: Signals,
-        clock: Clock,
-        about: tuple[Path | None, str],
-    ) -> None:
-        self.database = database
-        self.enrollments = enrollments
-        self.pool, self.channels = ways
-        self.signals = signals
-        self.clock = clock
-        self._bundle, self.base_url = about
+    `bundle_file` is MOORAGE_AGENT_BUNDLE; `base_url` the controller's own, for people on the host to read.
+    """
+
+    database: Database
+    enrollments: Enrollments
+    pool: SshPool
+    channels: AgentChannels
+    signals: Signals
+    clock: Clock
+    bundle_file: Path | None
+    base_url: str
 
     async def run(self, operation: Operation) -> Outcome:
         """Return how it ended."""
-        assert operation.server_id is not None
         async with self.database.write() as connection:
-            server = await server_store.get(connection, operation.server_id)
             now = await self.database.now(connection)
-            await store.change_in_flight(
-                connection, operation.id, {"state": "running", "transport": "ssh", "started_at": now}
-            )
-        assert server is not None
-        work = (
-            _Installation(self, operation, server) if operation.kind == INSTALL else _Removal(self, operation, server)
-        )
+            started = {"state": "running", "transport": "ssh", "started_at": operation.started_at or now}
+            await store.change_in_flight(connection, operation.id, started)
+            server = None if operation.server_id is None else await server_store.get(connection, operation.server_id)
+        if server is None:
+            return Outcome("failed", ran=False, error_code="server_not_found", error=_GONE)
+        work = (_Installation if operation.kind == INSTALL else _Removal)(self, operation, server)
         outcome = await work.run()
         self.signals.server_changed.emit(server.id)
         return outcome
@@ -83,12 +80,12 @@ class Bootstrap:
     async def bundle(self) -> Bundle:
         """Return what is installed. Raises HostRefusedError."""
         try:
-            return await asyncio.to_thread(bundles.load, self._bundle)
+            return await asyncio.to_thread(bundles.load, self.bundle_file)
         except NoBundleError as error:
             raise HostRefusedError("no_agent_bundle", str(error)) from None
 
 
-class _Work:
+class _Work(ABC):
     """One operation on one server: its steps are the lines of its output."""
 
     def __init__(self, parts: Bootstrap, operation: Operation, server: Server) -> None:
@@ -102,6 +99,8 @@ class _Work:
     async def run(self) -> Outcome:
         """Take all steps; where contact is lost, take them again from the first, a few times."""
         for attempt in range(1, _ATTEMPTS + 1):
+            if await self._is_late():
+                return await self._failed("deadline_exceeded", "Its time is over: call again.")
             try:
                 await self._attempt()
             except (ContactLostError, HostUnreachableError) as error:
@@ -138,8 +137,13 @@ class _Work:
         async with host.site() as site:
             await work(Installer(site.link))
 
+    @abstractmethod
     async def _attempt(self) -> None:
-        raise NotImplementedError
+        """Take all steps. Raises HostRefusedError, HostUnreachableError, ContactLostError."""
+
+    async def _is_late(self) -> bool:
+        async with self.parts.database.read() as connection:
+            return await self.parts.database.now(connection) >= self.operation.deadline_at
 
     async def _unreachable(self, code: str, sentence: str) -> Outcome:
         reached = self.reached or self.step
@@ -174,11 +178,11 @@ class _Installation(_Work):
             await self.begin("start", "Start the service")
             await installer.switch(bundle.build)
             await self._dial_back(installer, bundle.build, name, port)
-        except (HostRefusedError, _NoAnswerError) as error:
-            code, sentence = (error.code, error.sentence) if isinstance(error, HostRefusedError) else error.told
-            raise HostRefusedError(code, f"{sentence} {await self._undo(installer)}") from None
-        await self._make_member(name, bundle.build, port)
+        except HostRefusedError as error:
+            raise HostRefusedError(error.code, f"{error.sentence} {await self._undo(installer)}") from None
+        # It has answered: from here on nothing takes it away again.
         await installer.done(bundle.build)
+        await self._make_member(name, bundle.build, port)
         await self._first_snapshot(bundle.build)
 
     async def _put(self, installer: Installer, bundle: Bundle) -> None:
@@ -192,7 +196,7 @@ class _Installation(_Work):
                 await self.begin("verify", "Compare the checksum")
                 await installer.verify(path, bundle)
             await self.begin("install", f"Unpack {bundle.build}, and see that it runs here")
-            await installer.unpack(path, bundle)
+            await installer.unpack(path, bundle.build)
         finally:
             if path:
                 await installer.clear(path)
@@ -203,12 +207,15 @@ class _Installation(_Work):
         enrollments, listen = self.parts.enrollments, f"0.0.0.0:{port}"
         status = await installer.status(bundle.build)
         name = str(status.get("agentName", ""))
-        in_order = status["enrolled"] and not status["problem"] and status["listen"] == listen
-        trusted = in_order and status["caFingerprint"] == enrollments.ca_fingerprint
+        in_order = status.get("enrolled") and not status.get("problem") and status.get("listen") == listen
+        trusted = in_order and status.get("caFingerprint") == enrollments.ca_fingerprint
         if trusted and await enrollments.knows(self.server.id, name):
             await self.tell(f"It is enrolled as {name} already.")
             return name
-        member = await enrollments.issue(self.server.id, await installer.request_certificate(bundle.build))
+        try:
+            member = await enrollments.issue(self.server.id, await installer.request_certificate(bundle.build))
+        except InvalidError as error:
+            raise HostRefusedError("agent_broken", f"The agent asks for no certificate: {error.sentence}") from None
         options = ["--controller", self.parts.base_url, "--listen", listen, "--advertise", self._endpoint(port)]
         roots = self.request["roots"] or ([] if found.has_policy else await self._default_roots())
         for root in roots:
@@ -230,7 +237,7 @@ class _Installation(_Work):
         return sorted(str(path) for path in above) or ["/srv"]
 
     async def _dial_back(self, installer: Installer, build: str, name: str, port: int) -> None:
-        """Wait until the new build answers under its name. Raises _NoAnswerError."""
+        """Wait until the new build answers under its name. Raises HostRefusedError."""
         endpoint = self._endpoint(port)
         await self.begin("dial back", f"Call the agent at {endpoint}")
         transport = AgentTransport(self.parts.channels.get(endpoint, name), endpoint)
@@ -244,7 +251,7 @@ class _Installation(_Work):
             except HostUnreachableError as error:
                 said = error.sentence
             if self.parts.clock.monotonic() > limit:
-                raise _NoAnswerError(f"{said} The service says: {await installer.why()}".strip())
+                raise HostRefusedError("no_dial_back", f"{said} The service says: {await installer.why()}".strip())
             await self.parts.clock.sleep(_LOOK_SECONDS)
 
     async def _undo(self, installer: Installer) -> str:
@@ -279,7 +286,8 @@ class _Installation(_Work):
         while True:
             async with self.parts.database.read() as connection:
                 server = await server_store.get(connection, self.server.id)
-            assert server is not None
+            if server is None:
+                raise HostRefusedError("server_not_found", _GONE)
             if (server.status, server.agent_version, server.fallback) == ("online", build, None):
                 await self.tell(f"{server.name} is online over its agent {build}.")
                 return
@@ -309,14 +317,6 @@ class _Removal(_Work):
     async def _remove(self, installer: Installer) -> None:
         await self.begin("remove", "Stop the service, and remove what its installation made")
         await installer.remove()
-
-
-class _NoAnswerError(Exception):
-    """The new agent doesn't answer."""
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence)
-        self.told = ("no_dial_back", sentence)
 
 
 class _Percents:

@@ -110,7 +110,7 @@ class Enrollments:
     async def issue(self, server_id: UUID, csr: bytes) -> Membership:
         """Sign the key of a host that was asked for it over SSH, for a fresh name; the server stays as it is.
 
-        The same request again gets the same certificate. Raises InvalidError for a bad request.
+        The same request again, within the hour, gets the same certificate. Raises InvalidError for a bad request.
         """
         try:
             key_digest = public_key_digest(csr)
@@ -119,7 +119,8 @@ class Enrollments:
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             enrollment = await store.enrollment_of_key(connection, server_id, key_digest)
-            if enrollment is None:
+            # One of an installation that broke off long ago is of no use any more.
+            if enrollment is None or enrollment.created_at < now - TOKEN_LIFETIME:
                 enrollment = await self._sign(connection, server_id, None, csr, key_digest, now)
         ca = self._authority.certificate_pem.decode()
         return Membership(enrollment.certificate, ca, server_id, enrollment.agent_name)

@@ -17,6 +17,7 @@ from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.apps import App
 from moorage_controller.store.engine import Database
+from moorage_controller.store.servers import Server
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +87,7 @@ class Observations:
             old = await server_store.get(connection, server_id)
             if old is None:
                 return
-            values = await _explained(connection, server_id, values, now)
+            values = await _explained(connection, old, values, now)
             await server_store.change(connection, server_id, {**values, "last_checked": now})
             turned = old.status != values["status"]
             if turned:
@@ -138,11 +139,11 @@ class Observations:
 
 
 async def _explained(
-    connection: AsyncConnection, server_id: UUID, values: Mapping[str, object], now: datetime
+    connection: AsyncConnection, server: Server, values: Mapping[str, object], now: datetime
 ) -> Mapping[str, object]:
     """Name what a refused handshake can't tell: that the agent's certificate is over, and what to do."""
     unreached = "fallback" if values["fallback"] else "status_detail" if values["status"] == "offline" else None
     if unreached is None or values.get("agent_version"):
         return values
-    sentence = await expired_sentence(connection, server_id, now)
+    sentence = await expired_sentence(connection, server, now)
     return {**values, unreached: sentence} if sentence else values

@@ -106,21 +106,13 @@ class Operations:
             kind=kind.value,
             app_id=app.id,
             server_id=app.server_id,
-            state="queued",
             actor_id=actor.user_id,
             actor=actor.name,
             auto_stop=actor is AUTO_STOP,
-            transport=None,
             run_id=app.run_id if run_minutes is None else uuid4(),
             run_timeout=app.run_timeout if run_minutes is None else run_minutes,
-            exit_code=None,
-            error_code=None,
-            error=None,
-            output="",
             created_at=now,
             deadline_at=now + self._limit,
-            started_at=None,
-            finished_at=None,
         )
         try:
             await store.add(connection, operation)

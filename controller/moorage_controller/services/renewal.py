@@ -7,7 +7,6 @@ is a certificate that the host uses already, and the next look renews once more.
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from uuid import UUID
 
 import structlog
 from moorage_common import x509
@@ -22,6 +21,7 @@ from moorage_controller.store import enrollment as store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.enrollment import Enrollment
+from moorage_controller.store.servers import Server
 
 log = structlog.get_logger(__name__)
 
@@ -79,12 +79,11 @@ def renewal_at(enrollment: Enrollment) -> datetime:
     return begin + (end - begin) * _SHARE + _JITTER * jitter
 
 
-async def expired_sentence(connection: AsyncConnection, server_id: UUID, now: datetime) -> str:
+async def expired_sentence(connection: AsyncConnection, server: Server, now: datetime) -> str:
     """Return why a server's agent can't be reached where its certificate has expired, empty where it hasn't."""
-    server = await server_store.get(connection, server_id)
-    if server is None or server.agent_name is None:
+    if server.agent_name is None:
         return ""
-    enrollment = await store.enrollment_of_name(connection, server_id, server.agent_name)
+    enrollment = await store.enrollment_of_name(connection, server.id, server.agent_name)
     if enrollment is None:
         return ""
     expiry = x509.expires_at(enrollment.certificate.encode())
@@ -92,5 +91,5 @@ async def expired_sentence(connection: AsyncConnection, server_id: UUID, now: da
         return ""
     return (
         f"The certificate of the agent on {server.name} expired on {expiry:%Y-%m-%d}: install the agent again "
-        f"(POST /api/servers/{server_id}/agent), or enrol the host with a new join token"
+        f"(POST /api/servers/{server.id}/agent), or enrol the host with a new join token"
     )

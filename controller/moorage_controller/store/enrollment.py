@@ -111,13 +111,13 @@ async def enrollment_of_name(connection: AsyncConnection, server_id: UUID, agent
 
 
 async def enrollment_of_key(connection: AsyncConnection, server_id: UUID, public_key: str) -> Enrollment | None:
-    """Return a server's enrolment over SSH of a key."""
+    """Return a server's newest enrolment over SSH of a key."""
     query = select(*columns(Enrollment, enrollments)).where(
         enrollments.c.server_id == server_id,
         enrollments.c.public_key == public_key,
         enrollments.c.token_id.is_(None),
     )
-    row = (await connection.execute(query)).first()
+    row = (await connection.execute(query.order_by(enrollments.c.created_at.desc()))).first()
     return None if row is None else to_dataclass(Enrollment, row)
 
 

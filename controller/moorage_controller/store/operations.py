@@ -30,21 +30,21 @@ class Operation:
     kind: str
     app_id: UUID | None
     server_id: UUID | None
-    state: str
     actor_id: UUID | None
     actor: str
-    auto_stop: bool
-    transport: str | None
-    run_id: UUID | None
-    run_timeout: int | None
-    exit_code: int | None
-    error_code: str | None
-    error: str | None
-    output: str
     created_at: datetime
     deadline_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
+    state: str = "queued"
+    auto_stop: bool = False
+    transport: str | None = None
+    run_id: UUID | None = None
+    run_timeout: int | None = None
+    exit_code: int | None = None
+    error_code: str | None = None
+    error: str | None = None
+    output: str = ""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
     request: str | None = None
 
     @property

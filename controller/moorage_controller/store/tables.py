@@ -35,6 +35,14 @@ def _id() -> Column[Any]:
     return Column("id", Uuid(), primary_key=True, default=uuid4)
 
 
+_IN_FLIGHT = "state IN ('queued', 'running')"
+_ON_AN_AGENT = "kind IN ('agent_install', 'agent_uninstall')"
+
+
+def _unique_where(name: str, column: str, condition: str) -> Index:
+    return Index(name, column, unique=True, sqlite_where=text(condition), postgresql_where=text(condition))
+
+
 def _time(name: str, *, nullable: bool = True) -> Column[Any]:
     return Column(name, UtcDateTime(), nullable=nullable)
 
@@ -191,21 +199,11 @@ operations = Table(
     _time("finished_at"),
     Index("ix_operations_created_at", "created_at"),
     # One operation an app: the database holds it, not a lock in a process.
-    Index(
-        "uq_operations_in_flight",
-        "app_id",
-        unique=True,
-        sqlite_where=text("state IN ('queued', 'running')"),
-        postgresql_where=text("state IN ('queued', 'running')"),
-    ),
+    _unique_where("uq_operations_in_flight", "app_id", _IN_FLIGHT),
     # What installing or removing an agent was asked with, as JSON: the next controller goes on with it.
     Column("request", Text()),
-    Index(
-        "uq_operations_agent_in_flight",
-        "server_id",
-        unique=True,
-        sqlite_where=text("state IN ('queued', 'running') AND kind IN ('agent_install', 'agent_uninstall')"),
-        postgresql_where=text("state IN ('queued', 'running') AND kind IN ('agent_install', 'agent_uninstall')"),
+    _unique_where(
+        "uq_operations_agent_in_flight", "server_id", f"{_IN_FLIGHT} AND kind IN ('agent_install', 'agent_uninstall')"
     ),
 )
 

@@ -38,7 +38,8 @@ def downgrade() -> None:
     with op.batch_alter_table("enrollments") as table:
         table.alter_column("token_id", existing_type=sa.Uuid(), nullable=False)
     op.drop_index("uq_operations_agent_in_flight", "operations")
-    op.execute(f"DELETE FROM operations WHERE {_AGENTS}")  # noqa: S608 - a constant of this file
+    operations = sa.table("operations", sa.column("kind"))
+    op.execute(operations.delete().where(operations.c.kind.in_(["agent_install", "agent_uninstall"])))
     op.drop_column("operations", "request")
     _allow(_APPS)
 

@@ -17,9 +17,9 @@ from moorage_controller.hosts.ssh.shell import Ran, quote
 from moorage_controller.hosts.ssh.upload import NO_PROGRESS_SECONDS, Progress, send
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
-PROGRAM = "/opt/moorage-agent/current/moorage-agent"
 POLICY = "/etc/moorage-agent/policy.toml"
 _UPLOADS = "/var/tmp/moorage-"  # noqa: S108 - mktemp makes the folder, for its owner alone
+_LEFT_MINUTES = 30
 _QUICK_SECONDS = 30.0
 _SLOW_SECONDS = 240.0
 """Unpacking takes seconds, on a slow disk a minute; its sync waits for everything that the disk has to write."""
@@ -32,9 +32,7 @@ class Found:
     """What an installation finds on a host. `current` is the build that is there, empty where there is none."""
 
     current: str
-    fresh: bool
     has_policy: bool
-    active: bool
 
 
 class Installer:
@@ -51,11 +49,14 @@ class Installer:
         for wrong, code, sentence in _obstacles(told, port):
             if wrong:
                 raise HostRefusedError(code, sentence)
-        return Found(told.get("current", ""), "fresh" in told, "policy" in told, "active" in told)
+        return Found(told.get("current", ""), "policy" in told)
 
     async def upload(self, bundle: Bundle, progress: Progress) -> str:
         """Send the bundle into a private folder of the SSH user's, and return its path there."""
-        made = await self._link.slow(f"umask 077 && mktemp -d {_UPLOADS}XXXXXXXX", seconds=_QUICK_SECONDS)
+        # First what an upload left that broke off: nobody else comes back for it.
+        left = f"find /var/tmp -maxdepth 1 -name 'moorage-????????' -user \"$(id -un)\" -mmin +{_LEFT_MINUTES}"
+        make = f"umask 077; {left} -exec rm -rf {{}} + 2>/dev/null; mktemp -d {_UPLOADS}XXXXXXXX"
+        made = await self._link.slow(make, seconds=_QUICK_SECONDS)
         folder = made.text.strip()
         if made.code or not folder.startswith(_UPLOADS):
             raise HostRefusedError("upload_failed", "No folder can be made in /var/tmp on the host: see its disk.")
@@ -84,9 +85,9 @@ class Installer:
         if (await self._link.slow(f"printf '%s\\n' {sums} | sha256sum --status -c -", seconds=_SLOW_SECONDS)).code:
             raise HostRefusedError("upload_failed", "The bundle did not arrive whole: try again.")
 
-    async def unpack(self, path: str, bundle: Bundle) -> None:
-        """Unpack the bundle beside what runs, and see that it runs on this host."""
-        await self._said("mi_unpack", path or "/nowhere", bundle.digest, bundle.build)
+    async def unpack(self, path: str, build: str) -> None:
+        """Unpack the bundle, unless there is no path since it is there, and see that it runs on this host."""
+        await self._said("mi_unpack", path, build)
 
     async def has(self, build: str) -> bool:
         """Tell whether a build is there, whole."""
@@ -129,7 +130,7 @@ class Installer:
 
     async def done(self, build: str) -> None:
         """Tidy up after an installation that went well."""
-        await self._root(f"mi_done {quote(build)}")
+        await self._said("mi_done", build)
 
     async def why(self) -> str:
         """Return the last words of the service, empty for none."""
@@ -140,7 +141,7 @@ class Installer:
         await self._become_root()
         if "package" in _pairs((await self._root("mi_check 0")).text):
             raise HostRefusedError("installed_by_package", _BY_PACKAGE)
-        await self._root("mi_remove")
+        await self._said("mi_remove")
 
     async def _become_root(self) -> None:
         ask = '[ "$(id -u)" = 0 ] && echo root || sudo -n /bin/sh -c "id -u" 2>/dev/null'

@@ -1,6 +1,6 @@
 # What installs, upgrades and removes the agent on a host. Functions; run as root. Each may be run again at any point.
 #   mi_check PORT                 prints what counts about the host, "NAME VALUE" a line
-#   mi_unpack BUNDLE DIGEST BUILD unpacks a bundle beside what runs, and sees that it runs here
+#   mi_unpack BUNDLE BUILD        unpacks a bundle, where one is given, beside what runs, and sees that it runs here
 #   mi_switch BUILD               makes a build the one that runs; the one before is kept
 #   mi_back                       goes back to the build before; without one, removes all that an installation made
 #   mi_done BUILD                 the installation is over: removes builds that nobody goes back to
@@ -23,31 +23,30 @@ mi_check() {
     if [ -d /run/systemd/system ]; then echo 'systemd yes'; fi
     if [ -e "$mi_home/.deb" ]; then echo 'package yes'; fi
     echo "now $(date +%s)"
-    df -Pk /opt | {
+    { df -Pk /opt 2>/dev/null || df -Pk /; } | {
         read -r mi_line
         read -r mi_device mi_blocks mi_used mi_free mi_line
         echo "room $mi_free"
     }
     if [ -e "$mi_home/current/VERSION" ]; then echo "current $(cat "$mi_home/current/VERSION")"; fi
-    if [ -e "$mi_home/.fresh" ]; then echo 'fresh yes'; fi
     if [ -e "$mi_policy" ]; then echo 'policy yes'; fi
-    if [ "$(systemctl is-active moorage-agent 2>/dev/null)" = active ]; then
-        echo 'active yes'
-    elif cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qi "^ *[0-9]*: [0-9A-F]*:$(printf '%04X' "$1") [0-9A-F]*:[0-9A-F]* 0A "; then
+    # Our own agent may be it.
+    if [ "$(systemctl is-active moorage-agent 2>/dev/null)" != active ] &&
+        cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qi "^ *[0-9]*: [0-9A-F]*:$(printf '%04X' "$1") [0-9A-F]*:[0-9A-F]* 0A "; then
         echo 'taken yes'
     fi
 }
 
 mi_unpack() {
-    mi_new=$mi_home/$3
+    mi_new=$mi_home/$2
     [ -e "$mi_home/current/VERSION" ] || [ -e "$mi_home/.fresh" ] || {
-        mkdir -p "$mi_home" && : >"$mi_home/.fresh"
-        # What was there before us stays when we go.
-        [ ! -e "$mi_policy" ] || echo policy >>"$mi_home/.fresh"
-        [ ! -d "$mi_data" ] || echo data >>"$mi_home/.fresh"
+        # What was there before us stays when we go. Whole or not there: a power cut must not make us forget it.
+        mkdir -p "$mi_home" && {
+            [ ! -e "$mi_policy" ] || echo policy
+            [ ! -d "$mi_data" ] || echo data
+        } >"$mi_home/.fresh.new" && sync "$mi_home/.fresh.new" && mv -f "$mi_home/.fresh.new" "$mi_home/.fresh"
     } || mi_fail "$mi_home can't be written."
-    if ! [ -e "$mi_new/VERSION" ] || ! (cd "$mi_new" && sha256sum --status -c SHA256SUMS); then
-        printf '%s  %s\n' "$2" "$1" | sha256sum --status -c - || mi_fail 'The bundle did not arrive whole.'
+    if [ -n "$1" ]; then
         rm -rf "$mi_home"/.part-*
         mi_part=$mi_home/.part-$$
         mkdir "$mi_part" && tar -xzf "$1" -C "$mi_part" --no-same-owner || {
@@ -55,10 +54,10 @@ mi_unpack() {
             mi_fail "The bundle can't be unpacked in $mi_home: its disk may be full."
         }
         rm -rf "$mi_new"
-        mv "$mi_part/$3" "$mi_new" && rm -rf "$mi_part" && sync
+        mv "$mi_part/$2" "$mi_new" && rm -rf "$mi_part" && sync
     fi
     mi_said=$("$mi_new/moorage-agent" --version 2>&1) || mi_fail "The new agent doesn't run on this host: $mi_said"
-    [ "$mi_said" = "moorage-agent $3" ] || mi_fail "The new agent says that it is \"$mi_said\", and not $3."
+    [ "$mi_said" = "moorage-agent $2" ] || mi_fail "The new agent says that it is \"$mi_said\", and not $2."
 }
 
 # A link that is there or not, never half: made beside, then renamed.
@@ -101,7 +100,7 @@ mi_back() {
 }
 
 mi_done() {
-    rm -f "$mi_home/.fresh" "$mi_home/.before"
+    rm -f "$mi_home/.fresh" "$mi_home/.before" || mi_fail "$mi_home can't be written."
     for mi_each in "$mi_home"/*/VERSION; do
         mi_each=${mi_each%/VERSION}
         mi_each=${mi_each##*/}
@@ -126,5 +125,5 @@ mi_remove() {
     # Operations that are there are somebody's history: whoever asks for one of them finds it.
     rmdir "$mi_data/operations" 2>/dev/null && rm -rf "$mi_data/locks"
     case $mi_keep in *data*) ;; *) [ ! -d "$mi_data" ] || rmdir "$mi_data" 2>/dev/null ;; esac
-    rm -rf "$mi_home"
+    rm -rf "$mi_home" || mi_fail "$mi_home can't be removed."
 }

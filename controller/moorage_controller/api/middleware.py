@@ -15,6 +15,7 @@ from moorage_controller.api.call import Call, Services, to_json
 from moorage_controller.api.details import LIVE
 from moorage_controller.api.replies import Raw, Reply, page
 from moorage_controller.api.routes import ROUTES, Route
+from moorage_controller.api.sse import Stream
 from moorage_controller.api.surface import REQUEST_ID, Surface
 from moorage_controller.auth.rate_limit import Limit, network
 from moorage_controller.auth.roles import Origin, Principal, Role, Scope
@@ -58,6 +59,7 @@ def build(services: Services, surface: Surface) -> web.Application:
     application = web.Application(middlewares=[around], client_max_size=BODY_LIMIT)
     # A signal and not the middleware: it comes before the first byte of a stream too.
     application.on_response_prepare.append(surface.prepare)
+    application.on_shutdown.append(surface.streams.close)
     for route in (*ROUTES, *document.routes(ROUTES)):
         application.router.add_route(route.method, route.path, _endpoint(route, services, surface))
     return application
@@ -85,7 +87,10 @@ def _endpoint(route: Route, services: Services, surface: Surface) -> Handler:
         keyed = await idempotency.keyed(route, request, principal, services.fingerprints)
         call = Call(services, request, origin, principal, body, keyed)
         if route.method != "GET" or route.path in LIVE:
-            return _respond(await idempotency.answer(route, call))
+            reply = await idempotency.answer(route, call)
+            if isinstance(reply.body, Stream):
+                return await surface.streams.serve(request, reply.body, lambda: _listens(route, request, services))
+            return _respond(reply)
 
         async def make() -> web.Response:
             return _respond(page(call, await route.handler(call)) if route.many else await route.handler(call))
@@ -112,6 +117,13 @@ async def _admit(route: Route, request: web.Request, services: Services, origin:
     if principal is not None:
         _check_rights(route, principal)
     return principal
+
+
+async def _listens(route: Route, request: web.Request, services: Services) -> None:
+    """Raise once the caller of a stream may not listen any more: he logged out, or is nobody's user now."""
+    principal = await _authenticate(route, request, services)
+    if principal is not None:
+        _check_rights(route, principal)
 
 
 def _count(route: Route, services: Services, caller: str) -> None:
@@ -172,6 +184,7 @@ def _respond(reply: Reply) -> web.Response:
     elif isinstance(reply.body, BaseModel):
         raw = Raw(to_json(reply.body).encode(), "application/json")
     else:
+        assert not isinstance(reply.body, Stream), "a path of streams must be in LIVE"
         raw = Raw(f"[{','.join(to_json(item) for item in reply.body)}]".encode(), "application/json")
     assert reply.status != HTTPStatus.NO_CONTENT, "a success always has a JSON body"
     return web.Response(

@@ -1,4 +1,4 @@
-"""The three kinds of answer: now, later, and an error (which is raised, see `problems`)."""
+"""The kinds of answer: now, later, a stream, and an error (which is raised, see `problems`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from moorage_controller.api.call import Call
+from moorage_controller.api.sse import Events, Stream
 
 MOST_A_PAGE = 1000
 
@@ -18,7 +19,7 @@ class Raw:
     content_type: str
 
 
-Body = BaseModel | Sequence[BaseModel] | Raw
+Body = BaseModel | Sequence[BaseModel] | Raw | Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ def now(body: Body, status: int = 200) -> Reply:
 def later(operation: BaseModel, operation_id: object) -> Reply:
     """Answer 202: it goes on, and this is where to look."""
     return Reply(operation, 202, {"Location": f"/api/operations/{operation_id}"})
+
+
+def stream(events: Events) -> Reply:
+    """Answer with server-sent events. What deserves a status of its own is to be refused before."""
+    return Reply(Stream(events))
 
 
 def page(call: Call, reply: Reply) -> Reply:

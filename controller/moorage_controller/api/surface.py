@@ -7,6 +7,7 @@ from aiohttp import web
 from moorage_controller.api.conditional import Conditional
 from moorage_controller.api.cors import Cors
 from moorage_controller.api.proxies import Network, TrustedProxies
+from moorage_controller.api.sse import Streams
 from moorage_controller.store.revisions import Revisions
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -35,6 +36,7 @@ class Surface:
         self.conditional = Conditional(revisions)
         self.cors = Cors(origins)
         self.proxies = TrustedProxies(proxies)
+        self.streams = Streams()
 
     async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """Put the headers on a reply that is about to begin; a stream's too."""

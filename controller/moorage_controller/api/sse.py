@@ -1,0 +1,118 @@
+"""Server-sent events: a reply that goes on for as long as its caller listens."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import web
+from aiohttp_sse import EventSourceResponse
+
+from moorage_controller.errors import MoorageError
+
+log = structlog.get_logger(__name__)
+
+_HEARTBEAT_SECONDS = 15.0
+_SEND_SECONDS = 30.0
+"""How long a reader may take nothing at all until he is dropped; whatever he reads of goes on."""
+_ADMIT_SECONDS = 30.0
+"""How long a stream may outlive the token that opened it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event; `id` is what the reader sends back as Last-Event-ID, `name` the event's type."""
+
+    data: str
+    id: str | None = None
+    name: str | None = None
+
+
+Events = AsyncGenerator[Sequence[Event], None]
+"""Batches of events. Closed when the caller is gone; what it raises ends the stream, and the caller comes again."""
+Admit = Callable[[], Awaitable[object]]
+"""Raises a MoorageError once the caller may not listen any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The body of a reply that goes on."""
+
+    events: Events
+
+
+class Streams:
+    """The streams that are open."""
+
+    def __init__(self) -> None:
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def serve(self, request: web.Request, body: Stream, admit: Admit) -> web.StreamResponse:
+        """Send events until they end, the caller hangs up or takes nothing, or he may not listen any more."""
+        response = EventSourceResponse(send_timeout=_SEND_SECONDS, ping_interval=_HEARTBEAT_SECONDS)
+        await response.prepare(request)
+        sending = asyncio.create_task(_Sending(response, body.events, admit).run(), name=f"stream {request.path}")
+        self._open.add(sending)
+        try:
+            await asyncio.wait({sending})
+        finally:
+            self._open.discard(sending)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        return response
+
+    async def close(self, _application: web.Application) -> None:
+        """End all streams: their callers come again, to whoever serves then."""
+        for sending in self._open:
+            sending.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+
+class _Sending:
+    def __init__(self, response: EventSourceResponse, events: Events, admit: Admit) -> None:
+        self._response = response
+        self._events = events
+        self._admit = admit
+        self._admitted = time.monotonic()
+
+    async def run(self) -> None:
+        try:
+            async with self._response, aclosing(self._events):
+                await self._send_all()
+        except (ConnectionError, TimeoutError):
+            log.info("stream_dropped")
+        except MoorageError as error:
+            log.info("stream_ended", code=error.code)
+        except Exception:
+            log.exception("stream_failed")
+
+    async def _send_all(self) -> None:
+        gone = asyncio.create_task(self._response.wait())
+        coming: asyncio.Future[Sequence[Event] | None] | None = None
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(self._events, None))
+                while not coming.done():
+                    await asyncio.wait({coming, gone}, timeout=_ADMIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    if gone.done():
+                        return
+                    await self._admit_again()
+                batch = coming.result()
+                if batch is None:
+                    return
+                for event in batch:
+                    await self._response.send(event.data, id=event.id, event=event.name)
+                # Sending what fits into a buffer lets nobody else have a turn.
+                await asyncio.sleep(0)
+        finally:
+            waiting = [task for task in (coming, gone) if task is not None]
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _admit_again(self) -> None:
+        if time.monotonic() - self._admitted >= _ADMIT_SECONDS:
+            await self._admit()
+            self._admitted = time.monotonic()

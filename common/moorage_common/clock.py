@@ -43,3 +43,15 @@ def to_millis(moment: datetime) -> int:
 def from_millis(millis: int) -> datetime:
     """Return epoch milliseconds as an aware datetime in UTC."""
     return datetime.fromtimestamp(millis / 1000, UTC)
+
+
+async def wait_for(event: asyncio.Event, seconds: float, clock: Clock) -> None:
+    """Return when the event is set or that much time of the clock has passed; the event is cleared."""
+    tasks = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(seconds))}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    event.clear()

@@ -15,11 +15,16 @@ def render(raw: str) -> str:
     shown once.
     """
     lines: list[str] = []
-    for line in _lines(raw):
-        text = _progress_text(_json(line), line)
-        if not lines or lines[-1] != text:
+    for text in map(readable, raw.splitlines()):
+        if text and (not lines or lines[-1] != text):
             lines.append(text)
     return "\n".join(lines)
+
+
+def readable(line: str) -> str:
+    """Return one raw line as `render` shows it; empty where there is nothing to be read."""
+    clean = _clean(line)
+    return _progress_text(_json(clean), clean) if clean else ""
 
 
 def error_sentence(raw: str) -> str | None:

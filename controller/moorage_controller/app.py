@@ -36,14 +36,17 @@ from moorage_controller.services.audit_log import AuditLog
 from moorage_controller.services.bootstrap import Bootstrap
 from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
+from moorage_controller.services.delivery import Limits
 from moorage_controller.services.enrollment import Enrollments, load_authority
 from moorage_controller.services.health import Health
 from moorage_controller.services.host_keys import HostKeys, PinnedKeys
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.operations import Operations
+from moorage_controller.services.outputs import Outputs
 from moorage_controller.services.projects import Projects
 from moorage_controller.services.renewal import Renewals
 from moorage_controller.services.servers import Servers
+from moorage_controller.services.slots import Slots
 from moorage_controller.services.users import Users
 from moorage_controller.settings import Settings
 from moorage_controller.signals import Signals
@@ -114,8 +117,10 @@ class Controller:
         observations = Observations(database, signals)
         checks = Checks(database, hosts, observations, signals, clock)
         self._stack.push_async_callback(checks.close)
-        limit = timedelta(minutes=settings.operation_limit_minutes)
-        operations = Operations(database, hosts, observations, signals, clock, limit=limit)
+        outputs = Outputs(database, signals, clock)
+        operations = Operations(
+            database, hosts, observations, signals, clock, outputs, limits=_limits(settings), slots=_slots(settings)
+        )
         apps = Apps(database, operations, signals)
         api_tokens = ApiTokens(database)
         users = Users(database, settings_module.secret(settings, "jwt_secret"), api_tokens)
@@ -137,6 +142,7 @@ class Controller:
             projects=Projects(database, signals),
             apps=apps,
             operations=operations,
+            outputs=outputs,
             enrollments=enrollments,
             agents=Agents(database, operations),
             audit_log=AuditLog(database),
@@ -191,6 +197,17 @@ class Controller:
         loop.start()
         self._stack.push_async_callback(loop.stop)
         return certificates.context
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        total=timedelta(minutes=settings.operation_limit_minutes),
+        no_progress=timedelta(minutes=settings.operation_no_progress_minutes),
+    )
+
+
+def _slots(settings: Settings) -> Slots:
+    return Slots(on_a_host=settings.operations_per_host, in_all=settings.operations_at_once)
 
 
 def _keyring(settings: Settings) -> Keyring:

@@ -52,6 +52,24 @@ class Settings(BaseSettings):
     operation_limit_minutes: Annotated[
         int, Field(ge=1, le=1440, description="Minutes after which a start is stopped on its host.")
     ] = 30
+    operation_no_progress_minutes: Annotated[
+        int, Field(ge=1, le=1440, description="Minutes without any output after which a start is stopped on its host.")
+    ] = 15
+    operations_per_host: Annotated[
+        int, Field(ge=1, le=64, description="Starts at once on one host, and stops beside them; others wait.")
+    ] = 4
+    operations_at_once: Annotated[
+        int, Field(ge=1, le=1000, description="Starts at once on all hosts, and stops beside them; others wait.")
+    ] = 64
+    operation_history_days: Annotated[
+        int, Field(ge=1, le=3650, description="Days after which an operation that has ended is forgotten.")
+    ] = 90
+    operation_history_most: Annotated[
+        int, Field(ge=100, description="The most operations that are remembered; the oldest are forgotten first.")
+    ] = 10_000
+    operation_output_days: Annotated[
+        int, Field(ge=1, le=3650, description="Days for which the output of an operation that has ended is kept.")
+    ] = 7
     moorage_agent_bundle: Annotated[
         Path | None, Field(description="The agent's bundle (tar.gz), which is installed on hosts over SSH.")
     ] = None

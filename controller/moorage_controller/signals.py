@@ -33,3 +33,7 @@ class Signals:
         """A deadline was set or moved, or an operation ended: look for what is due."""
         self.host_back: Signal[UUID] = Signal()
         """A server that was offline answers again."""
+        self.output_kept: Signal[UUID] = Signal()
+        """More of an operation's output is in the database."""
+        self.operation_ended: Signal[UUID] = Signal()
+        """An operation's end is in the database."""

@@ -24,5 +24,6 @@ async def _reply(call: Call, begun: Operation) -> Reply:
     operation = await ended(call, begun)
     if operation.in_flight:
         return later(operation_out(operation), operation.id)
-    raise_unless_succeeded(operation)
-    return now(operation_shown_out(operation))
+    output = await call.services.outputs.text(operation.id)
+    raise_unless_succeeded(operation, output)
+    return now(operation_shown_out(operation, output))

@@ -61,8 +61,9 @@ async def stop_app(call: Call) -> Reply:
     operation = await ended(call, await call.services.apps.stop(call.id(), call.actor))
     if operation.in_flight:
         return later(operation_out(operation), operation.id)
-    raise_unless_succeeded(operation)
-    return now(stopped_out(await call.services.apps.get(call.id()), operation))
+    output = await call.services.outputs.text(operation.id)
+    raise_unless_succeeded(operation, output)
+    return now(stopped_out(await call.services.apps.get(call.id()), operation, output))
 
 
 async def _start(call: Call, kind: OperationKind) -> Reply:
@@ -71,5 +72,6 @@ async def _start(call: Call, kind: OperationKind) -> Reply:
     operation = await ended(call, await call.services.apps.start(call.id(), call.actor, minutes, kind))
     if operation.in_flight:
         return later(operation_out(operation), operation.id)
-    raise_unless_succeeded(operation)
-    return now(started_out(await call.services.apps.get(call.id()), operation, kind))
+    output = await call.services.outputs.text(operation.id)
+    raise_unless_succeeded(operation, output)
+    return now(started_out(await call.services.apps.get(call.id()), operation, kind, output))

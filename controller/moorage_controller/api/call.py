@@ -23,6 +23,7 @@ from moorage_controller.services.health import Health
 from moorage_controller.services.host_keys import HostKeys
 from moorage_controller.services.idempotency import KeyedRequest, Once
 from moorage_controller.services.operations import Operations
+from moorage_controller.services.outputs import Outputs
 from moorage_controller.services.projects import Projects
 from moorage_controller.services.servers import Servers
 from moorage_controller.services.users import Users
@@ -51,6 +52,7 @@ class Services:
     projects: Projects
     apps: Apps
     operations: Operations
+    outputs: Outputs
     enrollments: Enrollments
     agents: Agents
     audit_log: AuditLog
@@ -109,6 +111,11 @@ class Call:
             return UUID(text)
         except ValueError:
             raise InvalidError({name: "It must be a UUID."}) from None
+
+    @property
+    def last_event_id(self) -> str:
+        """The id of the last event that the caller of a stream has seen; empty where he begins."""
+        return self.request.headers.get("Last-Event-ID", "")
 
     def query_word(self, name: str) -> str | None:
         """Return a word to filter by, None where it is absent. Raises InvalidError for what no such word can be."""

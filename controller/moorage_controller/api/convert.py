@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from moorage_common.clock import to_millis
-from moorage_common.compose_output import render
 from moorage_common.states import OperationKind
 from pydantic import BaseModel
 
@@ -151,23 +150,23 @@ def operation_out(operation: Operation) -> OperationOut:
     )
 
 
-def operation_shown_out(operation: Operation) -> OperationShownOut:
+def operation_shown_out(operation: Operation, output: str) -> OperationShownOut:
     """Show an operation with its output."""
-    return OperationShownOut(**operation_out(operation).model_dump(), output=render(operation.output))
+    return OperationShownOut(**operation_out(operation).model_dump(), output=output)
 
 
-def raise_unless_succeeded(operation: Operation) -> None:
+def raise_unless_succeeded(operation: Operation, output: str) -> None:
     """Raise OperationFailedError, with what Compose printed, for an operation that ended in any other way."""
     if operation.state != "succeeded":
         raise OperationFailedError(
             operation.error_code or "operation_failed",
             operation.error or "The operation failed.",
-            output=render(operation.output),
+            output=output,
             operation_id=str(operation.id),
         )
 
 
-def started_out(view: AppView, operation: Operation, kind: OperationKind) -> StartedOut:
+def started_out(view: AppView, operation: Operation, kind: OperationKind, output: str) -> StartedOut:
     """Show a start or restart that succeeded: the guide's reply and ours."""
     app = app_out(view)
     done = "restarted" if kind is OperationKind.RESTART else "started"
@@ -181,11 +180,11 @@ def started_out(view: AppView, operation: Operation, kind: OperationKind) -> Sta
         timer_ends_at=app.stop_at,
         app_url=app.app_url,
         operation_id=operation.id,
-        output=render(operation.output),
+        output=output,
     )
 
 
-def stopped_out(view: AppView, operation: Operation) -> StoppedOut:
+def stopped_out(view: AppView, operation: Operation, output: str) -> StoppedOut:
     """Show a stop that succeeded: the guide's reply and ours."""
     return StoppedOut(
         success=True,
@@ -193,7 +192,7 @@ def stopped_out(view: AppView, operation: Operation) -> StoppedOut:
         status=view.app.status,
         message="Application stopped successfully",
         operation_id=operation.id,
-        output=render(operation.output),
+        output=output,
     )
 
 

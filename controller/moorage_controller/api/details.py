@@ -4,13 +4,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-LIVE = frozenset({"/api/auth/verify", "/api/servers/{id}/status", "/healthz", "/readyz"})
-"""GETs that ask anew each time, and so bear no ETag."""
+LIVE = frozenset(
+    {
+        "/api/auth/verify",
+        "/api/servers/{id}/status",
+        "/api/operations/{id}/output",
+        "/api/events",
+        "/healthz",
+        "/readyz",
+    }
+)
+"""GETs that ask anew each time, or go on, and so bear no ETag."""
+EVENT_STREAM = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """One route's own errors (status to codes), query parameters (name to schema and sentence), and example."""
+    """One route's own errors (status to codes), query parameters (name to schema and sentence), and example.
+
+    `media` are the media types of a success that isn't JSON.
+    """
 
     status: int = 200
     errors: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
@@ -18,6 +31,7 @@ class Details:
     asynchronous: bool = False
     request: dict[str, Any] | None = None
     reply: Any = None
+    media: tuple[str, ...] = ()
 
 
 _ID = {"type": "string", "format": "uuid"}
@@ -141,6 +155,15 @@ DETAILS: Mapping[tuple[str, str], Details] = {
             "serverId": (_ID, "Operations on one server."),
             "state": (_WORD, "`queued`, `running`, `succeeded`, `failed`, `cancelled` or `interrupted`."),
         }
+    ),
+    ("GET", "/api/operations/{id}/output"): Details(
+        query={
+            "after": (
+                {"type": "integer", "minimum": 0, "maximum": 10**15, "default": 0},
+                "Byte offset to begin at; a header Last-Event-ID counts more.",
+            )
+        },
+        media=(EVENT_STREAM,),
     ),
     ("POST", "/api/operations/{id}/cancel"): Details(
         errors={409: ("not_cancellable", "operation_ended"), 503: ("host_unreachable", "no_agent")}

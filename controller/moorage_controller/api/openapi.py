@@ -144,7 +144,8 @@ def _responses(route: Route, details: Details, schemas: dict[Any, dict[str, Any]
     content: dict[str, Any] = {"schema": {"type": "array", "items": schema} if route.many else schema}
     if details.reply is not None:
         content["example"] = details.reply
-    success: dict[str, Any] = {"description": HTTPStatus(details.status).phrase, "content": {_JSON: content}}
+    shown = {media: {"schema": {"type": "string"}} for media in details.media} or {_JSON: content}
+    success: dict[str, Any] = {"description": HTTPStatus(details.status).phrase, "content": shown}
     found: dict[str, Any] = {str(details.status): success}
     if _conditional(route):
         success["headers"] = {"ETag": {"schema": {"type": "string"}}}

@@ -1,8 +1,21 @@
-"""Operations over HTTP."""
+"""Operations over HTTP: their records, and what they print while they print it."""
 
-from moorage_controller.api.call import Call
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from moorage_common.compose_output import readable
+
+from moorage_controller.api.call import Call, to_json
 from moorage_controller.api.convert import operation_out, operation_shown_out
-from moorage_controller.api.replies import MOST_A_PAGE, Reply, now
+from moorage_controller.api.replies import MOST_A_PAGE, Reply, now, stream
+from moorage_controller.api.sse import Event, Events
+from moorage_controller.store.operations import Operation
+from moorage_controller.store.output import Piece
+
+_MOST_OFFSET = 10**15
+_OFFSET = re.compile(r"[0-9]{1,15}")
+_LONGEST_LINE = 16 * 1024
 
 
 async def list_operations(call: Call) -> Reply:
@@ -19,9 +32,76 @@ async def list_operations(call: Call) -> Reply:
 
 async def get_operation(call: Call) -> Reply:
     """GET /api/operations/{id}."""
-    return now(operation_shown_out(await call.services.operations.get(call.id())))
+    operation = await call.services.operations.get(call.id())
+    return now(operation_shown_out(operation, await call.services.outputs.text(operation.id)))
+
+
+async def follow_output(call: Call) -> Reply:
+    """GET /api/operations/{id}/output: what it prints, a line an event, from its beginning or from an offset on.
+
+    `id` is the offset in bytes after the line, the same on the host and on every controller: a browser that was cut
+    off resumes by itself. Ends with `event: done`, whose data is the operation.
+    """
+    operation = await call.services.operations.get(call.id())
+    after = call.query_number("after", 0, 0, _MOST_OFFSET)
+    if _OFFSET.fullmatch(call.last_event_id):
+        after = int(call.last_event_id)
+    return stream(_lines(call.services.outputs.follow(operation.id, after), after))
 
 
 async def cancel_operation(call: Call) -> Reply:
     """POST /api/operations/{id}/cancel."""
     return now(operation_out(await call.services.operations.cancel(call.id(), call.actor)))
+
+
+async def _lines(items: AsyncGenerator[Piece | Operation, None], after: int) -> Events:
+    lines = _Lines(after)
+    async with aclosing(items):
+        async for item in items:
+            if isinstance(item, Piece):
+                events = lines.read(item)
+            else:
+                events = lines.rest()
+                events.append(Event(to_json(operation_out(item)), id=str(lines.offset), name="done"))
+            if events:
+                yield events
+
+
+class _Lines:
+    """Makes events out of pieces; a line that Compose prints twice in a row is one event."""
+
+    def __init__(self, after: int) -> None:
+        self.offset = after
+        """That after the last whole line."""
+        self._rest = b""
+        self._last = ""
+
+    def read(self, piece: Piece) -> list[Event]:
+        """Return the lines that are whole now."""
+        events = []
+        missing = piece.start - self.offset - len(self._rest)
+        if missing > 0:
+            events += self.rest()
+            self.offset = piece.start
+            events.append(Event(f"[{missing} bytes of output are not kept and left out here]", id=str(self.offset)))
+        *whole, rest = (self._rest + piece.data).split(b"\n")
+        self._rest = rest
+        for line in whole:
+            events += self._event(line, len(line) + 1)
+        while len(self._rest) > _LONGEST_LINE:
+            line, self._rest = self._rest[:_LONGEST_LINE], self._rest[_LONGEST_LINE:]
+            events += self._event(line, len(line))
+        return events
+
+    def rest(self) -> list[Event]:
+        """Return what is left of a line that was never ended."""
+        line, self._rest = self._rest, b""
+        return self._event(line, len(line))
+
+    def _event(self, line: bytes, length: int) -> list[Event]:
+        self.offset += length
+        text = readable(line.decode(errors="replace"))
+        if not text or text == self._last:
+            return []
+        self._last = text
+        return [Event(text, id=str(self.offset))]

@@ -186,6 +186,7 @@ ROUTES: tuple[Route, ...] = (
     _operate("/api/apps/{id}/restart", apps.restart_app, schemas.StartedOut, schemas.StartIn),
     _get("/api/operations", operations.list_operations, schemas.OperationOut, many=True),
     _get("/api/operations/{id}", operations.get_operation, schemas.OperationShownOut),
+    _get("/api/operations/{id}/output", operations.follow_output, schemas.OperationOut),
     _operate("/api/operations/{id}/cancel", operations.cancel_operation, schemas.OperationOut, schemas.NothingIn),
     _get("/api/audit-logs", audit.list_audit_logs, schemas.AuditPageOut),
     _probe("/healthz", health.healthz),

@@ -5,9 +5,8 @@ import random
 from uuid import UUID
 
 import structlog
-from moorage_common.clock import Clock
+from moorage_common.clock import Clock, wait_for
 
-from moorage_controller.background.loop import wait_for
 from moorage_controller.services.apps import Apps
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as store

@@ -46,15 +46,3 @@ class Loop:
             except Exception:
                 log.exception("background_loop_failed", loop=self.name)
             await self._clock.sleep(_RESTART_SECONDS)
-
-
-async def wait_for(event: asyncio.Event, seconds: float, clock: Clock) -> None:
-    """Return when the event is set or that much time of the clock has passed; the event is cleared."""
-    tasks = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(seconds))}
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    event.clear()

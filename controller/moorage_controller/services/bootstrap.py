@@ -30,9 +30,11 @@ from moorage_controller.services.runs import Outcome
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import operations as store
+from moorage_controller.store import output as output_store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.operations import Operation
+from moorage_controller.store.output import Piece
 from moorage_controller.store.servers import Server
 
 log = structlog.get_logger(__name__)
@@ -114,7 +116,7 @@ class _Work(ABC):
             except HostRefusedError as error:
                 return await self._failed(error.code, error.sentence)
             else:
-                return Outcome("succeeded", exit_code=0, output=await self._output())
+                return Outcome("succeeded", exit_code=0)
         raise AssertionError("the last attempt returns")
 
     async def begin(self, step: str, sentence: str) -> None:
@@ -126,7 +128,9 @@ class _Work(ABC):
         """Add a line to the operation's output."""
         log.info("agent_step", step=self.step, line=line)
         async with self.parts.database.write() as connection:
-            await store.append_output(connection, self.operation.id, f"{line}\n")
+            start = await output_store.length(connection, self.operation.id)
+            await output_store.append(connection, self.operation.id, Piece(start, f"{line}\n".encode()))
+        self.parts.signals.output_kept.emit(self.operation.id)
 
     async def with_installer(self, work: Callable[[Installer], Awaitable[None]]) -> None:
         """Lend the host over SSH. Raises HostUnreachableError."""
@@ -153,12 +157,7 @@ class _Work(ABC):
     async def _failed(self, code: str, sentence: str) -> Outcome:
         told = f"It failed at {self.step!r}: {sentence}"
         await self.tell(told)
-        return Outcome("failed", exit_code=1, error_code=code, error=told, output=await self._output())
-
-    async def _output(self) -> str:
-        async with self.parts.database.read() as connection:
-            operation = await store.get(connection, self.operation.id)
-        return "" if operation is None else operation.output
+        return Outcome("failed", exit_code=1, error_code=code, error=told)
 
 
 class _Installation(_Work):

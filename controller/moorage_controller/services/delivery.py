@@ -3,6 +3,8 @@
 import asyncio
 import random
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 import structlog
@@ -22,7 +24,10 @@ from moorage_controller.hosts.transport import (
     HostTransport,
     Order,
 )
+from moorage_controller.services.outputs import TAIL_BYTES
 from moorage_controller.services.runs import Outcome
+from moorage_controller.services.transcript import Transcript
+from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import operations as store
 from moorage_controller.store import servers as server_store
@@ -31,26 +36,43 @@ from moorage_controller.store.operations import Operation
 
 log = structlog.get_logger(__name__)
 
-_OUTPUT_KEPT = 64 * 1024
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
 DEADLINE = "the operation's time limit"
-"""Who cancelled, as the host's journal has it, when nobody but the limit did."""
+SILENCE = "the operation's no-progress limit"
+"""Who cancelled, as the host's journal has it, when nobody but a limit did."""
+_TOO_LONG = {
+    DEADLINE: "The operation took longer than its time limit and was stopped.",
+    SILENCE: "The operation made no progress for longer than its limit and was stopped.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a start may take in all, and how long it may print nothing while the host is in contact."""
+
+    total: timedelta
+    no_progress: timedelta
 
 
 class Delivery:
     """Brings one operation to its host and its outcome back."""
 
-    def __init__(self, database: Database, hosts: Hosts, clock: Clock, operation: Operation) -> None:
+    def __init__(
+        self, database: Database, hosts: Hosts, signals: Signals, clock: Clock, operation: Operation, limits: Limits
+    ) -> None:
         self._database = database
         self._hosts = hosts
         self._clock = clock
         self._operation = operation
-        self._tail = b""
+        self._limits = limits
+        self._transcript = Transcript(database, signals, clock, operation.id)
         self._offset = 0
         self._refusal: HostRefusedError | None = None
         self._connected: HostTransport | None = None
         self._noted = operation.transport
         self._limit_at = 0.0
+        self._heard_at: float | None = None
+        """When something came last (monotonic); None while there is no contact, and so nothing to be heard."""
 
     async def run(self, *, recovered: bool) -> Outcome:
         """Return how it ended. `recovered`: it may have been sent before, by a controller that died."""
@@ -60,13 +82,14 @@ class Delivery:
                 self._connected = await self._connect()
             except HostUnreachableError as error:
                 return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
-        limit = asyncio.create_task(self._enforce_limit())
+        limit = asyncio.create_task(self._enforce_limits())
         try:
             return await self._deliver(order, send=not recovered or self._may_still_start(), sent=recovered)
         finally:
             limit.cancel()
             with suppress(asyncio.CancelledError):
                 await limit
+            await self._transcript.drop()
 
     async def _deliver(self, order: Order, *, send: bool, sent: bool) -> Outcome:
         """Send and follow, again and again: a lost connection is no answer. `sent`: it may have arrived before."""
@@ -80,11 +103,14 @@ class Delivery:
                     sent = True
                     await transport.start(order)
                     proves = False
+                self._heard_at = self._clock.monotonic()
                 async for item in transport.follow(order.operation_id, self._offset):
                     retry = _FIRST_RETRY
+                    self._heard_at = self._clock.monotonic()
                     if isinstance(item, End):
-                        return self._outcome(item)
-                    self._keep(item.offset, item.data)
+                        return await self._outcome(item)
+                    await self._transcript.add(item.data)
+                    self._offset = item.offset + len(item.data)
             except HostRefusedError as error:
                 if error.code == "operation_unknown":
                     await self._bury(transport)
@@ -96,6 +122,7 @@ class Delivery:
                     self._refusal, send = error, False
             except (ContactLostError, HostUnreachableError) as error:
                 log.warning("host_contact_lost", error=str(error))
+            self._heard_at = None
             await self._clock.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             retry = min(retry * 2, _LAST_RETRY)
 
@@ -110,16 +137,26 @@ class Delivery:
             outcome = await transport.cancel(self._operation.id, DEADLINE)
             log.info("operation_buried", outcome=outcome.value, buried=outcome is CancelOutcome.BURIED)
 
-    async def _enforce_limit(self) -> None:
-        """Stop a start on its host once its time is over; a stop is never cut short."""
+    async def _enforce_limits(self) -> None:
+        """Stop a start on its host once its time is over, or nothing came for too long; a stop is never cut short."""
         if self._operation.kind == OperationKind.DOWN:
             return
-        await self._clock.sleep(max(self._limit_at - self._clock.monotonic(), 0.0))
+        while (left := self._limit_at - self._clock.monotonic()) > 0 and not self._is_silent():
+            await self._clock.sleep(min(left, self._silence_left()))
+        by = SILENCE if left > 0 else DEADLINE
         while True:
             with suppress(ContactLostError, HostRefusedError, HostUnreachableError):
-                await (await self._transport()).cancel(self._operation.id, DEADLINE)
+                await (await self._transport()).cancel(self._operation.id, by)
                 return
             await self._clock.sleep(_LAST_RETRY)
+
+    def _is_silent(self) -> bool:
+        return self._heard_at is not None and self._silence_left() <= 0
+
+    def _silence_left(self) -> float:
+        """Return the seconds until a look at whether it is silent is worth while."""
+        most = self._limits.no_progress.total_seconds()
+        return most if self._heard_at is None else self._heard_at + most - self._clock.monotonic()
 
     async def _connect(self) -> HostTransport:
         """Return a way on which the host answered just now; which it is, is noted. Raises HostUnreachableError."""
@@ -148,6 +185,7 @@ class Delivery:
             now = await self._database.now(connection)
             app = await app_store.get(connection, app_id)
         assert app is not None
+        self._offset = await self._transcript.open()
         # The deadline is of the database's time, which this machine's may differ from.
         self._limit_at = self._clock.monotonic() + (self._operation.deadline_at - now).total_seconds()
         last = None
@@ -163,44 +201,37 @@ class Delivery:
                 values["started_at"] = now
             await store.change_in_flight(connection, self._operation.id, values)
 
-    def _keep(self, offset: int, data: bytes) -> None:
-        self._tail = (self._tail + data)[-_OUTPUT_KEPT:]
-        self._offset = offset + len(data)
-
-    def _outcome(self, end: End) -> Outcome:
-        # PostgreSQL's text has no NUL.
-        output = self._tail.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    async def _outcome(self, end: End) -> Outcome:
+        await self._transcript.close()
         if end.kind is EndKind.LOST:
             return Outcome(
                 "interrupted",
                 error_code="operation_lost",
                 error="The host lost this run (a power cut, or all its processes were killed): what it had done by "
                 "then is not known. Look at the app, then start or stop it again.",
-                output=output,
                 observed=end.observed,
             )
         if end.kind is EndKind.BURIED:
             state, code, sentence = self._why_buried(end)
             return Outcome(state, ran=False, error_code=code, error=sentence, observed=end.observed)
         if end.exit_code == 0:
-            return Outcome("succeeded", exit_code=0, output=output, observed=end.observed)
-        state, code, sentence = self._failure(end, output)
-        return Outcome(
-            state, exit_code=end.exit_code, error_code=code, error=sentence, output=output, observed=end.observed
-        )
+            return Outcome("succeeded", exit_code=0, observed=end.observed)
+        state, code, sentence = await self._failure(end)
+        return Outcome(state, exit_code=end.exit_code, error_code=code, error=sentence, observed=end.observed)
 
     def _why_buried(self, end: End) -> tuple[str, str, str]:
-        if end.cancelled_by == DEADLINE:
+        if end.cancelled_by in _TOO_LONG:
             if self._refusal is not None:
                 return "failed", self._refusal.code, self._refusal.sentence
             return "failed", "deadline_exceeded", "The operation's time limit was over before it reached the host."
         state = "cancelled" if end.code == "cancelled" else "failed"
         return state, end.code, end.reason or "It was cancelled before it began."
 
-    def _failure(self, end: End, output: str) -> tuple[str, str, str]:
-        if end.cancelled_by == DEADLINE:
-            return "failed", "deadline_exceeded", "The operation took longer than its time limit and was stopped."
+    async def _failure(self, end: End) -> tuple[str, str, str]:
+        if end.cancelled_by in _TOO_LONG:
+            return "failed", "deadline_exceeded", _TOO_LONG[end.cancelled_by]
         if end.cancelled_by:
             return "cancelled", "operation_cancelled", f"The operation was cancelled by {end.cancelled_by}."
+        output = (await self._transcript.tail(TAIL_BYTES)).decode(errors="replace")
         said = error_sentence(output) or f"Compose ended with exit code {end.exit_code} and said nothing."
         return "failed", "compose_failed", said

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
@@ -24,9 +26,11 @@ from moorage_controller.errors import (
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError, Hosts
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
-from moorage_controller.services.delivery import Delivery
+from moorage_controller.services.delivery import Delivery, Limits
 from moorage_controller.services.observations import Observations
+from moorage_controller.services.outputs import Outputs
 from moorage_controller.services.runs import Outcome
+from moorage_controller.services.slots import Slots
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import operations as store
@@ -38,6 +42,9 @@ from moorage_controller.store.operations import Operation
 log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = 2.0
+_LOOK_SECONDS = 0.5
+"""How often to look for the end of what another controller drives."""
+_CANCEL_SECONDS = 5.0
 _GRACE = timedelta(seconds=60)
 """How long after an operation's own limit a caller still waits: stopping it on the host takes a while."""
 
@@ -68,15 +75,21 @@ class Operations:
         observations: Observations,
         signals: Signals,
         clock: Clock,
+        outputs: Outputs,
         *,
-        limit: timedelta,
+        limits: Limits,
+        slots: Slots,
     ) -> None:
         self._database = database
         self._hosts = hosts
         self._observations = observations
         self._signals = signals
         self._clock = clock
-        self._limit = limit
+        self._outputs = outputs
+        self._limits = limits
+        self._slots = slots
+        self._queued: dict[UUID, asyncio.Future[str]] = {}
+        """Operations that wait for their turn here; the result is who cancelled."""
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._drivers: dict[str, Driver] = {}
 
@@ -112,7 +125,7 @@ class Operations:
             run_id=app.run_id if run_minutes is None else uuid4(),
             run_timeout=app.run_timeout if run_minutes is None else run_minutes,
             created_at=now,
-            deadline_at=now + self._limit,
+            deadline_at=now + self._limits.total,
         )
         try:
             await store.add(connection, operation)
@@ -182,23 +195,34 @@ class Operations:
         Without `seconds` it waits as long as the operation may take, and then raises OperationFailedError
         (`deadline_exceeded`): the end isn't known, and the operation goes on.
         """
-        task = self._tasks.get(operation_id)
         operation = await self.get(operation_id)
-        limit = seconds
-        if limit is None:
-            async with self._database.read() as connection:
-                now = await self._database.now(connection)
-            limit = (operation.deadline_at + _GRACE - now).total_seconds()
-        if task is not None:
-            # asyncio.wait never cancels the task: a caller who hangs up changes nothing.
-            await asyncio.wait({task}, timeout=max(limit, 0.0))
+        until = None if seconds is None else self._clock.monotonic() + seconds
+        while operation.in_flight:
+            left = await self._seconds_left(operation) if until is None else until - self._clock.monotonic()
+            if left <= 0:
+                break
+            await self._wait_a_while(operation_id, left)
             operation = await self.get(operation_id)
         if operation.in_flight and seconds is None:
             sentence = "The operation's time is over and its end is not known: the host doesn't answer. It goes on."
-            raise OperationFailedError(
-                "deadline_exceeded", sentence, output=operation.output, operation_id=str(operation.id)
-            )
+            output = await self._outputs.text(operation_id)
+            raise OperationFailedError("deadline_exceeded", sentence, output=output, operation_id=str(operation_id))
         return operation
+
+    async def _seconds_left(self, operation: Operation) -> float:
+        async with self._database.read() as connection:
+            now = await self._database.now(connection)
+        return (operation.deadline_at + _GRACE - now).total_seconds()
+
+    async def _wait_a_while(self, operation_id: UUID, most: float) -> None:
+        """Return when the operation has ended, or perhaps has: another controller may drive it."""
+        task = self._tasks.get(operation_id)
+        timer = asyncio.create_task(self._clock.sleep(most if task is not None else min(most, _LOOK_SECONDS)))
+        try:
+            # asyncio.wait never cancels the task: a caller who hangs up changes nothing.
+            await asyncio.wait({timer} if task is None else {timer, task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
 
     async def cancel(self, operation_id: UUID, actor: Actor) -> Operation:
         """Stop a start or restart on its host; its end comes by itself, soon after.
@@ -212,6 +236,12 @@ class Operations:
             raise ConflictError("not_cancellable", "What installs or removes an agent can't be cancelled: wait for it.")
         if not operation.in_flight or operation.server_id is None:
             raise ConflictError("operation_ended", "This operation has ended already.")
+        queued = self._queued.get(operation_id)
+        if queued is not None and not queued.done():
+            # It has gone nowhere yet: no host has to be asked.
+            queued.set_result(actor.name)
+            await self._record_cancel(operation, actor)
+            return await self.wait(operation_id, _CANCEL_SECONDS)
         async with self._database.read() as connection:
             server = await server_store.get(connection, operation.server_id)
         assert server is not None
@@ -220,28 +250,32 @@ class Operations:
             await transport.cancel(operation.id, actor.name)
         except (ContactLostError, HostRefusedError) as error:
             raise HostUnreachableError(f"The host could not be told to cancel: {error}") from None
+        await self._record_cancel(operation, actor)
+        return await self.get(operation_id)
+
+    async def _record_cancel(self, operation: Operation, actor: Actor) -> None:
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             resource = ("app", operation.app_id, None)
             details = {"operationId": str(operation.id)}
             message = f"The {operation.kind} was cancelled."
             await record(connection, now, actor, Action.CANCEL, resource, message, details)
-        return await self.get(operation_id)
 
     async def _drive(self, operation: Operation, *, recovered: bool) -> None:
         """Bring an operation to its end. Nothing but the end, or this program's, stops it."""
         with structlog.contextvars.bound_contextvars(operation_id=str(operation.id)):
             while True:
                 try:
-                    if recovered and not await self._is_in_flight(operation.id):
-                        return
+                    if recovered:
+                        found = await self._in_flight(operation.id)
+                        if found is None:
+                            return
+                        operation = found
                     driver = self._drivers.get(operation.kind)
                     if driver is not None:
                         await self._finish_other(operation, await driver(operation))
                         return
-                    delivery = Delivery(self._database, self._hosts, self._clock, operation)
-                    outcome = await delivery.run(recovered=recovered)
-                    await self._finish(operation, outcome)
+                    await self._finish(operation, await self._deliver(operation, recovered=recovered))
                 except Exception:
                     # A full disk or a database that is away for a while must not lose an operation.
                     log.exception("operation_drive_failed")
@@ -250,10 +284,48 @@ class Operations:
                 else:
                     return
 
-    async def _is_in_flight(self, operation_id: UUID) -> bool:
+    async def _deliver(self, operation: Operation, *, recovered: bool) -> Outcome:
+        """Wait for a turn, then bring it to its host and its outcome back."""
+        assert operation.server_id is not None
+        stops = operation.kind == OperationKind.DOWN
+        waits = operation.state == "queued" and not self._slots.is_free(operation.server_id, stops=stops)
+        async with AsyncExitStack() as stack:
+            turn = self._slots.turn(operation.server_id, stops=stops, at_once=operation.state != "queued")
+            cancelled_by = await self._queue(operation.id, stack.enter_async_context(turn))
+            if cancelled_by:
+                sentence = f"The operation was cancelled by {cancelled_by} before it began."
+                return Outcome("cancelled", ran=False, error_code="operation_cancelled", error=sentence)
+            if waits:
+                operation = await self._begin_late(operation)
+            delivery = Delivery(self._database, self._hosts, self._signals, self._clock, operation, self._limits)
+            return await delivery.run(recovered=recovered)
+
+    async def _queue(self, operation_id: UUID, turn: Coroutine[Any, Any, None]) -> str:
+        """Return when it has its turn, or was cancelled before: then by whom."""
+        cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._queued[operation_id] = cancelled
+        waiting = asyncio.create_task(turn)
+        try:
+            either: list[asyncio.Future[Any]] = [waiting, cancelled]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return cancelled.result() if cancelled.done() else ""
+        finally:
+            del self._queued[operation_id]
+            if not waiting.done():
+                waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+    async def _begin_late(self, operation: Operation) -> Operation:
+        """Count an operation's time from the end of its wait in the queue."""
+        async with self._database.write() as connection:
+            deadline_at = await self._database.now(connection) + self._limits.total
+            await store.change_in_flight(connection, operation.id, {"deadline_at": deadline_at})
+        return replace(operation, deadline_at=deadline_at)
+
+    async def _in_flight(self, operation_id: UUID) -> Operation | None:
         async with self._database.read() as connection:
             found = await store.get(connection, operation_id)
-        return found is not None and found.in_flight
+        return found if found is not None and found.in_flight else None
 
     async def _finish(self, operation: Operation, outcome: Outcome) -> None:
         """Record the end, and what it made of the app, in one transaction."""
@@ -262,7 +334,7 @@ class Operations:
             self._observations.note(operation.app_id, outcome.observed)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            if not await store.change_in_flight(connection, operation.id, _ended(outcome, now)):
+            if not await store.change_in_flight(connection, operation.id, _end(outcome, now)):
                 return
             app = await app_store.get(connection, operation.app_id)
             assert app is not None
@@ -272,26 +344,28 @@ class Operations:
             if operation.auto_stop and values["status"] == "stopped":
                 await _record_auto_stop(connection, app, operation, now)
         await self._observations.operation_ended(operation.app_id, ran=outcome.ran)
-        log.info("operation_ended", kind=operation.kind, state=outcome.state, error=outcome.error)
-        self._signals.deadlines_changed.emit(None)
+        self._ended(operation, outcome)
 
     async def _finish_other(self, operation: Operation, outcome: Outcome) -> None:
         """Record the end of an operation that isn't on an app."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            await store.change_in_flight(connection, operation.id, _ended(outcome, now))
+            await store.change_in_flight(connection, operation.id, _end(outcome, now))
+        self._ended(operation, outcome)
+
+    def _ended(self, operation: Operation, outcome: Outcome) -> None:
         log.info("operation_ended", kind=operation.kind, state=outcome.state, error=outcome.error)
+        self._signals.operation_ended.emit(operation.id)
         # What had to wait for it may be overdue by now.
         self._signals.deadlines_changed.emit(None)
 
 
-def _ended(outcome: Outcome, now: datetime) -> dict[str, object]:
+def _end(outcome: Outcome, now: datetime) -> dict[str, object]:
     return {
         "state": outcome.state,
         "exit_code": outcome.exit_code,
         "error_code": outcome.error_code,
         "error": outcome.error,
-        "output": outcome.output,
         "finished_at": now,
     }
 

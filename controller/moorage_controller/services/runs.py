@@ -39,7 +39,6 @@ class Outcome:
     exit_code: int | None = None
     error_code: str | None = None
     error: str | None = None
-    output: str = ""
     observed: AppObservation | None = None
 
     @property

@@ -1,5 +1,6 @@
 """All that a database holds, table by table, in values that mean the same on SQLite and PostgreSQL."""
 
+import base64
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Connection,
     DateTime,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -32,13 +34,14 @@ from moorage_controller.store.tables import metadata
 from moorage_controller.store.types import EncryptedText, UtcDateTime
 
 _VERSION_TABLE = "alembic_version"
-_LEFT_OUT = frozenset({"sessions"})
-"""A session that was ended after the backup must not come back to life."""
+_CHANGES = "changes"
+_LEFT_OUT = frozenset({"sessions", _CHANGES})
+"""A session that was ended after the backup must not come back to life; numbers of changes are one database's own."""
 _UUID_DIGITS = 32
 _ROWS_AT_ONCE = 500
 
 Row = list[Any]
-"""A row's values as JSON has them: ids and times are text, and a JSON column's value is itself."""
+"""A row's values as JSON has them: ids and times are text, bytes are base64, and a JSON column's value is itself."""
 
 
 def tables(connection: Connection, names: Iterable[str]) -> list[Table]:
@@ -59,7 +62,7 @@ def is_empty(connection: Connection) -> bool:
     return not any(
         connection.execute(select(literal(1)).select_from(table).limit(1)).first()
         for table in found.tables.values()
-        if table.name != _VERSION_TABLE
+        if table.name not in {_VERSION_TABLE, _CHANGES}
     )
 
 
@@ -110,7 +113,7 @@ def _declared(found: TypeEngine[Any]) -> TypeEngine[Any]:
         return UtcDateTime()
     if isinstance(found, JSON):
         return JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-    if isinstance(found, Boolean | Integer | String):
+    if isinstance(found, Boolean | Integer | LargeBinary | String):
         return found
     raise TypeError(f"No backup knows columns of type {found!r}")
 
@@ -118,6 +121,8 @@ def _declared(found: TypeEngine[Any]) -> TypeEngine[Any]:
 def _to_json(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     return str(value) if isinstance(value, UUID) else value
 
 
@@ -126,4 +131,6 @@ def _from_json(column: Column[Any], value: Any) -> object:  # noqa: ANN401 - JSO
         return None
     if isinstance(column.type, Uuid):
         return UUID(value)
+    if isinstance(column.type, LargeBinary):
+        return base64.b64decode(value)
     return datetime.fromisoformat(value) if isinstance(column.type, UtcDateTime) else value

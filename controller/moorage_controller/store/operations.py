@@ -22,8 +22,8 @@ AGENT_KINDS = ("agent_install", "agent_uninstall")
 class Operation:
     """A row of `operations`.
 
-    `run_timeout` is minutes; `output` the last 64 KiB of what Compose printed, raw, set at the end; `deadline_at` the
-    moment after which a start is stopped on its host; `request` (JSON) what an operation on an agent was asked with.
+    `run_timeout` is minutes; `deadline_at` the moment after which a start is stopped on its host; `request` (JSON) what
+    an operation on an agent was asked with.
     """
 
     id: UUID
@@ -42,7 +42,6 @@ class Operation:
     exit_code: int | None = None
     error_code: str | None = None
     error: str | None = None
-    output: str = ""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     request: str | None = None
@@ -96,12 +95,6 @@ async def apps_in_flight(connection: AsyncConnection, server_id: UUID) -> bool:
         )
     )
     return bool((await connection.execute(query)).scalar_one())
-
-
-async def append_output(connection: AsyncConnection, operation_id: UUID, text: str) -> None:
-    """Add to the output of an operation in flight that no host's journal keeps."""
-    query = update(operations).where(operations.c.id == operation_id, operations.c.state.in_(IN_FLIGHT))
-    await connection.execute(query.values(output=operations.c.output + text))
 
 
 async def all_in_flight(connection: AsyncConnection) -> Sequence[Operation]:

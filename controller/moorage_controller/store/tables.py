@@ -4,12 +4,14 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -192,7 +194,6 @@ operations = Table(
     Column("exit_code", Integer()),
     Column("error_code", String(100)),
     Column("error", Text()),
-    Column("output", Text(), nullable=False, server_default=""),
     _time("created_at", nullable=False),
     _time("deadline_at", nullable=False),
     _time("started_at"),
@@ -205,6 +206,25 @@ operations = Table(
     _unique_where(
         "uq_operations_agent_in_flight", "server_id", f"{_IN_FLIGHT} AND kind IN ('agent_install', 'agent_uninstall')"
     ),
+)
+
+# What operations print, as pieces: `start` and `stop` are offsets of bytes, the same as on the host.
+operation_output = Table(
+    "operation_output",
+    metadata,
+    Column("operation_id", ForeignKey("operations.id", ondelete="CASCADE"), primary_key=True),
+    Column("start", BigInteger(), primary_key=True, autoincrement=False),
+    Column("stop", BigInteger(), nullable=False),
+    Column("data", LargeBinary(), nullable=False),
+)
+
+# Which app, server or operation was changed, in the order of the commits, by whichever controller.
+changes = Table(
+    "changes",
+    metadata,
+    Column("number", BigInteger(), primary_key=True, autoincrement=False),
+    Column("kind", String(20), nullable=False),
+    Column("resource_id", Uuid()),
 )
 
 # A login token counts while its session is here: logging out, a new password or another role takes it away.

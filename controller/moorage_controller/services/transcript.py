@@ -1,0 +1,80 @@
+"""One operation's output on its way from the host into the database: soon, but not a transaction a line."""
+
+import asyncio
+from uuid import UUID
+
+from moorage_common.clock import Clock
+
+from moorage_controller.signals import Signals
+from moorage_controller.store import output as store
+from moorage_controller.store.engine import Database
+from moorage_controller.store.output import Piece
+
+_EVERY_SECONDS = 0.2
+_MOST_WAITING = 512 * 1024
+
+
+class Transcript:
+    """Keeps what is added, at most five times a second. What the database refuses is not lost: it is on the host."""
+
+    def __init__(self, database: Database, signals: Signals, clock: Clock, operation_id: UUID) -> None:
+        self._database = database
+        self._signals = signals
+        self._clock = clock
+        self._operation_id = operation_id
+        self._waiting = bytearray()
+        self._start = 0
+        self._kept_at = -_EVERY_SECONDS
+        self._keeping = asyncio.Lock()
+        self._later: asyncio.Task[None] | None = None
+
+    async def open(self) -> int:
+        """Return the offset to go on from: what an earlier controller kept is there."""
+        async with self._database.read() as connection:
+            self._start = await store.length(connection, self._operation_id)
+        return self._start
+
+    async def add(self, data: bytes) -> None:
+        """Take what comes next. Raises DatabaseUnavailableError, at the latest with the next part."""
+        self._waiting += data
+        if self._later is not None and self._later.done():
+            self._later.result()
+            self._later = None
+        if len(self._waiting) > _MOST_WAITING:
+            await self._keep()
+        elif self._later is None:
+            self._later = asyncio.create_task(self._keep_soon())
+
+    async def close(self) -> None:
+        """Keep the rest. Raises DatabaseUnavailableError."""
+        await self.drop()
+        await self._keep()
+
+    async def drop(self) -> None:
+        """End without keeping the rest: whoever takes the operation up reads it from the host again."""
+        later, self._later = self._later, None
+        if later is not None:
+            later.cancel()
+            await asyncio.gather(later, return_exceptions=True)
+
+    async def tail(self, size: int) -> bytes:
+        """Return the last bytes that were kept."""
+        async with self._database.read() as connection:
+            return await store.tail(connection, self._operation_id, size)
+
+    async def _keep_soon(self) -> None:
+        await self._clock.sleep(max(self._kept_at + _EVERY_SECONDS - self._clock.monotonic(), 0.0))
+        await self._keep()
+
+    async def _keep(self) -> None:
+        async with self._keeping:
+            data = bytes(self._waiting)
+            if not data:
+                return
+            async with self._database.write() as connection:
+                await store.append(connection, self._operation_id, Piece(self._start, data))
+            # Only now: what a failed transaction had is still to be kept.
+            del self._waiting[: len(data)]
+            self._start += len(data)
+            self._kept_at = self._clock.monotonic()
+        self._signals.output_kept.emit(self._operation_id)

@@ -1,0 +1,69 @@
+"""What operations print, byte for byte, in the order in which it was printed; the newest 10 MiB of each are kept."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import delete, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.store.tables import operation_output as pieces
+
+KEPT_BYTES = 10 << 20
+_READ_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an operation's output; `start` is the offset of its first byte."""
+
+    start: int
+    data: bytes
+
+    @property
+    def stop(self) -> int:
+        """The offset after its last byte."""
+        return self.start + len(self.data)
+
+
+async def length(connection: AsyncConnection, operation_id: UUID) -> int:
+    """Return the offset after the last byte that is known, 0 where nothing is."""
+    query = select(func.max(pieces.c.stop)).where(pieces.c.operation_id == operation_id)
+    return int((await connection.execute(query)).scalar_one() or 0)
+
+
+async def append(connection: AsyncConnection, operation_id: UUID, new: Piece, *, keep: int = KEPT_BYTES) -> None:
+    """Add what of a piece isn't there yet, in a write transaction; beyond `keep` bytes the oldest pieces go."""
+    known = await length(connection, operation_id)
+    start = max(new.start, known)
+    data = new.data[start - new.start :]
+    if not data:
+        return
+    stop = start + len(data)
+    values = {"operation_id": operation_id, "start": start, "stop": stop, "data": data}
+    await connection.execute(insert(pieces).values(values))
+    if stop > keep:
+        old = delete(pieces).where(pieces.c.operation_id == operation_id, pieces.c.stop <= stop - keep)
+        await connection.execute(old)
+
+
+async def after(connection: AsyncConnection, operation_id: UUID, offset: int) -> Piece | None:
+    """Return the next part from an offset on, 64 KiB or a piece at most; later where that isn't kept. None: no more."""
+    query = (
+        select(pieces.c.start, pieces.c.data)
+        .where(pieces.c.operation_id == operation_id, pieces.c.stop > offset)
+        .order_by(pieces.c.start)
+        .limit(1)
+    )
+    row = (await connection.execute(query)).first()
+    if row is None:
+        return None
+    skipped = max(offset - row.start, 0)
+    return Piece(row.start + skipped, row.data[skipped : skipped + _READ_BYTES])
+
+
+async def tail(connection: AsyncConnection, operation_id: UUID, size: int) -> bytes:
+    """Return the last bytes, `size` at most."""
+    end = await length(connection, operation_id)
+    query = select(pieces.c.data).where(pieces.c.operation_id == operation_id, pieces.c.stop > end - size)
+    found = [row.data for row in await connection.execute(query.order_by(pieces.c.start))]
+    return b"".join(found)[-size:]

@@ -1,0 +1,71 @@
+"""What an operation prints is kept byte for byte while it runs; and every change of what the API shows has a number.
+
+Revision 0008. `operations.output`, the last 64 KiB of an operation that had ended, becomes rows of `operation_output`.
+"""
+
+import time
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+
+_KEPT = 64 * 1024
+
+_operations = sa.table("operations", sa.column("id", sa.Uuid()), sa.column("output", sa.Text()))
+_output = sa.table(
+    "operation_output",
+    sa.column("operation_id", sa.Uuid()),
+    sa.column("start", sa.BigInteger()),
+    sa.column("stop", sa.BigInteger()),
+    sa.column("data", sa.LargeBinary()),
+)
+
+
+def upgrade() -> None:
+    """Make the tables, and bring over what there is."""
+    op.create_table(
+        "operation_output",
+        sa.Column("operation_id", sa.Uuid(), nullable=False),
+        sa.Column("start", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("stop", sa.BigInteger(), nullable=False),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["operation_id"],
+            ["operations.id"],
+            name=op.f("fk_operation_output_operation_id"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("operation_id", "start", name=op.f("pk_operation_output")),
+    )
+    connection = op.get_bind()
+    for row in connection.execute(sa.select(_operations).where(_operations.c.output != "")).all():
+        data = row.output.encode()
+        connection.execute(_output.insert().values(operation_id=row.id, start=0, stop=len(data), data=data))
+    with op.batch_alter_table("operations") as table:
+        table.drop_column("output")
+    changes = op.create_table(
+        "changes",
+        sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("kind", sa.String(20), nullable=False),
+        sa.Column("resource_id", sa.Uuid(), nullable=True),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_changes")),
+    )
+    # By the time: whoever comes with a number of another database, or of one before a restore, is told to begin anew.
+    op.bulk_insert(changes, [{"number": time.time_ns() // 1_000_000, "kind": "begun", "resource_id": None}])
+
+
+def downgrade() -> None:
+    """Keep the last 64 KiB of each operation's output, as the older release does."""
+    op.drop_table("changes")
+    with op.batch_alter_table("operations") as table:
+        table.add_column(sa.Column("output", sa.Text(), nullable=False, server_default=""))
+    connection = op.get_bind()
+    pieces: dict[object, bytes] = {}
+    for row in connection.execute(sa.select(_output).order_by(_output.c.operation_id, _output.c.start)):
+        pieces[row.operation_id] = (pieces.get(row.operation_id, b"") + row.data)[-_KEPT:]
+    for operation_id, data in pieces.items():
+        text = data.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+        connection.execute(_operations.update().where(_operations.c.id == operation_id).values(output=text))
+    op.drop_table("operation_output")

@@ -11,7 +11,7 @@ from aiohttp import web
 from moorage_common.clock import Clock, SystemClock
 
 from moorage_controller import settings as settings_module
-from moorage_controller.api import middleware
+from moorage_controller.api import events, middleware
 from moorage_controller.api.call import Services
 from moorage_controller.api.surface import Surface
 from moorage_controller.auth.rate_limit import budgets
@@ -38,6 +38,7 @@ from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.delivery import Limits
 from moorage_controller.services.enrollment import Enrollments, load_authority
+from moorage_controller.services.feed import Feed
 from moorage_controller.services.health import Health
 from moorage_controller.services.host_keys import HostKeys, PinnedKeys
 from moorage_controller.services.observations import Observations
@@ -125,7 +126,10 @@ class Controller:
         api_tokens = ApiTokens(database)
         users = Users(database, settings_module.secret(settings, "jwt_secret"), api_tokens)
         self.first_password = await users.ensure_first_admin(settings.admin_username, settings.admin_password)
+        feed = Feed(database, events.show)
+        await feed.open()
         loops = (
+            Loop("feed", feed.run, clock),
             Loop("host-watcher", HostWatcher(database, hosts, observations, signals, clock).run, clock),
             Loop("certificates", CertificateRenewal(Renewals(database, authority, channels), clock).run, clock),
             Loop("auto-stop", AutoStop(database, apps, signals, clock).run, clock),
@@ -143,6 +147,7 @@ class Controller:
             apps=apps,
             operations=operations,
             outputs=outputs,
+            feed=feed,
             enrollments=enrollments,
             agents=Agents(database, operations),
             audit_log=AuditLog(database),

@@ -19,6 +19,7 @@ from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
 from moorage_controller.services.checks import Checks
 from moorage_controller.services.enrollment import Enrollments
+from moorage_controller.services.feed import Feed
 from moorage_controller.services.health import Health
 from moorage_controller.services.host_keys import HostKeys
 from moorage_controller.services.idempotency import KeyedRequest, Once
@@ -53,6 +54,7 @@ class Services:
     apps: Apps
     operations: Operations
     outputs: Outputs
+    feed: Feed
     enrollments: Enrollments
     agents: Agents
     audit_log: AuditLog

@@ -168,6 +168,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("POST", "/api/operations/{id}/cancel"): Details(
         errors={409: ("not_cancellable", "operation_ended"), 503: ("host_unreachable", "no_agent")}
     ),
+    ("GET", "/api/events"): Details(media=(EVENT_STREAM,)),
     ("GET", "/api/audit-logs"): Details(
         query={
             "limit": ({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Entries on this page."),

@@ -269,6 +269,12 @@ class OperationShownOut(OperationOut):
     output: str
 
 
+class EventOut(Schema):
+    """The data of the event `ready`; of `app`, `server` and `operation` it is the resource."""
+
+    resumed: bool
+
+
 class AuditEntryOut(Schema):
     """An audit entry: `details` is a sentence, `data` the object that the guide calls details; ISO 8601 times."""
 

@@ -88,7 +88,8 @@ class Observations:
             if old is None:
                 return
             values = await _explained(connection, old, values, now)
-            await server_store.change(connection, server_id, {**values, "last_checked": now})
+            news = {name for name, value in values.items() if getattr(old, name) != value} - {"uptime"}
+            await server_store.change(connection, server_id, {**values, "last_checked": now}, quietly=not news)
             turned = old.status != values["status"]
             if turned:
                 detail = values["status_detail"] or "It answers."

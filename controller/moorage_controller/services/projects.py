@@ -65,6 +65,8 @@ class Projects:
             busy = next((a for a in apps if a.status != "stopped" or a.run_id is not None), None)
             if busy is not None:
                 raise ConflictError("app_running", f"{busy.name} of this project runs: stop it first.")
+            for app in apps:
+                await app_store.remove(connection, app.id)
             await store.remove(connection, project_id)
             resource = ("project", project_id, project.name)
             details = {"apps": [a.name for a in apps]}

@@ -1,14 +1,16 @@
 """Apps, and the run each of them may have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, delete, insert, select, update
+from sqlalchemy import Delete, Select, Update, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from moorage_controller.store import changes
+from moorage_controller.store.changes import Kind
 from moorage_controller.store.rows import columns, to_dataclass, to_values
 from moorage_controller.store.tables import apps, operations
 
@@ -65,6 +67,7 @@ def _view(row: Any) -> AppView:  # noqa: ANN401 - a row of _views()
 async def add(connection: AsyncConnection, app: App) -> None:
     """Insert an app. Raises IntegrityError where its project or server doesn't exist."""
     await connection.execute(insert(apps).values(to_values(app)))
+    await changes.note(connection, Kind.APP, app.id)
 
 
 async def get(connection: AsyncConnection, app_id: UUID) -> App | None:
@@ -77,6 +80,11 @@ async def view(connection: AsyncConnection, app_id: UUID) -> AppView | None:
     """Return an app with its operation in flight, None when there is none of that id."""
     row = (await connection.execute(_views().where(apps.c.id == app_id))).first()
     return None if row is None else _view(row)
+
+
+async def views(connection: AsyncConnection, app_ids: Collection[UUID]) -> Sequence[AppView]:
+    """Return those apps that are there, each with its operation in flight."""
+    return [_view(row) for row in await connection.execute(_views().where(apps.c.id.in_(app_ids)))]
 
 
 async def all_views(connection: AsyncConnection) -> Sequence[AppView]:
@@ -111,7 +119,7 @@ async def next_stop_at(connection: AsyncConnection, after: datetime) -> datetime
 
 async def change(connection: AsyncConnection, app_id: UUID, values: Mapping[str, Any]) -> bool:
     """Set columns of an app; False when there is none of that id."""
-    return (await connection.execute(update(apps).where(apps.c.id == app_id).values(values))).rowcount == 1
+    return await _noted(connection, app_id, update(apps).where(apps.c.id == app_id).values(values))
 
 
 async def change_run(
@@ -123,9 +131,16 @@ async def change_run(
         apps.c.run_id.is_not_distinct_from(run_id),
         apps.c.stop_at.is_not_distinct_from(stop_at),
     )
-    return (await connection.execute(update(apps).where(*same).values(values))).rowcount == 1
+    return await _noted(connection, app_id, update(apps).where(*same).values(values))
 
 
 async def remove(connection: AsyncConnection, app_id: UUID) -> bool:
     """Delete an app."""
-    return (await connection.execute(delete(apps).where(apps.c.id == app_id))).rowcount == 1
+    return await _noted(connection, app_id, delete(apps).where(apps.c.id == app_id))
+
+
+async def _noted(connection: AsyncConnection, app_id: UUID, statement: Update | Delete) -> bool:
+    done = (await connection.execute(statement)).rowcount == 1
+    if done:
+        await changes.note(connection, Kind.APP, app_id)
+    return done

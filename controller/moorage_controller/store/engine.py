@@ -13,6 +13,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from moorage_controller.signals import Signal
 from moorage_controller.store import postgresql, sqlite
 from moorage_controller.store.unavailable import telling
 
@@ -41,6 +42,8 @@ class Database:
 
     def __init__(self, url: str, clock: Clock, *, clock_decides: bool = False) -> None:
         self.sqlite_path = Path(make_url(url).database or "") if url.startswith("sqlite") else None
+        self.written: Signal[None] = Signal()
+        """Something was committed from here, perhaps; others may write as well."""
         self._clock = clock
         self._clock_decides = clock_decides
         self._engine: AsyncEngine
@@ -57,6 +60,11 @@ class Database:
             self._turn = nullcontext()
         self._writer = self._engine.execution_options(moorage_write=True)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other controllers may write to it."""
+        return self.sqlite_path is None
+
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection that sees one moment of the database for as long as it is used, and writes nothing."""
@@ -72,6 +80,7 @@ class Database:
                 if self.sqlite_path is None:
                     await postgresql.take_turn(connection)
                 yield connection
+        self.written.emit(None)
 
     async def now(self, connection: AsyncConnection) -> datetime:
         """Return the time that all controllers share: PostgreSQL's own, else the clock's. Aware, in UTC."""

@@ -1,6 +1,6 @@
 """Operations: what was asked of a host, by whom, and how it ended."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,7 +9,9 @@ from uuid import UUID
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from moorage_controller.store import changes
 from moorage_controller.store.apps import IN_FLIGHT
+from moorage_controller.store.changes import Kind
 from moorage_controller.store.rows import columns, to_dataclass, to_values
 from moorage_controller.store.tables import operations
 from moorage_controller.store.users import reference
@@ -56,6 +58,7 @@ async def add(connection: AsyncConnection, operation: Operation) -> None:
     """Insert an operation. Raises IntegrityError while another one is in flight on the same app."""
     values = {**to_values(operation), "actor_id": reference(operation.actor_id)}
     await connection.execute(insert(operations).values(values))
+    await changes.note(connection, Kind.OPERATION, operation.id)
 
 
 async def get(connection: AsyncConnection, operation_id: UUID) -> Operation | None:
@@ -63,6 +66,12 @@ async def get(connection: AsyncConnection, operation_id: UUID) -> Operation | No
     query = select(*columns(Operation, operations)).where(operations.c.id == operation_id)
     row = (await connection.execute(query)).first()
     return None if row is None else to_dataclass(Operation, row)
+
+
+async def some(connection: AsyncConnection, operation_ids: Collection[UUID]) -> Sequence[Operation]:
+    """Return those operations that are there."""
+    query = select(*columns(Operation, operations)).where(operations.c.id.in_(operation_ids))
+    return [to_dataclass(Operation, row) for row in await connection.execute(query)]
 
 
 async def in_flight_on(connection: AsyncConnection, app_id: UUID) -> Operation | None:
@@ -127,4 +136,7 @@ async def search(
 async def change_in_flight(connection: AsyncConnection, operation_id: UUID, values: Mapping[str, Any]) -> bool:
     """Set columns while the operation is in flight; False when it has ended: an end is never overwritten."""
     query = update(operations).where(operations.c.id == operation_id, operations.c.state.in_(IN_FLIGHT))
-    return (await connection.execute(query.values(values))).rowcount == 1
+    done = (await connection.execute(query.values(values))).rowcount == 1
+    if done:
+        await changes.note(connection, Kind.OPERATION, operation_id)
+    return done

@@ -1,6 +1,6 @@
 """Servers: the Docker hosts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -9,6 +9,8 @@ from uuid import UUID
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from moorage_controller.store import changes
+from moorage_controller.store.changes import Kind
 from moorage_controller.store.rows import columns, to_dataclass, to_values
 from moorage_controller.store.tables import apps, servers
 from moorage_controller.store.types import Ciphertext
@@ -47,6 +49,7 @@ class Server:
 async def add(connection: AsyncConnection, server: Server) -> None:
     """Insert a server."""
     await connection.execute(insert(servers).values(to_values(server)))
+    await changes.note(connection, Kind.SERVER, server.id)
 
 
 async def get(connection: AsyncConnection, server_id: UUID) -> Server | None:
@@ -55,20 +58,35 @@ async def get(connection: AsyncConnection, server_id: UUID) -> Server | None:
     return None if row is None else to_dataclass(Server, row)
 
 
+async def some(connection: AsyncConnection, server_ids: Collection[UUID]) -> Sequence[Server]:
+    """Return those servers that are there."""
+    rows = await connection.execute(select(*columns(Server, servers)).where(servers.c.id.in_(server_ids)))
+    return [to_dataclass(Server, row) for row in rows]
+
+
 async def all_servers(connection: AsyncConnection) -> Sequence[Server]:
     """Return all servers by name."""
     rows = await connection.execute(select(*columns(Server, servers)).order_by(servers.c.name, servers.c.id))
     return [to_dataclass(Server, row) for row in rows]
 
 
-async def change(connection: AsyncConnection, server_id: UUID, values: Mapping[str, Any]) -> bool:
-    """Set columns of a server; False when there is none of that id."""
-    return (await connection.execute(update(servers).where(servers.c.id == server_id).values(values))).rowcount == 1
+async def change(
+    connection: AsyncConnection, server_id: UUID, values: Mapping[str, Any], *, quietly: bool = False
+) -> bool:
+    """Set columns of a server; False when there is none of that id. `quietly`: nobody is to be told of it."""
+    query = update(servers).where(servers.c.id == server_id).values(values)
+    done = (await connection.execute(query)).rowcount == 1
+    if done and not quietly:
+        await changes.note(connection, Kind.SERVER, server_id)
+    return done
 
 
 async def remove(connection: AsyncConnection, server_id: UUID) -> bool:
     """Delete a server. Raises IntegrityError while apps are on it."""
-    return (await connection.execute(delete(servers).where(servers.c.id == server_id))).rowcount == 1
+    done = (await connection.execute(delete(servers).where(servers.c.id == server_id))).rowcount == 1
+    if done:
+        await changes.note(connection, Kind.SERVER, server_id)
+    return done
 
 
 async def recount(connection: AsyncConnection, server_id: UUID) -> None:
@@ -79,4 +97,7 @@ async def recount(connection: AsyncConnection, server_id: UUID) -> None:
         .where(apps.c.server_id == server_id, apps.c.status == "running")
         .scalar_subquery()
     )
-    await connection.execute(update(servers).where(servers.c.id == server_id).values(running_apps_count=running))
+    stale = (servers.c.id == server_id, servers.c.running_apps_count != running)
+    done = await connection.execute(update(servers).where(*stale).values(running_apps_count=running))
+    if done.rowcount == 1:
+        await changes.note(connection, Kind.SERVER, server_id)

@@ -1,0 +1,47 @@
+"""What changes, over HTTP: the apps, servers and operations as their GETs show them."""
+
+import json
+import re
+from contextlib import aclosing
+from uuid import UUID
+
+from moorage_controller.api.call import Call, to_json
+from moorage_controller.api.convert import app_out, operation_out, server_out
+from moorage_controller.api.replies import Reply, stream
+from moorage_controller.api.sse import Event, Events
+from moorage_controller.services.feed import Feed, News, Resource
+from moorage_controller.store.apps import AppView
+from moorage_controller.store.servers import Server
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+async def follow_events(call: Call) -> Reply:
+    """GET /api/events: each app, server and operation as soon as it has changed, as its GET shows it.
+
+    The first event is `ready`: `resumed` says whether nothing was missed since Last-Event-ID; where it is false, read
+    the lists now. One that was deleted is told as its `id` and `deleted`.
+    """
+    sent = call.last_event_id
+    return stream(_events(call.services.feed, int(sent) if _NUMBER.fullmatch(sent) else None))
+
+
+def show(resource_id: UUID, resource: Resource | None) -> str:
+    """Return the data of an event."""
+    if resource is None:
+        return json.dumps({"id": str(resource_id), "deleted": True})
+    if isinstance(resource, AppView):
+        return to_json(app_out(resource))
+    return to_json(server_out(resource) if isinstance(resource, Server) else operation_out(resource))
+
+
+async def _events(feed: Feed, after: int | None) -> Events:
+    async with aclosing(feed.listen(after)) as batches:
+        async for batch in batches:
+            yield [_event(news) for news in batch]
+
+
+def _event(news: News) -> Event:
+    if news.kind is None:
+        return Event(json.dumps({"resumed": news.resumed}), id=str(news.number), name="ready")
+    return Event(news.text, id=str(news.number), name=news.kind.value)

@@ -1,0 +1,133 @@
+"""What changes, told to whoever listens: each app, server and operation as it is once it has changed.
+
+The numbers of the changes are the database's, so a listener who was away goes on where he was, with any controller.
+The newest are kept in memory, once for all listeners; one who lags behind reads the database, where what changed many
+times meanwhile is one row. So a listener who is slow costs nothing, and none holds up another.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.store import apps as app_store
+from moorage_controller.store import changes as store
+from moorage_controller.store import operations as operation_store
+from moorage_controller.store import servers as server_store
+from moorage_controller.store.apps import AppView
+from moorage_controller.store.changes import Change, Kind
+from moorage_controller.store.engine import Database
+from moorage_controller.store.operations import Operation
+from moorage_controller.store.servers import Server
+
+_MOST_KEPT = 2000
+_LOOK_SECONDS = 0.2
+"""How often to look for what other controllers have written; one's own writes are told at once."""
+
+Resource = AppView | Server | Operation
+Show = Callable[[UUID, Resource | None], str]
+"""Makes the text of an event; the resource is None where it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What one listener is told at once. `resumed` is None but for the first: whether nothing was missed before."""
+
+    number: int
+    kind: Kind | None
+    text: str = ""
+    resumed: bool | None = None
+
+
+class Feed:
+    """Follows the changes for as long as `run` runs."""
+
+    def __init__(self, database: Database, show: Show) -> None:
+        self._database = database
+        self._show = show
+        self._stirred = asyncio.Event()
+        self._news: deque[News] = deque()
+        self._floor = 0
+        """What comes after this number is in memory."""
+        self._last = 0
+        self._arrived = asyncio.Event()
+        database.written.connect(lambda _: self._stirred.set())
+
+    async def open(self) -> None:
+        """Begin with what is there; call it before `run`, and before anybody listens."""
+        async with self._database.read() as connection:
+            _, self._last = await store.span(connection)
+        self._floor = self._last
+
+    async def run(self) -> None:
+        """Look after every write, for ever."""
+        while True:
+            while found := await self._read(self._last):
+                self._keep(found)
+            # No decision hangs on this, so it is no matter of the clock.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stirred.wait(), _LOOK_SECONDS if self._database.is_shared else None)
+            self._stirred.clear()
+
+    async def listen(self, after: int | None) -> AsyncGenerator[Sequence[News], None]:
+        """Yield first whether nothing was missed since `after` (None: no claim), then what changes, in order.
+
+        Raises DatabaseUnavailableError where a listener who lags behind needs the database.
+        """
+        cursor, resumed = await self._begin(after)
+        yield [News(cursor, None, resumed=resumed)]
+        while True:
+            arrived = self._arrived
+            news = self._after(cursor) if cursor >= self._floor else await self._read(cursor)
+            if news:
+                yield news
+                cursor = news[-1].number
+            elif cursor < self._floor:
+                # All of it changed again since: that is in memory.
+                cursor = self._floor
+            else:
+                await arrived.wait()
+
+    async def _begin(self, after: int | None) -> tuple[int, bool]:
+        if after is None:
+            return self._last, False
+        async with self._database.read() as connection:
+            first, last = await store.span(connection)
+        # Numbers of another database, of before a restore, or too old to be remembered.
+        return (after, True) if first <= after <= last else (self._last, False)
+
+    def _keep(self, found: Sequence[News]) -> None:
+        self._news.extend(found)
+        self._last = found[-1].number
+        while len(self._news) > _MOST_KEPT:
+            self._floor = self._news.popleft().number
+        arrived, self._arrived = self._arrived, asyncio.Event()
+        arrived.set()
+
+    def _after(self, number: int) -> Sequence[News]:
+        found: list[News] = []
+        for news in reversed(self._news):
+            if news.number <= number:
+                break
+            found.append(news)
+        return found[::-1]
+
+    async def _read(self, number: int) -> Sequence[News]:
+        async with self._database.read() as connection:
+            changes = await store.after(connection, number)
+            resources = await _load(connection, changes) if changes else {}
+        return [
+            News(c.number, c.kind, self._show(c.kind, c.resource_id, resources.get(c.resource_id))) for c in changes
+        ]
+
+
+async def _load(connection: AsyncConnection, changes: Sequence[Change]) -> Mapping[UUID, Resource]:
+    ids = {kind: [c.resource_id for c in changes if c.kind is kind] for kind in Kind}
+    found: dict[UUID, Resource] = {view.app.id: view for view in await app_store.views(connection, ids[Kind.APP])}
+    found |= {server.id: server for server in await server_store.some(connection, ids[Kind.SERVER])}
+    found |= {operation.id: operation for operation in await operation_store.some(connection, ids[Kind.OPERATION])}
+    return found

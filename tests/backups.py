@@ -13,9 +13,10 @@ from fakes import EPOCH, FakeClock
 from moorage_controller import cli
 from moorage_controller.services import backup
 from moorage_controller.services.enrollment import load_authority
-from moorage_controller.store import audit, idempotency, projects, servers
+from moorage_controller.store import audit, idempotency, output, projects, servers
 from moorage_controller.store.encryption import Keyring
 from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
+from moorage_controller.store.output import Piece
 from moorage_controller.store.tables import (
     api_tokens,
     audit_logs,
@@ -58,14 +59,14 @@ class Place:
         return Database(url, FakeClock())
 
     async def everything(self) -> Mapping[str, Any]:
-        """Return the rows of all tables but the sessions."""
+        """Return the rows of all tables that are kept."""
         database = self.open()
         try:
             async with database.read() as connection:
                 return {
                     each.name: sorted(map(repr, await connection.execute(select(each))))
                     for each in metadata.sorted_tables
-                    if each.name != "sessions"
+                    if each.name not in {"sessions", "changes"}
                 }
         finally:
             await database.close()
@@ -90,9 +91,10 @@ async def fill(database: Database) -> None:
     await load_authority(database, keyring)
     await add_users(database)
     app = await add_app(database, name="Größe 東京 \U0001f6a2", last_error='said "no"\n\ttwice', stop_at=EPOCH)
-    await add_operation(database, app, state="succeeded", output="a\r\nb", finished_at=EPOCH, exit_code=0)
+    operation = await add_operation(database, app, state="succeeded", finished_at=EPOCH, exit_code=0)
     token_id = uuid4()
     async with database.write() as connection:
+        await output.append(connection, operation.id, Piece(0, b"a\r\nb\0\xff"))
         sealed = keyring.seal(SECRET, column="servers.encrypted_credentials", row=str(app.server_id))
         await servers.change(connection, app.server_id, {"encrypted_credentials": sealed})
         sealed = keyring.seal(SECRET, column="enrollment_tokens.encrypted_secret", row=str(token_id))

@@ -166,6 +166,12 @@ class FakeHost:
         self._let_go.add(cd_path)
         self._changed.tell()
 
+    def say(self, cd_path: str, data: bytes) -> None:
+        """Have the command that runs in a directory print something."""
+        for run in self.journal.values():
+            if run.end is None and run.order is not None and run.order.app.cd_path == cd_path:
+                self._print(run, data)
+
     def lose_runs(self) -> None:
         """Lose every running command as a power cut does: the journal knows that it began, not how it ended."""
         for run in self.journal.values():

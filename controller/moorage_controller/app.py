@@ -19,6 +19,7 @@ from moorage_controller.background.auto_stop import AutoStop
 from moorage_controller.background.certificates import Certificates as CertificateRenewal
 from moorage_controller.background.host_watcher import HostWatcher
 from moorage_controller.background.loop import Loop
+from moorage_controller.background.retention import Retention
 from moorage_controller.data_folder import lock
 from moorage_controller.database import open_database
 from moorage_controller.errors import StartupError
@@ -40,14 +41,15 @@ from moorage_controller.services.delivery import Limits
 from moorage_controller.services.enrollment import Enrollments, load_authority
 from moorage_controller.services.feed import Feed
 from moorage_controller.services.health import Health
+from moorage_controller.services.history import History, Keeps
 from moorage_controller.services.host_keys import HostKeys, PinnedKeys
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.outputs import Outputs
 from moorage_controller.services.projects import Projects
+from moorage_controller.services.queue import Queue
 from moorage_controller.services.renewal import Renewals
 from moorage_controller.services.servers import Servers
-from moorage_controller.services.slots import Slots
 from moorage_controller.services.users import Users
 from moorage_controller.settings import Settings
 from moorage_controller.signals import Signals
@@ -120,7 +122,7 @@ class Controller:
         self._stack.push_async_callback(checks.close)
         outputs = Outputs(database, signals, clock)
         operations = Operations(
-            database, hosts, observations, signals, clock, outputs, limits=_limits(settings), slots=_slots(settings)
+            database, hosts, observations, signals, clock, outputs, limits=_limits(settings), queue=_queue(settings)
         )
         apps = Apps(database, operations, signals)
         api_tokens = ApiTokens(database)
@@ -132,6 +134,7 @@ class Controller:
             Loop("feed", feed.run, clock),
             Loop("host-watcher", HostWatcher(database, hosts, observations, signals, clock).run, clock),
             Loop("certificates", CertificateRenewal(Renewals(database, authority, channels), clock).run, clock),
+            Loop("retention", Retention(History(database, _keeps(settings)), clock).run, clock),
             Loop("auto-stop", AutoStop(database, apps, signals, clock).run, clock),
         )
         enrollments = Enrollments(database, keyring, authority, signals)
@@ -211,8 +214,16 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _slots(settings: Settings) -> Slots:
-    return Slots(on_a_host=settings.operations_per_host, in_all=settings.operations_at_once)
+def _queue(settings: Settings) -> Queue:
+    return Queue(on_a_host=settings.operations_per_host, in_all=settings.operations_at_once)
+
+
+def _keeps(settings: Settings) -> Keeps:
+    return Keeps(
+        operations=timedelta(days=settings.operation_history_days),
+        most_operations=settings.operation_history_most,
+        output=timedelta(days=settings.operation_output_days),
+    )
 
 
 def _keyring(settings: Settings) -> Keyring:

@@ -84,22 +84,28 @@ class _Lines:
             events += self.rest()
             self.offset = piece.start
             events.append(Event(f"[{missing} bytes of output are not kept and left out here]", id=str(self.offset)))
-        *whole, rest = (self._rest + piece.data).split(b"\n")
-        self._rest = rest
+        *whole, self._rest = (self._rest + piece.data).split(b"\n")
         for line in whole:
-            events += self._event(line, len(line) + 1)
-        while len(self._rest) > _LONGEST_LINE:
-            line, self._rest = self._rest[:_LONGEST_LINE], self._rest[_LONGEST_LINE:]
-            events += self._event(line, len(line))
+            events += self._event(self._cut(line, events), newline=1)
+        self._rest = self._cut(self._rest, events)
         return events
 
     def rest(self) -> list[Event]:
         """Return what is left of a line that was never ended."""
         line, self._rest = self._rest, b""
-        return self._event(line, len(line))
+        return self._event(line)
 
-    def _event(self, line: bytes, length: int) -> list[Event]:
-        self.offset += length
+    def _cut(self, line: bytes, events: list[Event]) -> bytes:
+        """Tell a very long line in parts; return the last of them."""
+        while len(line) > _LONGEST_LINE:
+            self._last = ""
+            events += self._event(line[:_LONGEST_LINE])
+            line = line[_LONGEST_LINE:]
+            self._last = ""
+        return line
+
+    def _event(self, line: bytes, *, newline: int = 0) -> list[Event]:
+        self.offset += len(line) + newline
         text = readable(line.decode(errors="replace"))
         if not text or text == self._last:
             return []

@@ -120,9 +120,7 @@ class Feed:
         async with self._database.read() as connection:
             changes = await store.after(connection, number)
             resources = await _load(connection, changes) if changes else {}
-        return [
-            News(c.number, c.kind, self._show(c.kind, c.resource_id, resources.get(c.resource_id))) for c in changes
-        ]
+        return [News(c.number, c.kind, self._show(c.resource_id, resources.get(c.resource_id))) for c in changes]
 
 
 async def _load(connection: AsyncConnection, changes: Sequence[Change]) -> Mapping[UUID, Resource]:

@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
@@ -29,8 +28,8 @@ from moorage_controller.services.audit import Action, record
 from moorage_controller.services.delivery import Delivery, Limits
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.outputs import Outputs
+from moorage_controller.services.queue import Queue, Turn
 from moorage_controller.services.runs import Outcome
-from moorage_controller.services.slots import Slots
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import operations as store
@@ -78,7 +77,7 @@ class Operations:
         outputs: Outputs,
         *,
         limits: Limits,
-        slots: Slots,
+        queue: Queue,
     ) -> None:
         self._database = database
         self._hosts = hosts
@@ -87,9 +86,7 @@ class Operations:
         self._clock = clock
         self._outputs = outputs
         self._limits = limits
-        self._slots = slots
-        self._queued: dict[UUID, asyncio.Future[str]] = {}
-        """Operations that wait for their turn here; the result is who cancelled."""
+        self._queue = queue
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._drivers: dict[str, Driver] = {}
 
@@ -161,8 +158,9 @@ class Operations:
         """Take up every operation whose end isn't known: after a crash, call it once at the start."""
         async with self._database.read() as connection:
             left = await store.all_in_flight(connection)
-        for operation in left:
-            log.info("operation_taken_up", operation_id=str(operation.id), kind=operation.kind)
+        # What is at work already counts before anybody gets a turn.
+        for operation in sorted(left, key=lambda each: each.state == "queued"):
+            log.info("operation_taken_up", operation_id=str(operation.id), kind=operation.kind, state=operation.state)
             self.launch(operation, recovered=True)
 
     async def close(self) -> None:
@@ -236,10 +234,8 @@ class Operations:
             raise ConflictError("not_cancellable", "What installs or removes an agent can't be cancelled: wait for it.")
         if not operation.in_flight or operation.server_id is None:
             raise ConflictError("operation_ended", "This operation has ended already.")
-        queued = self._queued.get(operation_id)
-        if queued is not None and not queued.done():
-            # It has gone nowhere yet: no host has to be asked.
-            queued.set_result(actor.name)
+        # It may have gone nowhere yet: then no host has to be asked.
+        if self._queue.cancel(operation_id, actor.name):
             await self._record_cancel(operation, actor)
             return await self.wait(operation_id, _CANCEL_SECONDS)
         async with self._database.read() as connection:
@@ -264,56 +260,37 @@ class Operations:
     async def _drive(self, operation: Operation, *, recovered: bool) -> None:
         """Bring an operation to its end. Nothing but the end, or this program's, stops it."""
         with structlog.contextvars.bound_contextvars(operation_id=str(operation.id)):
-            while True:
-                try:
-                    if recovered:
-                        found = await self._in_flight(operation.id)
-                        if found is None:
-                            return
-                        operation = found
-                    driver = self._drivers.get(operation.kind)
-                    if driver is not None:
-                        await self._finish_other(operation, await driver(operation))
+            async with AsyncExitStack() as stack:
+                turn = Turn()
+                if operation.kind not in self._drivers:
+                    turn = await self._queue.take_turn(operation, stack)
+                while True:
+                    try:
+                        found = await self._in_flight(operation.id) if recovered else operation
+                        if found is not None:
+                            await self._work(found, turn, recovered=recovered)
+                    except Exception:
+                        # A full disk or a database that is away for a while must not lose an operation.
+                        log.exception("operation_drive_failed")
+                        recovered = True
+                        await self._clock.sleep(_RETRY_SECONDS)
+                    else:
                         return
-                    await self._finish(operation, await self._deliver(operation, recovered=recovered))
-                except Exception:
-                    # A full disk or a database that is away for a while must not lose an operation.
-                    log.exception("operation_drive_failed")
-                    recovered = True
-                    await self._clock.sleep(_RETRY_SECONDS)
-                else:
-                    return
 
-    async def _deliver(self, operation: Operation, *, recovered: bool) -> Outcome:
-        """Wait for a turn, then bring it to its host and its outcome back."""
-        assert operation.server_id is not None
-        stops = operation.kind == OperationKind.DOWN
-        waits = operation.state == "queued" and not self._slots.is_free(operation.server_id, stops=stops)
-        async with AsyncExitStack() as stack:
-            turn = self._slots.turn(operation.server_id, stops=stops, at_once=operation.state != "queued")
-            cancelled_by = await self._queue(operation.id, stack.enter_async_context(turn))
-            if cancelled_by:
-                sentence = f"The operation was cancelled by {cancelled_by} before it began."
-                return Outcome("cancelled", ran=False, error_code="operation_cancelled", error=sentence)
-            if waits:
+    async def _work(self, operation: Operation, turn: Turn, *, recovered: bool) -> None:
+        driver = self._drivers.get(operation.kind)
+        if driver is not None:
+            await self._finish_other(operation, await driver(operation))
+            return
+        if turn.cancelled_by:
+            sentence = f"The operation was cancelled by {turn.cancelled_by} before it began."
+            outcome = Outcome("cancelled", ran=False, error_code="operation_cancelled", error=sentence)
+        else:
+            if turn.late and operation.state == "queued":
                 operation = await self._begin_late(operation)
             delivery = Delivery(self._database, self._hosts, self._signals, self._clock, operation, self._limits)
-            return await delivery.run(recovered=recovered)
-
-    async def _queue(self, operation_id: UUID, turn: Coroutine[Any, Any, None]) -> str:
-        """Return when it has its turn, or was cancelled before: then by whom."""
-        cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._queued[operation_id] = cancelled
-        waiting = asyncio.create_task(turn)
-        try:
-            either: list[asyncio.Future[Any]] = [waiting, cancelled]
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            return cancelled.result() if cancelled.done() else ""
-        finally:
-            del self._queued[operation_id]
-            if not waiting.done():
-                waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
+            outcome = await delivery.run(recovered=recovered)
+        await self._finish(operation, outcome)
 
     async def _begin_late(self, operation: Operation) -> Operation:
         """Count an operation's time from the end of its wait in the queue."""

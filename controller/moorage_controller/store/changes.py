@@ -60,7 +60,8 @@ async def after(connection: AsyncConnection, number: int) -> Sequence[Change]:
     return [Change(row.last, Kind(row.kind), row.resource_id) for row in rows]
 
 
-async def forget(connection: AsyncConnection, keep: int) -> None:
+async def remove_old(connection: AsyncConnection, keep: int) -> None:
     """Forget all but the last `keep` numbers."""
-    newest = select(func.max(changes.c.number)).scalar_subquery()
-    await connection.execute(delete(changes).where(changes.c.number <= newest - keep))
+    newest = (await connection.execute(select(func.max(changes.c.number)))).scalar_one()
+    if newest is not None:
+        await connection.execute(delete(changes).where(changes.c.number <= newest - keep))

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store import changes
@@ -140,3 +140,19 @@ async def change_in_flight(connection: AsyncConnection, operation_id: UUID, valu
     if done:
         await changes.note(connection, Kind.OPERATION, operation_id)
     return done
+
+
+async def remove_old(connection: AsyncConnection, before: datetime, keep: int, at_once: int) -> int:
+    """Delete some that ended before a moment, or are beyond the newest `keep` that have ended; return how many."""
+    ended = operations.c.state.not_in(IN_FLIGHT)
+    last_kept = (
+        select(operations.c.finished_at)
+        .where(ended)
+        .order_by(operations.c.finished_at.desc())
+        .offset(keep - 1)
+        .limit(1)
+    )
+    limit = (await connection.execute(last_kept)).scalar_one_or_none()
+    until = before if limit is None else max(before, limit)
+    old = select(operations.c.id).where(ended, operations.c.finished_at < until).limit(at_once)
+    return (await connection.execute(delete(operations).where(operations.c.id.in_(old)))).rowcount

@@ -1,12 +1,14 @@
 """What operations print, byte for byte, in the order in which it was printed; the newest 10 MiB of each are kept."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store.tables import operation_output as pieces
+from moorage_controller.store.tables import operations
 
 KEPT_BYTES = 10 << 20
 _READ_BYTES = 64 * 1024
@@ -67,3 +69,13 @@ async def tail(connection: AsyncConnection, operation_id: UUID, size: int) -> by
     query = select(pieces.c.data).where(pieces.c.operation_id == operation_id, pieces.c.stop > end - size)
     found = [row.data for row in await connection.execute(query.order_by(pieces.c.start))]
     return b"".join(found)[-size:]
+
+
+async def remove_old(connection: AsyncConnection, before: datetime, at_once: int) -> int:
+    """Delete the output of some operations that ended before a moment; return how many pieces that were."""
+    old = (
+        select(operations.c.id)
+        .where(operations.c.finished_at < before, operations.c.id.in_(select(pieces.c.operation_id)))
+        .limit(at_once)
+    )
+    return (await connection.execute(delete(pieces).where(pieces.c.operation_id.in_(old)))).rowcount

@@ -1,0 +1,233 @@
+"""What changes, told to whoever listens: at once, in order, once, and from where he was."""
+
+import asyncio
+import json
+from contextlib import suppress
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from factories import PATH, Api, World, add_app
+from fakes import FakeHost, settle
+from moorage_controller.services import feed as feeds
+from moorage_controller.services.feed import Feed, News
+from moorage_controller.store import apps, changes, servers
+from moorage_controller.store.engine import Database
+from sse import Event, Listener, listening
+
+
+@pytest.fixture
+async def host(world: World) -> FakeHost:
+    """Return the one host."""
+    return (await world.new_host())[1]
+
+
+@pytest.fixture
+async def app_id(world: World, host: FakeHost) -> str:
+    """Return an app on that host."""
+    assert host.reachable
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    return await world.new_app(server["id"])
+
+
+async def ready(stream: Listener) -> Event:
+    """Return the first event."""
+    event = await stream.next()
+    assert event is not None
+    assert event.name == "ready"
+    return event
+
+
+async def until(stream: Listener, kind: str, **fields: object) -> Event:
+    """Return the next event of a kind whose fields are so."""
+    while True:
+        event = (await stream.until(kind))[-1]
+        if {key: event.json.get(key) for key in fields} == fields:
+            return event
+
+
+async def test_each_change_is_told_as_its_get_shows_it(world: World, host: FakeHost, app_id: str) -> None:
+    async with listening(world.user, "/api/events") as stream:
+        assert (await ready(stream)).json == {"resumed": False}
+        operation_id = await world.begin(app_id)
+        told = await until(stream, "app", status="running", operationId=None)
+        assert told.json == await world.app(app_id)
+        host.set_running(PATH, [])
+        told = await until(stream, "app", status="stopped")
+        assert told.json == await world.app(app_id)
+        host.engine_problem = "It burns."
+        told = await until(stream, "server", status="offline")
+        assert told.json == (await world.user.get(f"/api/servers/{told.json['id']}")).expect(200)
+        (await world.admin.delete(f"/api/apps/{app_id}?force=true")).expect(200)
+        assert (await until(stream, "app", id=app_id, deleted=True)).json == {"id": app_id, "deleted": True}
+    async with listening(world.user, "/api/events", last_id="0") as stream:
+        assert (await ready(stream)).json == {"resumed": False}, "nobody knows what was before the first number"
+    shown = await world.operation(operation_id)
+    assert shown["state"] == "succeeded"
+
+
+async def test_an_operation_is_told_from_its_record_to_its_end(world: World, host: FakeHost, app_id: str) -> None:
+    host.hold()
+    async with listening(world.user, "/api/events") as stream:
+        await ready(stream)
+        operation_id = await world.begin(app_id)
+        await until(stream, "operation", id=operation_id, state="running")
+        host.let_go()
+        told = await until(stream, "operation", id=operation_id, state="succeeded")
+    shown = await world.operation(operation_id)
+    assert told.json == {key: value for key, value in shown.items() if key != "output"}
+
+
+async def test_a_listener_who_was_away_gets_the_last_state_of_all_that_changed(world: World, app_id: str) -> None:
+    async with listening(world.user, "/api/events") as stream:
+        last_id = (await ready(stream)).id
+    server_id = (await world.app(app_id))["serverId"]
+    other_id = await world.new_app(server_id, name="Untouched", cdPath="/srv/other")
+    async with listening(world.user, "/api/events", last_id) as stream:
+        assert (await ready(stream)).json == {"resumed": True}
+        last_id = (await until(stream, "app", id=other_id)).id
+    for _ in range(3):
+        await world.begin(app_id)
+        await world.begin(app_id, "stop")
+    async with listening(world.user, "/api/events", last_id) as stream:
+        assert (await ready(stream)).json == {"resumed": True}
+        told = await until(stream, "app", id=app_id, status="stopped", operationId=None)
+        assert told.json == await world.app(app_id)
+        (await world.admin.put(f"/api/apps/{other_id}", {"name": "Touched"})).expect(200)
+        await until(stream, "app", id=other_id, name="Touched")
+
+
+async def test_numbers_go_on_after_a_restart_and_one_that_was_never_given_is_not_believed(
+    world: World, app_id: str
+) -> None:
+    async with listening(world.user, "/api/events") as stream:
+        last_id = (await ready(stream)).id
+    (await world.admin.put(f"/api/apps/{app_id}", {"name": "Renamed"})).expect(200)
+    await world.restart()
+    async with listening(world.user, "/api/events", last_id) as stream:
+        assert (await ready(stream)).json == {"resumed": True}
+        assert (await until(stream, "app")).json["name"] == "Renamed"
+    for wrong in (str(10**17), "nonsense", "-1", "9" * 40):
+        async with listening(world.user, "/api/events", wrong) as stream:
+            assert (await ready(stream)).json == {"resumed": False}
+
+
+async def test_what_only_says_that_a_host_was_asked_is_no_news(world: World, app_id: str) -> None:
+    server_id = (await world.app(app_id))["serverId"]
+    async with listening(world.user, "/api/events") as stream:
+        await ready(stream)
+        for _ in range(3):
+            world.clock.advance(60)
+            (await world.user.post(f"/api/servers/{server_id}/test")).expect(200)
+        (await world.admin.put(f"/api/apps/{app_id}", {"name": "Last"})).expect(200)
+        first = await stream.next()
+        assert first is not None
+        assert (first.name, first.json["name"]) == ("app", "Last")
+
+
+async def test_who_may_not_read_may_not_listen(world: World) -> None:
+    (await world.nobody.get("/api/events")).expect(401)
+    token = (await world.user.post("/api/tokens", {"name": "ci", "scopes": ["read"]})).expect(201)["token"]
+    async with listening(Api(world.nobody.session, world.nobody.url, token), "/api/events") as stream:
+        await ready(stream)
+
+
+async def test_three_hundred_listeners_hear_all_in_the_same_order(world: World, app_id: str) -> None:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        api = Api(session, world.user.url, world.user.token)
+
+        async def listen() -> list[str]:
+            async with listening(api, "/api/events") as stream:
+                await ready(stream)
+                arrived.release()
+                events: list[Event] = []
+                while not (events and events[-1].json.get("name") == "n20"):
+                    event = await stream.next()
+                    assert event is not None
+                    events.append(event)
+            return [event.data for event in events]
+
+        arrived = asyncio.Semaphore(0)
+        listeners = [asyncio.create_task(listen()) for _ in range(300)]
+        for _ in listeners:
+            await arrived.acquire()
+        for n in range(21):
+            (await world.admin.put(f"/api/apps/{app_id}", {"name": f"n{n}"})).expect(200)
+        heard = await asyncio.gather(*listeners)
+    assert all(one == heard[0] for one in heard)
+    names = [json.loads(data)["name"] for data in heard[0]]
+    assert names == sorted(set(names), key=lambda name: int(name[1:])), "in order, and each once"
+
+
+async def follow(feed: Feed, after: int | None, count: int) -> list[News]:
+    """Return the first so many news that a listener is told, after the one that says ready."""
+    found: list[News] = []
+    listener = feed.listen(after)
+    async with asyncio.timeout(10):
+        async for batch in listener:
+            found += [news for news in batch if news.kind is not None]
+            if len(found) >= count:
+                break
+    await listener.aclose()
+    return found
+
+
+async def rename(database: Database, app: apps.App, name: str) -> None:
+    """Change an app."""
+    async with database.write() as connection:
+        await apps.change(connection, app.id, {"name": name})
+
+
+async def test_who_lags_behind_what_is_in_memory_is_told_from_the_database(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "_MOST_KEPT", 4)
+    app = await add_app(database)
+    feed = Feed(database, lambda _, resource: resource.app.name if isinstance(resource, apps.AppView) else "")
+    await feed.open()
+    async with database.read() as connection:
+        _, began = await changes.span(connection)
+    running = asyncio.create_task(feed.run())
+    try:
+        slow = feed.listen(None)
+        await anext(slow)
+        for n in range(12):
+            await rename(database, app, f"n{n}")
+            await settle()
+        assert [news.text for news in await follow(feed, began, 1)] == ["n11"], "many changes of one thing are one"
+        assert [news.text for batch in [await anext(slow)] for news in batch] == ["n11"]
+        await rename(database, app, "after")
+        assert [news.text for news in await anext(slow)] == ["after"]
+        await slow.aclose()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_numbers_are_in_the_order_of_the_commits_and_without_holes(database: Database) -> None:
+    app = await add_app(database)
+    async with database.read() as connection:
+        _, began = await changes.span(connection)
+
+    async def write(n: int) -> None:
+        async with database.write() as connection:
+            await apps.change(connection, app.id, {"name": f"n{n}"})
+            await servers.change(connection, app.server_id, {"name": f"n{n}"}, quietly=n % 2 == 0)
+
+    async def fail() -> None:
+        with suppress(RuntimeError):
+            async with database.write() as connection:
+                await apps.change(connection, app.id, {"name": "never"})
+                raise RuntimeError
+
+    await asyncio.gather(*(write(n) for n in range(10)), *(fail() for _ in range(5)))
+    async with database.read() as connection:
+        found = await changes.after(connection, began)
+        _, last = await changes.span(connection)
+    assert last == began + 15
+    assert {change.kind.value for change in found} == {"app", "server"}
+    async with database.write() as connection:
+        await apps.change(connection, uuid4(), {"name": "nobody"})
+    async with database.read() as connection:
+        assert (await changes.span(connection))[1] == last, "what changed nothing is no change"

@@ -1,0 +1,105 @@
+"""What is over is forgotten in time; what is in flight never."""
+
+from datetime import timedelta
+
+import pytest
+from factories import PATH, World, add_app, add_operation, app_row
+from fakes import EPOCH, FakeHost
+from moorage_controller.services import history as histories
+from moorage_controller.services.history import History, Keeps
+from moorage_controller.settings import Settings
+from moorage_controller.store import apps, changes, operations, output
+from moorage_controller.store.apps import App
+from moorage_controller.store.engine import Database
+from moorage_controller.store.operations import Operation
+from moorage_controller.store.output import Piece
+
+KEEPS = Keeps(operations=timedelta(days=90), most_operations=5, output=timedelta(days=7))
+
+
+async def ended(database: Database, app: App, days_ago: float) -> Operation:
+    """Store an operation that ended so long ago, and printed something."""
+    moment = EPOCH - timedelta(days=days_ago)
+    made = await add_operation(database, app, state="succeeded", created_at=moment, finished_at=moment)
+    await said(database, made)
+    return made
+
+
+async def said(database: Database, operation: Operation) -> None:
+    """Store what an operation printed, in two pieces."""
+    async with database.write() as connection:
+        await output.append(connection, operation.id, Piece(0, b"one\n"))
+        await output.append(connection, operation.id, Piece(4, b"two\n"))
+
+
+async def left(database: Database) -> dict[Operation, bytes]:
+    """Return the operations there are, with what they printed."""
+    async with database.read() as connection:
+        found, _ = await operations.search(connection, app_id=None, server_id=None, state=None, limit=1000)
+        return {each: await output.tail(connection, each.id, 100) for each in found}
+
+
+async def test_operations_are_forgotten_after_ninety_days_and_their_output_after_seven(database: Database) -> None:
+    app = await add_app(database)
+    made = {days: await ended(database, app, days) for days in (0, 6.9, 7.1, 89.9, 90.1, 400)}
+    await History(database, KEEPS).forget_old()
+    whole = b"one\ntwo\n"
+    assert await left(database) == {made[0]: whole, made[6.9]: whole, made[7.1]: b"", made[89.9]: b""}
+
+
+async def test_of_many_the_newest_are_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histories, "_AT_ONCE", 2)
+    app = await add_app(database)
+    made = [await ended(database, app, n / 100) for n in range(12)]
+    await History(database, KEEPS).forget_old()
+    assert (await left(database)).keys() == set(made[:5])
+
+
+async def test_what_is_in_flight_is_kept_however_old_it_is(database: Database) -> None:
+    app = await add_app(database)
+    old = EPOCH - timedelta(days=1000)
+    at_work = await add_operation(database, app, state="running", created_at=old, started_at=old)
+    await said(database, at_work)
+    for n in range(8):
+        await ended(database, app, n / 100)
+    await History(database, KEEPS).forget_old()
+    found = await left(database)
+    assert found[at_work] == b"one\ntwo\n"
+    assert len(found) == 1 + 5
+
+
+async def test_numbers_of_changes_are_forgotten_but_the_last(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(histories, "_CHANGES", 3)
+    app = await add_app(database)
+    for n in range(10):
+        async with database.write() as connection:
+            await apps.change(connection, app.id, {"name": f"n{n}"})
+    async with database.read() as connection:
+        before = await changes.span(connection)
+    await History(database, KEEPS).forget_old()
+    async with database.read() as connection:
+        first, last = await changes.span(connection)
+    assert (first, last) == (before[1] - 2, before[1])
+    async with database.write() as connection:
+        await apps.add(connection, app_row(app.project_id, app.server_id))
+    async with database.read() as connection:
+        assert (await changes.span(connection))[1] == last + 1
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Return settings by which output is kept for a day."""
+    return settings.model_copy(update={"operation_output_days": 1})
+
+
+async def test_a_controller_forgets_by_itself(world: World) -> None:
+    server_id, host = await world.new_host()
+    assert isinstance(host, FakeHost)
+    operation_id = await world.begin(await world.new_app(server_id, autoStopTimeout=43_200))
+    assert PATH in (await world.operation(operation_id))["output"]
+    world.clock.advance(25 * 3600)
+    await world.clock.run(1)
+    shown = await world.operation(operation_id)
+    assert (shown["state"], shown["output"]) == ("succeeded", "")

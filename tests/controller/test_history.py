@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from factories import PATH, World, add_app, add_operation, app_row
+from factories import PATH, Api, World, add_app, add_operation, app_row
 from fakes import EPOCH, FakeHost
 from moorage_controller.services import history as histories
 from moorage_controller.services.history import History, Keeps
@@ -99,7 +99,9 @@ async def test_a_controller_forgets_by_itself(world: World) -> None:
     assert isinstance(host, FakeHost)
     operation_id = await world.begin(await world.new_app(server_id, autoStopTimeout=43_200))
     assert PATH in (await world.operation(operation_id))["output"]
+    made = (await world.user.post("/api/tokens", {"name": "outlives a login", "scopes": ["read"]})).expect(201)
     world.clock.advance(25 * 3600)
     await world.clock.run(1)
-    shown = await world.operation(operation_id)
+    later = Api(world.nobody.session, world.nobody.url, made["token"])
+    shown = (await later.get(f"/api/operations/{operation_id}")).expect(200)
     assert (shown["state"], shown["output"]) == ("succeeded", "")

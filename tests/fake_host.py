@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from uuid import UUID
 
+from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import ContainerState, OperationKind, Project
 from moorage_controller.hosts.transport import (
     AppObservation,
@@ -17,6 +18,7 @@ from moorage_controller.hosts.transport import (
     EndKind,
     HostApp,
     HostInfo,
+    HostProject,
     HostRefusedError,
     Order,
     Output,
@@ -45,6 +47,9 @@ class FakeApp:
 
     services: tuple[str, ...] = ("web", "db")
     containers: list[ContainerState] = field(default_factory=list)
+    says: tuple[str, ...] = ()
+    """What each service's container writes when it is started."""
+    logs: list[LogLine] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,43 @@ class FakeHost:
         running = sum(c.alive for app in self.apps.values() for c in app.containers)
         return HostInfo(not self._engine_problem, self._engine_problem, running, 4711, "0.1.0", "20.10.24", "5.6.1")
 
+    def projects(self) -> list[HostProject]:
+        """Return the apps that have containers."""
+        return [
+            HostProject(Project(PurePosixPath(path).name, path), tuple(app.containers))
+            for path, app in self.apps.items()
+            if app.containers
+        ]
+
+    def write(self, cd_path: str, service: str, text: str) -> None:
+        """Have a service's container write a line."""
+        self._looked_at += 1
+        time = f"2026-03-04T05:06:07.{self._looked_at:09d}Z"
+        line = LogLine(time, f"{PurePosixPath(cd_path).name}-{service}-1", service, text)
+        self.app(cd_path).logs.append(line)
+        self._changed.tell()
+
+    async def read_logs(self, cd_path: str, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
+        """Yield what containers wrote, and what they write from here on where that is wanted."""
+        app, cuts = self.app(cd_path), self._cuts
+        if wanted.service and wanted.service not in {c.service for c in app.containers}:
+            raise HostRefusedError("service_not_found", f"The app has no container of a service {wanted.service}.")
+        chosen = [x for x in app.logs if x.time > wanted.since and wanted.service in {"", x.service}]
+        names = {line.container for line in chosen}
+        last = {name: [x for x in chosen if x.container == name][-wanted.tail or len(chosen) :] for name in names}
+        if wanted.tail != 0 and (batch := [x for x in chosen if wanted.tail < 0 or x in last[x.container]]):
+            yield batch
+        position = len(app.logs)
+        while wanted.follow:
+            if not self._reachable or self._cuts != cuts:
+                raise ContactLostError("The connection broke.")
+            if position == len(app.logs):
+                await self._changed.wait()
+                continue
+            new, position = app.logs[position:], len(app.logs)
+            if batch := [x for x in new if wanted.service in {"", x.service}]:
+                yield batch
+
     def push(self, observation: AppObservation) -> None:
         """Send an observation to all who watch that app."""
         if not self._engine_problem:
@@ -260,6 +302,10 @@ class FakeHost:
             # What `down` took away is gone, not exited.
             self.app(path).containers = [c for c in self.app(path).containers if c.service in leaves]
         self.set_running(path, leaves, services if leaves and order.kind is not OperationKind.DOWN else ())
+        if order.kind is not OperationKind.DOWN:
+            for service in leaves:
+                for text in self.app(path).says:
+                    self.write(path, service, text)
         run.end = End(EndKind.EXITED, code, len(run.output), run.cancelled_by)
         self._changed.tell()
 

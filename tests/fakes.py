@@ -17,13 +17,16 @@ import asyncpg.connection
 import asyncpg.prepared_stmt
 import asyncpg.transaction
 from fake_host import FakeApp, FakeHost, FakeRun, Plan, Refusal
+from moorage_common.logs import LogLine, LogsWanted
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import (
+    AppObservation,
     CancelOutcome,
     ContactLostError,
     End,
     HostApp,
     HostInfo,
+    HostProject,
     HostTransport,
     Order,
     Output,
@@ -201,6 +204,27 @@ class FakeTransport:
         await self._arrive()
         async for item in self._host.watched(apps):
             yield item
+
+    async def look(self, app: HostApp) -> AppObservation:
+        """Look at an app now. Raises HostUnreachableError."""
+        await self._ask()
+        return self._host.observation(app.cd_path)
+
+    async def projects(self) -> Sequence[HostProject]:
+        """List the Compose projects there are. Raises HostUnreachableError."""
+        await self._ask()
+        return self._host.projects()
+
+    async def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
+        """Yield batches of what an app's containers write."""
+        await self._arrive()
+        async for batch in self._host.read_logs(app.cd_path, wanted):
+            yield batch
+
+    async def _ask(self) -> None:
+        await self.info()
+        if self._host.engine_problem:
+            raise HostUnreachableError(self._host.engine_problem, "engine_unreachable")
 
     async def _arrive(self) -> None:
         if self._host.silent:

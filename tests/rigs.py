@@ -46,6 +46,24 @@ services:
 """
 
 
+SAYS = ("one", "two", "red", "  indented")
+TALKER = f"""\
+services:
+  web:
+    image: {IMAGE}
+    command:
+      - sh
+      - -c
+      - |
+        echo one; sleep 0.1
+        echo two >&2; sleep 0.1
+        printf '\\033[31mred\\033[0m\\n  indented\\n'
+        sleep 600
+    init: true
+    stop_grace_period: 0s
+"""
+"""Writes SAYS when it is started, once to each stream and once with a colour."""
+
 FEW_SECONDS = SLOW.replace('["CMD", "test", "-e", "/never"]', '["CMD", "test", "-e", "/ready"]').replace(
     "    command: sleep 600", '    command: sh -c "sleep 6; touch /ready; sleep 600"', 1
 )
@@ -65,6 +83,9 @@ class Rig(Protocol):
 
     def slow_app(self) -> str:
         """Make an app whose `up` doesn't end by itself."""
+
+    def talker(self) -> str:
+        """Make an app with one service, `web`, that writes SAYS as soon as it is started."""
 
     async def kill_containers(self, cd_path: str) -> None:
         """Kill an app's containers."""
@@ -93,6 +114,12 @@ class FakeRig:
         self.host.hold()
         return self.app()
 
+    def talker(self) -> str:
+        """Make an app that writes SAYS."""
+        path = self.app()
+        self.host.app(path).says = SAYS
+        return path
+
     async def kill_containers(self, cd_path: str) -> None:
         """Kill an app's containers."""
         self.host.set_running(cd_path, [])
@@ -117,6 +144,10 @@ class AgentRig:
     def slow_app(self) -> str:
         """Make an app whose `up` doesn't end by itself."""
         return str(self._agent.app(str(uuid4()), SLOW))
+
+    def talker(self) -> str:
+        """Make an app that writes SAYS."""
+        return str(self._agent.app(str(uuid4()), TALKER))
 
     async def kill_containers(self, cd_path: str) -> None:
         """Kill an app's containers."""
@@ -172,6 +203,10 @@ class SshRig:
     def slow_app(self) -> str:
         """Make an app whose `up` doesn't end by itself."""
         return self.app(SLOW)
+
+    def talker(self) -> str:
+        """Make an app that writes SAYS."""
+        return self.app(TALKER)
 
     async def kill_containers(self, cd_path: str) -> None:
         """Kill an app's containers."""

@@ -20,6 +20,7 @@ from moorage_agent.convert import About
 from moorage_agent.engine import Engine
 from moorage_agent.errors import SetupError
 from moorage_agent.identities import Identities
+from moorage_agent.inspection import Inspection
 from moorage_agent.observer import Observer
 from moorage_agent.policy import Policy
 from moorage_agent.server import serve
@@ -45,10 +46,13 @@ async def run(settings: Settings) -> None:
     journal = open_journal(settings)
     engine = Engine(settings.docker_host)
     observer = Observer(engine)
-    identities = Identities(Policy(settings.policy_file), compose, environment(settings))
+    policy = Policy(settings.policy_file)
+    identities = Identities(policy, compose, environment(settings))
+    inspection = Inspection(engine, identities, policy, settings.docker_socket)
     runner = ComposeRunner(journal, engine, identities, compose, environment(settings))
     watcher = Watcher(observer, engine, identities)
-    servicer = AgentServicer(runner, watcher, About(version, watcher.boot_id, str(settings.data_dir)), settings)
+    about = About(version, watcher.boot_id, str(settings.data_dir))
+    servicer = AgentServicer(runner, watcher, inspection, about, settings)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Calls to an Engine that hangs take a thread each until they time out: the journal must still get one.

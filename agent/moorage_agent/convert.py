@@ -1,10 +1,13 @@
 """Wire messages to the agent's types and back; the only place that knows both."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from moorage_common.containers import Container
 from moorage_common.journal import CancelOutcome, Record, State
+from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.states import ContainerState, OperationKind, Project
 
@@ -13,6 +16,8 @@ from moorage_agent.errors import RefusalError
 from moorage_agent.identities import WatchedApp
 from moorage_agent.watch import Everything, HostState, Observation, WatchItem
 
+_BATCH_CHARACTERS = 64 * 1024
+_BATCH_LINES = 1000
 _KINDS = {
     pb.OPERATION_KIND_UP: OperationKind.UP,
     pb.OPERATION_KIND_DOWN: OperationKind.DOWN,
@@ -79,6 +84,7 @@ def observation(seen: Observation, boot_id: str) -> pb.AppObservation:
         problem=seen.identity.problem,
         looked_at=seen.looked_at,
         boot_id=boot_id,
+        replicas=dict(seen.identity.replicas),
     )
 
 
@@ -115,6 +121,38 @@ def watch_item(item: WatchItem, about: About) -> pb.WatchResponse:
             return pb.WatchResponse(heartbeat=pb.Heartbeat())
 
 
+def projects(found: Mapping[Project, Sequence[Container]]) -> pb.ListProjectsResponse:
+    """Show the projects of the host."""
+    return pb.ListProjectsResponse(
+        projects=[
+            pb.HostProject(
+                project=pb.Project(name=project.name, directory=project.directory),
+                containers=[_container(c.state) for c in containers],
+            )
+            for project, containers in found.items()
+        ]
+    )
+
+
+def logs_wanted(message: pb.LogsRequest) -> LogsWanted:
+    """Read which lines are wanted."""
+    return LogsWanted(message.service, message.tail, message.since, message.follow)
+
+
+def log_batches(lines: Sequence[LogLine]) -> Iterator[pb.LogsResponse]:
+    """Show lines, in messages of some hundred kilobytes."""
+    batch = pb.LogsResponse()
+    size = 0
+    for line in lines:
+        batch.lines.add(time=line.time, container=line.container, service=line.service, text=line.text)
+        size += len(line.text)
+        if size > _BATCH_CHARACTERS or len(batch.lines) >= _BATCH_LINES:
+            yield batch
+            batch, size = pb.LogsResponse(), 0
+    if batch.lines:
+        yield batch
+
+
 def _container(state: ContainerState) -> pb.Container:
     return pb.Container(
         id=state.id,
@@ -128,6 +166,8 @@ def _container(state: ContainerState) -> pb.Container:
         started_at=_timestamp(state.started_at),
         finished_at=_timestamp(state.finished_at),
         ports=state.ports,
+        restarts=state.restarts,
+        unsettled=state.unsettled,
     )
 
 

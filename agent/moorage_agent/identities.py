@@ -101,7 +101,7 @@ class Identities:
         refusal = None if identity.project is None else self._refusal(identity.project)
         if refusal is None:
             return identity
-        return replace(identity, project=None, problem_code=refusal.code, problem=str(refusal))
+        return replace(identity, project=None, problem_code=refusal.code, problem=str(refusal), replicas={})
 
     def _refusal(self, project: Project) -> RefusalError | None:
         if not _PROJECT_NAME.fullmatch(project.name):

@@ -1,17 +1,15 @@
 """What Compose makes of a directory on this host."""
 
 import asyncio
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from moorage_common.app_identity import COMPOSE_FILES, OVERRIDE_FILES, Reading, no_directory, unreadable
+from moorage_common.app_identity import COMPOSE_FILES, OVERRIDE_FILES, Reading, no_directory, read_config, unreadable
 from moorage_common.compose import clean_environment, config_command
 from moorage_common.compose_output import error_sentence
-from moorage_common.states import Project
 
 _CONFIG_SECONDS = 20.0
 
@@ -28,7 +26,7 @@ async def read_project(compose: str, real_directory: str, environment: Mapping[s
     directory, files = await asyncio.to_thread(_places, real_directory, variables.output)
     if config.code != 0 or variables.code != 0:
         return unreadable(config.complaint if config.code else variables.complaint, files)
-    return Reading(Project(json.loads(config.output)["name"], directory), files)
+    return read_config(config.output, directory, files)
 
 
 @dataclass(frozen=True, slots=True)

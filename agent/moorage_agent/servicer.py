@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -10,13 +10,16 @@ import grpc
 import grpc.aio
 import structlog
 from moorage_common.app_identity import AppIdentity
+from moorage_common.engine_http import EngineProblemError
 from moorage_common.journal import JournalError, Record, Refused
+from moorage_common.logs import TooManyLogsError, UnknownServiceError
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1 import agent_pb2_grpc
 
 from moorage_agent import certificates, convert
 from moorage_agent.compose_runner import Chunk, ComposeRunner
 from moorage_agent.errors import RefusalError
+from moorage_agent.inspection import Inspection
 from moorage_agent.settings import Settings
 from moorage_agent.watch import Watcher
 
@@ -30,6 +33,8 @@ _LOOK_SECONDS = 10.0
 _STATUS = {
     "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
     "operation_unknown": grpc.StatusCode.NOT_FOUND,
+    "service_not_found": grpc.StatusCode.NOT_FOUND,
+    "too_many_logs": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "path_not_allowed": grpc.StatusCode.PERMISSION_DENIED,
     "policy_unreadable": grpc.StatusCode.PERMISSION_DENIED,
     "journal_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -40,11 +45,26 @@ _STATUS = {
 """FAILED_PRECONDITION for all others: the state of the host doesn't allow it now."""
 
 
+_CODES: dict[type[Exception], str] = {
+    EngineProblemError: "engine_unreachable",
+    UnknownServiceError: "service_not_found",
+    TooManyLogsError: "too_many_logs",
+}
+
+
 class AgentServicer(agent_pb2_grpc.AgentServicer):
     """What a controller can ask of this host."""
 
-    def __init__(self, runner: ComposeRunner, watcher: Watcher, about: convert.About, settings: Settings) -> None:
+    def __init__(
+        self,
+        runner: ComposeRunner,
+        watcher: Watcher,
+        inspection: Inspection,
+        about: convert.About,
+        settings: Settings,
+    ) -> None:
         self._settings = settings
+        self._inspection = inspection
         self._runner = runner
         self._watcher = watcher
         self._about = about
@@ -90,6 +110,34 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         async with _statuses(context):
             async for item in self._watcher.watch([convert.watched_app(a) for a in request.apps]):
                 yield convert.watch_item(item, self._about)
+
+    async def GetApp(  # noqa: N802 - gRPC's
+        self, request: pb.GetAppRequest, context: Context
+    ) -> pb.GetAppResponse:
+        """Look at an app's containers now."""
+        async with _statuses(context):
+            identity = await self._inspection.identity(convert.watched_app(request.app))
+            seen = await self._watcher.look(identity)
+        return pb.GetAppResponse(app=convert.observation(seen, self._watcher.boot_id))
+
+    async def ListProjects(  # noqa: N802 - gRPC's
+        self, request: pb.ListProjectsRequest, context: Context
+    ) -> pb.ListProjectsResponse:
+        """Tell which Compose projects there are."""
+        del request
+        async with _statuses(context):
+            projects = await self._inspection.projects()
+        return convert.projects(projects)
+
+    async def Logs(  # noqa: N802 - gRPC's
+        self, request: pb.LogsRequest, context: Context
+    ) -> AsyncIterator[pb.LogsResponse]:
+        """Send what an app's containers write."""
+        app, wanted = convert.watched_app(request.app), convert.logs_wanted(request)
+        async with _statuses(context), aclosing(self._inspection.logs(app, wanted)) as batches:
+            async for batch in batches:
+                for message in convert.log_batches(batch):
+                    yield message
 
     async def PrepareRenewal(  # noqa: N802 - gRPC's
         self, request: pb.PrepareRenewalRequest, context: Context
@@ -143,6 +191,8 @@ async def _statuses(context: Context) -> AsyncIterator[None]:
 async def _abort(error: Exception, context: Context) -> NoReturn:
     if isinstance(error, (RefusalError, Refused, JournalError)):
         code, sentence = error.code, str(error)
+    elif type(error) in _CODES:
+        code, sentence = _CODES[type(error)], str(error)
     else:
         log.error("rpc_failed", exc_info=error)
         code, sentence = "agent_fault", "Something went wrong in the agent: see its log on the host."

@@ -1,13 +1,13 @@
 """What one controller is told: everything at first, then whatever of it changed. Always the latest, never a backlog."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moorage_common.app_identity import AppIdentity
-from moorage_common.containers import Container
+from moorage_common.containers import settled_states
 from moorage_common.states import ContainerState
 
 from moorage_agent.engine import Engine
@@ -90,7 +90,8 @@ class Watcher:
         """Look at an app now. Raises EngineUnreachableError."""
         began = boot_nanoseconds()
         found = await asyncio.to_thread(self._engine.containers, identity.owns)
-        return Observation(identity, _states(found.values()), began)
+        facts = await asyncio.to_thread(self._engine.facts)
+        return Observation(identity, settled_states(found.values(), facts.time), began)
 
     @property
     def boot_id(self) -> str:
@@ -126,17 +127,14 @@ class Watcher:
 
     def _observations(self, identities: Sequence[AppIdentity]) -> dict[str, Observation]:
         """Return what is known of each app; nothing while the Engine doesn't answer: unknown is not stopped."""
-        if self._observer.facts is None:
+        facts, looked_at = self._observer.facts, self._observer.looked_at
+        if facts is None:
             return {}
-        containers, looked_at = self._observer.containers.values(), self._observer.looked_at
-        return {
-            identity.cd_path: Observation(identity, _states(c for c in containers if identity.owns(c)), looked_at)
-            for identity in identities
-        }
-
-
-def _states(containers: Iterable[Container]) -> Sequence[ContainerState]:
-    return sorted((c.state for c in containers), key=lambda state: state.name)
+        observations = {}
+        for identity in identities:
+            owned = (c for c in self._observer.containers.values() if identity.owns(c))
+            observations[identity.cd_path] = Observation(identity, settled_states(owned, facts.time), looked_at)
+        return observations
 
 
 def _changes(

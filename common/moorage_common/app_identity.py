@@ -5,8 +5,10 @@ directory is this real directory whatever their project's name, and those of the
 directories of the same name have the same project name: each has its own containers, and never the other's.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from moorage_common.containers import Container
 from moorage_common.journal_types import Refused
@@ -30,6 +32,8 @@ class AppIdentity:
     last_project: Project | None = None
     problem_code: str = ""
     problem: str = ""
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    """How many containers each service is to have; empty where Compose can't tell."""
 
     def owns(self, container: Container) -> bool:
         """Whether a container is this app's."""
@@ -74,6 +78,7 @@ class AppIdentity:
             "real_directory": self.real_directory,
             "project": _pair(self.project),
             "last_project": _pair(self.last_project),
+            "replicas": dict(self.replicas),
         }
 
     @classmethod
@@ -82,7 +87,9 @@ class AppIdentity:
         if not spec.get("cd_path"):
             return None
         project, last_project = _project(spec.get("project")), _project(spec.get("last_project"))
-        return cls(str(spec["cd_path"]), str(spec["real_directory"]), project, last_project)
+        replicas = spec.get("replicas")
+        known = replicas if isinstance(replicas, dict) else {}
+        return cls(str(spec["cd_path"]), str(spec["real_directory"]), project, last_project, replicas=known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +100,24 @@ class Reading:
     files: Sequence[str]
     problem_code: str = ""
     problem: str = ""
+    replicas: Mapping[str, int] = field(default_factory=dict)
 
     def identity(self, cd_path: str, real_directory: str, last_project: Project | None) -> AppIdentity:
         """Return the app that this says."""
-        return AppIdentity(cd_path, real_directory, self.project, last_project, self.problem_code, self.problem)
+        return AppIdentity(
+            cd_path, real_directory, self.project, last_project, self.problem_code, self.problem, self.replicas
+        )
+
+
+def read_config(config: str, directory: str, files: Sequence[str]) -> Reading:
+    """Return the reading of what `config --format json` printed.
+
+    `directory` is that of the first file, links resolved.
+    """
+    told = json.loads(config)
+    services = told.get("services") or {}
+    replicas = {name: _replicas(service) for name, service in services.items()}
+    return Reading(Project(told["name"], directory), files, replicas=replicas)
 
 
 def no_directory(real_directory: str, *, is_file: bool) -> Reading:
@@ -110,6 +131,13 @@ def unreadable(complaint: str, files: Sequence[str]) -> Reading:
     """Return the reading of a directory of which Compose complains."""
     code = "compose_file_missing" if NO_FILE in complaint else "compose_file_invalid"
     return Reading(None, files, code, f"Compose says: {complaint}")
+
+
+def _replicas(service: Mapping[str, Any]) -> int:
+    scale = service.get("scale")
+    if scale is None:
+        scale = (service.get("deploy") or {}).get("replicas")
+    return 1 if scale is None else int(scale)
 
 
 def _pair(project: Project | None) -> list[str] | None:

@@ -50,8 +50,13 @@ def _lines(raw: str) -> Iterator[str]:
             yield clean
 
 
+def printable(text: str) -> str:
+    """Return text without terminal escape sequences and control characters; tabs and line breaks stay."""
+    return _CONTROL.sub("", _ANSI.sub("", text))
+
+
 def _clean(text: str) -> str:
-    return _CONTROL.sub("", _ANSI.sub("", text)).strip()
+    return printable(text).strip()
 
 
 def _json(line: str) -> dict[str, object] | None:

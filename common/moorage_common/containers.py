@@ -1,11 +1,11 @@
 """Containers of Compose projects, as the Engine's API (any version since 1.24) shows them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from moorage_common.states import ContainerState
+from moorage_common.states import ContainerState, unsettled
 
 PROJECT = "com.docker.compose.project"
 DIRECTORY = "com.docker.compose.project.working_dir"
@@ -46,6 +46,12 @@ def named_directory(labels: Mapping[str, str]) -> str:
     return labels.get(DIRECTORY) or "/"
 
 
+def settled_states(containers: Iterable[Container], engine_time: int) -> tuple[ContainerState, ...]:
+    """Return the states by name, each judged as of an Engine's time (epoch seconds)."""
+    states = (replace(c.state, unsettled=unsettled(c.state, engine_time)) for c in containers)
+    return tuple(sorted(states, key=lambda state: state.name))
+
+
 def of_labels(labels: Mapping[str, str], real_path: RealPath) -> Container:
     """Return whose a container is, from its labels alone: its state is left empty."""
     state = ContainerState(id="", name="", service=labels.get(SERVICE, ""), image="", state="")
@@ -70,6 +76,7 @@ def of_inspection(about: Mapping[str, Any], real_path: RealPath) -> Container | 
         started_at=_moment(state["StartedAt"]),
         finished_at=_moment(state["FinishedAt"]),
         ports=tuple(_ports((about.get("NetworkSettings") or {}).get("Ports") or {})),
+        restarts=about.get("RestartCount", 0),
     )
     return Container(seen, labels[PROJECT], real_path(named_directory(labels)))
 

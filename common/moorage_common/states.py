@@ -1,12 +1,16 @@
 """What the containers of an app say about the app. Pure: facts in, words out."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
 _ALIVE = frozenset({"running", "restarting", "paused", "removing"})
 """The Engine's states in which a container still holds resources; `removing` ends by itself, but hasn't yet."""
+
+
+_SETTLED_SECONDS = 60
 
 
 class AppStatus(StrEnum):
@@ -46,7 +50,10 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class ContainerState:
-    """One container as the Engine shows it; `state` and `health` are the Engine's own words."""
+    """One container as the Engine shows it; `state` and `health` are the Engine's own words.
+
+    `restarts` is how often its restart policy has started it again; `unsettled` as `unsettled` below says.
+    """
 
     id: str
     name: str
@@ -59,6 +66,8 @@ class ContainerState:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     ports: Sequence[str] = field(default_factory=tuple)
+    restarts: int = 0
+    unsettled: bool = False
 
     @property
     def alive(self) -> bool:
@@ -76,11 +85,23 @@ def observed_status(containers: Sequence[ContainerState]) -> AppStatus:
     return AppStatus.RUNNING if any(c.alive for c in containers) else AppStatus.STOPPED
 
 
-def observed_health(containers: Sequence[ContainerState]) -> Health:
+def unsettled(container: ContainerState, engine_time: int) -> bool:
+    """Tell whether a container's restart policy had to start it, and nothing shows yet that it stays up this time.
+
+    What shows it is its health check, or a minute of running by the Engine's own clock (`engine_time`, epoch seconds).
+    So an app in a restart loop is degraded all the while, and doesn't flap.
+    """
+    if not container.restarts or not container.alive or container.health == "healthy":
+        return False
+    return container.started_at is None or engine_time - container.started_at.timestamp() < _SETTLED_SECONDS
+
+
+def observed_health(containers: Sequence[ContainerState], replicas: Mapping[str, int]) -> Health:
     """Judge a set of containers: the worst word wins; a one-shot that exited 0 is done, not broken.
 
-    Created-but-never-started and failed containers make an app with running ones `degraded`; where nothing runs
-    there is nothing to be healthy: `unknown`.
+    Created-but-never-started, failed and missing containers make an app with running ones `degraded`, and so do those
+    that are restarted again and again; where nothing runs there is nothing to be healthy: `unknown`. `replicas` is how
+    many containers each service is to have; empty where that isn't known.
     """
     regular = [c for c in containers if not c.one_off]
     running = [c for c in regular if c.alive]
@@ -88,8 +109,15 @@ def observed_health(containers: Sequence[ContainerState]) -> Health:
         return Health.UNKNOWN
     if any(c.health == "unhealthy" for c in running):
         return Health.UNHEALTHY
-    if any(not c.alive and not c.done for c in regular) or any(c.state in {"restarting", "paused"} for c in running):
+    if any(not c.alive and not c.done for c in regular) or any(_limps(c) for c in running):
+        return Health.DEGRADED
+    there = Counter(c.service for c in regular)
+    if any(there[service] < count for service, count in replicas.items()):
         return Health.DEGRADED
     if any(c.health == "starting" for c in running):
         return Health.STARTING
     return Health.HEALTHY
+
+
+def _limps(container: ContainerState) -> bool:
+    return container.unsettled or container.state in {"restarting", "paused"}

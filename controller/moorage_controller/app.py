@@ -43,6 +43,7 @@ from moorage_controller.services.feed import Feed
 from moorage_controller.services.health import Health
 from moorage_controller.services.history import History, Keeps
 from moorage_controller.services.host_keys import HostKeys, PinnedKeys
+from moorage_controller.services.inspection import Inspection
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.outputs import Outputs
@@ -151,6 +152,7 @@ class Controller:
             operations=operations,
             outputs=outputs,
             feed=feed,
+            inspection=Inspection(database, hosts),
             enrollments=enrollments,
             agents=Agents(database, operations),
             audit_log=AuditLog(database),

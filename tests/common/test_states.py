@@ -1,11 +1,12 @@
 """What containers say about an app."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moorage_common.states import AppStatus, ContainerState, Health, observed_health, observed_status
+from moorage_common.states import AppStatus, ContainerState, Health, observed_health, observed_status, unsettled
 
 UP = ContainerState(id="1", name="web-a-1", service="a", image="a:1", state="running")
 DONE = replace(UP, state="exited", exit_code=0)
@@ -52,17 +53,61 @@ def test_an_app_runs_while_one_container_holds_resources(state: str) -> None:
         ([UP, replace(UP, state="dead")], Health.DEGRADED),
         ([UP, replace(UP, state="restarting")], Health.DEGRADED),
         ([replace(UP, state="paused")], Health.DEGRADED),
+        ([replace(UP, unsettled=True)], Health.DEGRADED),
         ([replace(UP, health="starting"), FAILED], Health.DEGRADED),
         ([replace(UP, health="unhealthy"), FAILED], Health.UNHEALTHY),
     ],
 )
 def test_the_worst_word_wins(found: list[ContainerState], health: Health) -> None:
-    assert observed_health(found) is health
+    assert observed_health(found, {}) is health
+
+
+@pytest.mark.parametrize(
+    ("found", "replicas", "health"),
+    [
+        ([UP], {"a": 1}, Health.HEALTHY),
+        ([UP], {}, Health.HEALTHY),
+        ([UP, UP], {"a": 1}, Health.HEALTHY),
+        ([UP], {"a": 2}, Health.DEGRADED),
+        ([UP], {"a": 1, "b": 1}, Health.DEGRADED),
+        ([UP], {"a": 1, "b": 0}, Health.HEALTHY),
+        ([UP, replace(DONE, service="b")], {"a": 1, "b": 1}, Health.HEALTHY),
+        ([UP, replace(ONE_OFF, service="b")], {"a": 1, "b": 1}, Health.DEGRADED),
+        ([replace(UP, health="starting")], {"a": 2}, Health.DEGRADED),
+        ([], {"a": 1}, Health.UNKNOWN),
+    ],
+)
+def test_a_service_with_too_few_containers_is_seen(
+    found: list[ContainerState], replicas: dict[str, int], health: Health
+) -> None:
+    assert observed_health(found, replicas) is health
+
+
+RESTARTED = replace(UP, restarts=3, started_at=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("container", "seconds", "expected"),
+    [
+        (RESTARTED, 0, True),
+        (RESTARTED, 59, True),
+        (RESTARTED, 60, False),
+        (replace(RESTARTED, health="healthy"), 0, False),
+        (replace(RESTARTED, health="starting"), 0, True),
+        (replace(RESTARTED, restarts=0), 0, False),
+        (replace(RESTARTED, state="exited"), 0, False),
+        (replace(RESTARTED, started_at=None), 10**6, True),
+    ],
+)
+def test_what_was_restarted_counts_once_something_shows_that_it_stays_up(
+    container: ContainerState, seconds: int, *, expected: bool
+) -> None:
+    assert unsettled(container, int(RESTARTED.started_at.timestamp()) + seconds) is expected  # type: ignore[union-attr]  # set above
 
 
 @given(st.lists(containers, max_size=5))
 def test_the_order_does_not_matter_and_nothing_stopped_is_healthy(found: list[ContainerState]) -> None:
-    assert observed_health(found[::-1]) is observed_health(found)
+    assert observed_health(found[::-1], {}) is observed_health(found, {})
     assert observed_status(found[::-1]) is observed_status(found)
-    if observed_health(found) is not Health.UNKNOWN:
+    if observed_health(found, {}) is not Health.UNKNOWN:
         assert observed_status(found) is AppStatus.RUNNING

@@ -4,10 +4,13 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from host_calls import followed, order, run, watching
+from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import (
@@ -16,6 +19,7 @@ from moorage_controller.hosts.transport import (
     ContactLostError,
     End,
     EndKind,
+    HostApp,
     HostInfo,
     HostRefusedError,
     HostTransport,
@@ -23,7 +27,8 @@ from moorage_controller.hosts.transport import (
     Snapshot,
     WatchItem,
 )
-from rigs import Rig
+from moorage_lab.waiting import eventually_async
+from rigs import SAYS, Rig
 
 PATIENCE = 30.0
 
@@ -197,13 +202,96 @@ async def test_a_watch_tells_of_an_app_that_was_started_meanwhile(rig: Rig) -> N
             pass
 
 
+async def test_a_look_sees_what_there_is_now(rig: Rig) -> None:
+    cd_path = rig.app()
+    assert list((await rig.transport.look(HostApp(cd_path))).containers) == []
+    await run(rig.transport, order(cd_path))
+    seen = await rig.transport.look(HostApp(cd_path))
+    (container,) = seen.containers
+    assert (seen.cd_path, container.service, container.alive) == (cd_path, "web", True)
+    await rig.kill_containers(cd_path)
+    (container,) = (await rig.transport.look(HostApp(cd_path))).containers
+    assert (container.alive, container.exit_code) == (False, 137)
+
+
+async def test_projects_are_listed_with_their_directory_whether_they_run_or_not(rig: Rig) -> None:
+    cd_path = rig.app()
+    assert cd_path not in [found.project.directory for found in await rig.transport.projects()]
+    await run(rig.transport, order(cd_path))
+    await rig.kill_containers(cd_path)
+    (found,) = [each for each in await rig.transport.projects() if each.project.directory == cd_path]
+    assert found.project.name == cd_path.rpartition("/")[2]
+    assert [c.service for c in found.containers] == ["web"]
+
+
+async def read_logs(rig: Rig, cd_path: str, **wanted: Any) -> list[LogLine]:  # noqa: ANN401 - fields of LogsWanted
+    """Return the lines of an app."""
+    async with asyncio.timeout(PATIENCE):
+        return [line async for batch in rig.transport.logs(HostApp(cd_path), LogsWanted(**wanted)) for line in batch]
+
+
+async def talking(rig: Rig, cd_path: str) -> list[LogLine]:
+    """Start an app that writes, and return its lines once all are there."""
+    await run(rig.transport, order(cd_path))
+    lines: list[LogLine] = []
+
+    async def all_are_there() -> bool:
+        lines[:] = await read_logs(rig, cd_path)
+        return len(lines) == len(SAYS)
+
+    await eventually_async(all_are_there, timeout=PATIENCE, what="all lines")
+    return lines
+
+
+async def test_logs_are_read_in_order_and_only_as_far_as_they_are_wanted(rig: Rig) -> None:
+    cd_path = rig.talker()
+    lines = await talking(rig, cd_path)
+    assert tuple(line.text for line in lines) == SAYS
+    assert {line.service for line in lines} == {"web"}
+    assert {line.container for line in lines} == {f"{cd_path.rpartition('/')[2]}-web-1"}
+    assert lines == sorted(lines, key=lambda line: line.time)
+    assert await read_logs(rig, cd_path, tail=2) == lines[-2:]
+    assert await read_logs(rig, cd_path, tail=0) == []
+    assert await read_logs(rig, cd_path, tail=-1) == lines
+    assert await read_logs(rig, cd_path, service="web") == lines
+    assert await read_logs(rig, cd_path, since=lines[1].time) == lines[2:]
+    with pytest.raises(HostRefusedError) as caught:
+        await read_logs(rig, cd_path, service="nobody")
+    assert caught.value.code == "service_not_found"
+
+
+async def test_followed_logs_go_on_through_a_restart_and_nothing_comes_twice(rig: Rig) -> None:
+    cd_path = rig.talker()
+    before = await talking(rig, cd_path)
+    seen: list[LogLine] = []
+    wanted = LogsWanted(tail=2, follow=True)
+    async with asyncio.timeout(PATIENCE), aclosing(rig.transport.logs(HostApp(cd_path), wanted)) as batches:
+        seen += await anext(batches)
+        assert seen == before[-2:]
+        await rig.kill_containers(cd_path)
+        await run(rig.transport, order(cd_path))
+        while len(seen) < 2 + len(SAYS):
+            seen += await anext(batches)
+    assert tuple(line.text for line in seen[2:]) == SAYS
+    assert await read_logs(rig, cd_path, since=before[-1].time, tail=-1) == seen[2:]
+
+
+async def test_logs_that_are_followed_from_a_line_on_begin_after_it(rig: Rig) -> None:
+    cd_path = rig.talker()
+    lines = await talking(rig, cd_path)
+    wanted = LogsWanted(tail=-1, since=lines[1].time, follow=True)
+    async with asyncio.timeout(PATIENCE), aclosing(rig.transport.logs(HostApp(cd_path), wanted)) as batches:
+        assert list(await anext(batches)) == lines[2:]
+
+
 async def test_a_host_that_isn_t_there_is_told_within_seconds(rig: Rig) -> None:
     began = time.monotonic()
     with pytest.raises(HostUnreachableError) as caught:
         await rig.nowhere.connect()
     assert caught.value.code == "host_unreachable"
-    with pytest.raises(HostUnreachableError):
-        await rig.nowhere.info()
+    for ask in (rig.nowhere.info, rig.nowhere.projects, partial(rig.nowhere.look, HostApp("/srv/x"))):
+        with pytest.raises(HostUnreachableError):
+            await ask()
     assert time.monotonic() - began < 12
 
 

@@ -23,6 +23,7 @@ from moorage_controller.services.feed import Feed
 from moorage_controller.services.health import Health
 from moorage_controller.services.host_keys import HostKeys
 from moorage_controller.services.idempotency import KeyedRequest, Once
+from moorage_controller.services.inspection import Inspection
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.outputs import Outputs
 from moorage_controller.services.projects import Projects
@@ -55,6 +56,7 @@ class Services:
     operations: Operations
     outputs: Outputs
     feed: Feed
+    inspection: Inspection
     enrollments: Enrollments
     agents: Agents
     audit_log: AuditLog

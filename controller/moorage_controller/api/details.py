@@ -8,6 +8,9 @@ LIVE = frozenset(
     {
         "/api/auth/verify",
         "/api/servers/{id}/status",
+        "/api/servers/{id}/discover",
+        "/api/apps/{id}/services",
+        "/api/apps/{id}/logs",
         "/api/operations/{id}/output",
         "/api/events",
         "/healthz",
@@ -54,6 +57,10 @@ _RUN_ERRORS: dict[int, tuple[str, ...]] = {
     403: ("path_not_allowed",),
 }
 
+_ASK_ERRORS: dict[int, tuple[str, ...]] = {
+    503: ("host_unreachable", "no_agent", "engine_unreachable", "agent_too_old"),
+    403: ("path_not_allowed",),
+}
 _AGENT_ERRORS: dict[int, tuple[str, ...]] = {
     409: ("operation_in_progress", "no_credentials"),
     502: (
@@ -145,6 +152,24 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("DELETE", "/api/apps/{id}"): Details(
         errors={**_RUN_ERRORS, 409: ("app_running", *_RUN_ERRORS[409])},
         query={"force": ({"type": "string", "enum": ["true", "false"]}, "`true` stops a running app first.")},
+    ),
+    ("GET", "/api/servers/{id}/discover"): Details(errors=_ASK_ERRORS),
+    ("GET", "/api/apps/{id}/services"): Details(errors=_ASK_ERRORS),
+    ("GET", "/api/apps/{id}/logs"): Details(
+        errors={**_ASK_ERRORS, 404: ("service_not_found",), 409: ("too_many_logs",)},
+        query={
+            "tail": (
+                {"type": "integer", "minimum": 0, "maximum": 10_000, "default": 200},
+                "So many of the last lines of each container.",
+            ),
+            "service": (_WORD, "Only the containers of one service."),
+            "since": (_TIME, "Only lines after this moment, by the host's clock: epoch milliseconds, or ISO 8601."),
+            "follow": (
+                {"type": "string", "enum": ["true", "false"]},
+                "`true`: go on, as server-sent events; a header Last-Event-ID goes on after that line.",
+            ),
+        },
+        media=("text/plain", EVENT_STREAM),
     ),
     ("POST", "/api/apps/{id}/start"): Details(errors=_RUN_ERRORS, asynchronous=True, request={"timeout": 60}),
     ("POST", "/api/apps/{id}/restart"): Details(errors=_RUN_ERRORS, asynchronous=True, request={"timeout": 60}),

@@ -90,7 +90,7 @@ def _endpoint(route: Route, services: Services, surface: Surface) -> Handler:
             reply = await idempotency.answer(route, call)
             if isinstance(reply.body, Stream):
                 return await surface.streams.serve(request, reply.body, lambda: _listens(route, request, services))
-            return _respond(reply)
+            return _respond(page(call, reply) if route.many else reply)
 
         async def make() -> web.Response:
             return _respond(page(call, await route.handler(call)) if route.many else await route.handler(call))

@@ -154,7 +154,8 @@ def _responses(route: Route, details: Details, schemas: dict[Any, dict[str, Any]
         about = "`true`: the reply that this request got before"
         success["headers"] = {idempotency.REPLAYED: {"schema": {"type": "string"}, "description": about}}
     if route.many:
-        success["headers"]["X-Total-Count"] = {"schema": {"type": "integer"}, "description": "How many there are"}
+        total = {"schema": {"type": "integer"}, "description": "How many there are"}
+        success["headers"] = {**success.get("headers", {}), "X-Total-Count": total}
     if details.asynchronous:
         found["202"] = {
             "description": "It goes on; Location is where to look",

@@ -206,6 +206,34 @@ class AppOut(Schema):
     operation_id: UUID | None
 
 
+class ContainerOut(Schema):
+    """A container of an app, in the Engine's words.
+
+    `since`: when it was started, or ended where it doesn't run; `restarts`: how often its restart policy started it.
+    """
+
+    id: str
+    name: str
+    service: str
+    state: str
+    health: str | None
+    exit_code: int | None
+    image: str
+    ports: list[str]
+    one_off: bool
+    restarts: int
+    since: int | None
+
+
+class ProjectFoundOut(Schema):
+    """A Compose project on a host that no app names: what POST /api/apps asks for."""
+
+    name: str
+    cd_path: CdPath
+    status: str
+    services: list[str]
+
+
 class StartIn(Schema):
     """POST /api/apps/{id}/start and /restart; the body may be left out."""
 

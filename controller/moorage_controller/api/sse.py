@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -52,8 +53,9 @@ class Streams:
     async def serve(self, request: web.Request, body: Stream, admit: Admit) -> web.StreamResponse:
         """Send events until they end, the caller hangs up or takes nothing, or he may not listen any more."""
         response = EventSourceResponse(send_timeout=_SEND_SECONDS, ping_interval=_HEARTBEAT_SECONDS)
-        await response.prepare(request)
-        sending = asyncio.create_task(_Sending(response, body.events, admit).run(), name=f"stream {request.path}")
+        sending = asyncio.create_task(
+            _Sending(request, response, body.events, admit).run(), name=f"stream {request.path}"
+        )
         self._open.add(sending)
         try:
             await asyncio.wait({sending})
@@ -71,7 +73,8 @@ class Streams:
 
 
 class _Sending:
-    def __init__(self, response: EventSourceResponse, events: Events, admit: Admit) -> None:
+    def __init__(self, request: web.Request, response: EventSourceResponse, events: Events, admit: Admit) -> None:
+        self._request = request
         self._response = response
         self._events = events
         self._admit = admit
@@ -79,8 +82,16 @@ class _Sending:
 
     async def run(self) -> None:
         try:
-            async with self._response, aclosing(self._events):
-                await self._send_all()
+            async with aclosing(self._events):
+                # Begun before the reply is: what hasn't begun can't be closed, and it may hold something open.
+                coming = asyncio.ensure_future(anext(self._events, None))
+                try:
+                    await self._response.prepare(self._request)
+                    async with self._response:
+                        await self._send_all(coming)
+                finally:
+                    coming.cancel()
+                    await asyncio.gather(coming, return_exceptions=True)
         except (ConnectionError, TimeoutError):
             log.info("stream_dropped")
         except MoorageError as error:
@@ -88,14 +99,13 @@ class _Sending:
         except Exception:
             log.exception("stream_failed")
 
-    async def _send_all(self) -> None:
-        gone = asyncio.create_task(self._response.wait())
-        coming: asyncio.Future[Sequence[Event] | None] | None = None
+    async def _send_all(self, coming: "asyncio.Future[Sequence[Event] | None]") -> None:
+        gone: asyncio.Future[None] = asyncio.create_task(self._response.wait())
         try:
             while True:
-                coming = asyncio.ensure_future(anext(self._events, None))
                 while not coming.done():
-                    await asyncio.wait({coming, gone}, timeout=_ADMIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    either: list[asyncio.Future[Any]] = [coming, gone]
+                    await asyncio.wait(either, timeout=_ADMIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                     if gone.done():
                         return
                     await self._admit_again()
@@ -106,11 +116,11 @@ class _Sending:
                     await self._response.send(event.data, id=event.id, event=event.name)
                 # Sending what fits into a buffer lets nobody else have a turn.
                 await asyncio.sleep(0)
+                coming = asyncio.ensure_future(anext(self._events, None))
         finally:
-            waiting = [task for task in (coming, gone) if task is not None]
-            for task in waiting:
+            for task in (coming, gone):
                 task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.gather(coming, gone, return_exceptions=True)
 
     async def _admit_again(self) -> None:
         if time.monotonic() - self._admitted >= _ADMIT_SECONDS:

@@ -7,13 +7,11 @@ from uuid import UUID
 
 import structlog
 from moorage_common.clock import Clock
-from moorage_common.states import Project
 
 from moorage_controller.errors import DatabaseUnavailableError, HostUnreachableError
 from moorage_controller.hosts.transport import (
     AppObservation,
     ContactLostError,
-    HostApp,
     HostInfo,
     HostRefusedError,
     Hosts,
@@ -21,6 +19,7 @@ from moorage_controller.hosts.transport import (
     WatchItem,
 )
 from moorage_controller.services.observations import Observations
+from moorage_controller.services.runs import host_app
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as server_store
@@ -95,7 +94,7 @@ class HostWatcher:
         if server is None or not (server.agent_name or server.encrypted_credentials):
             return False
         transport = self._hosts.transport(server)
-        async for item in transport.watch(_host_apps(apps)):
+        async for item in transport.watch([host_app(app) for app in apps]):
             await self._apply(server_id, apps, item)
         return True
 
@@ -121,12 +120,3 @@ class HostWatcher:
         for app in apps:
             if app.cd_path == observation.cd_path:
                 await self._observations.app_seen(app.id, observation)
-
-
-def _host_apps(apps: Sequence[App]) -> list[HostApp]:
-    return [
-        HostApp(app.cd_path, Project(app.project_name, app.project_directory))
-        if app.project_name and app.project_directory
-        else HostApp(app.cd_path)
-        for app in apps
-    ]

@@ -7,17 +7,20 @@ from uuid import UUID
 
 import grpc
 import grpc.aio
+from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts import messages
 from moorage_controller.hosts.transport import (
+    AppObservation,
     CancelOutcome,
     ContactLostError,
     End,
     HostApp,
     HostInfo,
+    HostProject,
     HostRefusedError,
     Order,
     Output,
@@ -26,6 +29,7 @@ from moorage_controller.hosts.transport import (
 
 _CONNECT_SECONDS = 5.0
 _CALL_SECONDS = 30.0
+_LOOK_SECONDS = 10.0
 _HEARTBEAT_SECONDS = 35.0
 """Three missed heartbeats of ten seconds, and some: then a watch is taken for lost."""
 
@@ -115,12 +119,45 @@ class AgentTransport:
         finally:
             call.cancel()
 
+    async def look(self, app: HostApp) -> AppObservation:
+        """Look at an app now. Raises HostUnreachableError."""
+        request = pb.GetAppRequest(app=messages.app(app))
+        try:
+            reply = await self._stub.GetApp(request, timeout=_LOOK_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise self._unreachable(error) from None
+        return messages.observation(reply.app)
+
+    async def projects(self) -> Sequence[HostProject]:
+        """List the Compose projects that the host's policy lets us see. Raises HostUnreachableError."""
+        try:
+            reply = await self._stub.ListProjects(pb.ListProjectsRequest(), timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise self._unreachable(error) from None
+        return [messages.project(project) for project in reply.projects]
+
+    async def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
+        """Yield batches of what an app's containers write."""
+        call = self._stub.Logs(messages.logs_request(app, wanted))
+        try:
+            async for reply in call:
+                yield messages.log_lines(reply)
+        except grpc.aio.AioRpcError as error:
+            self._raise(error)
+        finally:
+            call.cancel()
+
+    def _unreachable(self, error: grpc.aio.AioRpcError) -> HostUnreachableError:
+        return HostUnreachableError(_unreachable_sentence(self._endpoint, error), _code(error))
+
     def _raise(self, error: grpc.aio.AioRpcError) -> NoReturn:
         """Raise HostRefusedError for a status with a code of ours (a definite answer), else ContactLostError."""
         code = _moorage_code(error)
         details = error.details() or error.code().name
         if code is not None:
             raise HostRefusedError(code, details) from None
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            raise HostRefusedError("agent_too_old", _unreachable_sentence(self._endpoint, error)) from None
         raise ContactLostError(f"The connection to the agent at {self._endpoint} was lost: {details}") from None
 
 
@@ -128,9 +165,17 @@ def _unreachable_sentence(endpoint: str, error: grpc.aio.AioRpcError) -> str:
     details = error.details() or error.code().name
     if _moorage_code(error) is not None:
         return details
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return f"The agent at {endpoint} doesn't know this call yet: upgrade it."
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         details = f"no answer within {_CONNECT_SECONDS:.0f} seconds"
     return f"The agent at {endpoint} can't be reached: {details}"
+
+
+def _code(error: grpc.aio.AioRpcError) -> str:
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return "agent_too_old"
+    return _moorage_code(error) or "host_unreachable"
 
 
 def _moorage_code(error: grpc.aio.AioRpcError) -> str | None:

@@ -10,6 +10,8 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from uuid import UUID
 
+from moorage_common.logs import LogLine, LogsWanted
+
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.agent import AgentTransport
 from moorage_controller.hosts.pools import AgentChannels
@@ -17,11 +19,13 @@ from moorage_controller.hosts.ssh.connection import SshTarget, show_key
 from moorage_controller.hosts.ssh.pool import SshPool
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import (
+    AppObservation,
     CancelOutcome,
     ContactLostError,
     End,
     HostApp,
     HostInfo,
+    HostProject,
     HostTransport,
     Order,
     Output,
@@ -113,6 +117,20 @@ class AgentFirst:
                         yield replace(item, host=self._explained(host))
                     case _:
                         yield item
+
+    async def look(self, app: HostApp) -> AppObservation:
+        """Look at an app now. Raises HostUnreachableError."""
+        return await (await self._choose()).look(app)
+
+    async def projects(self) -> Sequence[HostProject]:
+        """List the Compose projects there are. Raises HostUnreachableError."""
+        return await (await self._choose()).projects()
+
+    async def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
+        """Yield batches of what an app's containers write."""
+        async with aclosing((await self._choose()).logs(app, wanted)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def _until_agent(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
         items = self._ssh.watch(apps)

@@ -1,5 +1,9 @@
 """Wire messages to the transport's types and back; the only place that knows both."""
 
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.states import ContainerState, OperationKind, Project
 
@@ -10,6 +14,7 @@ from moorage_controller.hosts.transport import (
     EndKind,
     HostApp,
     HostInfo,
+    HostProject,
     Order,
     Snapshot,
     WatchItem,
@@ -69,6 +74,7 @@ def observation(message: pb.AppObservation) -> AppObservation:
         boot_id=message.boot_id,
         problem_code=message.problem_code,
         problem=message.problem,
+        replicas=dict(message.replicas),
     )
 
 
@@ -103,6 +109,24 @@ def watch_item(message: pb.WatchResponse) -> WatchItem | None:
             return None
 
 
+def project(message: pb.HostProject) -> HostProject:
+    """Read a project of the host."""
+    named = Project(message.project.name, message.project.directory)
+    return HostProject(named, tuple(_container(c) for c in message.containers))
+
+
+def logs_request(host_app: HostApp, wanted: LogsWanted) -> pb.LogsRequest:
+    """Return the message that asks for logs."""
+    return pb.LogsRequest(
+        app=app(host_app), service=wanted.service, tail=wanted.tail, since=wanted.since, follow=wanted.follow
+    )
+
+
+def log_lines(message: pb.LogsResponse) -> list[LogLine]:
+    """Read lines."""
+    return [LogLine(line.time, line.container, line.service, line.text) for line in message.lines]
+
+
 def _container(message: pb.Container) -> ContainerState:
     return ContainerState(
         id=message.id,
@@ -113,5 +137,13 @@ def _container(message: pb.Container) -> ContainerState:
         health=message.health,
         exit_code=message.exit_code,
         one_off=message.one_off,
+        started_at=_moment(message.started_at) if message.HasField("started_at") else None,
+        finished_at=_moment(message.finished_at) if message.HasField("finished_at") else None,
         ports=tuple(message.ports),
+        restarts=message.restarts,
+        unsettled=message.unsettled,
     )
+
+
+def _moment(message: Timestamp) -> datetime:
+    return message.ToDatetime(tzinfo=UTC)

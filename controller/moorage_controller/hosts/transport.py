@@ -4,12 +4,13 @@ A transport knows three kinds of failure, and a caller treats each in its own wa
 sent), `ContactLostError` (something may have arrived: not known), `HostRefusedError` (the host's definite no).
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
+from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import ContainerState, OperationKind, Project
 
 
@@ -58,7 +59,8 @@ class AppObservation:
     """An app's containers at one moment.
 
     `looked_at` is nanoseconds of the host's boot clock, to be compared only with others of the same `boot_id`: the
-    later look is the truth. `problem` says why it couldn't be started as it is.
+    later look is the truth. `problem` says why it couldn't be started as it is; `replicas` how many containers each
+    service is to have, empty where that isn't known.
     """
 
     cd_path: str
@@ -68,6 +70,15 @@ class AppObservation:
     boot_id: str = ""
     problem_code: str = ""
     problem: str = ""
+    replicas: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HostProject:
+    """A Compose project on a host, whether or not an app names it; its directory has its links resolved."""
+
+    project: Project
+    containers: Sequence[ContainerState]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +167,18 @@ class HostTransport(Protocol):
         """Yield a snapshot, then every change. Raises ContactLostError, HostRefusedError, HostUnreachableError.
 
         It ends without an error only where there is a better way now: watch anew, nothing was lost.
+        """
+
+    async def look(self, app: HostApp) -> AppObservation:
+        """Look at an app now. Raises HostUnreachableError (code `engine_unreachable` where only the Engine is away)."""
+
+    async def projects(self) -> Sequence[HostProject]:
+        """List the Compose projects there are, as far as this way may see them. Raises like `look`."""
+
+    def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
+        """Yield batches of what an app's containers write. Raises ContactLostError, HostUnreachableError.
+
+        And HostRefusedError: `service_not_found`, `too_many_logs`, `engine_unreachable`, or the policy's.
         """
 
 

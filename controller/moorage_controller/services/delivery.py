@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 from moorage_common.clock import Clock
 from moorage_common.compose_output import error_sentence
-from moorage_common.states import OperationKind, Project
+from moorage_common.states import OperationKind
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import (
@@ -18,14 +18,13 @@ from moorage_controller.hosts.transport import (
     ContactLostError,
     End,
     EndKind,
-    HostApp,
     HostRefusedError,
     Hosts,
     HostTransport,
     Order,
 )
 from moorage_controller.services.outputs import TAIL_BYTES
-from moorage_controller.services.runs import Outcome
+from moorage_controller.services.runs import Outcome, host_app
 from moorage_controller.services.transcript import Transcript
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
@@ -188,10 +187,7 @@ class Delivery:
         self._offset = await self._transcript.open()
         # The deadline is of the database's time, which this machine's may differ from.
         self._limit_at = self._clock.monotonic() + (self._operation.deadline_at - now).total_seconds()
-        last = None
-        if app.project_name is not None and app.project_directory is not None:
-            last = Project(app.project_name, app.project_directory)
-        return Order(self._operation.id, OperationKind(self._operation.kind), HostApp(app.cd_path, last))
+        return Order(self._operation.id, OperationKind(self._operation.kind), host_app(app))
 
     async def _mark_running(self, transport: str) -> None:
         async with self._database.write() as connection:

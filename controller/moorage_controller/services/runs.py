@@ -19,7 +19,7 @@ from moorage_common.states import (
     observed_status,
 )
 
-from moorage_controller.hosts.transport import AppObservation
+from moorage_controller.hosts.transport import AppObservation, HostApp
 from moorage_controller.store.apps import App
 from moorage_controller.store.operations import Operation
 
@@ -45,6 +45,13 @@ class Outcome:
     def succeeded(self) -> bool:
         """Whether the host did what was asked."""
         return self.state == "succeeded"
+
+
+def host_app(app: App) -> HostApp:
+    """Return an app as its host is told of it."""
+    if app.project_name is None or app.project_directory is None:
+        return HostApp(app.cd_path)
+    return HostApp(app.cd_path, Project(app.project_name, app.project_directory))
 
 
 def new_run(run_id: UUID, timeout: int, now: datetime) -> Values:
@@ -136,7 +143,7 @@ def _seen(observation: AppObservation, now: datetime) -> Values:
     containers: Sequence[ContainerState] = observation.containers
     values: Values = {
         "status": observed_status(containers).value,
-        "health": observed_health(containers).value,
+        "health": observed_health(containers, observation.replicas).value,
         "observed_at": now,
     }
     project: Project | None = observation.project

@@ -69,6 +69,21 @@ class AgentStub:
                 request_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateRequest.SerializeToString,
                 response_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateResponse.FromString,
                 _registered_method=True)
+        self.GetApp = channel.unary_unary(
+                '/moorage.agent.v1.Agent/GetApp',
+                request_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.GetAppRequest.SerializeToString,
+                response_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.GetAppResponse.FromString,
+                _registered_method=True)
+        self.ListProjects = channel.unary_unary(
+                '/moorage.agent.v1.Agent/ListProjects',
+                request_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.ListProjectsRequest.SerializeToString,
+                response_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.ListProjectsResponse.FromString,
+                _registered_method=True)
+        self.Logs = channel.unary_stream(
+                '/moorage.agent.v1.Agent/Logs',
+                request_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsRequest.SerializeToString,
+                response_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServicer:
@@ -128,6 +143,28 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetApp(self, request, context):
+        """An app's containers, looked at now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProjects(self, request, context):
+        """The Compose projects there are on the host, as far as the policy allows their directories.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Logs(self, request, context):
+        """What the containers of an app have written, in batches, ordered by time; with `follow` it goes on until the
+        caller ends it, through restarts and with containers that come later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -165,6 +202,21 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.InstallCertificate,
                     request_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateRequest.FromString,
                     response_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateResponse.SerializeToString,
+            ),
+            'GetApp': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetApp,
+                    request_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.GetAppRequest.FromString,
+                    response_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.GetAppResponse.SerializeToString,
+            ),
+            'ListProjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProjects,
+                    request_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.ListProjectsRequest.FromString,
+                    response_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.ListProjectsResponse.SerializeToString,
+            ),
+            'Logs': grpc.unary_stream_rpc_method_handler(
+                    servicer.Logs,
+                    request_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsRequest.FromString,
+                    response_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -356,6 +408,87 @@ class Agent:
             '/moorage.agent.v1.Agent/InstallCertificate',
             moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateRequest.SerializeToString,
             moorage__common_dot_rpc_dot_v1_dot_agent__pb2.InstallCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetApp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.agent.v1.Agent/GetApp',
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.GetAppRequest.SerializeToString,
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.GetAppResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.agent.v1.Agent/ListProjects',
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.ListProjectsRequest.SerializeToString,
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.ListProjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Logs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/moorage.agent.v1.Agent/Logs',
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsRequest.SerializeToString,
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,14 @@ class AgentStub:
     """Puts a certificate for that key in place, for the name and by the authority that the agent has.
     New connections are shown it; those that are there go on. Sending it twice does no harm.
     """
+    GetApp: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetAppRequest, _agent_pb2.GetAppResponse]
+    """An app's containers, looked at now."""
+    ListProjects: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ListProjectsRequest, _agent_pb2.ListProjectsResponse]
+    """The Compose projects there are on the host, as far as the policy allows their directories."""
+    Logs: _grpc.UnaryStreamMultiCallable[_agent_pb2.LogsRequest, _agent_pb2.LogsResponse]
+    """What the containers of an app have written, in batches, ordered by time; with `follow` it goes on until the
+    caller ends it, through restarts and with containers that come later.
+    """
 
 @_typing.type_check_only
 class AgentAsyncStub(AgentStub):
@@ -87,6 +95,14 @@ class AgentAsyncStub(AgentStub):
     InstallCertificate: _aio.UnaryUnaryMultiCallable[_agent_pb2.InstallCertificateRequest, _agent_pb2.InstallCertificateResponse]  # type: ignore[assignment]
     """Puts a certificate for that key in place, for the name and by the authority that the agent has.
     New connections are shown it; those that are there go on. Sending it twice does no harm.
+    """
+    GetApp: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetAppRequest, _agent_pb2.GetAppResponse]  # type: ignore[assignment]
+    """An app's containers, looked at now."""
+    ListProjects: _aio.UnaryUnaryMultiCallable[_agent_pb2.ListProjectsRequest, _agent_pb2.ListProjectsResponse]  # type: ignore[assignment]
+    """The Compose projects there are on the host, as far as the policy allows their directories."""
+    Logs: _aio.UnaryStreamMultiCallable[_agent_pb2.LogsRequest, _agent_pb2.LogsResponse]  # type: ignore[assignment]
+    """What the containers of an app have written, in batches, ordered by time; with `follow` it goes on until the
+    caller ends it, through restarts and with containers that come later.
     """
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
@@ -154,6 +170,32 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_agent_pb2.InstallCertificateResponse, _abc.Awaitable[_agent_pb2.InstallCertificateResponse]]:
         """Puts a certificate for that key in place, for the name and by the authority that the agent has.
         New connections are shown it; those that are there go on. Sending it twice does no harm.
+        """
+
+    @_abc_1.abstractmethod
+    def GetApp(
+        self,
+        request: _agent_pb2.GetAppRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.GetAppResponse, _abc.Awaitable[_agent_pb2.GetAppResponse]]:
+        """An app's containers, looked at now."""
+
+    @_abc_1.abstractmethod
+    def ListProjects(
+        self,
+        request: _agent_pb2.ListProjectsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ListProjectsResponse, _abc.Awaitable[_agent_pb2.ListProjectsResponse]]:
+        """The Compose projects there are on the host, as far as the policy allows their directories."""
+
+    @_abc_1.abstractmethod
+    def Logs(
+        self,
+        request: _agent_pb2.LogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.LogsResponse], _abc.AsyncIterator[_agent_pb2.LogsResponse]]:
+        """What the containers of an app have written, in batches, ordered by time; with `follow` it goes on until the
+        caller ends it, through restarts and with containers that come later.
         """
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

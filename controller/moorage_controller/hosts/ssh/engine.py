@@ -2,25 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
-import h11
 from moorage_common.containers import EVENTS, PROJECT, Container, named_directory, of_inspection
+from moorage_common.engine_http import Dial, EngineProblemError, Talk
 
 _CALL_SECONDS = 10.0
-_READ_BYTES = 1 << 16
 _STREAMS = 4
 """How many at once to look at many containers, where the way to the Engine allows it."""
-
-
-class EngineProblemError(Exception):
-    """The host answers, its Engine doesn't; `str()` is a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +27,11 @@ class EngineFacts:
     time: int
 
 
-class Stream(Protocol):
-    """Bytes to and from the Engine."""
-
-    async def read(self, limit: int) -> bytes:
-        """Return what came, empty at the end."""
-
-    def write(self, data: bytes) -> None:
-        """Send."""
-
-
-Dial = Callable[[], AbstractAsyncContextManager[Stream]]
-"""Opens a stream to the Engine. Raises ContactLostError, EngineProblemError."""
-
-
 class Engine:
     """The Engine at the other end. Every method raises EngineProblemError, ContactLostError."""
 
     def __init__(self, dial: Dial, resolve: "Resolve") -> None:
-        self._dial = dial
+        self.dial = dial
         self._resolve = resolve
         self.streams = _STREAMS
         """How many streams may be open at once, beside that of the events."""
@@ -87,8 +68,8 @@ class Engine:
         filters = json.dumps({"type": ["container"], "event": list(EVENTS)})
         path = f"/events?{urlencode({'since': since, 'filters': filters})}"
         rest = b""
-        async with self._dial() as stream:
-            talk = _Talk(stream)
+        async with self.dial() as stream:
+            talk = Talk(stream)
             try:
                 await asyncio.wait_for(talk.ask(path), _CALL_SECONDS)
             except TimeoutError:
@@ -110,12 +91,12 @@ class Engine:
 
     async def _get(self, paths: Sequence[str], *, seconds: float = _CALL_SECONDS) -> list[Any]:
         """Ask one thing after the other on one stream; None for what the Engine doesn't know."""
-        async with self._dial() as stream:
-            talk = _Talk(stream)
+        async with self.dial() as stream:
+            talk = Talk(stream)
             return [await self._answer(talk, path, seconds) for path in paths]
 
     @staticmethod
-    async def _answer(talk: "_Talk", path: str, seconds: float) -> dict[str, Any] | list[dict[str, Any]] | None:
+    async def _answer(talk: Talk, path: str, seconds: float) -> dict[str, Any] | list[dict[str, Any]] | None:
         try:
             async with asyncio.timeout(seconds):
                 status = await talk.ask(path)
@@ -142,40 +123,6 @@ class Resolve(Protocol):
 
     async def __call__(self, paths: list[str]) -> Mapping[str, str]:
         """Return each path's real one. Raises ContactLostError."""
-
-
-class _Talk:
-    """Requests and answers on one stream."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._http = h11.Connection(h11.CLIENT)
-
-    async def ask(self, path: str) -> int:
-        """Ask, and return the status of the answer; read its body before the next one."""
-        if self._http.our_state is h11.DONE:
-            self._http.start_next_cycle()
-        for event in (h11.Request(method="GET", target=path, headers=[("Host", "docker")]), h11.EndOfMessage()):
-            data = self._http.send(event)
-            if data:
-                self._stream.write(data)
-        answer = await self._next()
-        if not isinstance(answer, h11.Response):
-            raise EngineProblemError("The Docker Engine doesn't answer: see on the host that it runs.")
-        return answer.status_code
-
-    async def body(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body of the answer."""
-        while isinstance(event := await self._next(), h11.Data):
-            yield bytes(event.data)
-
-    async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        try:
-            while (event := self._http.next_event()) is h11.NEED_DATA:
-                self._http.receive_data(await self._stream.read(_READ_BYTES))
-        except h11.ProtocolError:
-            raise EngineProblemError("The Docker Engine broke off its answer: see on the host that it runs.") from None
-        return event
 
 
 def _named(about: Mapping[str, Any]) -> str | None:

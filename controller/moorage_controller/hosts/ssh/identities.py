@@ -1,7 +1,6 @@
 """Which app a path is on a host without an agent; known without asking Compose while its files stay the same."""
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from moorage_common.app_identity import (
     AppIdentity,
     Reading,
     no_directory,
+    read_config,
     unreadable,
 )
 from moorage_common.compose import clean_environment
 from moorage_common.compose_output import error_sentence
-from moorage_common.states import Project
 
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.link import Link
@@ -128,7 +127,7 @@ async def _reading(link: Link, real: str, fields: Sequence[str]) -> Reading:
     directory, files = await _places(link, real, variables, above)
     if config_code != "0" or variables_code != "0":
         return unreadable(error_sentence(complaint) or "nothing", files)
-    return Reading(Project(json.loads(config)["name"], directory), files)
+    return read_config(config, directory, files)
 
 
 async def _places(link: Link, real: str, environment: str, above: str) -> tuple[str, Sequence[str]]:

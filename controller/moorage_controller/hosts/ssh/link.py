@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import asyncssh
+from moorage_common.engine_http import EngineProblemError, Stream
 from moorage_common.journal_shell import journal_text
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh import survey as surveys
-from moorage_controller.hosts.ssh.engine import Engine, EngineProblemError, Stream
+from moorage_controller.hosts.ssh.engine import Engine
 from moorage_controller.hosts.ssh.shell import (
     Framed,
     Line,

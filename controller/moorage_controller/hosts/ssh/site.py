@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import structlog
+from moorage_common.logs import Budget
 
 from moorage_controller.hosts.ssh import compose as composes
 from moorage_controller.hosts.ssh.compose import HostCompose
@@ -15,6 +16,9 @@ from moorage_controller.hosts.transport import ContactLostError, HostRefusedErro
 log = structlog.get_logger(__name__)
 
 _REFUSAL_KEPT_SECONDS = 30.0
+_LOGS = 64
+_LOGS_BY_SESSIONS = 2
+"""Where each stream to the Engine takes one of the few sessions that the server lets us have."""
 
 
 class Site:
@@ -25,6 +29,7 @@ class Site:
         self.identities = identities
         self.journal = Journal(link)
         self.users = 0
+        self.logs = Budget(_LOGS)
         self.compose: HostCompose | None = None
         """What operations here run, as soon as anybody needed it."""
         self._refusal: HostRefusedError | None = None
@@ -35,6 +40,11 @@ class Site:
     def compose_problem(self) -> str:
         """Why there is no Compose, empty where there is one or nobody needed it yet."""
         return self._refusal.sentence if self._refusal is not None and self.compose is None else ""
+
+    def log_budget(self) -> Budget:
+        """Return what counts the logs that are followed over this connection."""
+        self.logs.limit = _LOGS if self.link.engine.streams > 1 else _LOGS_BY_SESSIONS
+        return self.logs
 
     async def provide_compose(self) -> HostCompose:
         """Return the host's Compose, uploaded first where it isn't there. Raises ContactLostError, HostRefusedError.

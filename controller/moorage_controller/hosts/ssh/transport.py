@@ -9,16 +9,18 @@ from uuid import UUID
 import structlog
 from moorage_common.app_identity import AppIdentity
 from moorage_common.app_orders import down_order, up_order
+from moorage_common.engine_http import EngineProblemError
 from moorage_common.journal_types import Order as JournalOrder
 from moorage_common.journal_types import Record, Refused, State
+from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import OperationKind
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh import compose as composes
+from moorage_controller.hosts.ssh import inspection
 from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh import watch as watches
 from moorage_controller.hosts.ssh.compose import HostCompose
-from moorage_controller.hosts.ssh.engine import EngineProblemError
 from moorage_controller.hosts.ssh.identities import check_path
 from moorage_controller.hosts.ssh.link import Link, refusal
 from moorage_controller.hosts.ssh.pool import SshHost, contact
@@ -31,6 +33,7 @@ from moorage_controller.hosts.transport import (
     EndKind,
     HostApp,
     HostInfo,
+    HostProject,
     HostRefusedError,
     Order,
     Output,
@@ -124,6 +127,20 @@ class SshTransport:
             async with aclosing(watches.Watch(site.link, watched).items()) as items:
                 async for item in items:
                     yield item
+
+    async def look(self, app: HostApp) -> AppObservation:
+        """Look at an app now. Raises HostUnreachableError."""
+        return await self._ask(lambda site: inspection.look(site, app))
+
+    async def projects(self) -> Sequence[HostProject]:
+        """List the Compose projects there are. Raises HostUnreachableError."""
+        return await self._ask(inspection.projects)
+
+    async def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
+        """Yield batches of what an app's containers write."""
+        async with self._host.site() as site, aclosing(inspection.logs(site, app, wanted)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def _ask(self, question: Callable[[Site], Awaitable[T]]) -> T:
         """Ask what may be asked twice: a connection may have died without anybody noticing."""

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moorage_common.app_identity import AppIdentity
-from moorage_common.containers import Container
-from moorage_common.states import ContainerState
+from moorage_common.containers import Container, settled_states
+from moorage_common.engine_http import EngineProblemError
 
 from moorage_controller.hosts.ssh.compose import HostCompose, pinned
-from moorage_controller.hosts.ssh.engine import EngineFacts, EngineProblemError
+from moorage_controller.hosts.ssh.engine import EngineFacts
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.transport import AppObservation, ContactLostError, HostInfo, Snapshot, WatchItem
 
@@ -158,7 +158,7 @@ async def look(link: Link, identity: AppIdentity) -> AppObservation:
     """Look at one app now. Raises EngineProblemError, ContactLostError."""
     began = boot_nanoseconds()
     containers = await link.engine.containers()
-    return observation(identity, Seen(containers, began, EngineFacts("", 0, 0)))
+    return observation(identity, Seen(containers, began, await link.engine.facts()))
 
 
 def observation(identity: AppIdentity, seen: Seen) -> AppObservation:
@@ -166,11 +166,12 @@ def observation(identity: AppIdentity, seen: Seen) -> AppObservation:
     return AppObservation(
         cd_path=identity.cd_path,
         project=identity.named,
-        containers=_states(c for c in seen.containers.values() if identity.owns(c)),
+        containers=settled_states((c for c in seen.containers.values() if identity.owns(c)), seen.facts.time),
         looked_at=seen.looked_at,
         boot_id=BOOT_ID,
         problem_code=identity.problem_code,
         problem=identity.problem,
+        replicas=identity.replicas,
     )
 
 
@@ -190,10 +191,6 @@ def host_info(link: Link, compose: HostCompose | None, facts: EngineFacts | None
 def _pinned_version() -> str:
     ours = pinned()
     return ours.version if ours is not None else ""
-
-
-def _states(containers: Iterable[Container]) -> tuple[ContainerState, ...]:
-    return tuple(sorted((c.state for c in containers), key=lambda state: state.name))
 
 
 def _changes(now: Mapping[str, AppObservation], told: Mapping[str, AppObservation]) -> Iterable[AppObservation]:

@@ -1,0 +1,94 @@
+"""What is on this host, for people: the Compose projects there are, and what an app's containers write."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+from moorage_common.app_identity import AppIdentity
+from moorage_common.containers import Container
+from moorage_common.engine_http import EngineProblemError, Stream
+from moorage_common.logs import Budget, LogLine, Logs, LogsWanted
+from moorage_common.states import ContainerState, Project
+
+from moorage_agent.engine import Engine
+from moorage_agent.errors import RefusalError
+from moorage_agent.identities import Identities, WatchedApp
+from moorage_agent.policy import Policy
+
+_MOST_FOLLOWED = 128
+"""Streams of logs at once: each is a connection to the Engine."""
+
+
+class Inspection:
+    """Looks, and changes nothing."""
+
+    def __init__(self, engine: Engine, identities: Identities, policy: Policy, socket: Path) -> None:
+        self._engine = engine
+        self._identities = identities
+        self._policy = policy
+        self._socket = socket
+        self._budget = Budget(_MOST_FOLLOWED)
+
+    async def identity(self, app: WatchedApp) -> AppIdentity:
+        """Return what an app is now. Raises RefusalError where the policy doesn't allow its directory."""
+        (identity,) = await self._identities.current([app])
+        if not identity.real_directory:
+            raise RefusalError(identity.problem_code, identity.problem)
+        return identity
+
+    async def projects(self) -> dict[Project, list[Container]]:
+        """Return the projects whose directories the policy allows. Raises EngineUnreachableError."""
+        return await asyncio.to_thread(self._projects)
+
+    async def logs(self, app: WatchedApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
+        """Yield batches of lines. Raises RefusalError, UnknownServiceError, TooManyLogsError, EngineProblemError."""
+
+        async def containers() -> list[ContainerState]:
+            identity = await self.identity(app)
+            found = await asyncio.to_thread(self._engine.containers, identity.owns)
+            return [container.state for container in found.values()]
+
+        async with aclosing(Logs(self._dial, containers, wanted, self._budget).lines()) as batches:
+            async for batch in batches:
+                yield batch
+
+    def _projects(self) -> dict[Project, list[Container]]:
+        found: dict[Project, list[Container]] = {}
+        for container in self._engine.containers().values():
+            found.setdefault(Project(container.project, container.directory), []).append(container)
+        return {project: containers for project, containers in found.items() if self._allows(project.directory)}
+
+    def _allows(self, directory: str) -> bool:
+        try:
+            self._policy.real_directory(directory)
+        except RefusalError:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def _dial(self) -> AsyncIterator[Stream]:
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(self._socket))
+        except OSError as error:
+            raise EngineProblemError(
+                f"The Docker Engine at {self._socket} doesn't answer: see on the host that it runs ({error.strerror})."
+            ) from None
+        try:
+            yield _Socket(reader, writer)
+        except ConnectionError as error:
+            raise EngineProblemError(f"The Docker Engine broke off ({error}): see on the host that it runs.") from None
+        finally:
+            writer.transport.abort()
+
+
+class _Socket:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self, limit: int) -> bytes:
+        return await self._reader.read(limit)
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)

@@ -1,0 +1,61 @@
+"""The Docker Engine's own HTTP API over any stream of bytes to it: a socket here, or one that SSH forwards."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import h11
+
+_READ_BYTES = 1 << 16
+
+
+class EngineProblemError(Exception):
+    """The host answers, its Engine doesn't; `str()` is a sentence."""
+
+
+class Stream(Protocol):
+    """Bytes to and from the Engine."""
+
+    async def read(self, limit: int) -> bytes:
+        """Return what came, empty at the end."""
+
+    def write(self, data: bytes) -> None:
+        """Send."""
+
+
+Dial = Callable[[], AbstractAsyncContextManager[Stream]]
+"""Opens a stream to the Engine. Raises EngineProblemError, and whatever the way there raises."""
+
+
+class Talk:
+    """Requests and answers on one stream, one after the other."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._http = h11.Connection(h11.CLIENT)
+
+    async def ask(self, path: str) -> int:
+        """Ask, and return the status of the answer; read its body before the next one."""
+        if self._http.our_state is h11.DONE:
+            self._http.start_next_cycle()
+        for event in (h11.Request(method="GET", target=path, headers=[("Host", "docker")]), h11.EndOfMessage()):
+            data = self._http.send(event)
+            if data:
+                self._stream.write(data)
+        answer = await self._next()
+        if not isinstance(answer, h11.Response):
+            raise EngineProblemError("The Docker Engine doesn't answer: see on the host that it runs.")
+        return answer.status_code
+
+    async def body(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body of the answer."""
+        while isinstance(event := await self._next(), h11.Data):
+            yield bytes(event.data)
+
+    async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                self._http.receive_data(await self._stream.read(_READ_BYTES))
+        except h11.ProtocolError:
+            raise EngineProblemError("The Docker Engine broke off its answer: see on the host that it runs.") from None
+        return event

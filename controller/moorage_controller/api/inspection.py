@@ -1,0 +1,97 @@
+"""What is on hosts, over HTTP: an app's containers, its logs, and projects that are no app yet."""
+
+import re
+from collections.abc import Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+
+from moorage_common.clock import to_millis
+from moorage_common.logs import LogLine, LogsWanted
+from moorage_common.states import ContainerState, observed_status
+from pydantic import ValidationError
+
+from moorage_controller.api.call import Call
+from moorage_controller.api.replies import Raw, Reply, now, stream
+from moorage_controller.api.schemas import ContainerOut, ProjectFoundOut
+from moorage_controller.api.sse import Event, Events
+from moorage_controller.hosts.transport import HostProject
+from moorage_controller.services.inspection import Lines
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
+_MOST_LINES = 10_000
+
+
+async def list_services(call: Call) -> Reply:
+    """GET /api/apps/{id}/services: its containers, asked of the host now."""
+    return now([_container_out(c) for c in await call.services.inspection.services(call.id())])
+
+
+async def discover_projects(call: Call) -> Reply:
+    """GET /api/servers/{id}/discover: Compose projects on the host that no app names yet."""
+    found = (_project_out(project) for project in await call.services.inspection.discover(call.id()))
+    return now([shown for shown in found if shown is not None])
+
+
+async def show_logs(call: Call) -> Reply:
+    """GET /api/apps/{id}/logs: what its containers write, as text, or as events with `follow=true`.
+
+    A line is `CONTAINER | TEXT`. `id` of an event is its line's time: with it as Last-Event-ID a reader who was cut
+    off goes on after that line.
+    """
+    since, tail = call.query_time("since"), call.query_number("tail", 200, 0, _MOST_LINES)
+    follow = call.request.query.get("follow") == "true"
+    after = "" if since is None else _engine_time(since)
+    if follow and _TIME.fullmatch(call.last_event_id):
+        after, tail = call.last_event_id, -1
+    wanted = LogsWanted(call.query_word("service") or "", tail, after, follow)
+    lines = await call.services.inspection.logs(call.id(), wanted)
+    if follow:
+        return stream(_events(lines))
+    async with aclosing(lines):
+        text = "".join([f"{_text(line)}\n" async for batch in lines for line in batch])
+    return Reply(Raw(text.encode(), "text/plain"))
+
+
+async def _events(lines: Lines) -> Events:
+    async with aclosing(lines):
+        async for batch in lines:
+            yield [Event(_text(line), id=line.time or None) for line in batch]
+
+
+def _text(line: LogLine) -> str:
+    return f"{line.container} | {line.text}" if line.container else line.text
+
+
+def _engine_time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+
+
+def _container_out(container: ContainerState) -> ContainerOut:
+    since = container.started_at if container.alive else container.finished_at
+    return ContainerOut(
+        id=container.id,
+        name=container.name,
+        service=container.service,
+        state=container.state,
+        health=container.health or None,
+        exit_code=None if container.alive or container.state == "created" else container.exit_code,
+        image=container.image,
+        ports=list(container.ports),
+        one_off=container.one_off,
+        restarts=container.restarts,
+        since=None if since is None else to_millis(since),
+    )
+
+
+def _project_out(found: HostProject) -> ProjectFoundOut | None:
+    """Show a project; None for one whose directory can't be an app's."""
+    containers: Sequence[ContainerState] = found.containers
+    try:
+        return ProjectFoundOut(
+            name=found.project.name,
+            cd_path=found.project.directory,
+            status=observed_status(containers).value,
+            services=sorted({c.service for c in containers if c.service}),
+        )
+    except ValidationError:
+        return None

@@ -1,0 +1,116 @@
+"""What is on hosts, for people: an app's containers, what they write, and Compose projects that are no app yet."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing
+from typing import NoReturn, TypeVar
+from uuid import UUID
+
+from moorage_common.logs import LogLine, LogsWanted
+from moorage_common.states import ContainerState
+
+from moorage_controller.errors import ConflictError, ForbiddenError, HostUnreachableError, NotFoundError
+from moorage_controller.hosts.transport import (
+    ContactLostError,
+    HostApp,
+    HostProject,
+    HostRefusedError,
+    Hosts,
+    HostTransport,
+)
+from moorage_controller.services.runs import host_app
+from moorage_controller.store import apps as app_store
+from moorage_controller.store import servers as server_store
+from moorage_controller.store.engine import Database
+from moorage_controller.store.servers import Server
+
+T = TypeVar("T")
+Lines = AsyncGenerator[Sequence[LogLine], None]
+
+_FIRST_SECONDS = 3.0
+"""How long to wait for what a host may object to a log that it is asked to follow; a quiet one says nothing."""
+
+
+class Inspection:
+    """Asks hosts, now. Every method raises HostUnreachableError, and NotFoundError for what isn't there."""
+
+    def __init__(self, database: Database, hosts: Hosts) -> None:
+        self._database = database
+        self._hosts = hosts
+
+    async def services(self, app_id: UUID) -> Sequence[ContainerState]:
+        """Return an app's containers by service and name."""
+        transport, app = await self._app(app_id)
+        containers = (await transport.look(app)).containers
+        return sorted(containers, key=lambda c: (c.service, c.name))
+
+    async def discover(self, server_id: UUID) -> Sequence[HostProject]:
+        """Return the Compose projects of a host that no app names, by name."""
+        async with self._database.read() as connection:
+            server = await server_store.get(connection, server_id)
+            apps = await app_store.on_server(connection, server_id)
+        if server is None:
+            raise NotFoundError("server_not_found", "There is no server of that id.")
+        found = await _told(self._hosts.transport(server).projects())
+        named = {app.cd_path.rstrip("/") for app in apps} | {app.project_directory for app in apps}
+        unnamed = [project for project in found if project.project.directory not in named]
+        return sorted(unnamed, key=lambda each: (each.project.name, each.project.directory))
+
+    async def logs(self, app_id: UUID, wanted: LogsWanted) -> Lines:
+        """Return batches of what an app's containers write; what the host objects to is raised here already.
+
+        Raises NotFoundError `service_not_found`; ConflictError `too_many_logs`; ForbiddenError.
+        """
+        transport, app = await self._app(app_id)
+        lines = transport.logs(app, wanted)
+        first = asyncio.ensure_future(anext(lines, ()))
+        try:
+            await asyncio.wait({first}, timeout=_FIRST_SECONDS if wanted.follow else None)
+            if first.done():
+                await _told(first)
+        except BaseException:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await lines.aclose()
+            raise
+        return _going_on(first, lines)
+
+    async def _app(self, app_id: UUID) -> tuple[HostTransport, HostApp]:
+        server: Server | None = None
+        async with self._database.read() as connection:
+            app = await app_store.get(connection, app_id)
+            if app is not None:
+                server = await server_store.get(connection, app.server_id)
+        if app is None or server is None:
+            raise NotFoundError("app_not_found", "There is no app of that id.")
+        return self._hosts.transport(server), host_app(app)
+
+
+async def _going_on(first: "asyncio.Future[Sequence[LogLine]]", lines: Lines) -> Lines:
+    try:
+        async with aclosing(lines):
+            yield await _told(first)
+            while batch := await _told(anext(lines, ())):
+                yield batch
+    finally:
+        first.cancel()
+
+
+async def _told(answer: Awaitable[T]) -> T:
+    """Return a host's answer, or raise what of it a caller is told."""
+    try:
+        return await answer
+    except HostRefusedError as error:
+        _raise(error)
+    except ContactLostError as error:
+        raise HostUnreachableError(str(error)) from None
+
+
+def _raise(error: HostRefusedError) -> NoReturn:
+    if error.code == "service_not_found":
+        raise NotFoundError(error.code, error.sentence) from None
+    if error.code == "too_many_logs":
+        raise ConflictError(error.code, error.sentence) from None
+    if error.code == "path_not_allowed":
+        raise ForbiddenError(error.code, error.sentence) from None
+    raise HostUnreachableError(error.sentence, error.code) from None

@@ -237,6 +237,7 @@ class FakeHost:
     async def read_logs(self, cd_path: str, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
         """Yield what containers wrote, and what they write from here on where that is wanted."""
         app, cuts = self.app(cd_path), self._cuts
+        position = len(app.logs)
         if wanted.service and wanted.service not in {c.service for c in app.containers}:
             raise HostRefusedError("service_not_found", f"The app has no container of a service {wanted.service}.")
         chosen = [x for x in app.logs if x.time > wanted.since and wanted.service in {"", x.service}]
@@ -244,7 +245,6 @@ class FakeHost:
         last = {name: [x for x in chosen if x.container == name][-wanted.tail or len(chosen) :] for name in names}
         if wanted.tail != 0 and (batch := [x for x in chosen if wanted.tail < 0 or x in last[x.container]]):
             yield batch
-        position = len(app.logs)
         while wanted.follow:
             if not self._reachable or self._cuts != cuts:
                 raise ContactLostError("The connection broke.")

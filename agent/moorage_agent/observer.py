@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 _COALESCE_SECONDS = 0.05
 _PING_SECONDS = 10.0
+_EVERYTHING_NANOSECONDS = 600 * 10**9
+"""How often everything is looked at anew, in case an Engine forgot to tell of something."""
 _FIRST_RETRY, _LAST_RETRY = 0.2, 5.0
 
 
@@ -33,6 +35,7 @@ class Observer:
         self.containers: Mapping[str, Container] = {}
         self.looked_at = 0
         """Nanoseconds of the boot clock at which the look behind `containers` began."""
+        self._all_looked_at = 0
         self.facts: EngineFacts | None = None
         self.problem = "The Docker Engine was not asked yet."
         self.asked = asyncio.Event()
@@ -71,10 +74,10 @@ class Observer:
         stirred = asyncio.Event()
         ended = asyncio.ensure_future(_pump(stream, dirty, stirred))
         try:
-            began = boot_nanoseconds()
-            containers = await asyncio.to_thread(self._engine.containers)
-            self._now_knows(containers, began, await asyncio.to_thread(self._engine.facts))
+            await self._look_at_all()
             while not ended.done():
+                if boot_nanoseconds() - self._all_looked_at > _EVERYTHING_NANOSECONDS:
+                    await self._look_at_all()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stirred.wait(), _PING_SECONDS)
                 await asyncio.sleep(_COALESCE_SECONDS)
@@ -84,6 +87,11 @@ class Observer:
             await asyncio.to_thread(stream.close)
             await asyncio.gather(ended, return_exceptions=True)
         raise EngineUnreachableError("The Docker Engine closed the stream of its events: see on the host that it runs.")
+
+    async def _look_at_all(self) -> None:
+        began = self._all_looked_at = boot_nanoseconds()
+        containers = await asyncio.to_thread(self._engine.containers)
+        self._now_knows(containers, began, await asyncio.to_thread(self._engine.facts))
 
     async def _look_again(self, dirty: set[str]) -> None:
         """Look at what was stirred, and at what is not as it was known: an event may be later than this look.

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from moorage_controller.api import idempotency
-from moorage_controller.api.details import DETAILS, LIVE, Details
+from moorage_controller.api.details import DETAILS, EVENT_STREAM, LIVE, Details
 from moorage_controller.api.problems import CONTENT_TYPE
 from moorage_controller.api.routes import Route
 from moorage_controller.auth.roles import Role
@@ -19,6 +19,14 @@ from moorage_controller.auth.roles import Role
 _JSON = "application/json"
 _REF = "#/components/schemas/{model}"
 _ROLES = {Role.NOBODY: "nobody: no token needed", Role.USER: "user", Role.ADMIN: "admin"}
+_MEDIA: dict[str, dict[str, Any]] = {
+    EVENT_STREAM: {
+        "type": "object",
+        "description": "One event of the stream.",
+        "required": ["data"],
+        "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+    }
+}
 _PROBLEM = {
     "type": "object",
     "description": "RFC 9457. `error` repeats `detail`; `code` is stable.",
@@ -144,7 +152,7 @@ def _responses(route: Route, details: Details, schemas: dict[Any, dict[str, Any]
     content: dict[str, Any] = {"schema": {"type": "array", "items": schema} if route.many else schema}
     if details.reply is not None:
         content["example"] = details.reply
-    shown = {media: {"schema": {"type": "string"}} for media in details.media} or {_JSON: content}
+    shown = {media: {"schema": _MEDIA.get(media, {"type": "string"})} for media in details.media} or {_JSON: content}
     success: dict[str, Any] = {"description": HTTPStatus(details.status).phrase, "content": shown}
     found: dict[str, Any] = {str(details.status): success}
     if _conditional(route):

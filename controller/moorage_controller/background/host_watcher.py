@@ -29,6 +29,7 @@ from moorage_controller.store.engine import Database
 log = structlog.get_logger(__name__)
 
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
+_EVERYTHING_SECONDS = 600.0
 
 
 class HostWatcher:
@@ -47,15 +48,19 @@ class HostWatcher:
 
     async def run(self) -> None:
         """Watch all servers, for ever."""
+        slowly: asyncio.Task[None] | None = None
         try:
             async with self._database.read() as connection:
                 servers = await server_store.all_servers(connection)
             for server in servers:
                 await self._watch_anew(server.id)
+            slowly = asyncio.create_task(self._check_slowly(), name="slow check")
             while True:
                 await self._watch_anew(await self._changed.get())
         finally:
             watches, self._watches = list(self._watches.values()), {}
+            if slowly is not None:
+                watches.append(slowly)
             for watch in watches:
                 watch.cancel()
             await asyncio.gather(*watches, return_exceptions=True)
@@ -66,6 +71,13 @@ class HostWatcher:
             old.cancel()
             await asyncio.gather(old, return_exceptions=True)
         self._watches[server_id] = asyncio.create_task(self._watch(server_id), name=f"watch {server_id}")
+
+    async def _check_slowly(self) -> None:
+        """Watch all anew from time to time: each watch begins with everything, whatever went wrong before."""
+        while True:
+            await self._clock.sleep(_EVERYTHING_SECONDS)
+            for server_id in self._watches:
+                self._changed.put_nowait(server_id)
 
     async def _watch(self, server_id: UUID) -> None:
         retry = _FIRST_RETRY

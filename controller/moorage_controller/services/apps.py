@@ -101,7 +101,10 @@ class Apps:
             values: runs.Values = {**changes, "updated_at": now}
             timeout = changes.get("auto_stop_timeout", old.auto_stop_timeout)
             if timeout != old.auto_stop_timeout and old.started_at is not None:
-                values |= {"run_timeout": timeout, "stop_at": old.started_at + timedelta(minutes=timeout)}
+                assert old.stop_at is not None
+                assert old.run_timeout is not None
+                moved = timedelta(minutes=timeout - old.run_timeout)
+                values |= {"run_timeout": timeout, "stop_at": old.stop_at + moved}
             await store.change(connection, app_id, values)
             new = _found(await store.view(connection, app_id))
             details = {"changed": sorted(changes)}

@@ -63,7 +63,7 @@ class Inspection:
         """
         transport, app = await self._app(app_id)
         lines = transport.logs(app, wanted)
-        first = asyncio.ensure_future(anext(lines, ()))
+        first = asyncio.ensure_future(anext(lines, None))
         try:
             await asyncio.wait({first}, timeout=_FIRST_SECONDS if wanted.follow else None)
             if first.done():
@@ -86,12 +86,13 @@ class Inspection:
         return self._hosts.transport(server), host_app(app)
 
 
-async def _going_on(first: "asyncio.Future[Sequence[LogLine]]", lines: Lines) -> Lines:
+async def _going_on(first: "asyncio.Future[Sequence[LogLine] | None]", lines: Lines) -> Lines:
     try:
         async with aclosing(lines):
-            yield await _told(first)
-            while batch := await _told(anext(lines, ())):
+            batch = await _told(first)
+            while batch is not None:
                 yield batch
+                batch = await _told(anext(lines, None))
     finally:
         first.cancel()
 

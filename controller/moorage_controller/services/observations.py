@@ -128,9 +128,9 @@ class Observations:
         if values["status"] == "running":
             reason = "its containers were found running without a start from here"
         else:
-            reason = "none of its containers runs any more"
+            reason = runs.why_stopped(observation.containers)
         message = f"App {app.name} is {values['status']}: {reason}."
-        details = {"from": app.status, "to": values["status"], "containers": len(observation.containers)}
+        details = {"from": app.status, "to": values["status"], "reason": reason}
         await record(connection, now, OBSERVER, Action.STATUS_CHANGE, ("app", app.id, app.name), message, details)
         log.info("app_status_changed", app_id=str(app.id), **details)
 

@@ -64,6 +64,16 @@ def new_run(run_id: UUID, timeout: int, now: datetime) -> Values:
     }
 
 
+def found_run(app: App, observation: AppObservation, now: datetime) -> Values:
+    """Return the columns of a run that was found: begun by hand, before the app was made, or while nobody looked.
+
+    It shows its real start, as far as the host's clock can be believed; its time counts from now, so that nobody is
+    surprised.
+    """
+    starts = [c.started_at for c in observation.containers if c.alive and c.started_at is not None]
+    return new_run(uuid4(), app.auto_stop_timeout, now) | {"started_at": min([*starts, now])}
+
+
 def begin_start(app: App, operation: Operation) -> Values:
     """Return what a start changes when it is recorded: a provisional run, unless there is a run already."""
     assert operation.run_timeout is not None
@@ -109,7 +119,7 @@ def _after_stop(app: App, outcome: Outcome, now: datetime) -> Values:
         if outcome.succeeded:
             return {"status": AppStatus.STOPPED.value, "health": Health.UNKNOWN.value, "observed_at": now} | NO_RUN
         return _as_before(app, keep_run=True)
-    return _with_run(app, _seen(outcome.observed, now), now)
+    return _with_run(app, outcome.observed, now)
 
 
 def observe(app: App, observation: AppObservation, now: datetime, *, in_flight: bool) -> Values:
@@ -117,20 +127,38 @@ def observe(app: App, observation: AppObservation, now: datetime, *, in_flight: 
 
     While an operation is in flight its end decides about status and run; only the health is taken.
     """
-    seen = _seen(observation, now)
+    seen = _seen(observation, now) if in_flight else _with_run(app, observation, now)
     if in_flight:
         del seen["status"]
-    else:
-        seen = _with_run(app, seen, now)
+    elif app.status == AppStatus.RUNNING and seen["status"] == AppStatus.STOPPED:
+        reason = why_stopped(observation.containers)
+        seen["last_error"] = None if _all_done(observation.containers) else f"{reason[0].upper()}{reason[1:]}."
     changed = {key: value for key, value in seen.items() if key != "observed_at" and getattr(app, key) != value}
     return changed | {"observed_at": now} if changed else {}
 
 
-def _with_run(app: App, seen: Values, now: datetime) -> Values:
+def why_stopped(containers: Sequence[ContainerState]) -> str:
+    """Return why an app that nobody stopped runs no more, as a part of a sentence."""
+    ended = [f"{c.service or c.name} {_ended(c)}" for c in containers if not c.one_off]
+    return ", ".join(ended) if ended else "its containers were removed"
+
+
+def _ended(container: ContainerState) -> str:
+    if container.state == "exited":
+        return f"exited with code {container.exit_code}"
+    return "was never started" if container.state == "created" else f"is {container.state}"
+
+
+def _all_done(containers: Sequence[ContainerState]) -> bool:
+    return bool(containers) and all(c.done for c in containers if not c.one_off)
+
+
+def _with_run(app: App, observation: AppObservation, now: datetime) -> Values:
     """Hold the invariant: containers found running begin a run; where none is left, the run is over."""
+    seen = _seen(observation, now)
     if seen["status"] == AppStatus.STOPPED:
         return seen | NO_RUN
-    return seen if app.run_id is not None else seen | new_run(uuid4(), app.auto_stop_timeout, now)
+    return seen if app.run_id is not None else seen | found_run(app, observation, now)
 
 
 def _as_before(app: App, *, keep_run: bool) -> Values:

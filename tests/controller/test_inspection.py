@@ -1,0 +1,126 @@
+"""What is on hosts, as the API shows it: containers, logs, and projects that are no app yet."""
+
+import pytest
+from factories import PATH, World
+from fakes import FakeHost, settle
+from moorage_common.states import OperationKind
+from sse import listening
+
+
+@pytest.fixture
+async def host(world: World) -> FakeHost:
+    """Return the one host."""
+    return (await world.new_host())[1]
+
+
+@pytest.fixture
+async def server_id(world: World, host: FakeHost) -> str:
+    """Return its server."""
+    assert host.reachable
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    found: str = server["id"]
+    return found
+
+
+@pytest.fixture
+async def app_id(world: World, host: FakeHost, server_id: str) -> str:
+    """Return an app on that host that runs, and has written something."""
+    host.app(PATH).says = ("one", "two", "three")
+    app_id = await world.new_app(server_id)
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    return app_id
+
+
+async def test_services_are_the_containers_there_are(world: World, host: FakeHost, app_id: str) -> None:
+    host.set_running(PATH, ["web"])
+    db, web = (await world.user.get(f"/api/apps/{app_id}/services")).expect(200)
+    assert (web["service"], web["name"], web["state"], web["exitCode"]) == ("web", "shop-web-1", "running", None)
+    assert (db["service"], db["state"], db["exitCode"]) == ("db", "exited", 137)
+    assert web.keys() == {
+        *("id", "name", "service", "state", "health", "exitCode", "image", "ports", "oneOff", "restarts", "since"),
+    }
+    page = await world.user.get(f"/api/apps/{app_id}/services?limit=1&offset=1")
+    assert (page.expect(200), page.headers["X-Total-Count"]) == ([web], "2")
+
+
+async def test_a_host_that_can_t_be_asked_is_told_as_such(world: World, host: FakeHost, app_id: str) -> None:
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    paths = [f"/api/apps/{app_id}/services", f"/api/apps/{app_id}/logs", f"/api/servers/{server['id']}/discover"]
+    host.engine_problem = "It burns."
+    for path in (paths[0], paths[2]):
+        assert (await world.admin.get(path)).expect(503, "engine_unreachable")["error"] == "It burns."
+    host.reachable = False
+    for path in (*paths, f"{paths[1]}?follow=true"):
+        (await world.admin.get(path)).expect(503, "host_unreachable")
+
+
+async def test_logs_are_text_a_line_a_line(world: World, host: FakeHost, app_id: str) -> None:
+    path = f"/api/apps/{app_id}/logs"
+    reply = await world.user.get(path)
+    assert reply.status == 200
+    assert reply.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert reply.headers["Cache-Control"] == "no-store"
+    lines = reply.text.splitlines()
+    assert lines == [f"shop-{service}-1 | {text}" for service in ("web", "db") for text in ("one", "two", "three")]
+    assert (await world.user.get(f"{path}?service=db&tail=1")).text == "shop-db-1 | three\n"
+    assert (await world.user.get(f"{path}?tail=0")).text == ""
+    assert (await world.user.get(f"{path}?since=2026-03-04T05:06:08Z")).text == ""
+    assert (await world.user.get(f"{path}?since=2026-03-04T05:06:06Z")).text == reply.text
+    host.write(PATH, "web", "größe")
+    assert (await world.user.get(path)).text.splitlines()[-1] == "shop-web-1 | größe"
+
+
+async def test_logs_that_are_asked_for_wrongly_are_refused(world: World, app_id: str) -> None:
+    path = f"/api/apps/{app_id}/logs"
+    for query in ("tail=-1", "tail=10001", "tail=x", "since=yesterday", "service=%00"):
+        (await world.user.get(f"{path}?{query}")).expect(422, "invalid_field")
+    for query in ("service=nobody", "service=nobody&follow=true"):
+        (await world.user.get(f"{path}?{query}")).expect(404, "service_not_found")
+    (await world.user.get("/api/apps/00000000-0000-0000-0000-000000000000/logs")).expect(404, "app_not_found")
+
+
+async def test_followed_logs_come_as_they_are_written_and_go_on_after_a_cut(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    path = f"/api/apps/{app_id}/logs?follow=true"
+    async with listening(world.user, f"{path}&tail=1&service=web") as stream:
+        first = await stream.next()
+        assert first is not None
+        assert first.data == "shop-web-1 | three"
+        host.write(PATH, "db", "not asked for")
+        host.write(PATH, "web", "four")
+        second = await stream.next()
+        assert second is not None
+        assert second.data == "shop-web-1 | four"
+    host.write(PATH, "web", "five")
+    async with listening(world.user, f"{path}&tail=0", last_id=second.id) as stream:
+        third = await stream.next()
+        assert third is not None
+        assert third.data == "shop-web-1 | five"
+        host.reachable = False
+        assert await stream.next() is None, "the browser comes again, and is told why not"
+    host.reachable = True
+    await settle()
+
+
+async def test_a_project_that_no_app_names_is_found_and_made_an_app(
+    world: World, host: FakeHost, app_id: str, server_id: str
+) -> None:
+    host.set_running("/srv/apps/found", ["web", "db"])
+    host.set_running("/srv/apps/stopped", [], ["job"])
+    host.set_running("relative", ["web"])
+    path = f"/api/servers/{server_id}/discover"
+    found = (await world.admin.get(path)).expect(200)
+    assert found == [
+        {"name": "found", "cdPath": "/srv/apps/found", "status": "running", "services": ["db", "web"]},
+        {"name": "stopped", "cdPath": "/srv/apps/stopped", "status": "stopped", "services": ["job"]},
+    ]
+    (await world.user.get(path)).expect(403, "forbidden")
+    adopted = await world.new_app(server_id, name="found", cdPath="/srv/apps/found", autoStopTimeout=30)
+    app = await world.app(adopted)
+    assert (app["status"], app["health"]) == ("running", "healthy")
+    assert app["stopAt"] is not None
+    names = [each["name"] for each in (await world.admin.get(path)).expect(200)]
+    assert names == ["stopped"]
+    assert (await world.app(app_id))["status"] == "running"
+    assert host.commands == [(OperationKind.UP, PATH)], "to adopt is not to start"

@@ -1,0 +1,349 @@
+"""Random sequences of what people do and what breaks; whatever happens, no operation is lost and the status is true."""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from copies import Copies
+from factories import Api, World
+from fakes import FakeHost, Plan, Refusal, settle
+from hypothesis import HealthCheck, note
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from moorage_common.states import OperationKind, observed_health, observed_status
+
+SQLITE_ONLY = "what is tested is the order of things, which is the same on both"
+HOSTS = ("10.0.0.1:7443", "10.0.0.2:7443")
+PATHS = ("/srv/apps/one", "/srv/apps/two", "/srv/apps/three")
+END = {"succeeded", "failed", "cancelled", "interrupted"}
+LONGEST_SECONDS = 600
+"""By then everything that was in flight has ended, once all hosts answer and no command hangs."""
+
+apps = st.integers(0, 2)
+hosts = st.integers(0, 1)
+
+
+class Machine(RuleBasedStateMachine):
+    """A controller with two apps on one host and one on another; `copies` and `folder` are set by the test."""
+
+    copies: Copies
+    folder: Path
+    numbers = itertools.count()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.world = World(self.copies.make(self.folder / f"w{next(self.numbers)}"))
+        self.hosts: list[FakeHost] = []
+        self.app_ids: list[str] = []
+        self.acknowledged: set[str] = set()
+        self.ended: dict[str, Any] = {}
+        self.stop_at: dict[str, int] = {}
+        self.must_run: set[str] = set()
+        """Apps that ran, and nothing was done to, when their host was cut off."""
+        self.steps = 0
+        self.go(self.begin())
+
+    def go(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - whatever the work returns
+        """Do something, and let everything come to rest."""
+
+        async def whole() -> Any:  # noqa: ANN401 - same
+            result = await work
+            await settle()
+            return result
+
+        return self.runner.run(whole())
+
+    async def begin(self) -> None:
+        """Start the controller, and make the apps."""
+        await self.world.start()
+        made = await self.world.admin.post("/api/tokens", {"name": "walk", "scopes": ["read", "operate", "admin"]})
+        self.token = made.expect(201)["token"]
+        for n, endpoint in enumerate(HOSTS):
+            server_id, host = await self.world.new_host(endpoint, name=f"host {n}")
+            self.hosts.append(host)
+            for path in PATHS[:2] if n == 0 else PATHS[2:]:
+                app_id = await self.world.new_app(server_id, name=path[-3:], cdPath=path, autoStopTimeout=10)
+                self.app_ids.append(app_id)
+
+    @property
+    def api(self) -> Api:
+        """The API by a token that outlives every walk."""
+        return Api(self.world.nobody.session, self.world.nobody.url, self.token)
+
+    def host_of(self, n: int) -> FakeHost:
+        """Return the host that an app is on."""
+        return self.hosts[0 if n < 2 else 1]
+
+    def touched(self, host: FakeHost) -> None:
+        """Note that something was done on a host beside the network: its apps may run or not."""
+        for n, app_id in enumerate(self.app_ids):
+            if self.host_of(n) is host:
+                self.must_run.discard(app_id)
+
+    @rule(n=apps, verb=st.sampled_from(["start", "start", "stop", "restart"]))
+    def ask(self, n: int, verb: str) -> None:
+        """Ask for a start, a stop or a restart."""
+        reply = self.go(
+            self.api.send("POST", f"/api/apps/{self.app_ids[n]}/{verb}", headers={"Prefer": "respond-async"})
+        )
+        note(f"{verb} {n}: {reply.status}")
+        assert reply.status in {202, 409}, reply.text
+        if reply.status == 202:
+            self.acknowledged.add(reply.json["id"])
+
+    @rule(n=apps)
+    def cancel(self, n: int) -> None:
+        """Cancel what is in flight on an app."""
+        operation_id = self.go(self.api.get(f"/api/apps/{self.app_ids[n]}")).expect(200)["operationId"]
+        if operation_id is not None:
+            cancelling = self.api.post(f"/api/operations/{operation_id}/cancel")
+
+            async def waited() -> int:
+                task = asyncio.create_task(cancelling)
+                await self.world.clock.run(31)
+                return (await task).status
+
+            assert self.go(waited()) in {200, 409, 503}
+
+    @rule(n=apps, minutes=st.sampled_from([1, 10, 60]))
+    def change_the_timeout(self, n: int, minutes: int) -> None:
+        """Move an app's deadline."""
+        self.go(self.api.put(f"/api/apps/{self.app_ids[n]}", {"autoStopTimeout": minutes})).expect(200)
+
+    @rule(seconds=st.sampled_from([0.3, 1, 5, 20, 70, 700]))
+    def time_passes(self, seconds: float) -> None:
+        """Let time pass."""
+        self.go(self.world.clock.run(seconds))
+
+    @rule(n=apps, services=st.sampled_from([(), ("web",), ("web", "db")]))
+    def run_by_hand(self, n: int, services: tuple[str, ...]) -> None:
+        """Have just these services run: started by hand, or the others died."""
+        host = self.host_of(n)
+        self.touched(host)
+
+        async def act() -> None:
+            host.set_running(PATHS[n], services)
+
+        self.go(act())
+
+    @rule(n=apps, health=st.sampled_from(["", "starting", "healthy", "unhealthy"]))
+    def health_changes(self, n: int, health: str) -> None:
+        """Have the health checks of an app's running containers say something."""
+        host, path = self.host_of(n), PATHS[n]
+
+        async def act() -> None:
+            app = host.app(path)
+            app.containers = [replace(c, health=health if c.alive else "") for c in app.containers]
+            host.push(host.observation(path))
+
+        self.go(act())
+
+    @rule(n=apps)
+    def containers_are_removed(self, n: int) -> None:
+        """Remove all containers of an app by hand."""
+        host, path = self.host_of(n), PATHS[n]
+        self.touched(host)
+
+        async def act() -> None:
+            host.app(path).containers = []
+            host.push(host.observation(path))
+
+        self.go(act())
+
+    @rule(n=hosts, what=st.sampled_from(["cut", "back", "silent", "break", "engine", "engine back"]))
+    def network(self, n: int, what: str) -> None:
+        """Cut a host off, or break what is under way, or let its Engine fail."""
+        host = self.hosts[n]
+
+        async def act() -> None:
+            match what:
+                case "cut" | "back":
+                    host.reachable = what == "back"
+                case "silent":
+                    host.silent = not host.silent
+                    host.break_connections()
+                case "break":
+                    host.break_connections()
+                case "engine":
+                    host.engine_problem = "It burns."
+                case _:
+                    host.engine_problem = ""
+
+        self.go(act())
+        if what == "cut":
+            self.note_what_must_run(host)
+        else:
+            self.touched(host)
+
+    def note_what_must_run(self, host: FakeHost) -> None:
+        """Remember which apps of a host run, and have nothing in flight."""
+        if host.engine_problem or host.silent:
+            return
+        for n, app_id in enumerate(self.app_ids):
+            app = self.go(self.api.get(f"/api/apps/{app_id}")).expect(200)
+            if self.host_of(n) is host and app["status"] == "running" and app["operationId"] is None:
+                self.must_run.add(app_id)
+
+    @rule(n=hosts, when=st.sampled_from(["before", "after"]))
+    def next_start_is_lost(self, n: int, when: str) -> None:
+        """Break the connection while the next operation is sent."""
+        self.hosts[n].lose_start = "before" if when == "before" else "after"
+
+    @rule(n=hosts)
+    def power_cut(self, n: int) -> None:
+        """Lose all runs of a host, and all its containers."""
+        host = self.hosts[n]
+        self.touched(host)
+
+        async def act() -> None:
+            host.lose_runs()
+            for path in host.apps:
+                host.set_running(path, [])
+
+        self.go(act())
+
+    @rule(n=hosts, hangs=st.booleans())
+    def commands_hang(self, n: int, *, hangs: bool) -> None:
+        """Let no command end, or all."""
+
+        async def act() -> None:
+            if hangs:
+                self.hosts[n].hold()
+            else:
+                self.hosts[n].let_go()
+
+        self.go(act())
+        self.touched(self.hosts[n])
+
+    @rule(n=hosts, leaves=st.sampled_from([None, (), ("web",)]))
+    def starts_fail(self, n: int, leaves: tuple[str, ...] | None) -> None:
+        """Have starts fail from here on, and leave some services running; None: they succeed again."""
+        plans = self.hosts[n].plans
+        for kind in (OperationKind.UP, OperationKind.RESTART):
+            if leaves is None:
+                plans.pop(kind, None)
+            else:
+                plans[kind] = Plan(exit_code=1, output=b'{"error":true,"message":"no"}\n', leaves=leaves)
+
+    @rule(n=hosts, code=st.sampled_from(["", "path_not_allowed", "journal_full"]))
+    def host_refuses(self, n: int, code: str) -> None:
+        """Have a host refuse what it is sent from here on."""
+        self.hosts[n].refusal = Refusal(code, "No.") if code else None
+
+    @rule()
+    def controller_restarts(self) -> None:
+        """End the controller, wherever it is, and start the next one."""
+        self.go(self.world.restart())
+
+    @rule()
+    def all_is_quiet(self) -> None:
+        """Mend everything, wait until all has ended, and compare what the API says with what is on the hosts."""
+        self.go(self.mend())
+        for _ in range(LONGEST_SECONDS // 20):
+            self.go(self.world.clock.run(20))
+            if not self.in_flight():
+                break
+        assert not self.in_flight(), "an operation doesn't come to its end"
+        self.go(self.world.clock.run(20))
+        while self.in_flight():  # an auto-stop that was due
+            self.go(self.world.clock.run(20))
+        for n in range(len(PATHS)):
+            self.check_truth(n)
+
+    async def mend(self) -> None:
+        """Make all hosts well."""
+        for host in self.hosts:
+            host.silent, host.refusal, host.lose_start = False, None, ""
+            host.plans.clear()
+            host.reachable = True
+            if host.engine_problem:
+                host.engine_problem = ""
+            host.let_go()
+            host.break_connections()
+            self.touched(host)
+
+    def in_flight(self) -> list[Any]:
+        """Return the operations whose end isn't known."""
+        return [each for each in self.operations() if each["state"] not in END]
+
+    def operations(self) -> list[Any]:
+        """Return all operations."""
+        found: list[Any] = self.go(self.api.get("/api/operations?limit=1000")).expect(200)
+        return found
+
+    def check_truth(self, n: int) -> None:
+        """Compare an app with its containers."""
+        app = self.go(self.api.get(f"/api/apps/{self.app_ids[n]}")).expect(200)
+        row = self.go(self.world.row(self.app_ids[n]))
+        containers = self.host_of(n).app(PATHS[n]).containers
+        assert app["status"] == observed_status(containers).value, (app, containers)
+        assert app["health"] == observed_health(containers, {}).value, (app, containers)
+        if app["status"] == "running":
+            assert row.run_id is not None
+            assert app["startedAt"] is not None
+            assert app["stopAt"] > self.world.clock.now().timestamp() * 1000, "it is overdue, and nobody stops it"
+        else:
+            assert (row.run_id, row.stop_at, app["startedAt"], app["stopAt"]) == (None, None, None, None)
+
+    @invariant()
+    def operations_are_kept(self) -> None:
+        """Check what holds at every moment."""
+        self.steps += 1
+        found = {each["id"]: each for each in self.operations()}
+        assert self.acknowledged <= found.keys(), "an operation that was acknowledged is gone"
+        busy = Counter(each["appId"] for each in found.values() if each["state"] not in END)
+        assert all(count == 1 for count in busy.values()), "two operations are in flight on one app"
+        for operation_id, before in self.ended.items():
+            assert found[operation_id] == before, "an end was changed"
+        for operation_id, each in found.items():
+            if each["actor"] == "auto-stop" and operation_id not in self.acknowledged:
+                assert each["createdAt"] >= self.stop_at.get(each["appId"], 0), "it was stopped before its time"
+        self.acknowledged |= found.keys()
+        self.ended = {key: each for key, each in found.items() if each["state"] in END}
+
+    @invariant()
+    def apps_are_told_truly(self) -> None:
+        """Check that what can't be asked isn't told to be stopped, and note the deadlines."""
+        for n, app_id in enumerate(self.app_ids):
+            app = self.go(self.api.get(f"/api/apps/{app_id}")).expect(200)
+            if app_id in self.must_run:
+                assert app["status"] != "stopped", "a host that can't be asked turned an app to stopped"
+            self.stop_at.pop(app_id, None)
+            if app["stopAt"] is not None and self.host_of(n).reachable:
+                self.stop_at[app_id] = app["stopAt"]
+        for host in self.hosts:
+            for run in host.journal.values():
+                assert run.starts <= 1, "a command was run twice"
+
+    def teardown(self) -> None:
+        """End the walk as it may end any time: quietly."""
+        try:
+            if self.app_ids:
+                self.all_is_quiet()
+        finally:
+            self.runner.run(self.world.close())
+            self.runner.close()
+            self.copies.drop(self.world.settings)
+
+
+@pytest.mark.timeout(600)
+def test_whatever_happens_no_operation_is_lost_and_the_status_is_true(copies: Copies, tmp_path: Path) -> None:
+    Machine.copies, Machine.folder = copies, tmp_path
+    searching = hypothesis.settings().max_examples > 1000
+    run_state_machine_as_test(
+        Machine,
+        settings=hypothesis.settings(
+            max_examples=150 if searching else 14,
+            stateful_step_count=40 if searching else 25,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -176,11 +176,11 @@ class Machine(RuleBasedStateMachine):
                 case _:
                     host.engine_problem = ""
 
-        self.go(act())
-        if what == "cut":
+        if what == "cut" and host.reachable:
             self.note_what_must_run(host)
-        else:
+        elif what != "cut":
             self.touched(host)
+        self.go(act())
 
     def note_what_must_run(self, host: FakeHost) -> None:
         """Remember which apps of a host run, and have nothing in flight."""

@@ -20,6 +20,7 @@ from moorage_controller.background.certificates import Certificates as Certifica
 from moorage_controller.background.host_watcher import HostWatcher
 from moorage_controller.background.loop import Loop
 from moorage_controller.background.retention import Retention
+from moorage_controller.background.take_over import TakeOver
 from moorage_controller.data_folder import lock
 from moorage_controller.database import open_database
 from moorage_controller.errors import StartupError
@@ -44,6 +45,7 @@ from moorage_controller.services.health import Health
 from moorage_controller.services.history import History, Keeps
 from moorage_controller.services.host_keys import HostKeys, PinnedKeys
 from moorage_controller.services.inspection import Inspection
+from moorage_controller.services.leases import Leases
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.outputs import Outputs
@@ -121,9 +123,17 @@ class Controller:
         observations = Observations(database, signals)
         checks = Checks(database, hosts, observations, signals, clock)
         self._stack.push_async_callback(checks.close)
-        outputs = Outputs(database, signals, clock)
+        leases = Leases(database)
+        self._stack.push_async_callback(leases.leave)
         operations = Operations(
-            database, hosts, observations, signals, clock, outputs, limits=_limits(settings), queue=_queue(settings)
+            database,
+            hosts,
+            observations,
+            signals,
+            clock,
+            leases,
+            limits=_limits(settings),
+            queue=_queue(settings),
         )
         apps = Apps(database, operations, signals)
         api_tokens = ApiTokens(database)
@@ -133,6 +143,7 @@ class Controller:
         await feed.open()
         loops = (
             Loop("feed", feed.run, clock),
+            Loop("take-over", TakeOver(operations).run, clock),
             Loop("host-watcher", HostWatcher(database, hosts, observations, signals, clock).run, clock),
             Loop("certificates", CertificateRenewal(Renewals(database, authority, channels), clock).run, clock),
             Loop("retention", Retention(History(database, _keeps(settings)), clock).run, clock),
@@ -150,7 +161,7 @@ class Controller:
             projects=Projects(database, signals),
             apps=apps,
             operations=operations,
-            outputs=outputs,
+            outputs=Outputs(database, signals, clock),
             feed=feed,
             inspection=Inspection(database, hosts),
             enrollments=enrollments,

@@ -80,6 +80,7 @@ class Agents:
                 created_at=now,
                 deadline_at=now + _LIMIT,
                 request=json.dumps({**request, "exclusive": exclusive}),
+                driver=self._operations.driver,
             )
             await operation_store.add(connection, operation)
             launch(operation)

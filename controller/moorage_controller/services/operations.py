@@ -20,14 +20,13 @@ from moorage_controller.errors import (
     DatabaseUnavailableError,
     HostUnreachableError,
     NotFoundError,
-    OperationFailedError,
 )
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError, Hosts
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.delivery import Delivery, Limits
+from moorage_controller.services.leases import Leases
 from moorage_controller.services.observations import Observations
-from moorage_controller.services.outputs import Outputs
 from moorage_controller.services.queue import Queue, Turn
 from moorage_controller.services.runs import Outcome
 from moorage_controller.signals import Signals
@@ -74,7 +73,7 @@ class Operations:
         observations: Observations,
         signals: Signals,
         clock: Clock,
-        outputs: Outputs,
+        leases: Leases,
         *,
         limits: Limits,
         queue: Queue,
@@ -84,7 +83,7 @@ class Operations:
         self._observations = observations
         self._signals = signals
         self._clock = clock
-        self._outputs = outputs
+        self._leases = leases
         self._limits = limits
         self._queue = queue
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
@@ -123,6 +122,7 @@ class Operations:
             run_timeout=app.run_timeout if run_minutes is None else run_minutes,
             created_at=now,
             deadline_at=now + self._limits.total,
+            driver=self.driver,
         )
         try:
             await store.add(connection, operation)
@@ -155,13 +155,17 @@ class Operations:
         task.add_done_callback(lambda _: self._tasks.pop(operation.id, None))
 
     async def recover(self) -> None:
-        """Take up every operation whose end isn't known: after a crash, call it once at the start."""
-        async with self._database.read() as connection:
-            left = await store.all_in_flight(connection)
+        """Take up every operation whose end isn't known and that nobody drives: what a controller that died left."""
         # What is at work already counts before anybody gets a turn.
-        for operation in sorted(left, key=lambda each: each.state == "queued"):
+        for operation in sorted(await self._leases.claim(), key=lambda each: each.state == "queued"):
             log.info("operation_taken_up", operation_id=str(operation.id), kind=operation.kind, state=operation.state)
-            self.launch(operation, recovered=True)
+            if operation.id not in self._tasks:
+                self.launch(operation, recovered=True)
+
+    @property
+    def driver(self) -> UUID:
+        """This controller, as operations that it drives name it."""
+        return self._leases.controller_id
 
     async def close(self) -> None:
         """Let go of all operations; they go on on their hosts, and the next start takes them up."""
@@ -190,8 +194,8 @@ class Operations:
     async def wait(self, operation_id: UUID, seconds: float | None = None) -> Operation:
         """Return the operation once it has ended, or as it is after that many seconds.
 
-        Without `seconds` it waits as long as the operation may take, and then raises OperationFailedError
-        (`deadline_exceeded`): the end isn't known, and the operation goes on.
+        Without `seconds` it waits as long as the operation may take; where it is in flight still, its end isn't known,
+        and it goes on.
         """
         operation = await self.get(operation_id)
         until = None if seconds is None else self._clock.monotonic() + seconds
@@ -201,10 +205,6 @@ class Operations:
                 break
             await self._wait_a_while(operation_id, left)
             operation = await self.get(operation_id)
-        if operation.in_flight and seconds is None:
-            sentence = "The operation's time is over and its end is not known: the host doesn't answer. It goes on."
-            output = await self._outputs.text(operation_id)
-            raise OperationFailedError("deadline_exceeded", sentence, output=output, operation_id=str(operation_id))
         return operation
 
     async def _seconds_left(self, operation: Operation) -> float:

@@ -35,8 +35,8 @@ from moorage_controller.store.types import EncryptedText, UtcDateTime
 
 _VERSION_TABLE = "alembic_version"
 _CHANGES = "changes"
-_LEFT_OUT = frozenset({"sessions", _CHANGES})
-"""A session that was ended after the backup must not come back to life; numbers of changes are one database's own."""
+_LEFT_OUT = frozenset({"sessions", "controllers", _CHANGES})
+"""A session that was ended after the backup must not come back to life; who runs, and changes' numbers, are of now."""
 _UUID_DIGITS = 32
 _ROWS_AT_ONCE = 500
 

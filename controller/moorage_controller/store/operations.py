@@ -25,7 +25,7 @@ class Operation:
     """A row of `operations`.
 
     `run_timeout` is minutes; `deadline_at` the moment after which a start is stopped on its host; `request` (JSON) what
-    an operation on an agent was asked with.
+    an operation on an agent was asked with; `driver` the controller that brings it to its end.
     """
 
     id: UUID
@@ -47,6 +47,7 @@ class Operation:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     request: str | None = None
+    driver: UUID | None = None
 
     @property
     def in_flight(self) -> bool:
@@ -111,6 +112,11 @@ async def all_in_flight(connection: AsyncConnection) -> Sequence[Operation]:
     query = select(*columns(Operation, operations)).where(operations.c.state.in_(IN_FLIGHT))
     rows = await connection.execute(query.order_by(operations.c.created_at))
     return [to_dataclass(Operation, row) for row in rows]
+
+
+async def claim(connection: AsyncConnection, operation: Operation, driver: UUID) -> None:
+    """Note who drives an operation from here on, in the write transaction that saw it without a driver."""
+    await connection.execute(update(operations).where(operations.c.id == operation.id).values(driver=driver))
 
 
 async def search(

@@ -203,6 +203,8 @@ operations = Table(
     _unique_where("uq_operations_in_flight", "app_id", _IN_FLIGHT),
     # What installing or removing an agent was asked with, as JSON: the next controller goes on with it.
     Column("request", Text()),
+    # Which controller brings it to its end.
+    Column("driver", Uuid()),
     _unique_where(
         "uq_operations_agent_in_flight", "server_id", f"{_IN_FLIGHT} AND kind IN ('agent_install', 'agent_uninstall')"
     ),
@@ -226,6 +228,9 @@ changes = Table(
     Column("kind", String(20), nullable=False),
     Column("resource_id", Uuid()),
 )
+
+# The controllers that run, each by an id of its own: one that isn't seen any more drives nothing.
+controllers = Table("controllers", metadata, Column("id", Uuid(), primary_key=True), _time("seen_at", nullable=False))
 
 # A login token counts while its session is here: logging out, a new password or another role takes it away.
 sessions = Table(

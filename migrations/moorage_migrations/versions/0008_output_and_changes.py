@@ -1,4 +1,4 @@
-"""What an operation prints is kept byte for byte while it runs; and every change of what the API shows has a number.
+"""What an operation prints is kept while it runs, every change has a number, and each operation knows who drives it.
 
 Revision 0008. `operations.output`, the last 64 KiB of an operation that had ended, becomes rows of `operation_output`.
 """
@@ -45,6 +45,13 @@ def upgrade() -> None:
         connection.execute(_output.insert().values(operation_id=row.id, start=0, stop=len(data), data=data))
     with op.batch_alter_table("operations") as table:
         table.drop_column("output")
+        table.add_column(sa.Column("driver", sa.Uuid(), nullable=True))
+    op.create_table(
+        "controllers",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_controllers")),
+    )
     changes = op.create_table(
         "changes",
         sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -59,7 +66,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Keep the last 64 KiB of each operation's output, as the older release does."""
     op.drop_table("changes")
+    op.drop_table("controllers")
     with op.batch_alter_table("operations") as table:
+        table.drop_column("driver")
         table.add_column(sa.Column("output", sa.Text(), nullable=False, server_default=""))
     connection = op.get_bind()
     pieces: dict[object, bytes] = {}

@@ -51,6 +51,7 @@ async def _told(stream: Listener, app_id: str, status: str) -> float:
             return moment
 
 
+@pytest.mark.timeout(600)
 async def test_from_a_kill_to_the_event(stack: Stack, sshd: PrivateSshd) -> None:
     apps = await asyncio.to_thread(_apps, stack, sshd)
     took: dict[str, list[float]] = {way: [] for way in apps}

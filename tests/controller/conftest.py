@@ -14,7 +14,7 @@ import pytest
 import structlog
 from copies import Copies
 from factories import World, add_users, make_settings
-from fakes import FakeClock
+from fakes import FakeClock, FakeHost
 from moorage_common import logging
 from moorage_controller.database import open_database
 from moorage_controller.settings import Settings
@@ -114,6 +114,20 @@ async def world(settings: Settings) -> AsyncIterator[World]:
         yield await world.start()
     finally:
         await world.close()
+
+
+@pytest.fixture
+async def host(world: World) -> FakeHost:
+    """Return the one host that a world has."""
+    return (await world.new_host())[1]
+
+
+@pytest.fixture
+async def app_id(world: World, host: FakeHost) -> str:
+    """Return an app on that host."""
+    assert host.reachable
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    return await world.new_app(server["id"])
 
 
 @pytest.fixture

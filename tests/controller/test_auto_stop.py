@@ -23,12 +23,6 @@ def _steady_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def host(world: World) -> FakeHost:
-    """Return the one host."""
-    return (await world.new_host())[1]
-
-
-@pytest.fixture
 async def app_id(world: World, host: FakeHost) -> str:
     """Return an app on that host, whose runs last five minutes."""
     assert host.reachable

@@ -15,20 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 Write = Callable[[Database], AbstractAsyncContextManager[AsyncConnection]]
 
 
-@pytest.fixture
-async def host(world: World) -> FakeHost:
-    """Return the one host."""
-    return (await world.new_host())[1]
-
-
-@pytest.fixture
-async def app_id(world: World, host: FakeHost) -> str:
-    """Return an app on that host."""
-    assert host.reachable
-    (server,) = (await world.admin.get("/api/servers")).expect(200)
-    return await world.new_app(server["id"])
-
-
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
 async def test_an_outage_is_told_and_what_hosts_said_meanwhile_is_known_afterwards(
     world: World, host: FakeHost, app_id: str, copies: Copies

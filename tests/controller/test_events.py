@@ -16,20 +16,6 @@ from moorage_controller.store.engine import Database
 from sse import Event, Listener, listening
 
 
-@pytest.fixture
-async def host(world: World) -> FakeHost:
-    """Return the one host."""
-    return (await world.new_host())[1]
-
-
-@pytest.fixture
-async def app_id(world: World, host: FakeHost) -> str:
-    """Return an app on that host."""
-    assert host.reachable
-    (server,) = (await world.admin.get("/api/servers")).expect(200)
-    return await world.new_app(server["id"])
-
-
 async def ready(stream: Listener) -> Event:
     """Return the first event."""
     event = await stream.next()

@@ -8,12 +8,6 @@ from sse import listening
 
 
 @pytest.fixture
-async def host(world: World) -> FakeHost:
-    """Return the one host."""
-    return (await world.new_host())[1]
-
-
-@pytest.fixture
 async def server_id(world: World, host: FakeHost) -> str:
     """Return its server."""
     assert host.reachable

@@ -12,20 +12,6 @@ MINUTE = 60_000
 ERROR = b'{"error":true,"message":"no such image: nothing:1"}\n'
 
 
-@pytest.fixture
-async def host(world: World) -> FakeHost:
-    """Return the one host."""
-    return (await world.new_host())[1]
-
-
-@pytest.fixture
-async def app_id(world: World, host: FakeHost) -> str:
-    """Return an app on that host."""
-    assert host.reachable
-    (server,) = (await world.admin.get("/api/servers")).expect(200)
-    return await world.new_app(server["id"])
-
-
 async def test_what_compose_said_is_told_and_kept_until_the_next_success(
     world: World, host: FakeHost, app_id: str
 ) -> None:

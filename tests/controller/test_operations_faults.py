@@ -15,20 +15,6 @@ NOW = int(EPOCH.timestamp() * 1000)
 MINUTE = 60_000
 
 
-@pytest.fixture
-async def host(world: World) -> FakeHost:
-    """Return the one host."""
-    return (await world.new_host())[1]
-
-
-@pytest.fixture
-async def app_id(world: World, host: FakeHost) -> str:
-    """Return an app on that host."""
-    assert host.reachable
-    (server,) = (await world.admin.get("/api/servers")).expect(200)
-    return await world.new_app(server["id"])
-
-
 async def test_a_host_that_can_t_be_reached_is_told_at_once_and_nothing_was_sent(
     world: World, host: FakeHost, app_id: str
 ) -> None:

@@ -16,12 +16,6 @@ MINUTE = 60_000
 
 
 @pytest.fixture
-async def host(world: World) -> FakeHost:
-    """Return the one host."""
-    return (await world.new_host())[1]
-
-
-@pytest.fixture
 async def app_id(world: World, host: FakeHost) -> str:
     """Return an app on that host."""
     assert host.reachable

@@ -131,6 +131,8 @@ def _parameters(route: Route, details: Details) -> list[dict[str, Any]]:
     ]
     if _conditional(route):
         found.append(_header("If-None-Match", "An ETag held already: 304 where it is still so."))
+    if EVENT_STREAM in details.media:
+        found.append(_header("Last-Event-ID", "The `id` of the last event that was seen: go on after it."))
     if details.asynchronous:
         found.append(_header("Prefer", "`respond-async`: don't wait for the end. `wait=N`: wait N seconds at most."))
     if route.creates:

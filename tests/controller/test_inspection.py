@@ -118,3 +118,32 @@ async def test_a_project_that_no_app_names_is_found_and_made_an_app(
     assert names == ["stopped"]
     assert (await world.app(app_id))["status"] == "running"
     assert host.commands == [(OperationKind.UP, PATH)], "to adopt is not to start"
+
+
+async def test_a_watch_that_is_cut_turns_nothing_offline(world: World, host: FakeHost, app_id: str) -> None:
+    before = await world.audit("STATUS_CHANGE")
+    for _ in range(3):
+        host.break_connections()
+        await settle()
+        (server,) = (await world.admin.get("/api/servers")).expect(200)
+        assert server["status"] == "online"
+        await world.clock.run(20)
+    app = await world.app(app_id)
+    assert (app["status"], app["health"]) == ("running", "healthy")
+    assert await world.audit("STATUS_CHANGE") == before
+    host.reachable = False
+    await settle()
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    assert server["status"] == "offline"
+
+
+async def test_who_restarts_a_container_by_hand_wins_no_time(world: World, host: FakeHost, app_id: str) -> None:
+    before = await world.app(app_id)
+    host.set_running(PATH, [])
+    await settle()
+    assert (await world.app(app_id))["status"] == "stopped"
+    world.clock.advance(60)
+    host.set_running(PATH, ["web"])
+    await settle()
+    after = await world.app(app_id)
+    assert (after["status"], after["stopAt"], after["startedAt"]) == ("running", before["stopAt"], before["startedAt"])

@@ -1,6 +1,7 @@
 """What an operation prints, seen while it prints it, and resumed where a reader was cut off."""
 
 import asyncio
+from contextlib import suppress
 from uuid import UUID
 
 import aiohttp
@@ -11,6 +12,7 @@ from moorage_common.states import OperationKind
 from moorage_controller.store import output
 from moorage_controller.store.engine import Database
 from moorage_controller.store.output import Piece
+from moorage_lab.waiting import eventually_async
 from sse import listening
 
 STARTED = b'{"id":"Container shop-web-1","status":"Done","text":"Started"}\n'
@@ -230,6 +232,29 @@ async def test_a_logged_out_reader_is_let_go(world: World, operation_id: str, mo
         assert not stream.response.content.at_eof()
         (await world.user.post("/api/auth/logout")).expect(200)
         assert await stream.next() is None
+
+
+async def test_a_reader_who_takes_nothing_is_dropped(
+    world: World, host: FakeHost, operation_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moorage_controller.api.sse._SEND_SECONDS", 0.3)
+    host.say(PATH, b"".join(b"%07d %s\n" % (n, b"x" * 1000) for n in range(9_000)))
+    host.let_go()
+    await world.clock.run(5)
+    path = f"/api/operations/{operation_id}/output"
+    port = int(world.user.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.user.token}\r\n\r\n".encode())
+
+    def streams() -> list[str]:
+        return [task.get_name() for task in asyncio.all_tasks() if task.get_name() == f"stream {path}"]
+
+    await eventually_async(lambda: bool(streams()), what="the stream")
+    await eventually_async(lambda: not streams(), what="the end of the stream")
+    with suppress(ConnectionError):
+        assert b"event: done" not in await reader.read()
+    writer.close()
+    assert (await world.operation(operation_id))["state"] == "succeeded"
 
 
 def _on(session: aiohttp.ClientSession, world: World) -> Api:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moorage_common.states import ContainerState, OperationKind, Project
 from moorage_controller.hosts.transport import AppObservation
 from moorage_controller.services import runs
-from moorage_controller.services.runs import Outcome
+from moorage_controller.services.runs import EndedRun, Outcome
 from moorage_controller.store.apps import App
 from moorage_controller.store.operations import Operation
 
@@ -213,3 +213,43 @@ def _check(app: App) -> None:
     else:
         assert app.run_timeout is not None
         assert app.stop_at is not None
+
+
+def test_the_same_containers_go_on_with_their_run_and_others_begin_one() -> None:
+    app = a_running_app()
+    stopped = replace(app, **runs.observe(app, seen("exited"), LATER, in_flight=False))
+    assert (stopped.status, stopped.run_id) == ("stopped", None)
+    ended = EndedRun.of(app, seen("exited"))
+    again = replace(stopped, **runs.observe(stopped, seen("running"), LATER, in_flight=False, ended=ended))
+    assert (again.run_id, again.started_at, again.stop_at) == (app.run_id, app.started_at, app.stop_at)
+    other = replace(seen("running"), containers=[replace(seen("running").containers[0], id="another")])
+    anew = replace(stopped, **runs.observe(stopped, other, LATER, in_flight=False, ended=ended))
+    assert anew.run_id != app.run_id
+    assert anew.stop_at == LATER + timedelta(minutes=60)
+
+
+@pytest.mark.parametrize(
+    ("states", "reason"),
+    [
+        ((), "Its containers were removed."),
+        (("exited", "exited"), None),
+        (("dead", "created"), "S0 is dead, s1 was never started."),
+    ],
+)
+def test_an_app_that_nobody_stopped_says_why_it_runs_no_more(states: tuple[str, ...], reason: str | None) -> None:
+    app = a_running_app()
+    assert replace(app, **runs.observe(app, seen(*states), LATER, in_flight=False)).last_error == reason
+
+
+def test_a_run_that_is_found_shows_the_real_start_and_counts_from_now() -> None:
+    containers = [
+        replace(container, started_at=EPOCH + timedelta(minutes=n))
+        for n, container in enumerate(seen("exited", "running", "running").containers)
+    ]
+    app = an_app()
+    found = replace(app, **runs.observe(app, replace(seen(), containers=containers), LATER, in_flight=False))
+    assert found.started_at == EPOCH + timedelta(minutes=1)
+    assert found.stop_at == LATER + timedelta(minutes=60)
+    ahead = [replace(containers[1], started_at=LATER + timedelta(hours=1))]
+    found = replace(app, **runs.observe(app, replace(seen(), containers=ahead), LATER, in_flight=False))
+    assert found.started_at == LATER, "a host's clock that is ahead makes no start in the future"

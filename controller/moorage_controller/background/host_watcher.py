@@ -44,6 +44,8 @@ class HostWatcher:
         self._clock = clock
         self._changed: asyncio.Queue[UUID] = asyncio.Queue()
         self._watches: dict[UUID, asyncio.Task[None]] = {}
+        self._heard: dict[UUID, bool] = {}
+        """Whether something came over the watch that stands, or stood last."""
         signals.server_changed.connect(self._changed.put_nowait)
 
     async def run(self) -> None:
@@ -80,23 +82,28 @@ class HostWatcher:
                 self._changed.put_nowait(server_id)
 
     async def _watch(self, server_id: UUID) -> None:
-        retry = _FIRST_RETRY
+        retry, waited = _FIRST_RETRY, True
         while True:
-            started = self._clock.monotonic()
+            started, self._heard[server_id] = self._clock.monotonic(), False
             try:
                 try:
                     if not await self._watch_once(server_id):
                         return
                 except (ContactLostError, HostRefusedError, HostUnreachableError) as error:
-                    await self._observations.host_lost(server_id, str(error))
+                    # A watch that was cut proves nothing: only a host that doesn't answer now is offline.
+                    if not self._heard[server_id]:
+                        await self._observations.host_lost(server_id, str(error))
             except DatabaseUnavailableError:
                 pass  # logged where it was met
             except Exception:
                 log.exception("host_watch_failed", server_id=str(server_id))
             if self._clock.monotonic() - started > _LAST_RETRY:
-                retry = _FIRST_RETRY
+                retry, waited = _FIRST_RETRY, True
+            if self._heard[server_id] and waited:
+                waited = False
+                continue
             await self._clock.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
-            retry = min(retry * 2, _LAST_RETRY)
+            retry, waited = min(retry * 2, _LAST_RETRY), True
 
     async def _watch_once(self, server_id: UUID) -> bool:
         """Watch until the connection breaks; False when there is nothing to watch: no such server, or no way to it."""
@@ -107,6 +114,7 @@ class HostWatcher:
             return False
         transport = self._hosts.transport(server)
         async for item in transport.watch([host_app(app) for app in apps]):
+            self._heard[server_id] = True
             await self._apply(server_id, apps, item)
         return True
 

@@ -12,6 +12,7 @@ from moorage_controller.hosts.transport import AppObservation, HostInfo
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.renewal import expired_sentence
+from moorage_controller.services.runs import EndedRun
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as server_store
@@ -31,6 +32,7 @@ class Observations:
         self._last_look: dict[UUID, tuple[str, int]] = {}
         # Seen while an operation was in flight: the status in it is not applied, and would not be told again.
         self._held: dict[UUID, AppObservation] = {}
+        self._ended: dict[UUID, EndedRun] = {}
 
     def note(self, app_id: UUID, observation: AppObservation) -> None:
         """Remember when an app was last looked at; called before what was seen is committed."""
@@ -60,6 +62,7 @@ class Observations:
 
     async def operation_ended(self, app_id: UUID, *, ran: bool) -> None:
         """Apply what was seen while an operation was in flight that, as its end says, never ran."""
+        self._ended.pop(app_id, None)
         held = self._held.pop(app_id, None)
         if held is not None and not ran:
             await self.app_seen(app_id, held)
@@ -113,11 +116,15 @@ class Observations:
             return
         if view.operation_id is not None:
             self._held[app_id] = observation
-        values = runs.observe(view.app, observation, now, in_flight=view.operation_id is not None)
+        in_flight, ended = view.operation_id is not None, self._ended.get(app_id)
+        values = runs.observe(view.app, observation, now, in_flight=in_flight, ended=ended)
         if not values:
             return
         await app_store.change(connection, app_id, values)
         if "status" in values:
+            self._ended.pop(app_id, None)
+            if values["status"] == "stopped":
+                self._ended[app_id] = EndedRun.of(view.app, observation)
             await server_store.recount(connection, view.app.server_id)
             await self._tell(connection, view.app, values, observation)
 

@@ -64,6 +64,20 @@ def new_run(run_id: UUID, timeout: int, now: datetime) -> Values:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class EndedRun:
+    """A run whose containers ended without an operation: where these very containers run again, it goes on."""
+
+    values: Values
+    containers: frozenset[str]
+
+    @classmethod
+    def of(cls, app: App, observation: AppObservation) -> "EndedRun":
+        """Return the run of an app that was just seen stopped."""
+        values = {name: getattr(app, name) for name in NO_RUN}
+        return cls(values, frozenset(c.id for c in observation.containers))
+
+
 def found_run(app: App, observation: AppObservation, now: datetime) -> Values:
     """Return the columns of a run that was found: begun by hand, before the app was made, or while nobody looked.
 
@@ -122,12 +136,15 @@ def _after_stop(app: App, outcome: Outcome, now: datetime) -> Values:
     return _with_run(app, outcome.observed, now)
 
 
-def observe(app: App, observation: AppObservation, now: datetime, *, in_flight: bool) -> Values:
+def observe(
+    app: App, observation: AppObservation, now: datetime, *, in_flight: bool, ended: EndedRun | None = None
+) -> Values:
     """Return what changes by an observation; empty where nothing does.
 
-    While an operation is in flight its end decides about status and run; only the health is taken.
+    While an operation is in flight its end decides about status and run; only the health is taken. `ended` is the run
+    that ended last without an operation.
     """
-    seen = _seen(observation, now) if in_flight else _with_run(app, observation, now)
+    seen = _seen(observation, now) if in_flight else _with_run(app, observation, now, ended)
     if in_flight:
         del seen["status"]
     elif app.status == AppStatus.RUNNING and seen["status"] == AppStatus.STOPPED:
@@ -153,12 +170,16 @@ def _all_done(containers: Sequence[ContainerState]) -> bool:
     return bool(containers) and all(c.done for c in containers if not c.one_off)
 
 
-def _with_run(app: App, observation: AppObservation, now: datetime) -> Values:
+def _with_run(app: App, observation: AppObservation, now: datetime, ended: EndedRun | None = None) -> Values:
     """Hold the invariant: containers found running begin a run; where none is left, the run is over."""
     seen = _seen(observation, now)
     if seen["status"] == AppStatus.STOPPED:
         return seen | NO_RUN
-    return seen if app.run_id is not None else seen | found_run(app, observation, now)
+    if app.run_id is not None:
+        return seen
+    same = ended is not None and any(c.alive and c.id in ended.containers for c in observation.containers)
+    # The same containers, restarted by hand or by the Engine: that wins them no time.
+    return seen | (ended.values if same and ended is not None else found_run(app, observation, now))
 
 
 def _as_before(app: App, *, keep_run: bool) -> Values:

@@ -34,7 +34,9 @@ class TooManyLogsError(Exception):
     """More streams than this host allows at once; `str()` is a sentence."""
 
     def __init__(self) -> None:
-        super().__init__("Too many logs of this host are followed at once: end one, or ask for one service alone.")
+        super().__init__(
+            "No more logs of this host can be followed at once: end one, ask for one service alone, or don't follow."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 from host_calls import followed, order, run, watching
+from moorage_common.logs import LogsWanted
 from moorage_common.states import OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.transport import SshTransport
@@ -27,7 +28,7 @@ from moorage_lab.engine import PrivateEngine
 from moorage_lab.processes import installed
 from moorage_lab.sshd import PrivateSshd
 from moorage_lab.waiting import eventually_async
-from rigs import SLOW, SshDesk, ssh_app
+from rigs import QUICK, SLOW, SshDesk, ssh_app
 
 from .conftest import SHELLS
 
@@ -140,6 +141,25 @@ async def test_a_server_that_forwards_nothing_will_do(start_sshd: StartSshd, opt
     desk = SshDesk(sshd)
     transport = desk.transport()
     assert "Started" in await whole_life(transport, ssh_app(sshd))
+    await desk.pool.close()
+
+
+async def test_where_sessions_are_few_only_some_logs_are_followed_at_once(start_sshd: StartSshd) -> None:
+    sshd = start_sshd("DisableForwarding yes")
+    desk = SshDesk(sshd)
+    transport = desk.transport()
+    service = QUICK.partition("services:\n")[2].replace("sleep 600", "sh -c 'while echo tick; do sleep 0.2; done'")
+    cd_path = ssh_app(sshd, "services:\n" + "".join(service.replace("web:", f"web{n}:", 1) for n in range(3)))
+    await run(transport, order(cd_path))
+    with pytest.raises(HostRefusedError) as caught:
+        await anext(transport.logs(HostApp(cd_path), LogsWanted(follow=True)))
+    assert caught.value.code == "too_many_logs"
+    async with aclosing(transport.logs(HostApp(cd_path), LogsWanted(service="web1", follow=True))) as batches:
+        for _ in range(3):
+            assert {line.service for line in await anext(batches)} == {"web1"}
+        lines = [line async for batch in transport.logs(HostApp(cd_path), LogsWanted(tail=1)) for line in batch]
+        assert sorted(line.service for line in lines) == ["web0", "web1", "web2"]
+    assert (await run(transport, order(cd_path, OperationKind.DOWN)))[1].exit_code == 0
     await desk.pool.close()
 
 

@@ -291,7 +291,7 @@ class OperationOut(Schema):
 class OperationShownOut(OperationOut):
     """One operation, and the last 64 KiB of its output: what Compose printed, or what an agent's installation did.
 
-    An installation's grows while it runs; a start's or stop's is there at the end.
+    It grows while the operation runs; GET /api/operations/{id}/output shows it live, and from its beginning.
     """
 
     output: str

@@ -42,9 +42,10 @@ async def logs(site: Site, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[S
 
     async def containers() -> list[ContainerState]:
         found = await site.link.engine.containers()
+        site.count_log_streams()  # only now it is known by which way the Engine is reached
         return [container.state for container in found.values() if identity.owns(container)]
 
-    reading = Logs(site.link.engine.dial, containers, wanted, site.log_budget())
+    reading = Logs(site.link.engine.dial, containers, wanted, site.logs)
     try:
         async with aclosing(reading.lines()) as batches:
             async for batch in batches:

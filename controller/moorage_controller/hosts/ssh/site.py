@@ -18,7 +18,10 @@ log = structlog.get_logger(__name__)
 _REFUSAL_KEPT_SECONDS = 30.0
 _LOGS = 64
 _LOGS_BY_SESSIONS = 2
-"""Where each stream to the Engine takes one of the few sessions that the server lets us have."""
+_KEPT_SESSIONS = 3
+"""Where each stream to the Engine takes one of the few sessions that the server lets us have; those that are kept are
+for events, looks and operations.
+"""
 
 
 class Site:
@@ -41,10 +44,11 @@ class Site:
         """Why there is no Compose, empty where there is one or nobody needed it yet."""
         return self._refusal.sentence if self._refusal is not None and self.compose is None else ""
 
-    def log_budget(self) -> Budget:
-        """Return what counts the logs that are followed over this connection."""
-        self.logs.limit = _LOGS if self.link.engine.streams > 1 else _LOGS_BY_SESSIONS
-        return self.logs
+    def count_log_streams(self) -> None:
+        """Set how many logs may be followed over this connection."""
+        self.logs.limit = _LOGS
+        if self.link.engine.streams == 1:
+            self.logs.limit = min(_LOGS_BY_SESSIONS, max(self.link.sessions.limit - _KEPT_SESSIONS, 0))
 
     async def provide_compose(self) -> HostCompose:
         """Return the host's Compose, uploaded first where it isn't there. Raises ContactLostError, HostRefusedError.

@@ -222,6 +222,9 @@ def test_the_same_containers_go_on_with_their_run_and_others_begin_one() -> None
     ended = EndedRun.of(app, seen("exited"))
     again = replace(stopped, **runs.observe(stopped, seen("running"), LATER, in_flight=False, ended=ended))
     assert (again.run_id, again.started_at, again.stop_at) == (app.run_id, app.started_at, app.stop_at)
+    next_day = EPOCH + timedelta(days=1)
+    late = replace(stopped, **runs.observe(stopped, seen("running"), next_day, in_flight=False, ended=ended))
+    assert late.stop_at == next_day + timedelta(minutes=60), "who starts it again later isn't stopped at once"
     other = replace(seen("running"), containers=[replace(seen("running").containers[0], id="another")])
     anew = replace(stopped, **runs.observe(stopped, other, LATER, in_flight=False, ended=ended))
     assert anew.run_id != app.run_id

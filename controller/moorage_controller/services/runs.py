@@ -77,6 +77,11 @@ class EndedRun:
         values = {name: getattr(app, name) for name in NO_RUN}
         return cls(values, frozenset(c.id for c in observation.containers))
 
+    def goes_on(self, observation: AppObservation, now: datetime) -> bool:
+        """Tell whether its containers were restarted by hand, or by the Engine: within its time that wins them none."""
+        same = any(c.alive and c.id in self.containers for c in observation.containers)
+        return same and self.values["stop_at"] > now
+
 
 def found_run(app: App, observation: AppObservation, now: datetime) -> Values:
     """Return the columns of a run that was found: begun by hand, before the app was made, or while nobody looked.
@@ -177,9 +182,9 @@ def _with_run(app: App, observation: AppObservation, now: datetime, ended: Ended
         return seen | NO_RUN
     if app.run_id is not None:
         return seen
-    same = ended is not None and any(c.alive and c.id in ended.containers for c in observation.containers)
-    # The same containers, restarted by hand or by the Engine: that wins them no time.
-    return seen | (ended.values if same and ended is not None else found_run(app, observation, now))
+    if ended is not None and ended.goes_on(observation, now):
+        return seen | ended.values
+    return seen | found_run(app, observation, now)
 
 
 def _as_before(app: App, *, keep_run: bool) -> Values:

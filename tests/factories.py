@@ -164,7 +164,7 @@ class Api:
         data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Send a body as JSON, or `data` as it is."""
+        """Send a body as JSON, or `data` as it is. A reply that is a stream is not read: it may never end."""
         sent = dict(headers or {})
         if self.token is not None:
             sent.setdefault("Authorization", f"Bearer {self.token}")
@@ -172,7 +172,8 @@ class Api:
             sent.setdefault("Content-Type", "application/json")
         raw = json.dumps(body).encode() if body is not None else data
         async with self.session.request(method, self.url + path, data=raw, headers=sent) as response:
-            return Reply(response.status, CIMultiDict(response.headers), await response.text())
+            text = "" if response.content_type == "text/event-stream" else await response.text()
+            return Reply(response.status, CIMultiDict(response.headers), text)
 
     async def get(self, path: str, **headers: str) -> Reply:
         """GET a path; headers are named with underscores, here and below."""

@@ -25,7 +25,7 @@ def of(role: Role) -> list[Route]:
 async def answer(api: Api, route: Route, data: bytes | None, headers: dict[str, str] | None = None) -> tuple[int, str]:
     """Return status and code of what a caller gets."""
     reply = await api.send(route.method, path(route), data=data, headers=headers)
-    body = reply.json
+    body = reply.json if reply.text else None
     return reply.status, body.get("code", "") if isinstance(body, dict) else ""
 
 

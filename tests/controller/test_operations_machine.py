@@ -340,8 +340,8 @@ def test_whatever_happens_no_operation_is_lost_and_the_status_is_true(copies: Co
     run_state_machine_as_test(
         Machine,
         settings=hypothesis.settings(
-            max_examples=60 if searching else 14,
-            stateful_step_count=40 if searching else 25,
+            max_examples=60 if searching else 8,
+            stateful_step_count=40 if searching else 20,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),

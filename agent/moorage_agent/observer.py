@@ -7,9 +7,10 @@ states of all. Every reconnect begins with a look at everything.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import structlog
 from moorage_common.containers import Container
@@ -24,6 +25,8 @@ _PING_SECONDS = 10.0
 _EVERYTHING_NANOSECONDS = 600 * 10**9
 """How often everything is looked at anew, in case an Engine forgot to tell of something."""
 _FIRST_RETRY, _LAST_RETRY = 0.2, 5.0
+_STUCK_SECONDS = 30.0
+_CLOSE_SECONDS = 5.0
 
 
 class Observer:
@@ -77,15 +80,18 @@ class Observer:
             await self._look_at_all()
             while not ended.done():
                 if boot_nanoseconds() - self._all_looked_at > _EVERYTHING_NANOSECONDS:
-                    await self._look_at_all()
+                    await _within(_STUCK_SECONDS, self._look_at_all())
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stirred.wait(), _PING_SECONDS)
                 await asyncio.sleep(_COALESCE_SECONDS)
                 stirred.clear()
-                await self._look_again(dirty)
+                await _within(_STUCK_SECONDS, self._look_again(dirty))
         finally:
-            await asyncio.to_thread(stream.close)
-            await asyncio.gather(ended, return_exceptions=True)
+            closing = asyncio.ensure_future(asyncio.to_thread(stream.close))
+            # A thread that can't be ended must not keep the next session from what is true.
+            _, left = await asyncio.wait({closing, ended}, timeout=_CLOSE_SECONDS)
+            if left:
+                log.warning("engine_events_not_closed")
         raise EngineUnreachableError("The Docker Engine closed the stream of its events: see on the host that it runs.")
 
     async def _look_at_all(self) -> None:
@@ -129,6 +135,16 @@ class Observer:
 def boot_nanoseconds() -> int:
     """Return nanoseconds since boot, suspended time included: the same clock before and after the agent's restart."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+async def _within(seconds: float, look: Coroutine[Any, Any, None]) -> None:
+    """Look, however many containers there are; what takes longer than that hangs. Raises EngineUnreachableError."""
+    try:
+        await asyncio.wait_for(look, seconds)
+    except TimeoutError:
+        raise EngineUnreachableError(
+            f"A look at the Docker Engine didn't end within {seconds:.0f} seconds: see on the host how it is."
+        ) from None
 
 
 async def _pump(stream: EventStream, dirty: set[str], stirred: asyncio.Event) -> None:

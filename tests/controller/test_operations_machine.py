@@ -340,7 +340,7 @@ def test_whatever_happens_no_operation_is_lost_and_the_status_is_true(copies: Co
     run_state_machine_as_test(
         Machine,
         settings=hypothesis.settings(
-            max_examples=60 if searching else 8,
+            max_examples=60 if searching else 4,
             stateful_step_count=40 if searching else 20,
             deadline=None,
             database=None,

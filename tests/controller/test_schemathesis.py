@@ -20,6 +20,7 @@ OPEN = [(route.method, route.path) for route in ROUTES if route.path not in {"/a
 """All routes but the one that would end the token everything else is asked with, and the one that never ends."""
 CASES = [(method, path, real) for method, path in OPEN for real in (False, True) if not real or "{id}" in path]
 """With ids that nothing has, and with those of what is there, which the last ones delete."""
+CASES.remove(("GET", "/api/apps/{id}/logs", True))  # of an app that is there, a log that is followed never ends
 CASES.sort(key=lambda case: case[0] == "DELETE")
 EXCLUDED: list[Any] = [
     # JSON Schema can't say what every field's own rules do, as which paths have no `..`; 422 is told all the same.
@@ -75,7 +76,7 @@ def test_nothing_that_is_sent_gets_what_the_document_doesn_t_tell(
     operation = schema[path][method]
 
     @hypothesis.settings(
-        max_examples=12,
+        max_examples=9,
         deadline=None,
         derandomize=True,
         database=None,

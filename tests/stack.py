@@ -115,7 +115,7 @@ class Stack:
         shown: dict[str, Any] = self.api.get(f"/api/apps/{app_id}").expect(200)
         return shown
 
-    def wait_app(self, app_id: str, *, timeout: float = 20, **wanted: object) -> dict[str, Any]:
+    def wait_app(self, app_id: str, *, timeout: float = 45, **wanted: object) -> dict[str, Any]:
         """Wait until the app's fields are as wanted."""
 
         def right() -> dict[str, Any] | None:

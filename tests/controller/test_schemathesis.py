@@ -76,7 +76,7 @@ def test_nothing_that_is_sent_gets_what_the_document_doesn_t_tell(
     operation = schema[path][method]
 
     @hypothesis.settings(
-        max_examples=9,
+        max_examples=6,
         deadline=None,
         derandomize=True,
         database=None,

@@ -27,6 +27,7 @@ from moorage_controller.hosts.transport import (
     HostApp,
     HostInfo,
     HostProject,
+    HostRefusedError,
     HostTransport,
     Order,
     Output,
@@ -206,12 +207,12 @@ class FakeTransport:
             yield item
 
     async def look(self, app: HostApp) -> AppObservation:
-        """Look at an app now. Raises HostUnreachableError."""
+        """Look at an app now. Raises HostUnreachableError, HostRefusedError."""
         await self._ask()
         return self._host.observation(app.cd_path)
 
     async def projects(self) -> Sequence[HostProject]:
-        """List the Compose projects there are. Raises HostUnreachableError."""
+        """List the Compose projects there are. Raises HostUnreachableError, HostRefusedError."""
         await self._ask()
         return self._host.projects()
 
@@ -224,7 +225,7 @@ class FakeTransport:
     async def _ask(self) -> None:
         await self.info()
         if self._host.engine_problem:
-            raise HostUnreachableError(self._host.engine_problem, "engine_unreachable")
+            raise HostRefusedError("engine_unreachable", self._host.engine_problem)
 
     async def _arrive(self) -> None:
         if self._host.silent:

@@ -48,7 +48,7 @@ async def run(settings: Settings) -> None:
     observer = Observer(engine)
     policy = Policy(settings.policy_file)
     identities = Identities(policy, compose, environment(settings))
-    inspection = Inspection(engine, identities, policy, settings.docker_socket)
+    inspection = Inspection(engine, observer, identities, policy, settings.docker_socket)
     runner = ComposeRunner(journal, engine, identities, compose, environment(settings))
     watcher = Watcher(observer, engine, identities)
     about = About(version, watcher.boot_id, str(settings.data_dir))

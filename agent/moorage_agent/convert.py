@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from moorage_common.containers import Container
 from moorage_common.journal import CancelOutcome, Record, State
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.rpc.v1 import agent_pb2 as pb
@@ -121,15 +120,15 @@ def watch_item(item: WatchItem, about: About) -> pb.WatchResponse:
             return pb.WatchResponse(heartbeat=pb.Heartbeat())
 
 
-def projects(found: Mapping[Project, Sequence[Container]]) -> pb.ListProjectsResponse:
+def projects(found: Mapping[Project, Sequence[ContainerState]]) -> pb.ListProjectsResponse:
     """Show the projects of the host."""
     return pb.ListProjectsResponse(
         projects=[
             pb.HostProject(
                 project=pb.Project(name=project.name, directory=project.directory),
-                containers=[_container(c.state) for c in containers],
+                containers=[_container(state) for state in states],
             )
-            for project, containers in found.items()
+            for project, states in found.items()
         ]
     )
 

@@ -6,7 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from moorage_common.app_identity import AppIdentity
-from moorage_common.containers import Container
+from moorage_common.containers import by_project
 from moorage_common.engine_http import EngineProblemError, Stream
 from moorage_common.logs import Budget, LogLine, Logs, LogsWanted
 from moorage_common.states import ContainerState, Project
@@ -14,6 +14,7 @@ from moorage_common.states import ContainerState, Project
 from moorage_agent.engine import Engine
 from moorage_agent.errors import RefusalError
 from moorage_agent.identities import Identities, WatchedApp
+from moorage_agent.observer import Observer
 from moorage_agent.policy import Policy
 
 _MOST_FOLLOWED = 128
@@ -23,8 +24,11 @@ _MOST_FOLLOWED = 128
 class Inspection:
     """Looks, and changes nothing."""
 
-    def __init__(self, engine: Engine, identities: Identities, policy: Policy, socket: Path) -> None:
+    def __init__(
+        self, engine: Engine, observer: Observer, identities: Identities, policy: Policy, socket: Path
+    ) -> None:
         self._engine = engine
+        self._observer = observer
         self._identities = identities
         self._policy = policy
         self._socket = socket
@@ -37,27 +41,28 @@ class Inspection:
             raise RefusalError(identity.problem_code, identity.problem)
         return identity
 
-    async def projects(self) -> dict[Project, list[Container]]:
+    async def projects(self) -> dict[Project, list[ContainerState]]:
         """Return the projects whose directories the policy allows. Raises EngineUnreachableError."""
         return await asyncio.to_thread(self._projects)
 
     async def logs(self, app: WatchedApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
         """Yield batches of lines. Raises RefusalError, UnknownServiceError, TooManyLogsError, EngineProblemError."""
+        identity = await self.identity(app)
 
-        async def containers() -> list[ContainerState]:
-            identity = await self.identity(app)
-            found = await asyncio.to_thread(self._engine.containers, identity.owns)
-            return [container.state for container in found.values()]
+        async def look() -> list[ContainerState]:
+            return [c.state for c in (await asyncio.to_thread(self._engine.containers, identity.owns)).values()]
 
-        async with aclosing(Logs(self._dial, containers, wanted, self._budget).lines()) as batches:
+        async def known() -> list[ContainerState]:
+            # What the observer knows: no thread that an operation may need waits for an Engine that hangs.
+            return [c.state for c in self._observer.containers.values() if identity.owns(c)]
+
+        async with aclosing(Logs(self._dial, look, known, wanted, self._budget).lines()) as batches:
             async for batch in batches:
                 yield batch
 
-    def _projects(self) -> dict[Project, list[Container]]:
-        found: dict[Project, list[Container]] = {}
-        for container in self._engine.containers().values():
-            found.setdefault(Project(container.project, container.directory), []).append(container)
-        return {project: containers for project, containers in found.items() if self._allows(project.directory)}
+    def _projects(self) -> dict[Project, list[ContainerState]]:
+        found = by_project(self._engine.containers().values())
+        return {project: states for project, states in found.items() if self._allows(project.directory)}
 
     def _allows(self, directory: str) -> bool:
         try:

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from moorage_common.containers import Container
 
 from moorage_agent.engine import Engine, EngineFacts, EventStream
 from moorage_agent.errors import EngineUnreachableError
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -71,13 +73,12 @@ class Observer:
 
     async def _session(self) -> None:
         """One connection to the Engine, from the first look to its end, which is always an error."""
-        facts = await asyncio.to_thread(self._engine.facts)
-        stream = await asyncio.to_thread(self._engine.events, facts.time)
+        stream = await _within(_STUCK_SECONDS, self._open())
         dirty: set[str] = set()
         stirred = asyncio.Event()
         ended = asyncio.ensure_future(_pump(stream, dirty, stirred))
         try:
-            await self._look_at_all()
+            await _within(_STUCK_SECONDS, self._look_at_all())
             while not ended.done():
                 if boot_nanoseconds() - self._all_looked_at > _EVERYTHING_NANOSECONDS:
                     await _within(_STUCK_SECONDS, self._look_at_all())
@@ -93,6 +94,10 @@ class Observer:
             if left:
                 log.warning("engine_events_not_closed")
         raise EngineUnreachableError("The Docker Engine closed the stream of its events: see on the host that it runs.")
+
+    async def _open(self) -> EventStream:
+        facts = await asyncio.to_thread(self._engine.facts)
+        return await asyncio.to_thread(self._engine.events, facts.time)
 
     async def _look_at_all(self) -> None:
         began = self._all_looked_at = boot_nanoseconds()
@@ -137,10 +142,10 @@ def boot_nanoseconds() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-async def _within(seconds: float, look: Coroutine[Any, Any, None]) -> None:
+async def _within(seconds: float, look: Coroutine[Any, Any, T]) -> T:
     """Look, however many containers there are; what takes longer than that hangs. Raises EngineUnreachableError."""
     try:
-        await asyncio.wait_for(look, seconds)
+        return await asyncio.wait_for(look, seconds)
     except TimeoutError:
         raise EngineUnreachableError(
             f"A look at the Docker Engine didn't end within {seconds:.0f} seconds: see on the host how it is."

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from moorage_common.states import ContainerState, unsettled
+from moorage_common.states import ContainerState, Project, unsettled
 
 PROJECT = "com.docker.compose.project"
 DIRECTORY = "com.docker.compose.project.working_dir"
@@ -50,6 +50,14 @@ def settled_states(containers: Iterable[Container], engine_time: int) -> tuple[C
     """Return the states by name, each judged as of an Engine's time (epoch seconds)."""
     states = (replace(c.state, unsettled=unsettled(c.state, engine_time)) for c in containers)
     return tuple(sorted(states, key=lambda state: state.name))
+
+
+def by_project(containers: Iterable[Container]) -> dict[Project, list[ContainerState]]:
+    """Return the projects that containers belong to, each with their states."""
+    found: dict[Project, list[ContainerState]] = {}
+    for container in containers:
+        found.setdefault(Project(container.project, container.directory), []).append(container.state)
+    return found
 
 
 def of_labels(labels: Mapping[str, str], real_path: RealPath) -> Container:

@@ -1,8 +1,11 @@
 """The Docker Engine's own HTTP API over any stream of bytes to it: a socket here, or one that SSH forwards."""
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from http import HTTPStatus
+from typing import Any, Protocol
 
 import h11
 
@@ -21,6 +24,18 @@ class Stream(Protocol):
 
     def write(self, data: bytes) -> None:
         """Send."""
+
+
+@asynccontextmanager
+async def answering(seconds: float) -> AsyncIterator[None]:
+    """Give the Engine so long for what is asked inside. Raises EngineProblemError."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise EngineProblemError(
+            f"The Docker Engine didn't answer within {seconds:.0f} seconds: see on the host how it is."
+        ) from None
 
 
 Dial = Callable[[], AbstractAsyncContextManager[Stream]]
@@ -52,6 +67,25 @@ class Talk:
         while isinstance(event := await self._next(), h11.Data):
             yield bytes(event.data)
 
+    async def read(self, path: str) -> tuple[int, Any]:
+        """Ask, and return status and body, read as JSON. Raises EngineProblemError where it is none."""
+        status = await self.ask(path)
+        async with aclosing(self.body()) as body:
+            answer = b"".join([data async for data in body])
+        try:
+            return status, json.loads(answer)
+        except ValueError:
+            raise EngineProblemError("The Docker Engine answered with something that isn't JSON.") from None
+
+    async def get(self, path: str) -> Any | None:  # noqa: ANN401 - JSON
+        """Ask, and return the answer; None for what the Engine doesn't know. Raises EngineProblemError."""
+        status, told = await self.read(path)
+        if status == HTTPStatus.NOT_FOUND:
+            return None
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise EngineProblemError(f"The Docker Engine answered with an error: {said(told, status)}")
+        return told
+
     async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
@@ -59,3 +93,8 @@ class Talk:
         except h11.ProtocolError:
             raise EngineProblemError("The Docker Engine broke off its answer: see on the host that it runs.") from None
         return event
+
+
+def said(told: object, status: int) -> str:
+    """Return what the Engine said of an error."""
+    return str(told.get("message", status)) if isinstance(told, dict) else str(status)

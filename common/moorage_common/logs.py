@@ -1,24 +1,24 @@
 """What the containers of an app write, read by the Engine's own API, once or for as long as somebody listens."""
 
 import asyncio
-import json
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from operator import attrgetter
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from moorage_common.compose_output import printable
-from moorage_common.engine_http import Dial, EngineProblemError, Talk
+from moorage_common.engine_http import Dial, EngineProblemError, Talk, answering
 from moorage_common.states import ContainerState
 
 _LONGEST = 16 * 1024
 _MOST_BYTES = 8 << 20
 _BATCH_LINES = 500
+_ANSWER_SECONDS = 10.0
+_READ_SECONDS = 60.0
 _GATHER_SECONDS = 0.1
 """How long lines are gathered before they are told: containers' lines come on streams of their own, and are sorted."""
 _LOOK_SECONDS = 2.0
@@ -75,77 +75,75 @@ class Budget:
 
 
 Containers = Callable[[], Awaitable[Sequence[ContainerState]]]
-"""Looks at an app's containers now."""
+"""Returns an app's containers."""
 
 
+@dataclass(frozen=True, slots=True)
 class Logs:
-    """Reads the logs of one app's containers."""
+    """Reads the logs of one app's containers.
 
-    def __init__(self, dial: Dial, containers: Containers, wanted: LogsWanted, budget: Budget) -> None:
-        self._dial = dial
-        self._containers = containers
-        self._wanted = wanted
-        self._budget = budget
+    `look` asks the Engine now, once; `known` is asked again and again while logs are followed, and has to be cheap.
+    """
+
+    dial: Dial
+    look: Containers
+    known: Containers
+    wanted: LogsWanted
+    budget: Budget
 
     async def lines(self) -> AsyncGenerator[Sequence[LogLine], None]:
         """Yield batches of lines. Raises UnknownServiceError, TooManyLogsError, EngineProblemError."""
-        found = await self._chosen()
-        if self._wanted.service and not found:
-            raise UnknownServiceError(f"The app has no container of a service {self._wanted.service}.")
-        if not self._wanted.follow:
-            lines = await self._read_all(found)
+        found = self.chosen(await self.look())
+        if self.wanted.service and not found:
+            raise UnknownServiceError(f"The app has no container of a service {self.wanted.service}.")
+        if not self.wanted.follow:
+            async with answering(_READ_SECONDS):
+                lines = await self._read_all(found)
             for n in range(0, len(lines), _BATCH_LINES):
                 yield lines[n : n + _BATCH_LINES]
             return
-        if not self._budget.has(len(found)):
+        if not self.budget.has(len(found)):
             raise TooManyLogsError
         async with aclosing(_Following(self, found).batches()) as batches:
             async for batch in batches:
                 yield batch
 
-    async def _chosen(self) -> Sequence[ContainerState]:
-        return [c for c in await self._containers() if self._wanted.service in {"", c.service}]
+    def chosen(self, containers: Sequence[ContainerState]) -> Sequence[ContainerState]:
+        """Return those whose lines are wanted."""
+        return [c for c in containers if self.wanted.service in {"", c.service}]
 
     async def _read_all(self, containers: Sequence[ContainerState]) -> list[LogLine]:
         """Return the lines of all in order; where they are too many, the newest, and a remark."""
-        found: list[LogLine] = []
+        newest = _Newest()
         for container in containers:
-            async with aclosing(self.of(container, self._wanted.tail, self._wanted.since, follow=False)) as batches:
-                kept: deque[LogLine] = deque()
-                size = 0
+            async with aclosing(self.of(container, self.wanted.tail, self.wanted.since, follow=False)) as batches:
+                kept = _Newest()
                 async for batch in batches:
-                    kept.extend(batch)
-                    size += sum(len(line.text) for line in batch)
-                    while size > _MOST_BYTES:
-                        size -= len(kept.popleft().text)
-                found += kept
-        found.sort(key=attrgetter("time"))
-        size = 0
-        for n, line in enumerate(reversed(found)):
-            size += len(line.text)
-            if size > _MOST_BYTES:
-                return [_remark("", "", f"{len(found) - n} older lines are left out"), *found[len(found) - n :]]
-        return found
+                    kept.add(batch)
+            newest.merge(kept)
+        if newest.left_out:
+            return [_remark("", "", f"{newest.left_out} older lines are left out"), *newest.lines]
+        return list(newest.lines)
 
     async def of(
         self, container: ContainerState, tail: int, since: str, *, follow: bool
     ) -> AsyncGenerator[list[LogLine], None]:
-        """Yield batches of one container's lines; one remark where its log can't be read."""
+        """Yield batches of one container's lines; one remark where its log can't be read. Raises EngineProblemError."""
         name = quote(container.id, safe="")
         query: dict[str, str | int] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow)}
         query |= {"tail": "all" if tail < 0 else tail, **({"since": _seconds(since)} if since else {})}
-        async with self._dial() as stream:
+        async with self.dial() as stream:
             talk = Talk(stream)
-            about = await _json(talk, f"/containers/{name}/json")
-            if about is None:
-                return  # gone meanwhile
+            async with answering(_ANSWER_SECONDS):
+                about = await talk.get(f"/containers/{name}/json")
+                if about is None:
+                    return  # gone meanwhile
+                status = await talk.ask(f"/containers/{name}/logs?{urlencode(query)}")
             parts = Parts(tty=about["Config"]["Tty"])
-            status = await talk.ask(f"/containers/{name}/logs?{urlencode(query)}")
             async with aclosing(talk.body()) as body:
                 if status != HTTPStatus.OK:
-                    answer = b"".join([data async for data in body])
-                    if status != HTTPStatus.NOT_FOUND:
-                        yield [_remark(container.name, container.service, f"its log can't be read: {_said(answer)}")]
+                    answer = b"".join([data async for data in body]).decode(errors="replace")
+                    yield [_remark(container.name, container.service, f"its log can't be read: {answer.strip()}")]
                     return
                 async for data in body:
                     lines = [
@@ -157,14 +155,36 @@ class Logs:
                         yield lines
 
 
+class _Newest:
+    """The newest lines, as many as fit into a reply."""
+
+    def __init__(self) -> None:
+        self.lines: deque[LogLine] = deque()
+        self.left_out = 0
+        self._size = 0
+
+    def add(self, lines: Iterable[LogLine]) -> None:
+        for line in lines:
+            self.lines.append(line)
+            self._size += len(line.text)
+        while self._size > _MOST_BYTES:
+            self._size -= len(self.lines.popleft().text)
+            self.left_out += 1
+
+    def merge(self, other: "_Newest") -> None:
+        both = sorted([*self.lines, *other.lines], key=attrgetter("time"))
+        self.lines.clear()
+        self._size = 0
+        self.left_out += other.left_out
+        self.add(both)
+
+
 class _Following:
     """Follows containers, those that come later too, and through restarts."""
 
     def __init__(self, logs: Logs, first: Sequence[ContainerState]) -> None:
         self._logs = logs
         self._first = first
-        self._wanted = logs._wanted  # noqa: SLF001 - a part of it
-        self._budget = logs._budget  # noqa: SLF001 - same
         self._seen: dict[str, str] = {}
         self._known: set[str] = set()
         self._following: dict[str, asyncio.Task[None]] = {}
@@ -174,7 +194,7 @@ class _Following:
     async def batches(self) -> AsyncGenerator[Sequence[LogLine], None]:
         looking = asyncio.create_task(self._look_for_more())
         for container in self._first:
-            self._follow(container, self._wanted.tail, self._wanted.since)
+            self._follow(container, self._logs.wanted.tail, self._logs.wanted.since)
         try:
             while True:
                 coming = asyncio.create_task(self._lines.get())
@@ -199,25 +219,25 @@ class _Following:
         """Follow what runs and isn't followed; what ended is followed again when it runs again."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            for container in await self._logs._chosen():  # noqa: SLF001 - a part of it
+            for container in self._logs.chosen(await self._logs.known()):
                 left_alone = container.id in self._following or container.id in self._unreadable
-                if container.alive and not left_alone and self._budget.has(1):
+                if container.alive and not left_alone and self._logs.budget.has(1):
                     self._follow(container, -1, self._last_seen(container))
 
     def _last_seen(self, container: ContainerState) -> str:
         if container.id not in self._known:
-            return self._wanted.since
+            return self._logs.wanted.since
         # It said nothing before it was started again.
         started = container.started_at.strftime("%Y-%m-%dT%H:%M:%S.%f000Z") if container.started_at else ""
         return self._seen.get(container.id, started)
 
     def _follow(self, container: ContainerState, tail: int, since: str) -> None:
-        self._budget.taken += 1
+        self._logs.budget.taken += 1
         self._known.add(container.id)
         task = self._following[container.id] = asyncio.create_task(self._read(container, tail, since))
 
         def ended(_: asyncio.Task[None]) -> None:
-            self._budget.taken -= 1
+            self._logs.budget.taken -= 1
             self._following.pop(container.id, None)
 
         task.add_done_callback(ended)
@@ -267,25 +287,6 @@ class Parts:
             yield self._rest[position + _HEADER : end]
             position = end
         self._rest = self._rest[position:]
-
-
-async def _json(talk: Talk, path: str) -> dict[str, Any] | None:
-    status = await talk.ask(path)
-    async with aclosing(talk.body()) as body:
-        answer = b"".join([data async for data in body])
-    if status == HTTPStatus.NOT_FOUND:
-        return None
-    if status != HTTPStatus.OK:
-        raise EngineProblemError(f"The Docker Engine answered with an error: {_said(answer)}")
-    told: dict[str, Any] = json.loads(answer)
-    return told
-
-
-def _said(answer: bytes) -> str:
-    try:
-        return str(json.loads(answer)["message"])
-    except (ValueError, KeyError, TypeError):
-        return "nothing"
 
 
 def _seconds(time: str) -> int:

@@ -143,11 +143,11 @@ class Controller:
         await feed.open()
         loops = (
             Loop("feed", feed.run, clock),
-            Loop("take-over", TakeOver(operations).run, clock),
             Loop("host-watcher", HostWatcher(database, hosts, observations, signals, clock).run, clock),
             Loop("certificates", CertificateRenewal(Renewals(database, authority, channels), clock).run, clock),
             Loop("retention", Retention(History(database, _keeps(settings)), clock).run, clock),
             Loop("auto-stop", AutoStop(database, apps, signals, clock).run, clock),
+            *([Loop("take-over", TakeOver(operations).run, clock)] if database.is_shared else []),
         )
         enrollments = Enrollments(database, keyring, authority, signals)
         bundle, url = settings.moorage_agent_bundle, settings.base_url

@@ -3,42 +3,23 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import aiohttp
 import docker
 import pytest
 from factories import Api
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.sshd import LabUser, PrivateSshd
-from moorage_lab.waiting import eventually
-from rigs import remove_ssh_apps
+from figures import make_ssh_app, tell
+from moorage_lab.sshd import PrivateSshd
 from sse import Listener, listening
 from stack import SLEEPER, Stack
 
 _ROUNDS = 100
 
 
-@pytest.fixture(scope="module")
-def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
-    """Return an sshd with the user `op`."""
-    assert sample_image
-    with PrivateSshd(short_folder / "ssh", engine, [LabUser("op")]) as running:
-        yield running
-        remove_ssh_apps(running, engine)
-
-
 def _apps(stack: Stack, sshd: PrivateSshd) -> dict[str, str]:
     """Make one app over the agent and one over SSH; return their ids by the way."""
-    body = {"name": "bare", "address": "127.0.0.1", "sshUser": "op", "sshPort": sshd.port}
-    body["sshPrivateKey"] = sshd.key.read_text()
-    server_id = stack.api.post("/api/servers", body).expect(201)["id"]
-    path = f"/api/servers/{server_id}"
-    eventually(lambda: stack.api.get(path).expect(200)["status"] == "online", timeout=30, what="the server online")
-    over_ssh = stack.make_app("over-ssh", SLEEPER, sshd.apps / "over-ssh", serverId=server_id)
-    return {"agent": stack.make_app("over-agent", SLEEPER), "SSH": over_ssh}
+    return {"agent": stack.make_app("over-agent", SLEEPER), "SSH": make_ssh_app(stack, sshd)}
 
 
 async def _told(stream: Listener, app_id: str, status: str) -> float:
@@ -71,5 +52,5 @@ async def test_from_a_kill_to_the_event(stack: Stack, sshd: PrivateSshd) -> None
     for way, seconds in took.items():
         *_, last = statistics.quantiles(seconds, n=100)
         figures = f"median {statistics.median(seconds) * 1000:.0f} ms, 99th percentile {last * 1000:.0f} ms"
-        print(f"\nfrom docker kill to the event over {way}: {figures}, of {len(seconds)}")  # noqa: T201 - its result
+        tell(f"from docker kill to the event over {way}: {figures}, of {len(seconds)}")
     assert all(len(seconds) == _ROUNDS for seconds in took.values())

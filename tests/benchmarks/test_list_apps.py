@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from factories import app_row, project_row, server_row
 from fakes import FakeClock
+from figures import tell
 from moorage_controller.store import apps, projects, servers
 from moorage_controller.store.engine import Database, sqlite_url
 from moorage_controller.store.migrate import migrate
@@ -103,10 +104,10 @@ def test_a_list_of_a_thousand_apps_beside_a_plain_handler(controller: Controller
             took["304"].append(ours.timed(_NOT_MODIFIED, etag)[0])
         after = resident(controller.process), resident(process)
     median = {name: statistics.median(values) for name, values in took.items()}
-    print(f"\n{_APPS} apps, {length} bytes; the first time: ours {first[0]:.1f} ms, plain {first[1]:.1f} ms")  # noqa: T201 - its result
+    tell(f"{_APPS} apps, {length} bytes; the first time: ours {first[0]:.1f} ms, plain {first[1]:.1f} ms")
     for name in ("after a write", "again", "304"):
         ratio = median[name] / median["plain"]
-        print(f"{name}: {median[name]:.2f} ms, plain: {median['plain']:.2f} ms, ratio {ratio:.2f}")  # noqa: T201 - its result
+        tell(f"{name}: {median[name]:.2f} ms, plain: {median['plain']:.2f} ms, ratio {ratio:.2f}")
     for who, old, new in zip(("ours", "plain"), before, after, strict=True):
-        print(f"{who}: {old:.0f} MiB before, {new:.0f} MiB after")  # noqa: T201 - its result
+        tell(f"{who}: {old:.0f} MiB before, {new:.0f} MiB after")
     assert all(len(values) == _ROUNDS for values in took.values())

@@ -3,26 +3,13 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.sshd import LabUser, PrivateSshd
-from moorage_lab.waiting import eventually
-from rigs import SshDesk, remove_ssh_apps
+from figures import make_ssh_app, tell
+from moorage_lab.sshd import PrivateSshd
+from rigs import SshDesk
 from stack import SLEEPER, Stack
 
 _ROUNDS = 7
-
-
-@pytest.fixture(scope="module")
-def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
-    """Return an sshd with the user `op`."""
-    assert sample_image
-    with PrivateSshd(short_folder / "ssh", engine, [LabUser("op")]) as running:
-        yield running
-        remove_ssh_apps(running, engine)
 
 
 def _tell(name: str, seconds: list[float], beside: str = "", other: list[float] | None = None) -> None:
@@ -30,7 +17,7 @@ def _tell(name: str, seconds: list[float], beside: str = "", other: list[float] 
     told = f"{name}: {median * 1000:.1f} ms"
     if other is not None:
         told += f", {beside}: {statistics.median(other) * 1000:.1f} ms, ratio {median / statistics.median(other):.2f}"
-    print(f"\n{told}")  # noqa: T201 - its result
+    tell(told)
 
 
 async def test_a_fresh_connection_beside_a_pooled_one(sshd: PrivateSshd) -> None:
@@ -51,12 +38,7 @@ async def test_a_fresh_connection_beside_a_pooled_one(sshd: PrivateSshd) -> None
 
 
 async def test_a_start_over_ssh_beside_bare_compose(stack: Stack, sshd: PrivateSshd) -> None:
-    body = {"name": "bare", "address": "127.0.0.1", "sshUser": "op", "sshPort": sshd.port}
-    body["sshPrivateKey"] = sshd.key.read_text()
-    server_id = stack.api.post("/api/servers", body).expect(201)["id"]
-    path = f"/api/servers/{server_id}"
-    eventually(lambda: stack.api.get(path).expect(200)["status"] == "online", timeout=30, what="the server online")
-    app_id = await asyncio.to_thread(stack.make_app, "over-ssh", SLEEPER, sshd.apps / "over-ssh", serverId=server_id)
+    app_id = await asyncio.to_thread(make_ssh_app, stack, sshd)
     bare = stack.apps / "bare-beside-ssh"
     bare.mkdir()
     (bare / "compose.yaml").write_text(SLEEPER)

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+from figures import tell
 from stack import SLEEPER, Stack
 
 _ROUNDS = 7
@@ -29,5 +30,5 @@ def test_start_and_stop_beside_bare_compose(stack: Stack) -> None:
     median = {name: statistics.median(values) for name, values in took.items()}
     for ours, theirs in (("start", "bare up"), ("stop", "bare down")):
         ratio = median[ours] / median[theirs]
-        print(f"\n{ours}: {median[ours]:.3f} s, {theirs}: {median[theirs]:.3f} s, ratio {ratio:.2f}")  # noqa: T201 - its result
+        tell(f"{ours}: {median[ours]:.3f} s, {theirs}: {median[theirs]:.3f} s, ratio {ratio:.2f}")
     assert all(len(values) == _ROUNDS for values in took.values())

@@ -83,7 +83,8 @@ def test_a_service_with_too_few_containers_is_seen(
     assert observed_health(found, replicas) is health
 
 
-RESTARTED = replace(UP, restarts=3, started_at=datetime(2026, 1, 1, tzinfo=UTC))
+STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
+RESTARTED = replace(UP, restarts=3, started_at=STARTED_AT)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ RESTARTED = replace(UP, restarts=3, started_at=datetime(2026, 1, 1, tzinfo=UTC))
 def test_what_was_restarted_counts_once_something_shows_that_it_stays_up(
     container: ContainerState, seconds: int, *, expected: bool
 ) -> None:
-    assert unsettled(container, int(RESTARTED.started_at.timestamp()) + seconds) is expected  # type: ignore[union-attr]  # set above
+    assert unsettled(container, int(STARTED_AT.timestamp()) + seconds) is expected
 
 
 @given(st.lists(containers, max_size=5))

@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -31,6 +30,7 @@ from moorage_lab.waiting import eventually_async
 from rigs import SAYS, Rig
 
 PATIENCE = 30.0
+ALL = LogsWanted()
 
 
 def facts(end: End) -> tuple[object, ...]:
@@ -224,10 +224,10 @@ async def test_projects_are_listed_with_their_directory_whether_they_run_or_not(
     assert [c.service for c in found.containers] == ["web"]
 
 
-async def read_logs(rig: Rig, cd_path: str, **wanted: Any) -> list[LogLine]:  # noqa: ANN401 - fields of LogsWanted
+async def read_logs(rig: Rig, cd_path: str, wanted: LogsWanted = ALL) -> list[LogLine]:
     """Return the lines of an app."""
     async with asyncio.timeout(PATIENCE):
-        return [line async for batch in rig.transport.logs(HostApp(cd_path), LogsWanted(**wanted)) for line in batch]
+        return [line async for batch in rig.transport.logs(HostApp(cd_path), wanted) for line in batch]
 
 
 async def talking(rig: Rig, cd_path: str) -> list[LogLine]:
@@ -250,13 +250,13 @@ async def test_logs_are_read_in_order_and_only_as_far_as_they_are_wanted(rig: Ri
     assert {line.service for line in lines} == {"web"}
     assert {line.container for line in lines} == {f"{cd_path.rpartition('/')[2]}-web-1"}
     assert lines == sorted(lines, key=lambda line: line.time)
-    assert await read_logs(rig, cd_path, tail=2) == lines[-2:]
-    assert await read_logs(rig, cd_path, tail=0) == []
-    assert await read_logs(rig, cd_path, tail=-1) == lines
-    assert await read_logs(rig, cd_path, service="web") == lines
-    assert await read_logs(rig, cd_path, since=lines[1].time) == lines[2:]
+    assert await read_logs(rig, cd_path, LogsWanted(tail=2)) == lines[-2:]
+    assert await read_logs(rig, cd_path, LogsWanted(tail=0)) == []
+    assert await read_logs(rig, cd_path, LogsWanted(tail=-1)) == lines
+    assert await read_logs(rig, cd_path, LogsWanted(service="web")) == lines
+    assert await read_logs(rig, cd_path, LogsWanted(since=lines[1].time)) == lines[2:]
     with pytest.raises(HostRefusedError) as caught:
-        await read_logs(rig, cd_path, service="nobody")
+        await read_logs(rig, cd_path, LogsWanted(service="nobody"))
     assert caught.value.code == "service_not_found"
 
 
@@ -273,7 +273,7 @@ async def test_followed_logs_go_on_through_a_restart_and_nothing_comes_twice(rig
         while len(seen) < 2 + len(SAYS):
             seen += await anext(batches)
     assert tuple(line.text for line in seen[2:]) == SAYS
-    assert await read_logs(rig, cd_path, since=before[-1].time, tail=-1) == seen[2:]
+    assert await read_logs(rig, cd_path, LogsWanted(since=before[-1].time, tail=-1)) == seen[2:]
 
 
 async def test_logs_that_are_followed_from_a_line_on_begin_after_it(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ import pytest
 from factories import PATH, Api, World, add_app
 from fakes import FakeHost, settle
 from moorage_controller.services import feed as feeds
-from moorage_controller.services.feed import Feed, News
+from moorage_controller.services.feed import Feed, News, Ready
 from moorage_controller.store import apps, changes, servers
 from moorage_controller.store.engine import Database
 from sse import Event, Listener, listening
@@ -152,11 +153,16 @@ async def follow(feed: Feed, after: int | None, count: int) -> list[News]:
     listener = feed.listen(after)
     async with asyncio.timeout(10):
         async for batch in listener:
-            found += [news for news in batch if news.kind is not None]
+            found += [news for news in batch if isinstance(news, News)]
             if len(found) >= count:
                 break
     await listener.aclose()
     return found
+
+
+def texts(batch: Sequence[Ready | News]) -> list[str]:
+    """Return what a batch of news says."""
+    return [each.text for each in batch if isinstance(each, News)]
 
 
 async def rename(database: Database, app: apps.App, name: str) -> None:
@@ -182,9 +188,9 @@ async def test_who_lags_behind_what_is_in_memory_is_told_from_the_database(
             await rename(database, app, f"n{n}")
             await settle()
         assert [news.text for news in await follow(feed, began, 1)] == ["n11"], "many changes of one thing are one"
-        assert [news.text for batch in [await anext(slow)] for news in batch] == ["n11"]
+        assert texts(await anext(slow)) == ["n11"]
         await rename(database, app, "after")
-        assert [news.text for news in await anext(slow)] == ["after"]
+        assert texts(await anext(slow)) == ["after"]
         await slow.aclose()
     finally:
         running.cancel()

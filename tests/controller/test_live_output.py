@@ -9,6 +9,7 @@ import pytest
 from factories import PATH, Api, World, add_app, add_operation
 from fakes import FakeHost, Plan, settle
 from moorage_common.states import OperationKind
+from moorage_controller.api import sse
 from moorage_controller.store import output
 from moorage_controller.store.engine import Database
 from moorage_controller.store.output import Piece
@@ -226,9 +227,18 @@ async def test_a_database_that_was_away_loses_no_output(
 
 async def test_a_logged_out_reader_is_let_go(world: World, operation_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moorage_controller.api.sse._ADMIT_SECONDS", 0.05)
+    admitted = 0
+    admit_again = sse._Sending._admit_again
+
+    async def counted(sending: sse._Sending) -> None:
+        nonlocal admitted
+        await admit_again(sending)
+        admitted += 1
+
+    monkeypatch.setattr(sse._Sending, "_admit_again", counted)
     async with listening(world.user, f"/api/operations/{operation_id}/output") as stream:
         await stream.next()
-        await asyncio.sleep(0.2)
+        await eventually_async(lambda: admitted >= 3, what="looks at whether the reader may listen still")
         assert not stream.response.content.at_eof()
         (await world.user.post("/api/auth/logout")).expect(200)
         assert await stream.next() is None

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from moorage_common.states import OperationKind, observed_health, observed_status
+
+T = TypeVar("T")
 
 SQLITE_ONLY = "what is tested is the order of things, which is the same on both"
 HOSTS = ("10.0.0.1:7443", "10.0.0.2:7443")
@@ -50,10 +52,10 @@ class Machine(RuleBasedStateMachine):
         self.steps = 0
         self.go(self.begin())
 
-    def go(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - whatever the work returns
+    def go(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something, and let everything come to rest."""
 
-        async def whole() -> Any:  # noqa: ANN401 - same
+        async def whole() -> T:
             result = await work
             await settle()
             return result

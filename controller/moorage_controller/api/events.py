@@ -9,7 +9,7 @@ from moorage_controller.api.call import Call, to_json
 from moorage_controller.api.convert import app_out, operation_out, server_out
 from moorage_controller.api.replies import Reply, stream
 from moorage_controller.api.sse import Event, Events
-from moorage_controller.services.feed import Feed, News, Resource
+from moorage_controller.services.feed import Feed, News, Ready, Resource
 from moorage_controller.store.apps import AppView
 from moorage_controller.store.servers import Server
 
@@ -41,7 +41,7 @@ async def _events(feed: Feed, after: int | None) -> Events:
             yield [_event(news) for news in batch]
 
 
-def _event(news: News) -> Event:
-    if news.kind is None:
+def _event(news: Ready | News) -> Event:
+    if isinstance(news, Ready):
         return Event(json.dumps({"resumed": news.resumed}), id=str(news.number), name="ready")
     return Event(news.text, id=str(news.number), name=news.kind.value)

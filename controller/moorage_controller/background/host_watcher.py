@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
 _EVERYTHING_SECONDS = 600.0
+"""How often each host is watched anew: a watch begins with everything, whatever went wrong before."""
 
 
 class HostWatcher:
@@ -44,25 +45,20 @@ class HostWatcher:
         self._clock = clock
         self._changed: asyncio.Queue[UUID] = asyncio.Queue()
         self._watches: dict[UUID, asyncio.Task[None]] = {}
-        self._heard: dict[UUID, bool] = {}
-        """Whether something came over the watch that stands, or stood last."""
         signals.server_changed.connect(self._changed.put_nowait)
 
     async def run(self) -> None:
         """Watch all servers, for ever."""
-        slowly: asyncio.Task[None] | None = None
+        slowly = asyncio.create_task(self._check_slowly(), name="slow check")
         try:
             async with self._database.read() as connection:
                 servers = await server_store.all_servers(connection)
             for server in servers:
                 await self._watch_anew(server.id)
-            slowly = asyncio.create_task(self._check_slowly(), name="slow check")
             while True:
                 await self._watch_anew(await self._changed.get())
         finally:
-            watches, self._watches = list(self._watches.values()), {}
-            if slowly is not None:
-                watches.append(slowly)
+            watches, self._watches = [slowly, *self._watches.values()], {}
             for watch in watches:
                 watch.cancel()
             await asyncio.gather(*watches, return_exceptions=True)
@@ -75,7 +71,6 @@ class HostWatcher:
         self._watches[server_id] = asyncio.create_task(self._watch(server_id), name=f"watch {server_id}")
 
     async def _check_slowly(self) -> None:
-        """Watch all anew from time to time: each watch begins with everything, whatever went wrong before."""
         while True:
             await self._clock.sleep(_EVERYTHING_SECONDS)
             for server_id in self._watches:
@@ -84,38 +79,45 @@ class HostWatcher:
     async def _watch(self, server_id: UUID) -> None:
         retry, waited = _FIRST_RETRY, True
         while True:
-            started, self._heard[server_id] = self._clock.monotonic(), False
+            started, heard = self._clock.monotonic(), False
             try:
                 try:
                     if not await self._watch_once(server_id):
                         return
+                    heard = True
                 except (ContactLostError, HostRefusedError, HostUnreachableError) as error:
-                    # A watch that was cut proves nothing: only a host that doesn't answer now is offline.
-                    if not self._heard[server_id]:
-                        await self._observations.host_lost(server_id, str(error))
+                    await self._observations.host_lost(server_id, str(error))
             except DatabaseUnavailableError:
                 pass  # logged where it was met
             except Exception:
                 log.exception("host_watch_failed", server_id=str(server_id))
             if self._clock.monotonic() - started > _LAST_RETRY:
                 retry, waited = _FIRST_RETRY, True
-            if self._heard[server_id] and waited:
+            if heard and waited:
                 waited = False
                 continue
             await self._clock.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             retry, waited = min(retry * 2, _LAST_RETRY), True
 
     async def _watch_once(self, server_id: UUID) -> bool:
-        """Watch until the connection breaks; False when there is nothing to watch: no such server, or no way to it."""
+        """Watch until the connection breaks; False when there is nothing to watch: no such server, or no way to it.
+
+        Raises ContactLostError, HostRefusedError, HostUnreachableError where nothing was heard at all: a watch that was
+        cut proves nothing, only a host that doesn't answer now is offline.
+        """
         async with self._database.read() as connection:
             server = await server_store.get(connection, server_id)
             apps = await app_store.on_server(connection, server_id)
         if server is None or not (server.agent_name or server.encrypted_credentials):
             return False
-        transport = self._hosts.transport(server)
-        async for item in transport.watch([host_app(app) for app in apps]):
-            self._heard[server_id] = True
-            await self._apply(server_id, apps, item)
+        transport, heard = self._hosts.transport(server), False
+        try:
+            async for item in transport.watch([host_app(app) for app in apps]):
+                heard = True
+                await self._apply(server_id, apps, item)
+        except (ContactLostError, HostRefusedError, HostUnreachableError):
+            if not heard:
+                raise
         return True
 
     async def _apply(self, server_id: UUID, apps: Sequence[App], item: WatchItem) -> None:

@@ -8,7 +8,7 @@ _EVERY_SECONDS = 5.0
 
 
 class TakeOver:
-    """Says that this controller lives, and takes up what others left."""
+    """Says to the others that share its database that this controller lives, and takes up what they left."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations

@@ -53,7 +53,7 @@ class AgentTransport:
         try:
             reply = await self._stub.GetInfo(pb.GetInfoRequest(), timeout=_CONNECT_SECONDS)
         except grpc.aio.AioRpcError as error:
-            raise HostUnreachableError(_unreachable_sentence(self._endpoint, error)) from None
+            raise self._unreachable(error) from None
         return messages.host_info(reply.host)
 
     async def prepare_renewal(self) -> bytes:
@@ -120,20 +120,20 @@ class AgentTransport:
             call.cancel()
 
     async def look(self, app: HostApp) -> AppObservation:
-        """Look at an app now. Raises HostUnreachableError."""
+        """Look at an app now. Raises HostUnreachableError, HostRefusedError."""
         request = pb.GetAppRequest(app=messages.app(app))
         try:
             reply = await self._stub.GetApp(request, timeout=_LOOK_SECONDS)
         except grpc.aio.AioRpcError as error:
-            raise self._unreachable(error) from None
+            raise self._refused(error) or self._unreachable(error) from None
         return messages.observation(reply.app)
 
     async def projects(self) -> Sequence[HostProject]:
-        """List the Compose projects that the host's policy lets us see. Raises HostUnreachableError."""
+        """List the Compose projects that the host lets us see. Raises HostUnreachableError, HostRefusedError."""
         try:
             reply = await self._stub.ListProjects(pb.ListProjectsRequest(), timeout=_CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
-            raise self._unreachable(error) from None
+            raise self._refused(error) or self._unreachable(error) from None
         return [messages.project(project) for project in reply.projects]
 
     async def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
@@ -148,34 +148,29 @@ class AgentTransport:
             call.cancel()
 
     def _unreachable(self, error: grpc.aio.AioRpcError) -> HostUnreachableError:
-        return HostUnreachableError(_unreachable_sentence(self._endpoint, error), _code(error))
+        details = _details(error)
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            details = "no answer in time"
+        return HostUnreachableError(f"The agent at {self._endpoint} can't be reached: {details}")
+
+    def _refused(self, error: grpc.aio.AioRpcError) -> HostRefusedError | None:
+        """Return the definite answer that a status with a code of ours is; None for any other."""
+        code = _moorage_code(error)
+        if code is not None:
+            return HostRefusedError(code, _details(error))
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            sentence = f"The agent at {self._endpoint} doesn't know this call yet: upgrade it."
+            return HostRefusedError("agent_too_old", sentence)
+        return None
 
     def _raise(self, error: grpc.aio.AioRpcError) -> NoReturn:
-        """Raise HostRefusedError for a status with a code of ours (a definite answer), else ContactLostError."""
-        code = _moorage_code(error)
-        details = error.details() or error.code().name
-        if code is not None:
-            raise HostRefusedError(code, details) from None
-        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            raise HostRefusedError("agent_too_old", _unreachable_sentence(self._endpoint, error)) from None
-        raise ContactLostError(f"The connection to the agent at {self._endpoint} was lost: {details}") from None
+        """Raise HostRefusedError for a definite answer, else ContactLostError."""
+        lost = ContactLostError(f"The connection to the agent at {self._endpoint} was lost: {_details(error)}")
+        raise self._refused(error) or lost from None
 
 
-def _unreachable_sentence(endpoint: str, error: grpc.aio.AioRpcError) -> str:
-    details = error.details() or error.code().name
-    if _moorage_code(error) is not None:
-        return details
-    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-        return f"The agent at {endpoint} doesn't know this call yet: upgrade it."
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        details = f"no answer within {_CONNECT_SECONDS:.0f} seconds"
-    return f"The agent at {endpoint} can't be reached: {details}"
-
-
-def _code(error: grpc.aio.AioRpcError) -> str:
-    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-        return "agent_too_old"
-    return _moorage_code(error) or "host_unreachable"
+def _details(error: grpc.aio.AioRpcError) -> str:
+    return error.details() or error.code().name
 
 
 def _moorage_code(error: grpc.aio.AioRpcError) -> str | None:

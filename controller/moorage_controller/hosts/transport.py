@@ -170,7 +170,7 @@ class HostTransport(Protocol):
         """
 
     async def look(self, app: HostApp) -> AppObservation:
-        """Look at an app now. Raises HostUnreachableError (code `engine_unreachable` where only the Engine is away)."""
+        """Look at an app now. Raises HostUnreachableError; HostRefusedError (`engine_unreachable`, or the policy's)."""
 
     async def projects(self) -> Sequence[HostProject]:
         """List the Compose projects there are, as far as this way may see them. Raises like `look`."""

@@ -35,12 +35,19 @@ Show = Callable[[UUID, Resource | None], str]
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What one listener is told at once. `resumed` is None but for the first: whether nothing was missed before."""
+    """A change: its number, what changed, and the text of its event."""
 
     number: int
-    kind: Kind | None
-    text: str = ""
-    resumed: bool | None = None
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The first that a listener is told: from which number on he hears of changes, and whether he missed none."""
+
+    number: int
+    resumed: bool
 
 
 class Feed:
@@ -73,13 +80,14 @@ class Feed:
                 await asyncio.wait_for(self._stirred.wait(), _LOOK_SECONDS if self._database.is_shared else None)
             self._stirred.clear()
 
-    async def listen(self, after: int | None) -> AsyncGenerator[Sequence[News], None]:
+    async def listen(self, after: int | None) -> AsyncGenerator[Sequence[Ready | News], None]:
         """Yield first whether nothing was missed since `after` (None: no claim), then what changes, in order.
 
         Raises DatabaseUnavailableError where a listener who lags behind needs the database.
         """
-        cursor, resumed = await self._begin(after)
-        yield [News(cursor, None, resumed=resumed)]
+        ready = await self._begin(after)
+        yield [ready]
+        cursor = ready.number
         while True:
             arrived = self._arrived
             news = self._after(cursor) if cursor >= self._floor else await self._read(cursor)
@@ -92,13 +100,14 @@ class Feed:
             else:
                 await arrived.wait()
 
-    async def _begin(self, after: int | None) -> tuple[int, bool]:
+    async def _begin(self, after: int | None) -> Ready:
         if after is None:
-            return self._last, False
+            return Ready(self._last, resumed=False)
         async with self._database.read() as connection:
             first, last = await store.span(connection)
         # Numbers of another database, of before a restore, or too old to be remembered.
-        return (after, True) if first <= after <= last else (self._last, False)
+        resumed = first <= after <= last
+        return Ready(after if resumed else self._last, resumed)
 
     def _keep(self, found: Sequence[News]) -> None:
         self._news.extend(found)

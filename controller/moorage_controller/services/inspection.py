@@ -39,10 +39,10 @@ class Inspection:
         self._hosts = hosts
 
     async def services(self, app_id: UUID) -> Sequence[ContainerState]:
-        """Return an app's containers by service and name."""
+        """Return an app's containers by service and name. Raises ForbiddenError: the host's policy."""
         transport, app = await self._app(app_id)
-        containers = (await transport.look(app)).containers
-        return sorted(containers, key=lambda c: (c.service, c.name))
+        seen = await _told(transport.look(app))
+        return sorted(seen.containers, key=lambda c: (c.service, c.name))
 
     async def discover(self, server_id: UUID) -> Sequence[HostProject]:
         """Return the Compose projects of a host that no app names, by name."""

@@ -42,7 +42,6 @@ log = structlog.get_logger(__name__)
 _RETRY_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 """How often to look for the end of what another controller drives."""
-_CANCEL_SECONDS = 5.0
 _GRACE = timedelta(seconds=60)
 """How long after an operation's own limit a caller still waits: stopping it on the host takes a while."""
 
@@ -237,7 +236,7 @@ class Operations:
         # It may have gone nowhere yet: then no host has to be asked.
         if self._queue.cancel(operation_id, actor.name):
             await self._record_cancel(operation, actor)
-            return await self.wait(operation_id, _CANCEL_SECONDS)
+            return await self.wait(operation_id)
         async with self._database.read() as connection:
             server = await server_store.get(connection, operation.server_id)
         assert server is not None

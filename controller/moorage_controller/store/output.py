@@ -11,7 +11,7 @@ from moorage_controller.store.tables import operation_output as pieces
 from moorage_controller.store.tables import operations
 
 KEPT_BYTES = 10 << 20
-_READ_BYTES = 64 * 1024
+_PIECE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,20 @@ async def append(connection: AsyncConnection, operation_id: UUID, new: Piece, *,
     if not data:
         return
     stop = start + len(data)
-    values = {"operation_id": operation_id, "start": start, "stop": stop, "data": data}
-    await connection.execute(insert(pieces).values(values))
+    # In small pieces: each is read as a whole, however little of it is wanted.
+    values = [
+        {"operation_id": operation_id, "start": start + n, "stop": start + n + len(part), "data": part}
+        for n in range(0, len(data), _PIECE_BYTES)
+        if (part := data[n : n + _PIECE_BYTES])
+    ]
+    await connection.execute(insert(pieces), values)
     if stop > keep:
         old = delete(pieces).where(pieces.c.operation_id == operation_id, pieces.c.stop <= stop - keep)
         await connection.execute(old)
 
 
 async def after(connection: AsyncConnection, operation_id: UUID, offset: int) -> Piece | None:
-    """Return the next part from an offset on, 64 KiB or a piece at most; later where that isn't kept. None: no more."""
+    """Return the rest of the piece at an offset; the next one where that isn't kept. None: no more."""
     query = (
         select(pieces.c.start, pieces.c.data)
         .where(pieces.c.operation_id == operation_id, pieces.c.stop > offset)
@@ -60,7 +65,7 @@ async def after(connection: AsyncConnection, operation_id: UUID, offset: int) ->
     if row is None:
         return None
     skipped = max(offset - row.start, 0)
-    return Piece(row.start + skipped, row.data[skipped : skipped + _READ_BYTES])
+    return Piece(row.start + skipped, row.data[skipped:])
 
 
 async def tail(connection: AsyncConnection, operation_id: UUID, size: int) -> bytes:

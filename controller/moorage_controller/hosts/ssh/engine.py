@@ -6,12 +6,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 from moorage_common.containers import EVENTS, PROJECT, Container, named_directory, of_inspection
-from moorage_common.engine_http import Dial, EngineProblemError, Talk
+from moorage_common.engine_http import Dial, EngineProblemError, Talk, answering
 
 _CALL_SECONDS = 10.0
 _STREAMS = 4
@@ -70,12 +69,8 @@ class Engine:
         rest = b""
         async with self.dial() as stream:
             talk = Talk(stream)
-            try:
-                await asyncio.wait_for(talk.ask(path), _CALL_SECONDS)
-            except TimeoutError:
-                raise EngineProblemError(
-                    f"The Docker Engine didn't answer within {_CALL_SECONDS:.0f} seconds: see on the host how it is."
-                ) from None
+            async with answering(_CALL_SECONDS):
+                await talk.ask(path)
             yield ""
             async with aclosing(talk.body()) as body:
                 async for data in body:
@@ -93,29 +88,11 @@ class Engine:
         """Ask one thing after the other on one stream; None for what the Engine doesn't know."""
         async with self.dial() as stream:
             talk = Talk(stream)
-            return [await self._answer(talk, path, seconds) for path in paths]
-
-    @staticmethod
-    async def _answer(talk: Talk, path: str, seconds: float) -> dict[str, Any] | list[dict[str, Any]] | None:
-        try:
-            async with asyncio.timeout(seconds):
-                status = await talk.ask(path)
-                async with aclosing(talk.body()) as body:
-                    answer = b"".join([data async for data in body])
-        except TimeoutError:
-            raise EngineProblemError(
-                f"The Docker Engine didn't answer within {seconds:.0f} seconds: see on the host how it is."
-            ) from None
-        if status == HTTPStatus.NOT_FOUND:
-            return None
-        try:
-            told: dict[str, Any] | list[dict[str, Any]] = json.loads(answer)
-        except ValueError:
-            raise EngineProblemError("The Docker Engine answered with something that isn't JSON.") from None
-        if status >= HTTPStatus.BAD_REQUEST:
-            said = told.get("message", status) if isinstance(told, dict) else status
-            raise EngineProblemError(f"The Docker Engine answered with an error: {said}")
-        return told
+            answers = []
+            for path in paths:
+                async with answering(seconds):
+                    answers.append(await talk.get(path))
+            return answers
 
 
 class Resolve(Protocol):

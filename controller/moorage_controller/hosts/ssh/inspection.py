@@ -4,48 +4,43 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from moorage_common.app_identity import AppIdentity
+from moorage_common.containers import by_project
 from moorage_common.engine_http import EngineProblemError
 from moorage_common.logs import LogLine, Logs, LogsWanted, TooManyLogsError, UnknownServiceError
-from moorage_common.states import ContainerState, Project
+from moorage_common.states import ContainerState
 
-from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh import watch as watches
 from moorage_controller.hosts.ssh.site import Site
 from moorage_controller.hosts.transport import AppObservation, HostApp, HostProject, HostRefusedError
 
 
 async def look(site: Site, app: HostApp) -> AppObservation:
-    """Look at an app now. Raises HostUnreachableError, ContactLostError."""
+    """Look at an app now. Raises HostRefusedError, ContactLostError."""
     try:
         return await watches.look(site.link, await _identity(site, app))
     except EngineProblemError as error:
-        raise HostUnreachableError(str(error), "engine_unreachable") from None
-    except HostRefusedError as error:
-        raise HostUnreachableError(error.sentence, error.code) from None
+        raise HostRefusedError("engine_unreachable", str(error)) from None
 
 
 async def projects(site: Site) -> Sequence[HostProject]:
-    """List the Compose projects there are. Raises HostUnreachableError, ContactLostError."""
-    found: dict[Project, list[ContainerState]] = {}
+    """List the Compose projects there are. Raises HostRefusedError, ContactLostError."""
     try:
         containers = await site.link.engine.containers()
     except EngineProblemError as error:
-        raise HostUnreachableError(str(error), "engine_unreachable") from None
-    for container in containers.values():
-        found.setdefault(Project(container.project, container.directory), []).append(container.state)
-    return [HostProject(project, states) for project, states in found.items()]
+        raise HostRefusedError("engine_unreachable", str(error)) from None
+    return [HostProject(project, states) for project, states in by_project(containers.values()).items()]
 
 
 async def logs(site: Site, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
     """Yield batches of what an app's containers write. Raises ContactLostError, HostRefusedError."""
     identity = await _identity(site, app)
 
-    async def containers() -> list[ContainerState]:
+    async def look() -> list[ContainerState]:
         found = await site.link.engine.containers()
         site.count_log_streams()  # only now it is known by which way the Engine is reached
         return [container.state for container in found.values() if identity.owns(container)]
 
-    reading = Logs(site.link.engine.dial, containers, wanted, site.logs)
+    reading = Logs(site.link.engine.dial, look, look, wanted, site.logs)
     try:
         async with aclosing(reading.lines()) as batches:
             async for batch in batches:

@@ -129,11 +129,11 @@ class SshTransport:
                     yield item
 
     async def look(self, app: HostApp) -> AppObservation:
-        """Look at an app now. Raises HostUnreachableError."""
+        """Look at an app now. Raises HostUnreachableError, HostRefusedError."""
         return await self._ask(lambda site: inspection.look(site, app))
 
     async def projects(self) -> Sequence[HostProject]:
-        """List the Compose projects there are. Raises HostUnreachableError."""
+        """List the Compose projects there are. Raises HostUnreachableError, HostRefusedError."""
         return await self._ask(inspection.projects)
 
     async def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:

@@ -1,0 +1,18 @@
+"""What benchmarks share: an sshd to measure SSH with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from moorage_lab.engine import PrivateEngine
+from moorage_lab.sshd import LabUser, PrivateSshd
+from rigs import remove_ssh_apps
+
+
+@pytest.fixture(scope="module")
+def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
+    """Return an sshd with the user `op`."""
+    assert sample_image
+    with PrivateSshd(short_folder / "ssh", engine, [LabUser("op")]) as running:
+        yield running
+        remove_ssh_apps(running, engine)

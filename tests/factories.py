@@ -102,6 +102,10 @@ def app_row(project_id: UUID, server_id: UUID, **changes: Any) -> App:  # noqa: 
         run_id=None,
         run_timeout=None,
         stop_at=None,
+        run_began_at=None,
+        deadline_number=0,
+        warn_at=None,
+        overdue=False,
         created_at=EPOCH,
         updated_at=EPOCH,
     )

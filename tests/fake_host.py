@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import ContainerState, OperationKind, Project
@@ -14,6 +14,7 @@ from moorage_controller.hosts.transport import (
     AppObservation,
     CancelOutcome,
     ContactLostError,
+    Deadline,
     End,
     EndKind,
     HostApp,
@@ -116,6 +117,10 @@ class FakeHost:
         self._let_go: set[str] = set()
         self._changed = _Change()
         self._watches: dict[asyncio.Queue[WatchItem | None], set[str]] = {}
+        self.deadlines: dict[UUID, tuple[str, Deadline]] = {}
+        """By app, its directory and what its agent knows."""
+        self.stops: dict[UUID, UUID] = {}
+        """By app, the operation by which the agent stopped it itself."""
 
     @property
     def reachable(self) -> bool:
@@ -211,12 +216,47 @@ class FakeHost:
         self._looked_at += 1_000_000
         app = self.app(cd_path)
         project = Project(PurePosixPath(cd_path).name, cd_path) if app.containers else None
-        return AppObservation(cd_path, project, tuple(app.containers), self._looked_at, self.boot_id)
+        here = {app_id: held for app_id, (path, held) in self.deadlines.items() if path == cd_path}
+        return AppObservation(
+            cd_path,
+            project,
+            tuple(app.containers),
+            self._looked_at,
+            self.boot_id,
+            deadlines={app_id: held.number for app_id, held in here.items() if held.run_id is not None},
+            stops={app_id: stop for app_id, stop in self.stops.items() if app_id in here},
+        )
+
+    def keep(self, cd_path: str, deadline: Deadline) -> None:
+        """Keep a deadline; an older one than what is known changes nothing."""
+        known = self.deadlines.get(deadline.app_id)
+        if known is None or deadline.number >= known[1].number:
+            self.deadlines[deadline.app_id] = (cd_path, deadline)
+            self.push(self.observation(cd_path))
+
+    async def act_alone(self, app_id: UUID) -> UUID:
+        """Stop an app as its agent does a minute after its deadline; return the operation's id."""
+        path, deadline = self.deadlines[app_id]
+        order = Order(uuid4(), OperationKind.DOWN, HostApp(path))
+        await self.launch(order)
+        self.stops[app_id] = order.operation_id
+        self.deadlines[app_id] = (path, Deadline(app_id, deadline.number))
+        self.push(self.observation(path))
+        return order.operation_id
 
     def host_info(self) -> HostInfo:
         """Return the host's facts."""
         running = sum(c.alive for app in self.apps.values() for c in app.containers)
-        return HostInfo(not self._engine_problem, self._engine_problem, running, 4711, "0.1.0", "20.10.24", "5.6.1")
+        return HostInfo(
+            not self._engine_problem,
+            self._engine_problem,
+            running,
+            4711,
+            "0.1.0",
+            "20.10.24",
+            "5.6.1",
+            keeps_deadlines=True,
+        )
 
     def projects(self) -> list[HostProject]:
         """Return the apps that have containers."""
@@ -281,6 +321,8 @@ class FakeHost:
             if self.refusal.buries:
                 self.journal[order.operation_id] = FakeRun(None, end=End(EndKind.BURIED, code=code, reason=sentence))
             raise HostRefusedError(code, sentence)
+        if order.deadline is not None:
+            self.keep(order.app.cd_path, order.deadline)
         run = self.journal[order.operation_id] = FakeRun(order, starts=1)
         run.task = asyncio.create_task(self._execute(run, order), name=f"fake {order.kind} {order.operation_id}")
 
@@ -352,6 +394,7 @@ class FakeHost:
                 continue
             if run.end is not None:
                 yield self._with_observation(run, run.end)
+                self.stops = {app_id: stop for app_id, stop in self.stops.items() if stop != operation_id}
                 return
             await self._changed.wait()
 

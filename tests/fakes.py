@@ -23,6 +23,7 @@ from moorage_controller.hosts.transport import (
     AppObservation,
     CancelOutcome,
     ContactLostError,
+    Deadline,
     End,
     HostApp,
     HostInfo,
@@ -119,6 +120,14 @@ class FakeClock:
     def monotonic(self) -> float:
         """Return seconds from an arbitrary point."""
         return 1000 + self._passed / _SECOND
+
+    def awake(self) -> float:
+        """Return the same: it is never suspended."""
+        return self.monotonic()
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall time, as NTP or somebody does; no time passes."""
+        self._start += timedelta(seconds=seconds)
 
     async def sleep(self, seconds: float) -> None:
         """Return once the clock was moved by that much."""
@@ -221,6 +230,11 @@ class FakeTransport:
         await self._arrive()
         async for batch in self._host.read_logs(app.cd_path, wanted):
             yield batch
+
+    async def set_deadline(self, app: HostApp, deadline: Deadline) -> None:
+        """Keep a deadline. Raises HostUnreachableError."""
+        await self.info()
+        self._host.keep(app.cd_path, deadline)
 
     async def _ask(self) -> None:
         await self.info()

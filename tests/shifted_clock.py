@@ -27,6 +27,10 @@ class ShiftedClock:
         """Return monotonic seconds."""
         return time.monotonic() + self._offset
 
+    def awake(self) -> float:
+        """Return monotonic seconds: it is never suspended."""
+        return self.monotonic()
+
     async def sleep(self, seconds: float) -> None:
         """Return when this clock has gone on by that much."""
         until = self.monotonic() + seconds

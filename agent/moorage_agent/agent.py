@@ -17,6 +17,8 @@ from moorage_agent import certificates
 from moorage_agent.build import build
 from moorage_agent.compose_runner import ComposeRunner
 from moorage_agent.convert import About
+from moorage_agent.dead_man import DeadMan
+from moorage_agent.deadlines import Deadlines
 from moorage_agent.engine import Engine
 from moorage_agent.errors import SetupError
 from moorage_agent.identities import Identities
@@ -50,17 +52,19 @@ async def run(settings: Settings) -> None:
     identities = Identities(policy, compose, environment(settings))
     inspection = Inspection(engine, observer, identities, policy, settings.docker_socket)
     runner = ComposeRunner(journal, engine, identities, compose, environment(settings))
-    watcher = Watcher(observer, engine, identities)
+    deadlines = Deadlines(settings.data_dir / "deadlines.json", observer.boot_id)
+    deadlines.load()
+    watcher = Watcher(observer, engine, identities, deadlines)
     about = About(version, watcher.boot_id, str(settings.data_dir))
-    servicer = AgentServicer(runner, watcher, inspection, about, settings)
+    servicer = AgentServicer(runner, watcher, inspection, deadlines, about, settings)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Calls to an Engine that hangs take a thread each until they time out: the journal must still get one.
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    background = [asyncio.create_task(observer.run()), asyncio.create_task(_look_after(journal, settings))]
-    background.append(asyncio.create_task(prove_alive()))
+    work = (observer.run(), _look_after(journal, settings), prove_alive())
+    background = [asyncio.create_task(each) for each in (*work, deadlines.run(), DeadMan(deadlines, runner).run())]
     try:
         with suppress(JournalError):  # a journal that can't be read says so to whoever asks for an operation
             await runner.resume_cancels()

@@ -68,6 +68,7 @@ def host(state: HostState, about: About) -> pb.Host:
         compose_version=about.compose_version,
         agent_version=build(),
         journal=about.journal,
+        keeps_deadlines=True,
     )
 
 
@@ -84,6 +85,8 @@ def observation(seen: Observation, boot_id: str) -> pb.AppObservation:
         looked_at=seen.looked_at,
         boot_id=boot_id,
         replicas=dict(seen.identity.replicas),
+        deadlines=dict(seen.known.deadlines),
+        stops=dict(seen.known.stops),
     )
 
 

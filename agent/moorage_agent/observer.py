@@ -83,7 +83,8 @@ class Observer:
                 if boot_nanoseconds() - self._all_looked_at > _EVERYTHING_NANOSECONDS:
                     await _within(_STUCK_SECONDS, self._look_at_all())
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(stirred.wait(), _PING_SECONDS)
+                    async with asyncio.timeout(_PING_SECONDS):
+                        await stirred.wait()
                 await asyncio.sleep(_COALESCE_SECONDS)
                 stirred.clear()
                 await _within(_STUCK_SECONDS, self._look_again(dirty))
@@ -145,7 +146,8 @@ def boot_nanoseconds() -> int:
 async def _within(seconds: float, look: Coroutine[Any, Any, T]) -> T:
     """Look, however many containers there are; what takes longer than that hangs. Raises EngineUnreachableError."""
     try:
-        return await asyncio.wait_for(look, seconds)
+        async with asyncio.timeout(seconds):
+            return await look
     except TimeoutError:
         raise EngineUnreachableError(
             f"A look at the Docker Engine didn't end within {seconds:.0f} seconds: see on the host how it is."

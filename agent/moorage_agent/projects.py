@@ -49,7 +49,8 @@ async def _run(argv: Sequence[str], directory: str, environment: Mapping[str, st
     except OSError as error:
         return _Ran(1, "", f"{argv[0]} can't be run in {directory}: {error.strerror}")
     try:
-        output, complaint = await asyncio.wait_for(process.communicate(), _CONFIG_SECONDS)
+        async with asyncio.timeout(_CONFIG_SECONDS):
+            output, complaint = await process.communicate()
     except TimeoutError:
         return _Ran(1, "", f"it did not read the project within {_CONFIG_SECONDS:.0f} seconds")
     finally:

@@ -18,7 +18,9 @@ from moorage_common.rpc.v1 import agent_pb2_grpc
 
 from moorage_agent import certificates, convert
 from moorage_agent.compose_runner import Chunk, ComposeRunner
+from moorage_agent.deadlines import Deadlines
 from moorage_agent.errors import RefusalError
+from moorage_agent.identities import WatchedApp
 from moorage_agent.inspection import Inspection
 from moorage_agent.settings import Settings
 from moorage_agent.watch import Watcher
@@ -38,6 +40,7 @@ _STATUS = {
     "path_not_allowed": grpc.StatusCode.PERMISSION_DENIED,
     "policy_unreadable": grpc.StatusCode.PERMISSION_DENIED,
     "journal_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "deadlines_not_kept": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "journal_unavailable": grpc.StatusCode.UNAVAILABLE,
     "engine_unreachable": grpc.StatusCode.UNAVAILABLE,
     "agent_fault": grpc.StatusCode.INTERNAL,
@@ -60,11 +63,13 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         runner: ComposeRunner,
         watcher: Watcher,
         inspection: Inspection,
+        deadlines: Deadlines,
         about: convert.About,
         settings: Settings,
     ) -> None:
         self._settings = settings
         self._inspection = inspection
+        self._deadlines = deadlines
         self._runner = runner
         self._watcher = watcher
         self._about = about
@@ -84,6 +89,8 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             app = convert.watched_app(request.app)
             kind = convert.kind(request.kind)
             operation_id = _operation_id(request.operation_id)
+            if request.HasField("deadline"):
+                await self._keep(app, request.deadline)
             attached = await self._runner.start(operation_id, kind, app.cd_path, app.last_project)
         return pb.StartOperationResponse(attached=attached)
 
@@ -92,8 +99,10 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     ) -> AsyncIterator[pb.FollowOperationResponse]:
         """Send output from an offset on, then the end."""
         async with _statuses(context):
-            async for item in self._runner.follow(_operation_id(request.operation_id), max(request.after, 0)):
+            operation_id = _operation_id(request.operation_id)
+            async for item in self._runner.follow(operation_id, max(request.after, 0)):
                 yield await self._follow_item(item)
+            await self._deadlines.followed(operation_id)
 
     async def CancelOperation(  # noqa: N802 - gRPC's
         self, request: pb.CancelOperationRequest, context: Context
@@ -139,6 +148,14 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
                 for message in convert.log_batches(batch):
                     yield message
 
+    async def SetDeadline(  # noqa: N802 - gRPC's
+        self, request: pb.SetDeadlineRequest, context: Context
+    ) -> pb.SetDeadlineResponse:
+        """Keep an app's deadline."""
+        async with _statuses(context):
+            await self._keep(convert.watched_app(request.app), request.deadline)
+        return pb.SetDeadlineResponse()
+
     async def PrepareRenewal(  # noqa: N802 - gRPC's
         self, request: pb.PrepareRenewalRequest, context: Context
     ) -> pb.PrepareRenewalResponse:
@@ -160,6 +177,11 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         log.info("certificate_renewed")
         return pb.InstallCertificateResponse()
 
+    async def _keep(self, app: WatchedApp, deadline: pb.Deadline) -> None:
+        app_id, run_id = _uuid(deadline.app_id, "app"), _uuid(deadline.run_id, "run") if deadline.run_id else ""
+        remaining = deadline.remaining.ToTimedelta().total_seconds()
+        await self._deadlines.set(app, app_id, deadline.number, run_id, remaining)
+
     async def _follow_item(self, item: Chunk | Record) -> pb.FollowOperationResponse:
         if isinstance(item, Chunk):
             return pb.FollowOperationResponse(output=pb.Output(offset=item.offset, data=item.data))
@@ -167,16 +189,21 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         observed = None
         if identity is not None:
             with suppress(RefusalError, TimeoutError):
-                seen = await asyncio.wait_for(self._watcher.look(identity), _LOOK_SECONDS)
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    seen = await self._watcher.look(identity)
                 observed = convert.observation(seen, self._watcher.boot_id)
         return pb.FollowOperationResponse(end=convert.end(item, observed))
 
 
 def _operation_id(text: str) -> str:
+    return _uuid(text, "operation")
+
+
+def _uuid(text: str, what: str) -> str:
     try:
         return str(UUID(text))
     except ValueError:
-        raise RefusalError("invalid_request", "The operation's id must be a UUID.") from None
+        raise RefusalError("invalid_request", f"The {what}'s id must be a UUID.") from None
 
 
 @asynccontextmanager

@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moorage_common.app_identity import AppIdentity
 from moorage_common.containers import settled_states
 from moorage_common.states import ContainerState
 
+from moorage_agent.deadlines import Deadlines, Known
 from moorage_agent.engine import Engine
 from moorage_agent.errors import RefusalError
 from moorage_agent.identities import Identities, WatchedApp
@@ -27,6 +28,7 @@ class Observation:
     identity: AppIdentity
     containers: Sequence[ContainerState]
     looked_at: int
+    known: Known = field(default_factory=Known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ WatchItem = Everything | Observation | HostState | Heartbeat
 class Watcher:
     """Serves watches from one observer."""
 
-    def __init__(self, observer: Observer, engine: Engine, identities: Identities) -> None:
+    def __init__(self, observer: Observer, engine: Engine, identities: Identities, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
         self._observer = observer
         self._engine = engine
         self._identities = identities
@@ -76,7 +79,8 @@ class Watcher:
         """Ask the Engine now."""
         known = self.host()
         try:
-            facts = await asyncio.wait_for(asyncio.to_thread(self._engine.facts), _ASK_SECONDS)
+            async with asyncio.timeout(_ASK_SECONDS):
+                facts = await asyncio.to_thread(self._engine.facts)
         except RefusalError as error:
             return replace(known, engine_problem=str(error), running_containers=0)
         except TimeoutError:
@@ -91,7 +95,8 @@ class Watcher:
         began = boot_nanoseconds()
         found = await asyncio.to_thread(self._engine.containers, identity.owns)
         facts = await asyncio.to_thread(self._engine.facts)
-        return Observation(identity, settled_states(found.values(), facts.time), began)
+        known = self._deadlines.of(identity.cd_path)
+        return Observation(identity, settled_states(found.values(), facts.time), began, known)
 
     @property
     def boot_id(self) -> str:
@@ -101,7 +106,7 @@ class Watcher:
     async def watch(self, apps: Sequence[WatchedApp]) -> AsyncIterator[WatchItem]:
         """Yield everything, then changes, with a heartbeat where there are none."""
         stirred = asyncio.Event()
-        stop_listening = self._observer.listen(stirred.set)
+        stop_listening = [source.listen(stirred.set) for source in (self._observer, self._deadlines)]
         try:
             await self._observer.asked.wait()
             sent = self._observations(await self._identities.current(apps))
@@ -111,7 +116,8 @@ class Watcher:
             while True:
                 # By what was sent, not by what stirred: on a busy host something always does.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(stirred.wait(), max(said + _HEARTBEAT_SECONDS - _now(), 0))
+                    async with asyncio.timeout_at(said + _HEARTBEAT_SECONDS):
+                        await stirred.wait()
                 stirred.clear()
                 identities = await self._identities.current(apps)
                 observations, host = self._observations(identities), self.host()
@@ -123,7 +129,8 @@ class Watcher:
                     yield Heartbeat()
                     said = _now()
         finally:
-            stop_listening()
+            for stop in stop_listening:
+                stop()
 
     def _observations(self, identities: Sequence[AppIdentity]) -> dict[str, Observation]:
         """Return what is known of each app; nothing while the Engine doesn't answer: unknown is not stopped."""
@@ -133,7 +140,9 @@ class Watcher:
         observations = {}
         for identity in identities:
             owned = (c for c in self._observer.containers.values() if identity.owns(c))
-            observations[identity.cd_path] = Observation(identity, settled_states(owned, facts.time), looked_at)
+            known = self._deadlines.of(identity.cd_path)
+            states = settled_states(owned, facts.time)
+            observations[identity.cd_path] = Observation(identity, states, looked_at, known)
         return observations
 
 
@@ -143,7 +152,7 @@ def _changes(
     """Yield what differs. After an Engine that didn't answer nothing counts as sent: whoever watches took it back."""
     for cd_path, observation in now.items():
         before = sent.get(cd_path)
-        if before is None or (observation.identity, observation.containers) != (before.identity, before.containers):
+        if before is None or observation != replace(before, looked_at=observation.looked_at):
             yield observation
     if replace(host, uptime=sent_host.uptime) != sent_host:
         yield host

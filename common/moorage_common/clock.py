@@ -13,7 +13,10 @@ class Clock(Protocol):
         """Return the wall time, aware, in UTC."""
 
     def monotonic(self) -> float:
-        """Return seconds from an arbitrary point, never going back."""
+        """Return seconds from an arbitrary point, never going back; they pass while the machine is suspended too."""
+
+    def awake(self) -> float:
+        """Return what `monotonic` does, but for the time for which the machine was suspended."""
 
     async def sleep(self, seconds: float) -> None:
         """Return after that many seconds of this clock."""
@@ -29,6 +32,10 @@ class SystemClock:
     def monotonic(self) -> float:
         """Return seconds since boot, suspended time included: a laptop lid must not stretch a deadline."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def awake(self) -> float:
+        """Return seconds since boot, suspended time left out."""
+        return time.clock_gettime(time.CLOCK_MONOTONIC)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep on the event loop."""

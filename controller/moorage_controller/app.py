@@ -38,8 +38,10 @@ from moorage_controller.services.audit_log import AuditLog
 from moorage_controller.services.bootstrap import Bootstrap
 from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
+from moorage_controller.services.deadlines import Deadlines
 from moorage_controller.services.delivery import Limits
 from moorage_controller.services.enrollment import Enrollments, load_authority
+from moorage_controller.services.extensions import Extensions
 from moorage_controller.services.feed import Feed
 from moorage_controller.services.health import Health
 from moorage_controller.services.history import History, Keeps
@@ -52,7 +54,10 @@ from moorage_controller.services.outputs import Outputs
 from moorage_controller.services.projects import Projects
 from moorage_controller.services.queue import Queue
 from moorage_controller.services.renewal import Renewals
+from moorage_controller.services.run_ends import RunEnds
+from moorage_controller.services.runs import Rules
 from moorage_controller.services.servers import Servers
+from moorage_controller.services.timekeeper import Timekeeper
 from moorage_controller.services.users import Users
 from moorage_controller.settings import Settings
 from moorage_controller.signals import Signals
@@ -120,7 +125,9 @@ class Controller:
         pool = SshPool(credentials.credentials_of, PinnedKeys(database).pin)
         self._stack.push_async_callback(pool.close)
         hosts = self._make_hosts(channels, pool)
-        observations = Observations(database, signals)
+        limits = _limits(settings)
+        rules = limits.runs
+        observations = Observations(database, signals, rules)
         checks = Checks(database, hosts, observations, signals, clock)
         self._stack.push_async_callback(checks.close)
         leases = Leases(database)
@@ -132,10 +139,15 @@ class Controller:
             signals,
             clock,
             leases,
-            limits=_limits(settings),
+            limits=limits,
             queue=_queue(settings),
         )
-        apps = Apps(database, operations, signals)
+        apps = Apps(database, operations, signals, rules)
+        deadlines = Deadlines(database, hosts, signals, clock)
+        self._stack.push_async_callback(deadlines.close)
+        timekeeper = Timekeeper(database, clock, leases)
+        ends = RunEnds(database, operations, rules)
+        watcher = HostWatcher(database, hosts, observations, operations, deadlines, signals, clock)
         api_tokens = ApiTokens(database)
         users = Users(database, settings_module.secret(settings, "jwt_secret"), api_tokens)
         self.first_password = await users.ensure_first_admin(settings.admin_username, settings.admin_password)
@@ -143,11 +155,11 @@ class Controller:
         await feed.open()
         loops = (
             Loop("feed", feed.run, clock),
-            Loop("host-watcher", HostWatcher(database, hosts, observations, signals, clock).run, clock),
+            Loop("host-watcher", watcher.run, clock),
             Loop("certificates", CertificateRenewal(Renewals(database, authority, channels), clock).run, clock),
             Loop("retention", Retention(History(database, _keeps(settings)), clock).run, clock),
-            Loop("auto-stop", AutoStop(database, apps, signals, clock).run, clock),
-            *([Loop("take-over", TakeOver(operations).run, clock)] if database.is_shared else []),
+            Loop("auto-stop", AutoStop(ends, timekeeper, signals, clock).run, clock),
+            *([Loop("take-over", TakeOver(operations, timekeeper).run, clock)] if database.is_shared else []),
         )
         enrollments = Enrollments(database, keyring, authority, signals)
         bundle, url = settings.moorage_agent_bundle, settings.base_url
@@ -160,6 +172,7 @@ class Controller:
             host_keys=HostKeys(database, hosts, signals),
             projects=Projects(database, signals),
             apps=apps,
+            extensions=Extensions(database, deadlines, signals, rules),
             operations=operations,
             outputs=Outputs(database, signals, clock),
             feed=feed,
@@ -224,7 +237,13 @@ def _limits(settings: Settings) -> Limits:
     return Limits(
         total=timedelta(minutes=settings.operation_limit_minutes),
         no_progress=timedelta(minutes=settings.operation_no_progress_minutes),
+        runs=_rules(settings),
     )
+
+
+def _rules(settings: Settings) -> Rules:
+    warnings = tuple(timedelta(minutes=minutes) for minutes in settings.warnings)
+    return Rules(timedelta(minutes=settings.max_run_minutes), warnings)
 
 
 def _queue(settings: Settings) -> Queue:

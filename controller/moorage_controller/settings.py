@@ -49,6 +49,13 @@ class Settings(BaseSettings):
     admin_password: Annotated[
         str, Field(repr=False, description="First admin's password; without it one is made and printed once.")
     ] = ""
+    max_run_minutes: Annotated[
+        int, Field(ge=1, le=43_200, description="Minutes for which one run may last at most, extensions included.")
+    ] = 43_200
+    stopping_soon_minutes: Annotated[
+        str,
+        Field(description="How many minutes before the end of a run people are warned, comma-separated; empty: never."),
+    ] = "10,2"
     operation_limit_minutes: Annotated[
         int, Field(ge=1, le=1440, description="Minutes after which a start is stopped on its host.")
     ] = 30
@@ -59,7 +66,12 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=64, description="Starts at once on one host, and stops beside them; others wait.")
     ] = 4
     operations_at_once: Annotated[
-        int, Field(ge=1, le=1000, description="Starts at once on all hosts, and stops beside them; others wait.")
+        int,
+        Field(
+            ge=1,
+            le=1000,
+            description="Starts at once on all hosts; others wait. Stops wait for nothing but their host.",
+        ),
     ] = 64
     operation_history_days: Annotated[
         int, Field(ge=1, le=3650, description="Days after which an operation that has ended is forgotten.")
@@ -101,6 +113,12 @@ class Settings(BaseSettings):
         _origins(value)
         return value
 
+    @field_validator("stopping_soon_minutes")
+    @classmethod
+    def _check_stopping_soon(cls, value: str) -> str:
+        _minutes(value)
+        return value
+
     @field_validator("trusted_proxies")
     @classmethod
     def _check_trusted_proxies(cls, value: str) -> str:
@@ -122,6 +140,11 @@ class Settings(BaseSettings):
     def origins(self) -> tuple[str, ...]:
         """The origins of FRONTEND_URL, as a browser writes them."""
         return _origins(self.frontend_url)
+
+    @property
+    def warnings(self) -> tuple[int, ...]:
+        """The minutes of STOPPING_SOON_MINUTES."""
+        return _minutes(self.stopping_soon_minutes)
 
     @property
     def proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -167,6 +190,16 @@ def _origin(url: str) -> str:
     shown = f"[{host}]" if ":" in host else host
     usual = {"http": 80, "https": 443}[parts.scheme]
     return f"{parts.scheme}://{shown}" + ("" if port in {None, usual} else f":{port}")
+
+
+def _minutes(text: str) -> tuple[int, ...]:
+    try:
+        found = [int(part) for part in _listed(text)]
+    except ValueError:
+        found = [0]
+    if any(not 1 <= minutes <= 43_200 for minutes in found):  # noqa: PLR2004 - a run's longest
+        raise ValueError("write whole minutes from 1 to 43200, such as 10,2, or leave it empty")
+    return tuple(found)
 
 
 def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -29,8 +29,8 @@ class Signals:
     def __init__(self) -> None:
         self.server_changed: Signal[UUID] = Signal()
         """A server, its enrolment or its set of apps changed: watch it anew."""
-        self.deadlines_changed: Signal[None] = Signal()
-        """A deadline was set or moved, or an operation ended: look for what is due."""
+        self.deadline_moved: Signal[UUID] = Signal()
+        """An app's deadline was set, moved or taken away, or an operation on it ended, or the app is gone."""
         self.host_back: Signal[UUID] = Signal()
         """A server that was offline answers again."""
         self.output_kept: Signal[UUID] = Signal()

@@ -14,6 +14,7 @@ import docker
 import pytest
 from lone_agent import UP, Desk, LoneAgent, compose
 from moorage_agent import identities, watch
+from moorage_agent.deadlines import Deadlines
 from moorage_agent.engine import Engine, EngineFacts, EventStream
 from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.observer import Observer
@@ -48,6 +49,11 @@ class Told:
         raise AssertionError(f"not within {timeout} s; told meanwhile: {seen}")
 
 
+def nothing_held(beside: Path) -> Deadlines:
+    """Return the deadlines of a host that was told of none."""
+    return Deadlines(beside.with_name("deadlines.json"), "boot")
+
+
 @asynccontextmanager
 async def watching(engine: Engine, directory: Path) -> AsyncIterator[Told]:
     """Observe an Engine, and watch one app on it."""
@@ -56,7 +62,7 @@ async def watching(engine: Engine, directory: Path) -> AsyncIterator[Told]:
     observer = Observer(engine)
     known = Identities(Policy(file), installed("docker-compose"), {"DOCKER_HOST": engine.host})
     running = asyncio.create_task(observer.run())
-    items = Watcher(observer, engine, known).watch([WatchedApp(str(directory), None)])
+    items = Watcher(observer, engine, known, nothing_held(file)).watch([WatchedApp(str(directory), None)])
     try:
         yield Told(items)
     finally:
@@ -275,7 +281,7 @@ async def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_host_s_fact
     other_engine: PrivateEngine, app: Path
 ) -> None:
     engine = Engine(other_engine.host)
-    watcher = Watcher(Observer(engine), engine, Identities(Policy(app), "", {}))
+    watcher = Watcher(Observer(engine), engine, Identities(Policy(app), "", {}), nothing_held(app))
     assert (await watcher.host_now()).engine_problem == ""
     dockerd = other_engine._dockerd.identity
     dockerd.send(signal.SIGSTOP)

@@ -3,13 +3,14 @@
 import asyncio
 import random
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
 from factories import PATH, World
 from fakes import EPOCH, FakeHost, Plan, settle
 from moorage_common.states import OperationKind
-from moorage_controller.services.apps import Apps
+from moorage_controller.services.run_ends import RunEnds
 from moorage_controller.store import apps
 
 NOW = int(EPOCH.timestamp() * 1000)
@@ -138,14 +139,14 @@ async def test_a_run_that_changed_after_it_was_found_due_is_left_alone(
 ) -> None:
     """Compare-and-set: between the look and the deed somebody extends it."""
     await start(world, app_id)
-    plain = Apps.auto_stop
+    plain = RunEnds.stop
 
-    async def extended_first(self: Apps, due: apps.App) -> object:
-        if due.stop_at == EPOCH + timedelta(minutes=5):
+    async def extended_first(self: RunEnds, due: Sequence[apps.App]) -> object:
+        if [app.stop_at for app in due] == [EPOCH + timedelta(minutes=5)]:
             (await world.user.put(f"/api/apps/{app_id}", {"autoStopTimeout": 10})).expect(200)
         return await plain(self, due)
 
-    monkeypatch.setattr(Apps, "auto_stop", extended_first)
+    monkeypatch.setattr(RunEnds, "stop", extended_first)
     await world.clock.run(SECONDS + 60)
     assert downs(host) == []
     assert await status(world, app_id) == "running"

@@ -13,6 +13,7 @@ from moorage_controller.errors import NotFoundError
 from moorage_controller.hosts.transport import HostInfo, HostTransport, Reachable
 from moorage_controller.services.checks import AT_ONCE, CHECK_SECONDS, ROUND_SECONDS, Checks
 from moorage_controller.services.observations import Observations
+from moorage_controller.services.runs import Rules
 from moorage_controller.signals import Signals
 from moorage_controller.store import servers as store
 from moorage_controller.store.engine import Database
@@ -68,7 +69,7 @@ def hosts(clock: FakeClock) -> CountedHosts:
 async def checks(database: Database, hosts: CountedHosts, clock: FakeClock) -> AsyncIterator[Checks]:
     """Return checks of those hosts."""
     signals = Signals()
-    checks = Checks(database, hosts, Observations(database, signals), signals, clock)
+    checks = Checks(database, hosts, Observations(database, signals, Rules()), signals, clock)
     yield checks
     await checks.close()
 

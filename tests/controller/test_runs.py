@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moorage_common.states import ContainerState, OperationKind, Project
 from moorage_controller.hosts.transport import AppObservation
 from moorage_controller.services import runs
-from moorage_controller.services.runs import EndedRun, Outcome
+from moorage_controller.services.runs import EndedRun, Outcome, Rules
 from moorage_controller.store.apps import App
 from moorage_controller.store.operations import Operation
 
@@ -26,12 +26,15 @@ def seen(*states: str) -> AppObservation:
     return AppObservation(PATH, PROJECT if states else None, containers)
 
 
+RULES = Rules()
+
+
 def an_app(**changes: object) -> App:
     return app_row(uuid.uuid4(), uuid.uuid4(), **changes)
 
 
 def a_running_app() -> App:
-    return an_app(status="running", **runs.new_run(uuid.uuid4(), 60, EPOCH))
+    return an_app(status="running", **RULES.new_run(an_app(), uuid.uuid4(), 60, EPOCH))
 
 
 def a_start(app: App, kind: OperationKind = OperationKind.UP) -> Operation:
@@ -39,11 +42,11 @@ def a_start(app: App, kind: OperationKind = OperationKind.UP) -> Operation:
 
 
 def started(app: App, operation: Operation) -> App:
-    return replace(app, **runs.begin_start(app, operation))
+    return replace(app, **runs.begin_start(app, operation, EPOCH))
 
 
 def settled(app: App, operation: Operation, outcome: Outcome, now: datetime = LATER) -> App:
-    return replace(app, **runs.settle(app, operation, outcome, now))
+    return replace(app, **runs.settle(app, operation, outcome, now, RULES))
 
 
 def test_a_start_has_a_provisional_run_whose_deadline_lies_beyond_all_that_may_be() -> None:
@@ -143,29 +146,29 @@ def test_a_stop_ends_the_run_only_when_nothing_is_left() -> None:
 
 def test_containers_found_running_begin_a_run_of_the_app_s_own_length() -> None:
     app = an_app(auto_stop_timeout=45)
-    app = replace(app, **runs.observe(app, seen("running"), LATER, in_flight=False))
+    app = replace(app, **runs.observe(app, seen("running"), LATER, RULES, in_flight=False))
     assert (app.status, app.started_at, app.run_timeout) == ("running", LATER, 45)
     assert app.stop_at == LATER + timedelta(minutes=45)
 
 
 def test_containers_that_all_ended_end_the_run() -> None:
     app = a_running_app()
-    app = replace(app, **runs.observe(app, seen("exited", "dead"), LATER, in_flight=False))
+    app = replace(app, **runs.observe(app, seen("exited", "dead"), LATER, RULES, in_flight=False))
     assert (app.status, app.run_id, app.started_at, app.stop_at) == ("stopped", None, None, None)
 
 
 def test_while_an_operation_is_in_flight_only_the_health_is_taken() -> None:
     old = a_running_app()
-    values = runs.observe(old, seen("exited"), LATER, in_flight=True)
+    values = runs.observe(old, seen("exited"), LATER, RULES, in_flight=True)
     assert "status" not in values
     assert not values.keys() & runs.NO_RUN.keys()
-    assert runs.observe(old, seen("paused"), LATER, in_flight=True)["health"] == "degraded"
+    assert runs.observe(old, seen("paused"), LATER, RULES, in_flight=True)["health"] == "degraded"
 
 
 def test_an_observation_of_what_is_known_changes_nothing() -> None:
     app = a_running_app()
-    app = replace(app, **runs.observe(app, seen("running"), LATER, in_flight=False))
-    assert runs.observe(app, seen("running"), LATER + timedelta(hours=1), in_flight=False) == {}
+    app = replace(app, **runs.observe(app, seen("running"), LATER, RULES, in_flight=False))
+    assert runs.observe(app, seen("running"), LATER + timedelta(hours=1), RULES, in_flight=False) == {}
 
 
 STATES = st.lists(st.sampled_from(["running", "paused", "restarting", "exited", "created", "dead"]), max_size=3)
@@ -191,14 +194,18 @@ def test_whatever_happens_a_running_container_means_a_run_with_a_deadline(steps:
         match step:
             case (OperationKind() as kind, Outcome() as outcome):
                 operation = operation_row(app, kind=kind.value, run_id=uuid.uuid4())
-                before = runs.begin_start(app, operation) if kind is not OperationKind.DOWN else {"status": "stopping"}
+                before = (
+                    runs.begin_start(app, operation, EPOCH)
+                    if kind is not OperationKind.DOWN
+                    else {"status": "stopping"}
+                )
                 app = settled(replace(app, **before), operation, outcome, now)
                 observed = outcome.observed
             case (AppObservation() as observed, bool() as in_flight):
-                app = replace(app, **runs.observe(app, observed, now, in_flight=in_flight))
+                app = replace(app, **runs.observe(app, observed, now, RULES, in_flight=in_flight))
                 observed = None if in_flight else observed
             case AppObservation() as observed:
-                app = replace(app, **runs.observe(app, observed, now, in_flight=False))
+                app = replace(app, **runs.observe(app, observed, now, RULES, in_flight=False))
         _check(app)
         if observed is not None:
             assert app.status == ("running" if any(c.alive for c in observed.containers) else "stopped")
@@ -217,16 +224,16 @@ def _check(app: App) -> None:
 
 def test_the_same_containers_go_on_with_their_run_and_others_begin_one() -> None:
     app = a_running_app()
-    stopped = replace(app, **runs.observe(app, seen("exited"), LATER, in_flight=False))
+    stopped = replace(app, **runs.observe(app, seen("exited"), LATER, RULES, in_flight=False))
     assert (stopped.status, stopped.run_id) == ("stopped", None)
     ended = EndedRun.of(app, seen("exited"))
-    again = replace(stopped, **runs.observe(stopped, seen("running"), LATER, in_flight=False, ended=ended))
+    again = replace(stopped, **runs.observe(stopped, seen("running"), LATER, RULES, in_flight=False, ended=ended))
     assert (again.run_id, again.started_at, again.stop_at) == (app.run_id, app.started_at, app.stop_at)
     next_day = EPOCH + timedelta(days=1)
-    late = replace(stopped, **runs.observe(stopped, seen("running"), next_day, in_flight=False, ended=ended))
+    late = replace(stopped, **runs.observe(stopped, seen("running"), next_day, RULES, in_flight=False, ended=ended))
     assert late.stop_at == next_day + timedelta(minutes=60), "who starts it again later isn't stopped at once"
     other = replace(seen("running"), containers=[replace(seen("running").containers[0], id="another")])
-    anew = replace(stopped, **runs.observe(stopped, other, LATER, in_flight=False, ended=ended))
+    anew = replace(stopped, **runs.observe(stopped, other, LATER, RULES, in_flight=False, ended=ended))
     assert anew.run_id != app.run_id
     assert anew.stop_at == LATER + timedelta(minutes=60)
 
@@ -241,7 +248,7 @@ def test_the_same_containers_go_on_with_their_run_and_others_begin_one() -> None
 )
 def test_an_app_that_nobody_stopped_says_why_it_runs_no_more(states: tuple[str, ...], reason: str | None) -> None:
     app = a_running_app()
-    assert replace(app, **runs.observe(app, seen(*states), LATER, in_flight=False)).last_error == reason
+    assert replace(app, **runs.observe(app, seen(*states), LATER, RULES, in_flight=False)).last_error == reason
 
 
 def test_a_run_that_is_found_shows_the_real_start_and_counts_from_now() -> None:
@@ -250,9 +257,9 @@ def test_a_run_that_is_found_shows_the_real_start_and_counts_from_now() -> None:
         for n, container in enumerate(seen("exited", "running", "running").containers)
     ]
     app = an_app()
-    found = replace(app, **runs.observe(app, replace(seen(), containers=containers), LATER, in_flight=False))
+    found = replace(app, **runs.observe(app, replace(seen(), containers=containers), LATER, RULES, in_flight=False))
     assert found.started_at == EPOCH + timedelta(minutes=1)
     assert found.stop_at == LATER + timedelta(minutes=60)
     ahead = [replace(containers[1], started_at=LATER + timedelta(hours=1))]
-    found = replace(app, **runs.observe(app, replace(seen(), containers=ahead), LATER, in_flight=False))
+    found = replace(app, **runs.observe(app, replace(seen(), containers=ahead), LATER, RULES, in_flight=False))
     assert found.started_at == LATER, "a host's clock that is ahead makes no start in the future"

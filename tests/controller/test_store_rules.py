@@ -86,8 +86,9 @@ async def test_what_is_due_is_over_and_idle_the_longest_overdue_first(database: 
     soon = await add_app(database, run_id=uuid.uuid4(), stop_at=EPOCH + timedelta(seconds=1))
     await add_app(database)
     async with database.read() as connection:
-        assert [app.id for app in await apps.due(connection, EPOCH)] == [late.id, now.id]
-        assert await apps.next_stop_at(connection, EPOCH) == soon.stop_at
+        assert [due.app.id for due in await apps.due(connection, EPOCH)] == [late.id, now.id]
+        assert await apps.next_end(connection, EPOCH, timedelta(days=1)) == soon.stop_at
+        assert await apps.next_end(connection, EPOCH, timedelta(minutes=5)) == EPOCH, "when the first is overdue"
 
 
 async def test_a_removed_project_takes_its_apps_along_and_their_operations_stay(database: Database) -> None:

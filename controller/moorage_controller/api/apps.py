@@ -1,5 +1,6 @@
 """Apps over HTTP: their records, starting and stopping them."""
 
+from moorage_common.clock import from_millis
 from moorage_common.states import OperationKind
 
 from moorage_controller.api.call import Call
@@ -13,7 +14,7 @@ from moorage_controller.api.convert import (
 )
 from moorage_controller.api.preference import ended
 from moorage_controller.api.replies import Reply, later, now
-from moorage_controller.api.schemas import AppChanges, AppIn, DeletedOut, StartIn
+from moorage_controller.api.schemas import AppChanges, AppIn, DeletedOut, ExtendIn, StartIn
 
 
 async def list_apps(call: Call) -> Reply:
@@ -64,6 +65,13 @@ async def stop_app(call: Call) -> Reply:
     output = await call.services.outputs.text(operation.id)
     raise_unless_succeeded(operation, output)
     return now(stopped_out(await call.services.apps.get(call.id()), operation, output))
+
+
+async def extend_app(call: Call) -> Reply:
+    """POST /api/apps/{id}/extend: move the end of the run."""
+    body = call.body(ExtendIn)
+    until = None if body.until is None else from_millis(body.until)
+    return now(app_out(await call.services.extensions.extend(call.id(), call.actor, minutes=body.minutes, until=until)))
 
 
 async def _start(call: Call, kind: OperationKind) -> Reply:

@@ -19,6 +19,7 @@ from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_log import AuditLog
 from moorage_controller.services.checks import Checks
 from moorage_controller.services.enrollment import Enrollments
+from moorage_controller.services.extensions import Extensions
 from moorage_controller.services.feed import Feed
 from moorage_controller.services.health import Health
 from moorage_controller.services.host_keys import HostKeys
@@ -53,6 +54,7 @@ class Services:
     host_keys: HostKeys
     projects: Projects
     apps: Apps
+    extensions: Extensions
     operations: Operations
     outputs: Outputs
     feed: Feed

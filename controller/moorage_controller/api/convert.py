@@ -59,6 +59,7 @@ def server_out(server: Server) -> ServerOut:
         running_containers=server.running_containers,
         uptime=server.uptime,
         has_credentials=server.encrypted_credentials is not None,
+        keeps_deadlines=server.keeps_deadlines,
         host_key_fingerprint=fingerprint(server.host_key) if server.host_key else None,
     )
 
@@ -129,6 +130,7 @@ def app_out(view: AppView) -> AppOut:
         observed_at=_millis(app.observed_at),
         last_error=app.last_error,
         operation_id=view.operation_id,
+        overdue=app.overdue,
     )
 
 

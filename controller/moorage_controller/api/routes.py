@@ -194,6 +194,7 @@ ROUTES: tuple[Route, ...] = (
     _get("/api/apps/{id}/logs", inspection.show_logs, schemas.ContainerOut),
     _operate("/api/apps/{id}/start", apps.start_app, schemas.StartedOut, schemas.StartIn),
     _operate("/api/apps/{id}/stop", apps.stop_app, schemas.StoppedOut, schemas.NothingIn),
+    _operate("/api/apps/{id}/extend", apps.extend_app, schemas.AppOut, schemas.ExtendIn),
     _operate("/api/apps/{id}/restart", apps.restart_app, schemas.StartedOut, schemas.StartIn),
     _get("/api/operations", operations.list_operations, schemas.OperationOut, many=True),
     _get("/api/operations/{id}", operations.get_operation, schemas.OperationShownOut),

@@ -1,13 +1,15 @@
 """Bodies and replies of the REST API: camelCase, epoch milliseconds, minutes. Unknown fields are ignored."""
 
-from typing import Annotated
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
 MAX_MINUTES = 43_200
+MAX_MILLIS = 253_402_300_799_000
+"""The end of the year 9999, the last one that databases and people know."""
 
 
 class Schema(BaseModel):
@@ -204,6 +206,8 @@ class AppOut(Schema):
     observed_at: int | None
     last_error: str | None
     operation_id: UUID | None
+    overdue: bool
+    """It should have been stopped by now, and isn't yet."""
 
 
 class ContainerOut(Schema):
@@ -239,6 +243,19 @@ class StartIn(Schema):
 
     timeout: Minutes | None = None
     timeout_minutes: Annotated[Minutes | None, Field(alias="timeout_minutes")] = None
+
+
+class ExtendIn(Schema):
+    """POST /api/apps/{id}/extend: so many minutes more, or until a moment (epoch milliseconds), earlier or later."""
+
+    minutes: Minutes | None = None
+    until: Annotated[int | None, Number, Field(ge=0, le=MAX_MILLIS)] = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.minutes is None) == (self.until is None):
+            raise ValueError("Give either minutes or until.")
+        return self
 
 
 class NothingIn(Schema):
@@ -298,7 +315,7 @@ class OperationShownOut(OperationOut):
 
 
 class EventOut(Schema):
-    """The data of the event `ready`; of `app`, `server` and `operation` it is the resource."""
+    """The data of the event `ready`; of `app`, `server`, `operation` it is the resource, of `stopping_soon` an app."""
 
     resumed: bool
 

@@ -108,6 +108,8 @@ class ServerOut(Schema):
     running_containers: int
     uptime: int | None
     has_credentials: bool
+    keeps_deadlines: bool
+    """Its agent knows when its apps' time is over, and stops them itself where no controller does."""
     host_key_fingerprint: str | None
 
 

@@ -62,4 +62,6 @@ class Actor:
 
 
 AUTO_STOP = Actor(None, "auto-stop")
+DEAD_MAN = Actor(None, "agent")
+"""A host's agent, which stops what no controller has stopped in time."""
 OBSERVER = Actor(None, "observer")

@@ -2,35 +2,55 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
 from moorage_common.clock import Clock, wait_for
 
-from moorage_controller.services.apps import Apps
+from moorage_controller.services.run_ends import RunEnds
+from moorage_controller.services.timekeeper import Timekeeper
 from moorage_controller.signals import Signals
-from moorage_controller.store import apps as store
-from moorage_controller.store.engine import Database
+from moorage_controller.store.apps import App, DueApp
 
 log = structlog.get_logger(__name__)
 
 _LONGEST_SLEEP = 30.0
 """Even without a hint or a deadline it looks again: a clock that jumped must not delay it for long."""
 _FIRST_RETRY, _LAST_RETRY = 2.0, 60.0
+_OFFLINE_RETRY = 600.0
+"""Of a host that is known not to answer; it is tried at once when it does."""
 _FORGET_SECONDS = 3600.0
 
 
-class AutoStop:
-    """Claims the runs that are over and has each stopped by the same service as a user's stop."""
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A run that could not be stopped yet: how often it was tried, and when (monotonic) it is next.
 
-    def __init__(self, database: Database, apps: Apps, signals: Signals, clock: Clock) -> None:
-        self._database = database
-        self._apps = apps
+    `offline`: its host was known not to answer, so that nothing was tried.
+    """
+
+    server_id: UUID
+    count: int
+    not_before: float
+    offline: bool
+
+    def holds(self, now: float, *, online: bool) -> bool:
+        """Tell whether it isn't time yet to try again."""
+        return self.not_before > now and not (self.offline and online)
+
+
+class AutoStop:
+    """Has what is due stopped by the same operations as a user's stop, and people warned before."""
+
+    def __init__(self, ends: RunEnds, timekeeper: Timekeeper, signals: Signals, clock: Clock) -> None:
+        self._ends = ends
+        self._timekeeper = timekeeper
         self._clock = clock
         self._wake = asyncio.Event()
-        # A run that could not be stopped yet: how often it was tried, and when (monotonic) it is next.
-        self._tries: dict[UUID, tuple[int, float]] = {}
-        signals.deadlines_changed.connect(lambda _: self._wake.set())
+        self._tries: dict[UUID, _Tried] = {}
+        signals.deadline_moved.connect(lambda _: self._wake.set())
         signals.host_back.connect(self._on_host_back)
 
     async def run(self) -> None:
@@ -40,35 +60,45 @@ class AutoStop:
 
     async def tick(self) -> float:
         """Begin the stop of all that is due now, and return in how many seconds to look again."""
-        async with self._database.read() as connection:
-            now = await self._database.now(connection)
-            due = await store.due(connection, now)
-            next_stop_at = await store.next_stop_at(connection, now)
+        await self._timekeeper.check()
+        ends = await self._ends.look()
         self._forget_old_tries()
-        for app in due:
-            assert app.run_id is not None
-            tries, not_before = self._tries.get(app.run_id, (0, 0.0))
-            if not_before > self._clock.monotonic():
-                continue
-            retry = min(_FIRST_RETRY * 2**tries, _LAST_RETRY) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
-            self._tries[app.run_id] = (tries + 1, self._clock.monotonic() + retry)
-            operation = await self._apps.auto_stop(app)
-            if operation is not None:
-                log.info("auto_stop_begun", app_id=str(app.id), operation_id=str(operation.id), attempt=tries + 1)
+        await self._stop(ends.due)
+        await self._ends.warn(ends.to_warn)
+        await self._ends.mark_overdue(ends.overdue)
         # A host that came back meanwhile took its tries away: those are due at once.
-        tried = [self._tries[app.run_id] for app in due if app.run_id in self._tries]
-        waits = [not_before - self._clock.monotonic() for _, not_before in tried]
-        if len(tried) < len(due):
+        tried = [self._tries[due.app.run_id] for due in ends.due if due.app.run_id in self._tries]
+        waits = [each.not_before - self._clock.monotonic() for each in tried]
+        if len(tried) < len(ends.due):
             waits.append(0.0)
-        if next_stop_at is not None:
-            waits.append((next_stop_at - now).total_seconds())
+        if ends.next_at is not None:
+            waits.append((ends.next_at - ends.now).total_seconds())
         return max(min([*waits, _LONGEST_SLEEP]), 0.0)
+
+    async def _stop(self, due: Sequence[DueApp]) -> None:
+        wanted: list[App] = []
+        for each in due:
+            assert each.app.run_id is not None
+            now, tried = self._clock.monotonic(), self._tries.get(each.app.run_id)
+            if tried is not None and tried.holds(now, online=each.online):
+                continue
+            count, retry = 0, _OFFLINE_RETRY
+            if each.online:
+                count = 0 if tried is None else tried.count
+                retry = min(_FIRST_RETRY * 2**count, _LAST_RETRY)
+            # What can't be reached needs no record of each try; that it is overdue is said once.
+            if each.online or tried is not None:
+                wanted.append(each.app)
+            retry *= random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            self._tries[each.app.run_id] = _Tried(each.app.server_id, count + 1, now + retry, not each.online)
+        for operation in await self._ends.stop(wanted):
+            log.info("auto_stop_begun", app_id=str(operation.app_id), operation_id=str(operation.id))
 
     def _forget_old_tries(self) -> None:
         """Drop the runs that were stopped long ago. One whose stop is in flight is not due, but must be kept."""
         old = self._clock.monotonic() - _FORGET_SECONDS
-        self._tries = {run_id: tried for run_id, tried in self._tries.items() if tried[1] > old}
+        self._tries = {run_id: tried for run_id, tried in self._tries.items() if tried.not_before > old}
 
-    def _on_host_back(self, _: UUID) -> None:
-        self._tries.clear()
+    def _on_host_back(self, server_id: UUID) -> None:
+        self._tries = {run_id: tried for run_id, tried in self._tries.items() if tried.server_id != server_id}
         self._wake.set()

@@ -18,7 +18,9 @@ from moorage_controller.hosts.transport import (
     Snapshot,
     WatchItem,
 )
+from moorage_controller.services.deadlines import Deadlines
 from moorage_controller.services.observations import Observations
+from moorage_controller.services.operations import Operations
 from moorage_controller.services.runs import host_app
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
@@ -37,11 +39,20 @@ class HostWatcher:
     """One watch a server; a server that changed is watched anew."""
 
     def __init__(
-        self, database: Database, hosts: Hosts, observations: Observations, signals: Signals, clock: Clock
+        self,
+        database: Database,
+        hosts: Hosts,
+        observations: Observations,
+        operations: Operations,
+        deadlines: Deadlines,
+        signals: Signals,
+        clock: Clock,
     ) -> None:
         self._database = database
         self._hosts = hosts
         self._observations = observations
+        self._operations = operations
+        self._deadlines = deadlines
         self._clock = clock
         self._changed: asyncio.Queue[UUID] = asyncio.Queue()
         self._watches: dict[UUID, asyncio.Task[None]] = {}
@@ -141,4 +152,8 @@ class HostWatcher:
     async def _app_seen(self, apps: Sequence[App], observation: AppObservation) -> None:
         for app in apps:
             if app.cd_path == observation.cd_path:
+                # Before the status, which the operation's end decides about.
+                if app.id in observation.stops:
+                    await self._operations.adopt(app.id, observation.stops[app.id])
                 await self._observations.app_seen(app.id, observation)
+                self._deadlines.seen(app, observation)

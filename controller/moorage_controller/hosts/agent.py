@@ -17,6 +17,7 @@ from moorage_controller.hosts.transport import (
     AppObservation,
     CancelOutcome,
     ContactLostError,
+    Deadline,
     End,
     HostApp,
     HostInfo,
@@ -106,7 +107,8 @@ class AgentTransport:
         call = self._stub.Watch(pb.WatchRequest(apps=[messages.app(a) for a in apps]))
         try:
             while True:
-                reply = await asyncio.wait_for(call.read(), _HEARTBEAT_SECONDS)
+                async with asyncio.timeout(_HEARTBEAT_SECONDS):
+                    reply = await call.read()
                 if not isinstance(reply, pb.WatchResponse):
                     raise ContactLostError(f"The agent at {self._endpoint} ended the watch.")
                 item = messages.watch_item(reply)
@@ -146,6 +148,14 @@ class AgentTransport:
             self._raise(error)
         finally:
             call.cancel()
+
+    async def set_deadline(self, app: HostApp, deadline: Deadline) -> None:
+        """Tell the agent how long an app may run. Raises HostUnreachableError, HostRefusedError."""
+        request = pb.SetDeadlineRequest(app=messages.app(app), deadline=messages.deadline(deadline))
+        try:
+            await self._stub.SetDeadline(request, timeout=_CONNECT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise self._refused(error) or self._unreachable(error) from None
 
     def _unreachable(self, error: grpc.aio.AioRpcError) -> HostUnreachableError:
         details = _details(error)

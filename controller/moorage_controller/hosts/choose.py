@@ -22,6 +22,7 @@ from moorage_controller.hosts.transport import (
     AppObservation,
     CancelOutcome,
     ContactLostError,
+    Deadline,
     End,
     HostApp,
     HostInfo,
@@ -131,6 +132,10 @@ class AgentFirst:
         async with aclosing((await self._choose()).logs(app, wanted)) as batches:
             async for batch in batches:
                 yield batch
+
+    async def set_deadline(self, app: HostApp, deadline: Deadline) -> None:
+        """Tell the agent, and nobody else: it may well run, and act on what it knows. Raises HostUnreachableError."""
+        await self._agent.set_deadline(app, deadline)
 
     async def _until_agent(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
         items = self._ssh.watch(apps)

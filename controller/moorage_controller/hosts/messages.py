@@ -1,6 +1,7 @@
 """Wire messages to the transport's types and back; the only place that knows both."""
 
 from datetime import UTC, datetime
+from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from moorage_common.logs import LogLine, LogsWanted
@@ -10,6 +11,7 @@ from moorage_common.states import ContainerState, OperationKind, Project
 from moorage_controller.hosts.transport import (
     AppObservation,
     CancelOutcome,
+    Deadline,
     End,
     EndKind,
     HostApp,
@@ -46,7 +48,19 @@ def app(host_app: HostApp) -> pb.App:
 
 def start_request(order: Order) -> pb.StartOperationRequest:
     """Return the message that starts an operation."""
-    return pb.StartOperationRequest(operation_id=str(order.operation_id), kind=_KINDS[order.kind], app=app(order.app))
+    until = None if order.deadline is None else deadline(order.deadline)
+    return pb.StartOperationRequest(
+        operation_id=str(order.operation_id), kind=_KINDS[order.kind], app=app(order.app), deadline=until
+    )
+
+
+def deadline(told: Deadline) -> pb.Deadline:
+    """Return the message that says how long an app may run."""
+    message = pb.Deadline(app_id=str(told.app_id), number=told.number)
+    if told.run_id is not None and told.remaining is not None:
+        message.run_id = str(told.run_id)
+        message.remaining.FromTimedelta(told.remaining)
+    return message
 
 
 def host_info(host: pb.Host) -> HostInfo:
@@ -60,6 +74,7 @@ def host_info(host: pb.Host) -> HostInfo:
         engine_version=host.engine_version,
         compose_version=host.compose_version,
         journal=host.journal,
+        keeps_deadlines=host.keeps_deadlines,
     )
 
 
@@ -75,6 +90,8 @@ def observation(message: pb.AppObservation) -> AppObservation:
         problem_code=message.problem_code,
         problem=message.problem,
         replicas=dict(message.replicas),
+        deadlines={UUID(app_id): number for app_id, number in message.deadlines.items()},
+        stops={UUID(app_id): UUID(operation_id) for app_id, operation_id in message.stops.items()},
     )
 
 

@@ -6,6 +6,7 @@ sent), `ContactLostError` (something may have arrived: not known), `HostRefusedE
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
@@ -40,7 +41,8 @@ class HostInfo:
     """A host's facts. `uptime` is seconds; `engine_problem` a sentence where the Engine doesn't answer.
 
     `agent_version` and `journal`, the folder of its journal, are the agent's, empty over SSH; `fallback` says why a
-    host that has an agent is reached by SSH, empty where it isn't.
+    host that has an agent is reached by SSH, empty where it isn't; `keeps_deadlines` whether its agent stops apps by
+    itself.
     """
 
     engine_reachable: bool
@@ -52,6 +54,7 @@ class HostInfo:
     compose_version: str
     journal: str = ""
     fallback: str = ""
+    keeps_deadlines: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,23 @@ class AppObservation:
     problem_code: str = ""
     problem: str = ""
     replicas: Mapping[str, int] = field(default_factory=dict)
+    deadlines: Mapping[UUID, int] = field(default_factory=dict)
+    """The numbers of the deadlines that the agent knows for apps here, by the app's id."""
+    stops: Mapping[UUID, UUID] = field(default_factory=dict)
+    """The operations by which the agent stopped apps here itself, by the app's id; until they are followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """How long an app may go on running, as its agent is told. The highest `number` holds, whichever arrives last.
+
+    Without a run there is nothing to be stopped: `run_id` and `remaining` are None.
+    """
+
+    app_id: UUID
+    number: int
+    run_id: UUID | None = None
+    remaining: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +108,8 @@ class Order:
     operation_id: UUID
     kind: OperationKind
     app: HostApp
+    deadline: Deadline | None = None
+    """Of a start: what the agent is to know before anything runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +201,12 @@ class HostTransport(Protocol):
         """Yield batches of what an app's containers write. Raises ContactLostError, HostUnreachableError.
 
         And HostRefusedError: `service_not_found`, `too_many_logs`, `engine_unreachable`, or the policy's.
+        """
+
+    async def set_deadline(self, app: HostApp, deadline: Deadline) -> None:
+        """Tell the agent how long an app may run; it is on the host's disk then. Raises HostUnreachableError.
+
+        And HostRefusedError: `no_dead_man` over SSH, `agent_too_old`, `deadlines_not_kept`.
         """
 
 

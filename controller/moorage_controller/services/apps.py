@@ -1,19 +1,20 @@
 """Apps: made, changed, removed, started and stopped. Handlers and auto-stop call the same."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 from moorage_common.states import OperationKind
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from moorage_controller.auth.roles import AUTO_STOP, Actor
+from moorage_controller.auth.roles import Actor
 from moorage_controller.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.idempotency import UNKEYED, Once
-from moorage_controller.services.operations import InFlightError, Operations, ServerBusyError
+from moorage_controller.services.operations import InFlightError, Operations
+from moorage_controller.services.runs import Rules
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as store
 from moorage_controller.store import operations as operation_store
@@ -36,10 +37,11 @@ _FIXED_WHILE_RUNNING = {"server_id": "serverId", "cd_path": "cdPath"}
 class Apps:
     """Decides about apps."""
 
-    def __init__(self, database: Database, operations: Operations, signals: Signals) -> None:
+    def __init__(self, database: Database, operations: Operations, signals: Signals, rules: Rules) -> None:
         self._database = database
         self._operations = operations
         self._signals = signals
+        self._rules = rules
 
     async def all(self) -> Sequence[AppView]:
         """Return all apps by name."""
@@ -52,7 +54,8 @@ class Apps:
             return _found(await store.view(connection, app_id))
 
     async def create(self, fields: Mapping[str, Any], actor: Actor, once: Once[AppView] = UNKEYED) -> AppView:
-        """Make an app. Raises InvalidError where its project or server doesn't exist."""
+        """Make an app. Raises InvalidError where its project or server doesn't exist, or its timeout is too long."""
+        self._check_minutes("autoStopTimeout", fields["auto_stop_timeout"])
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             await once.begin(connection, now)
@@ -69,6 +72,10 @@ class Apps:
                 run_id=None,
                 run_timeout=None,
                 stop_at=None,
+                run_began_at=None,
+                deadline_number=0,
+                warn_at=None,
+                overdue=False,
                 created_at=now,
                 updated_at=now,
                 **fields,
@@ -84,7 +91,7 @@ class Apps:
     async def update(
         self, app_id: UUID, changes: Mapping[str, Any], actor: Actor, *, timeout_only: bool = False
     ) -> AppView:
-        """Change fields; a new `auto_stop_timeout` moves a running app's deadline at once.
+        """Change fields; a new `auto_stop_timeout` moves a running app's deadline at once, as far as a run may last.
 
         Raises NotFoundError, InvalidError; ConflictError for another server or directory while it runs;
         ForbiddenError for any other change where the caller may change the timeout only.
@@ -100,11 +107,9 @@ class Apps:
                     raise ConflictError("app_running", f"{name} can't change while {old.name} runs: stop it first.")
             values: runs.Values = {**changes, "updated_at": now}
             timeout = changes.get("auto_stop_timeout", old.auto_stop_timeout)
-            if timeout != old.auto_stop_timeout and old.started_at is not None:
-                assert old.stop_at is not None
-                assert old.run_timeout is not None
-                moved = timedelta(minutes=timeout - old.run_timeout)
-                values |= {"run_timeout": timeout, "stop_at": old.stop_at + moved}
+            if timeout != old.auto_stop_timeout:
+                self._check_minutes("autoStopTimeout", timeout)
+                values |= self._moved(old, timeout, now)
             await store.change(connection, app_id, values)
             new = _found(await store.view(connection, app_id))
             details = {"changed": sorted(changes)}
@@ -112,7 +117,7 @@ class Apps:
             await record(connection, now, actor, Action.UPDATE, resource, f"App {old.name} was changed.", details)
         for server_id in {old.server_id, new.app.server_id}:
             self._signals.server_changed.emit(server_id)
-        self._signals.deadlines_changed.emit(None)
+        self._signals.deadline_moved.emit(app_id)
         return new
 
     async def delete(self, app_id: UUID, actor: Actor, *, force: bool) -> None:
@@ -130,6 +135,7 @@ class Apps:
             await store.remove(connection, app_id)
             resource = ("app", app_id, app.name)
             await record(connection, now, actor, Action.DELETE, resource, f"App {app.name} was removed.")
+        self._signals.deadline_moved.emit(app_id)
         self._signals.server_changed.emit(app.server_id)
 
     async def start(
@@ -137,28 +143,16 @@ class Apps:
     ) -> Operation:
         """Begin a start or a restart, or join the one that is in flight; `minutes` are for this run only.
 
-        Raises NotFoundError; ConflictError (`operation_in_progress`) while something else is in flight.
+        Raises NotFoundError; InvalidError for more minutes than a run may last; ConflictError (`operation_in_progress`)
+        while something else is in flight.
         """
+        if minutes is not None:
+            self._check_minutes("timeout", minutes)
         return await self._begin(app_id, kind, actor, minutes)
 
     async def stop(self, app_id: UUID, actor: Actor) -> Operation:
         """Begin a stop, or join the one that is in flight. Raises like `start`."""
         return await self._begin(app_id, OperationKind.DOWN, actor, None)
-
-    async def auto_stop(self, due: App) -> Operation | None:
-        """Begin the stop of a run that is over, if it still is that run with that deadline; None otherwise."""
-        try:
-            async with self._operations.recording() as (connection, launch):
-                now = await self._database.now(connection)
-                values = {"status": "stopping", "updated_at": now}
-                if not await store.change_run(connection, due.id, due.run_id, due.stop_at, values):
-                    return None
-                operation = await self._operations.begin(connection, due, OperationKind.DOWN, AUTO_STOP, now)
-                launch(operation)
-                await server_store.recount(connection, due.server_id)
-        except (InFlightError, ServerBusyError):
-            return None
-        return operation
 
     async def _begin(self, app_id: UUID, kind: OperationKind, actor: Actor, minutes: int | None) -> Operation:
         while True:
@@ -185,7 +179,7 @@ class Apps:
             run_minutes = (minutes or app.auto_stop_timeout) if starts else None
             operation = await self._operations.begin(connection, app, kind, actor, now, run_minutes=run_minutes)
             launch(operation)
-            values = runs.begin_start(app, operation) if starts else {"status": "stopping"}
+            values = runs.begin_start(app, operation, now) if starts else {"status": "stopping"}
             await store.change(connection, app_id, {**values, "updated_at": now})
             await server_store.recount(connection, app.server_id)
             details = {"operationId": str(operation.id)} | ({"timeout": run_minutes} if starts else {})
@@ -193,6 +187,18 @@ class Apps:
             message = f"{actor.name} asked for a {_ACTIONS[kind].lower()} of {app.name}."
             await record(connection, now, actor, _ACTIONS[kind], resource, message, details)
         return operation
+
+    def _check_minutes(self, field: str, minutes: int) -> None:
+        if timedelta(minutes=minutes) > self._rules.most:
+            most = self._rules.most / timedelta(minutes=1)
+            raise InvalidError({field: f"A run may last {most:.0f} minutes at most (MAX_RUN_MINUTES)."})
+
+    def _moved(self, app: App, timeout: int, now: datetime) -> runs.Values:
+        """Return what another timeout makes of a run; extensions stay. What isn't known to run yet keeps its own."""
+        if app.started_at is None or app.stop_at is None or app.run_timeout is None or app.run_began_at is None:
+            return {}
+        stop_at = min(app.stop_at + timedelta(minutes=timeout - app.run_timeout), app.run_began_at + self._rules.most)
+        return {"run_timeout": timeout, **self._rules.deadline(app, stop_at, now)}
 
 
 def _found(view: AppView | None) -> AppView:

@@ -23,6 +23,7 @@ class Action(StrEnum):
     START = "START"
     STOP = "STOP"
     RESTART = "RESTART"
+    EXTEND = "EXTEND"
     AUTO_STOP = "AUTO_STOP"
     CANCEL = "CANCEL"
     HOST_KEY_ACCEPTED = "HOST_KEY_ACCEPTED"

@@ -46,7 +46,14 @@ _DIAL_BACK_SECONDS = 40.0
 _SNAPSHOT_SECONDS = 40.0
 _LOOK_SECONDS = 0.3
 _GONE = "The server was removed meanwhile."
-_NO_AGENT = {"api_endpoint": None, "agent_name": None, "agent_version": None, "agent_journal": None, "fallback": None}
+_NO_AGENT = {
+    "api_endpoint": None,
+    "agent_name": None,
+    "agent_version": None,
+    "agent_journal": None,
+    "fallback": None,
+    "keeps_deadlines": False,
+}
 
 
 @dataclass(frozen=True, slots=True)

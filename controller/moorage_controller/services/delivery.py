@@ -3,7 +3,7 @@
 import asyncio
 import random
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
@@ -23,8 +23,9 @@ from moorage_controller.hosts.transport import (
     HostTransport,
     Order,
 )
+from moorage_controller.services.deadlines import provisional_deadline
 from moorage_controller.services.outputs import TAIL_BYTES
-from moorage_controller.services.runs import Outcome, host_app
+from moorage_controller.services.runs import Outcome, Rules, host_app
 from moorage_controller.services.transcript import Transcript
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
@@ -47,10 +48,11 @@ _TOO_LONG = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a start may take in all, and how long it may print nothing while the host is in contact."""
+    """How long a start may take in all, how long it may print nothing while the host is in contact; and of its run."""
 
     total: timedelta
     no_progress: timedelta
+    runs: Rules = field(default_factory=Rules)
 
 
 class Delivery:
@@ -187,7 +189,9 @@ class Delivery:
         self._offset = await self._transcript.open()
         # The deadline is of the database's time, which this machine's may differ from.
         self._limit_at = self._clock.monotonic() + (self._operation.deadline_at - now).total_seconds()
-        return Order(self._operation.id, OperationKind(self._operation.kind), host_app(app))
+        kind = OperationKind(self._operation.kind)
+        until = None if kind is OperationKind.DOWN else provisional_deadline(app, self._operation, now)
+        return Order(self._operation.id, kind, host_app(app), until)
 
     async def _mark_running(self, transport: str) -> None:
         async with self._database.write() as connection:

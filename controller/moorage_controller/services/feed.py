@@ -77,7 +77,9 @@ class Feed:
                 self._keep(found)
             # No decision hangs on this, so it is no matter of the clock.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stirred.wait(), _LOOK_SECONDS if self._database.is_shared else None)
+                # Not wait_for: Python 3.11's may lose a cancel that comes in the moment of the result.
+                async with asyncio.timeout(_LOOK_SECONDS if self._database.is_shared else None):
+                    await self._stirred.wait()
             self._stirred.clear()
 
     async def listen(self, after: int | None) -> AsyncGenerator[Sequence[Ready | News], None]:
@@ -134,7 +136,8 @@ class Feed:
 
 async def _load(connection: AsyncConnection, changes: Sequence[Change]) -> Mapping[UUID, Resource]:
     ids = {kind: [c.resource_id for c in changes if c.kind is kind] for kind in Kind}
-    found: dict[UUID, Resource] = {view.app.id: view for view in await app_store.views(connection, ids[Kind.APP])}
+    app_ids = {*ids[Kind.APP], *ids[Kind.STOPPING_SOON]}
+    found: dict[UUID, Resource] = {view.app.id: view for view in await app_store.views(connection, app_ids)}
     found |= {server.id: server for server in await server_store.some(connection, ids[Kind.SERVER])}
     found |= {operation.id: operation for operation in await operation_store.some(connection, ids[Kind.OPERATION])}
     return found

@@ -9,6 +9,8 @@ from contextlib import suppress
 from datetime import timedelta
 from uuid import uuid4
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from moorage_controller.errors import DatabaseUnavailableError
 from moorage_controller.store import controllers
 from moorage_controller.store import operations as store
@@ -33,11 +35,24 @@ class Leases:
             await controllers.beat(connection, self.controller_id, now)
             alive = {self.controller_id}
             if self._database.is_shared:
-                alive |= set(await controllers.seen_since(connection, now - _ALIVE))
+                alive |= set(await controllers.seen_between(connection, now - _ALIVE, now + _ALIVE))
             left = [each for each in await store.all_in_flight(connection) if each.driver not in alive]
             for operation in left:
                 await store.claim(connection, operation, self.controller_id)
         return left
+
+    async def others_saw_no_jump(self, connection: AsyncConnection) -> bool:
+        """Tell whether another controller goes by the time that is shown now: then it is this one that was away.
+
+        Where the clock that all share was set, the first to notice is the first who is seen by the new time; this says
+        so of this one, in the caller's write transaction.
+        """
+        if not self._database.is_shared:
+            return False
+        now = await self._database.now(connection)
+        others = await controllers.seen_between(connection, now - _ALIVE, now + _ALIVE)
+        await controllers.beat(connection, self.controller_id, now)
+        return bool(set(others) - {self.controller_id})
 
     async def leave(self) -> None:
         """Say that this controller ends: what it drove is free at once."""

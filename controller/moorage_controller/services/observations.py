@@ -12,7 +12,7 @@ from moorage_controller.hosts.transport import AppObservation, HostInfo
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.renewal import expired_sentence
-from moorage_controller.services.runs import EndedRun
+from moorage_controller.services.runs import EndedRun, Rules
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as server_store
@@ -26,9 +26,10 @@ log = structlog.get_logger(__name__)
 class Observations:
     """Applies observations, the later look over the earlier, whichever arrives last."""
 
-    def __init__(self, database: Database, signals: Signals) -> None:
+    def __init__(self, database: Database, signals: Signals, rules: Rules) -> None:
         self._database = database
         self._signals = signals
+        self._rules = rules
         self._last_look: dict[UUID, tuple[str, int]] = {}
         # Seen while an operation was in flight: the status in it is not applied, and would not be told again.
         self._held: dict[UUID, AppObservation] = {}
@@ -51,14 +52,17 @@ class Observations:
             view = await app_store.view(connection, app_id)
         if view is None or view.operation_id is None:
             self._held.pop(app_id, None)
-        if view is None or not runs.observe(view.app, observation, now, in_flight=view.operation_id is not None):
+        if view is None:
+            return
+        in_flight = view.operation_id is not None
+        if not runs.observe(view.app, observation, now, self._rules, in_flight=in_flight):
             return
         async with self._database.write() as connection:
             # An operation may have ended meanwhile, with a later look than this one.
             if self._is_stale(app_id, observation):
                 return
             await self._apply(connection, app_id, observation)
-        self._signals.deadlines_changed.emit(None)
+        self._signals.deadline_moved.emit(app_id)
 
     async def operation_ended(self, app_id: UUID, *, ran: bool) -> None:
         """Apply what was seen while an operation was in flight that, as its end says, never ran."""
@@ -78,6 +82,7 @@ class Observations:
         }
         if info.agent_version:
             values |= {"agent_version": info.agent_version, "agent_journal": info.journal or None}
+            values["keeps_deadlines"] = info.keeps_deadlines
         await self._change_server(server_id, values)
 
     async def host_lost(self, server_id: UUID, sentence: str) -> None:
@@ -117,7 +122,7 @@ class Observations:
         if view.operation_id is not None:
             self._held[app_id] = observation
         in_flight, ended = view.operation_id is not None, self._ended.get(app_id)
-        values = runs.observe(view.app, observation, now, in_flight=in_flight, ended=ended)
+        values = runs.observe(view.app, observation, now, self._rules, in_flight=in_flight, ended=ended)
         if not values:
             return
         await app_store.change(connection, app_id, values)

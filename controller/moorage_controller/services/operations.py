@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
@@ -14,7 +14,7 @@ from moorage_common.states import OperationKind
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from moorage_controller.auth.roles import AUTO_STOP, Actor
+from moorage_controller.auth.roles import AUTO_STOP, DEAD_MAN, Actor
 from moorage_controller.errors import (
     ConflictError,
     DatabaseUnavailableError,
@@ -152,6 +152,42 @@ class Operations:
         task = asyncio.create_task(self._drive(operation, recovered=recovered), name=f"operation {operation.id}")
         self._tasks[operation.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(operation.id, None))
+
+    async def adopt(self, app_id: UUID, operation_id: UUID) -> None:
+        """Take up a stop that an app's agent has begun by itself, once: from here on it is like any other.
+
+        Where another operation is in flight on the app nothing is done: the agent tells of it until it is followed.
+        """
+        async with self._database.read() as connection:
+            if await store.get(connection, operation_id) is not None:
+                return
+        with suppress(IntegrityError):
+            async with self._database.write() as connection:
+                now = await self._database.now(connection)
+                app = await app_store.get(connection, app_id)
+                if app is None:
+                    return
+                operation = Operation(
+                    id=operation_id,
+                    kind=OperationKind.DOWN.value,
+                    app_id=app.id,
+                    server_id=app.server_id,
+                    actor_id=None,
+                    actor=DEAD_MAN.name,
+                    auto_stop=True,
+                    run_id=app.run_id,
+                    run_timeout=app.run_timeout,
+                    created_at=now,
+                    deadline_at=now + self._limits.total,
+                    state="running",
+                    started_at=now,
+                    driver=self.driver,
+                )
+                await store.add(connection, operation)
+                await app_store.change(connection, app.id, {"status": "stopping", "updated_at": now})
+                await server_store.recount(connection, app.server_id)
+            log.warning("dead_man_acted", app_id=str(app_id), operation_id=str(operation_id))
+            self.launch(operation, recovered=True)
 
     async def recover(self) -> None:
         """Take up every operation whose end isn't known and that nobody drives: what a controller that died left."""
@@ -314,7 +350,7 @@ class Operations:
                 return
             app = await app_store.get(connection, operation.app_id)
             assert app is not None
-            values = runs.settle(app, operation, outcome, now)
+            values = runs.settle(app, operation, outcome, now, self._limits.runs)
             await app_store.change(connection, app.id, values)
             await server_store.recount(connection, app.server_id)
             if operation.auto_stop and values["status"] == "stopped":
@@ -332,8 +368,9 @@ class Operations:
     def _ended(self, operation: Operation, outcome: Outcome) -> None:
         log.info("operation_ended", kind=operation.kind, state=outcome.state, error=outcome.error)
         self._signals.operation_ended.emit(operation.id)
-        # What had to wait for it may be overdue by now.
-        self._signals.deadlines_changed.emit(None)
+        if operation.app_id is not None:
+            # What had to wait for it may be overdue by now.
+            self._signals.deadline_moved.emit(operation.app_id)
 
 
 def _end(outcome: Outcome, now: datetime) -> dict[str, object]:
@@ -347,8 +384,17 @@ def _end(outcome: Outcome, now: datetime) -> dict[str, object]:
 
 
 async def _record_auto_stop(connection: AsyncConnection, app: App, operation: Operation, now: datetime) -> None:
-    # The guide's details, word for word.
-    details = {"reason": "timeout", "timeout": operation.run_timeout}
-    minutes = "minute was" if operation.run_timeout == 1 else "minutes were"
-    message = f"{app.name} was stopped: its {operation.run_timeout} {minutes} over."
+    minutes = operation.run_timeout
+    if app.run_began_at is not None and app.stop_at is not None:
+        # Extensions included.
+        minutes = round((app.stop_at - app.run_began_at) / timedelta(minutes=1))
+    # The guide's details, word for word; by whom and how late only where that is out of the ordinary.
+    details: dict[str, object] = {"reason": "timeout", "timeout": minutes}
+    message = f"{app.name} was stopped: its {minutes} {'minute was' if minutes == 1 else 'minutes were'} over."
+    if operation.actor == DEAD_MAN.name:
+        details["by"] = DEAD_MAN.name
+        message += " Its host's agent did it, since no controller had."
+    if app.overdue and app.stop_at is not None:
+        details["secondsLate"] = round((now - app.stop_at).total_seconds())
+        message += f" That was {details['secondsLate']} seconds late."
     await record(connection, now, AUTO_STOP, Action.AUTO_STOP, ("app", app.id, app.name), message, details)

@@ -73,6 +73,8 @@ class Projects:
             await record(
                 connection, now, actor, Action.DELETE, resource, f"Project {project.name} was removed.", details
             )
+        for app in apps:
+            self._signals.deadline_moved.emit(app.id)
         for server_id in {a.server_id for a in apps}:
             self._signals.server_changed.emit(server_id)
 

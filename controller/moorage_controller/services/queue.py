@@ -67,7 +67,7 @@ class Queue:
 
     def __init__(self, *, on_a_host: int, in_all: int) -> None:
         self._on_a_host = on_a_host
-        self._in_all = {stops: Gate(in_all) for stops in (False, True)}
+        self._in_all = Gate(in_all)
         self._hosts: dict[tuple[UUID | None, bool], Gate] = {}
         self._waiting: dict[UUID, asyncio.Future[str]] = {}
 
@@ -82,7 +82,10 @@ class Queue:
     async def take_turn(self, operation: Operation, stack: AsyncExitStack) -> Turn:
         """Wait until it may begin, or is cancelled; `stack` gives its turn back. What is at work already counts."""
         stops, at_work = operation.kind == OperationKind.DOWN, operation.state != "queued"
-        gates = [self._hosts.setdefault((operation.server_id, stops), Gate(self._on_a_host)), self._in_all[stops]]
+        gates = [self._hosts.setdefault((operation.server_id, stops), Gate(self._on_a_host))]
+        if not stops:
+            # Stops wait for nothing but their host: many slow ones would hold up the auto-stop of all others.
+            gates.append(self._in_all)
         if at_work or not any(gate.is_full for gate in gates):
             await _pass(gates, stack, at_once=at_work)
             return Turn()

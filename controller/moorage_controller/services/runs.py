@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+from moorage_common.clock import to_millis
 from moorage_common.states import (
     AppStatus,
     ContainerState,
@@ -24,7 +25,49 @@ from moorage_controller.store.apps import App
 from moorage_controller.store.operations import Operation
 
 Values = dict[str, Any]
-NO_RUN: Values = {"run_id": None, "run_timeout": None, "started_at": None, "stop_at": None}
+NO_RUN: Values = {
+    "run_id": None,
+    "run_timeout": None,
+    "started_at": None,
+    "run_began_at": None,
+    "stop_at": None,
+    "warn_at": None,
+    "overdue": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for all runs: how long one may last, extensions included, and how long before its end people are told.
+
+    `most` is MAX_RUN_MINUTES, `warnings` STOPPING_SOON_MINUTES.
+    """
+
+    most: timedelta = timedelta(minutes=43_200)
+    warnings: tuple[timedelta, ...] = (timedelta(minutes=10), timedelta(minutes=2))
+
+    def deadline(self, app: App, stop_at: datetime, now: datetime) -> Values:
+        """Return the columns of a deadline that is set now: whoever was warned of another is warned of this one."""
+        values = {"stop_at": stop_at, "warn_at": self.next_warning(stop_at, now), "overdue": False}
+        return values | {"deadline_number": next_number(app, now)}
+
+    def next_warning(self, stop_at: datetime, now: datetime) -> datetime | None:
+        """Return the next moment at which people are told that the end is near; None where there is none left."""
+        return min((stop_at - before for before in self.warnings if stop_at - before > now), default=None)
+
+    def new_run(self, app: App, run_id: UUID, timeout: int, now: datetime) -> Values:
+        """Return the columns of a run that begins now; `timeout` is minutes, cut where it is more than a run may have.
+
+        An app's own timeout may be older than the limit.
+        """
+        timeout = min(timeout, int(self.most / timedelta(minutes=1)))
+        run = {"run_id": run_id, "run_timeout": timeout, "started_at": now, "run_began_at": now}
+        return run | self.deadline(app, now + timedelta(minutes=timeout), now)
+
+
+def next_number(app: App, now: datetime) -> int:
+    """Return the number of an app's next deadline: the time in milliseconds, so it is higher after a restore too."""
+    return max(app.deadline_number + 1, to_millis(now))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +97,9 @@ def host_app(app: App) -> HostApp:
     return HostApp(app.cd_path, Project(app.project_name, app.project_directory))
 
 
-def new_run(run_id: UUID, timeout: int, now: datetime) -> Values:
-    """Return the columns of a run that begins now; `timeout` is minutes."""
-    return {
-        "run_id": run_id,
-        "run_timeout": timeout,
-        "started_at": now,
-        "stop_at": now + timedelta(minutes=timeout),
-    }
+def no_run(app: App, now: datetime) -> Values:
+    """Return the columns of an app whose run, if it had one, is over."""
+    return NO_RUN if app.run_id is None else NO_RUN | {"deadline_number": next_number(app, now)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +121,21 @@ class EndedRun:
         return same and self.values["stop_at"] > now
 
 
-def found_run(app: App, observation: AppObservation, now: datetime) -> Values:
+def found_run(app: App, observation: AppObservation, now: datetime, rules: Rules) -> Values:
     """Return the columns of a run that was found: begun by hand, before the app was made, or while nobody looked.
 
     It shows its real start, as far as the host's clock can be believed; its time counts from now, so that nobody is
     surprised.
     """
     starts = [c.started_at for c in observation.containers if c.alive and c.started_at is not None]
-    return new_run(uuid4(), app.auto_stop_timeout, now) | {"started_at": min([*starts, now])}
+    return rules.new_run(app, uuid4(), app.auto_stop_timeout, now) | {"started_at": min([*starts, now])}
 
 
-def begin_start(app: App, operation: Operation) -> Values:
+def begin_start(app: App, operation: Operation, now: datetime) -> Values:
     """Return what a start changes when it is recorded: a provisional run, unless there is a run already."""
     assert operation.run_timeout is not None
-    values: Values = {"status": AppStatus.STARTING.value}
+    # A new number in any case: the agent is told of the new run before it starts it.
+    values: Values = {"status": AppStatus.STARTING.value, "deadline_number": next_number(app, now)}
     if app.run_id is None:
         values |= {
             "run_id": operation.run_id,
@@ -106,21 +145,22 @@ def begin_start(app: App, operation: Operation) -> Values:
     return values
 
 
-def settle(app: App, operation: Operation, outcome: Outcome, now: datetime) -> Values:
+def settle(app: App, operation: Operation, outcome: Outcome, now: datetime, rules: Rules) -> Values:
     """Return what the end of an operation makes of the app: always what was observed, never what was meant."""
     values: Values = {"last_error": None if outcome.succeeded else outcome.error, "updated_at": now}
     if operation.kind == OperationKind.DOWN:
-        return values | _after_stop(app, outcome, now)
-    return values | _after_start(app, operation, outcome, now)
+        return values | _after_stop(app, outcome, now, rules)
+    # Where the old run is kept its agent has to unlearn the new one.
+    return values | {"deadline_number": next_number(app, now)} | _after_start(app, operation, outcome, now, rules)
 
 
-def _after_start(app: App, operation: Operation, outcome: Outcome, now: datetime) -> Values:
+def _after_start(app: App, operation: Operation, outcome: Outcome, now: datetime, rules: Rules) -> Values:
     assert operation.run_id is not None
     assert operation.run_timeout is not None
     provisional = app.run_id is None or app.run_id == operation.run_id
     if not outcome.ran and outcome.observed is None:
-        return _as_before(app, keep_run=not provisional)
-    run = new_run(operation.run_id, operation.run_timeout, now)
+        return _as_before(app, now, keep_run=not provisional)
+    run = rules.new_run(app, operation.run_id, operation.run_timeout, now)
     if outcome.observed is None:
         # Nobody could look. A success ran; of a failure the run is kept, so that what it may have left is stopped.
         status = AppStatus.RUNNING if outcome.succeeded or not provisional else AppStatus.STOPPED
@@ -128,28 +168,35 @@ def _after_start(app: App, operation: Operation, outcome: Outcome, now: datetime
         return {"status": status.value, "health": Health.UNKNOWN.value} | kept
     seen = _seen(outcome.observed, now)
     if seen["status"] == AppStatus.STOPPED:
-        return seen | NO_RUN
+        return seen | no_run(app, now)
     return seen | (run if outcome.succeeded or provisional else {})
 
 
-def _after_stop(app: App, outcome: Outcome, now: datetime) -> Values:
+def _after_stop(app: App, outcome: Outcome, now: datetime, rules: Rules) -> Values:
     if outcome.observed is None:
         # A stop that exited 0 has looked for itself: nothing of the app was left.
         if outcome.succeeded:
-            return {"status": AppStatus.STOPPED.value, "health": Health.UNKNOWN.value, "observed_at": now} | NO_RUN
-        return _as_before(app, keep_run=True)
-    return _with_run(app, outcome.observed, now)
+            stopped = {"status": AppStatus.STOPPED.value, "health": Health.UNKNOWN.value, "observed_at": now}
+            return stopped | no_run(app, now)
+        return _as_before(app, now, keep_run=True)
+    return _with_run(app, outcome.observed, now, rules)
 
 
 def observe(
-    app: App, observation: AppObservation, now: datetime, *, in_flight: bool, ended: EndedRun | None = None
+    app: App,
+    observation: AppObservation,
+    now: datetime,
+    rules: Rules,
+    *,
+    in_flight: bool,
+    ended: EndedRun | None = None,
 ) -> Values:
     """Return what changes by an observation; empty where nothing does.
 
     While an operation is in flight its end decides about status and run; only the health is taken. `ended` is the run
     that ended last without an operation.
     """
-    seen = _seen(observation, now) if in_flight else _with_run(app, observation, now, ended)
+    seen = _seen(observation, now) if in_flight else _with_run(app, observation, now, rules, ended)
     if in_flight:
         del seen["status"]
     elif app.status == AppStatus.RUNNING and seen["status"] == AppStatus.STOPPED:
@@ -175,22 +222,24 @@ def _all_done(containers: Sequence[ContainerState]) -> bool:
     return bool(containers) and all(c.done for c in containers if not c.one_off)
 
 
-def _with_run(app: App, observation: AppObservation, now: datetime, ended: EndedRun | None = None) -> Values:
+def _with_run(
+    app: App, observation: AppObservation, now: datetime, rules: Rules, ended: EndedRun | None = None
+) -> Values:
     """Hold the invariant: containers found running begin a run; where none is left, the run is over."""
     seen = _seen(observation, now)
     if seen["status"] == AppStatus.STOPPED:
-        return seen | NO_RUN
+        return seen | no_run(app, now)
     if app.run_id is not None:
         return seen
     if ended is not None and ended.goes_on(observation, now):
-        return seen | ended.values
-    return seen | found_run(app, observation, now)
+        return seen | ended.values | rules.deadline(app, ended.values["stop_at"], now)
+    return seen | found_run(app, observation, now, rules)
 
 
-def _as_before(app: App, *, keep_run: bool) -> Values:
+def _as_before(app: App, now: datetime, *, keep_run: bool) -> Values:
     running = app.run_id is not None and keep_run
     status = AppStatus.RUNNING if running else AppStatus.STOPPED
-    return {"status": status.value} | ({} if keep_run else NO_RUN)
+    return {"status": status.value} | ({} if keep_run else no_run(app, now))
 
 
 def _seen(observation: AppObservation, now: datetime) -> Values:

@@ -2,17 +2,17 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Delete, Select, Update, delete, insert, select, update
+from sqlalchemy import Delete, Select, Update, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store import changes
 from moorage_controller.store.changes import Kind
 from moorage_controller.store.rows import columns, to_dataclass, to_values
-from moorage_controller.store.tables import apps, operations
+from moorage_controller.store.tables import apps, operations, servers
 
 IN_FLIGHT = ("queued", "running")
 
@@ -22,7 +22,8 @@ class App:
     """A row of `apps`, and the operation in flight on it.
 
     `auto_stop_timeout` and `run_timeout` are minutes. `run_id`, `run_timeout` and `stop_at` are the run: an app with
-    a running container has one; a start that is under way has a provisional one.
+    a running container has one; a start that is under way has a provisional one. `run_began_at` is when its time began
+    to count, `warn_at` when people are to be warned next; `overdue`: it should have been stopped by now.
     """
 
     id: UUID
@@ -43,6 +44,10 @@ class App:
     run_id: UUID | None
     run_timeout: int | None
     stop_at: datetime | None
+    run_began_at: datetime | None
+    deadline_number: int
+    warn_at: datetime | None
+    overdue: bool
     created_at: datetime
     updated_at: datetime
 
@@ -53,6 +58,14 @@ class AppView:
 
     app: App
     operation_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class DueApp:
+    """An app whose run is over; `online` is False while its server is known not to answer."""
+
+    app: App
+    online: bool
 
 
 def _views() -> Select[Any]:
@@ -104,17 +117,56 @@ async def in_project(connection: AsyncConnection, project_id: UUID) -> Sequence[
     return [to_dataclass(App, row) for row in rows]
 
 
-async def due(connection: AsyncConnection, now: datetime) -> Sequence[App]:
+async def take_number(connection: AsyncConnection, app_id: UUID, number: int) -> None:
+    """Set the number of an app's deadline alone: nothing that anybody sees changes."""
+    await connection.execute(update(apps).where(apps.c.id == app_id).values(deadline_number=number))
+
+
+async def due(connection: AsyncConnection, now: datetime) -> Sequence[DueApp]:
     """Return the apps whose run is over and on which no operation is in flight, the longest overdue first."""
     busy = select(operations.c.app_id).where(operations.c.state.in_(IN_FLIGHT), operations.c.app_id.is_not(None))
-    query = select(*columns(App, apps)).where(apps.c.stop_at <= now, apps.c.id.not_in(busy)).order_by(apps.c.stop_at)
+    query = (
+        select(*columns(App, apps), servers.c.status)
+        .join(servers, servers.c.id == apps.c.server_id)
+        .where(apps.c.stop_at <= now, apps.c.id.not_in(busy))
+        .order_by(apps.c.stop_at)
+    )
+    return [DueApp(App(*row[:-1]), online=row[-1] != "offline") for row in await connection.execute(query)]
+
+
+async def to_warn(connection: AsyncConnection, now: datetime) -> Sequence[App]:
+    """Return the apps of which people are to be told now that their time is nearly over."""
+    query = select(*columns(App, apps)).where(apps.c.warn_at <= now, apps.c.stop_at > now).order_by(apps.c.warn_at)
     return [to_dataclass(App, row) for row in await connection.execute(query)]
 
 
-async def next_stop_at(connection: AsyncConnection, after: datetime) -> datetime | None:
-    """Return the first deadline later than `after`, None when there is none."""
-    query = select(apps.c.stop_at).where(apps.c.stop_at > after).order_by(apps.c.stop_at).limit(1)
-    return (await connection.execute(query)).scalar_one_or_none()
+async def newly_overdue(connection: AsyncConnection, before: datetime) -> Sequence[App]:
+    """Return the apps that were to be stopped by then, and of which nobody has said yet that they weren't."""
+    query = select(*columns(App, apps)).where(apps.c.stop_at <= before, apps.c.overdue.is_(False))
+    return [to_dataclass(App, row) for row in await connection.execute(query.order_by(apps.c.stop_at))]
+
+
+async def next_end(connection: AsyncConnection, after: datetime, grace: timedelta) -> datetime | None:
+    """Return the next moment after `after` at which a run ends, a warning is due, or `grace` after an end is over."""
+    not_yet_overdue = (apps.c.stop_at <= after, apps.c.overdue.is_(False))
+    query = select(
+        select(func.min(apps.c.stop_at)).where(apps.c.stop_at > after).scalar_subquery(),
+        select(func.min(apps.c.warn_at)).where(apps.c.warn_at > after).scalar_subquery(),
+        select(func.min(apps.c.stop_at)).where(*not_yet_overdue).scalar_subquery(),
+    )
+    stop_at, warn_at, ended = (await connection.execute(query)).one()
+    moments = (stop_at, warn_at, None if ended is None else ended + grace)
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+async def shift_runs(connection: AsyncConnection, by: timedelta) -> int:
+    """Move all moments of all runs, since the clock was set; return how many runs there are."""
+    moments = (apps.c.started_at, apps.c.run_began_at, apps.c.stop_at, apps.c.warn_at)
+    rows = (await connection.execute(select(apps.c.id, *moments).where(apps.c.run_id.is_not(None)))).all()
+    for app_id, *times in rows:
+        values = {c.name: None if time is None else time + by for c, time in zip(moments, times, strict=True)}
+        await change(connection, app_id, values)
+    return len(rows)
 
 
 async def change(connection: AsyncConnection, app_id: UUID, values: Mapping[str, Any]) -> bool:

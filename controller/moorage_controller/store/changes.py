@@ -22,6 +22,7 @@ class Kind(StrEnum):
     APP = "app"
     SERVER = "server"
     OPERATION = "operation"
+    STOPPING_SOON = "stopping_soon"
 
 
 @dataclass(frozen=True, slots=True)

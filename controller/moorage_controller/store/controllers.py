@@ -4,7 +4,7 @@ from collections.abc import Collection
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store.tables import controllers
@@ -17,9 +17,10 @@ async def beat(connection: AsyncConnection, controller_id: UUID, now: datetime) 
         await connection.execute(insert(controllers).values(id=controller_id, seen_at=now))
 
 
-async def seen_since(connection: AsyncConnection, moment: datetime) -> Collection[UUID]:
-    """Return the controllers that were seen after a moment, and forget the others."""
-    await connection.execute(delete(controllers).where(controllers.c.seen_at <= moment))
+async def seen_between(connection: AsyncConnection, after: datetime, until: datetime) -> Collection[UUID]:
+    """Return the controllers that were seen last between two moments, and forget the others."""
+    elsewhen = or_(controllers.c.seen_at <= after, controllers.c.seen_at > until)
+    await connection.execute(delete(controllers).where(elsewhen))
     return set((await connection.execute(select(controllers.c.id))).scalars())
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -112,6 +112,13 @@ async def all_in_flight(connection: AsyncConnection) -> Sequence[Operation]:
     query = select(*columns(Operation, operations)).where(operations.c.state.in_(IN_FLIGHT))
     rows = await connection.execute(query.order_by(operations.c.created_at))
     return [to_dataclass(Operation, row) for row in rows]
+
+
+async def shift_deadlines(connection: AsyncConnection, by: timedelta) -> None:
+    """Move the limits of all operations in flight, since the clock was set."""
+    for operation in await all_in_flight(connection):
+        values = {"deadline_at": operation.deadline_at + by}
+        await connection.execute(update(operations).where(operations.c.id == operation.id).values(values))
 
 
 async def claim(connection: AsyncConnection, operation: Operation, driver: UUID) -> None:

@@ -21,7 +21,8 @@ class Server:
     """A row of `servers`. `uptime` is seconds; `agent_name` the DNS name of the enrolment in force.
 
     `encrypted_credentials` is SshCredentials, sealed; `host_key` the pinned public key, a line as in `known_hosts`;
-    `agent_journal` the folder of the agent's journal on the host; `fallback` why the agent isn't used at the moment.
+    `agent_journal` the folder of the agent's journal on the host; `fallback` why the agent isn't used at the moment;
+    `keeps_deadlines` whether the agent stops apps itself where no controller does.
     """
 
     id: UUID
@@ -44,6 +45,7 @@ class Server:
     host_key: str | None = None
     agent_journal: str | None = None
     fallback: str | None = None
+    keeps_deadlines: bool = False
 
 
 async def add(connection: AsyncConnection, server: Server) -> None:

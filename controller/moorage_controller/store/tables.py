@@ -92,6 +92,8 @@ servers = Table(
     # Over SSH a host with an agent is worked in the agent's own journal.
     Column("agent_journal", Text()),
     Column("fallback", Text()),
+    # Whether its agent knows the deadlines, and stops apps itself where no controller does.
+    Column("keeps_deadlines", Boolean(), nullable=False, server_default=text("false")),
     _time("created_at", nullable=False),
     _time("updated_at", nullable=False),
 )
@@ -141,9 +143,16 @@ apps = Table(
     Column("run_id", Uuid()),
     Column("run_timeout", Integer()),
     _time("stop_at"),
+    # When its time began to count, by this database: started_at may be what a host's clock said.
+    _time("run_began_at"),
+    # Higher with each change of the deadline: which of two that reach a host is the later one.
+    Column("deadline_number", BigInteger(), nullable=False, server_default=text("0")),
+    _time("warn_at"),
+    Column("overdue", Boolean(), nullable=False, server_default=text("false")),
     _time("created_at", nullable=False),
     _time("updated_at", nullable=False),
     Index("ix_apps_stop_at", "stop_at"),
+    Index("ix_apps_warn_at", "warn_at"),
 )
 
 audit_logs = Table(

@@ -10,6 +10,7 @@ word in the trailing metadata key "moorage-code".
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -234,6 +235,46 @@ class AppObservation(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class DeadlinesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class StopsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CD_PATH_FIELD_NUMBER: _builtins.int
     REAL_DIRECTORY_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
@@ -243,6 +284,8 @@ class AppObservation(_message.Message):
     LOOKED_AT_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    DEADLINES_FIELD_NUMBER: _builtins.int
+    STOPS_FIELD_NUMBER: _builtins.int
     cd_path: _builtins.str
     real_directory: _builtins.str
     problem_code: _builtins.str
@@ -263,6 +306,16 @@ class AppObservation(_message.Message):
     def replicas(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """How many containers each service of the project is to have; empty where Compose can't tell."""
 
+    @_builtins.property
+    def deadlines(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """The deadlines that the agent knows for apps in this directory: the controller's id of the app, and the number."""
+
+    @_builtins.property
+    def stops(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The operations by which the agent stopped such an app itself, by the id of the app, until somebody has followed
+        them to their end.
+        """
+
     def __init__(
         self,
         *,
@@ -275,10 +328,12 @@ class AppObservation(_message.Message):
         looked_at: _builtins.int = ...,
         boot_id: _builtins.str = ...,
         replicas: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        deadlines: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        stops: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["project", b"project"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cd_path", b"cd_path", "containers", b"containers", "looked_at", b"looked_at", "problem", b"problem", "problem_code", b"problem_code", "project", b"project", "real_directory", b"real_directory", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cd_path", b"cd_path", "containers", b"containers", "deadlines", b"deadlines", "looked_at", b"looked_at", "problem", b"problem", "problem_code", b"problem_code", "project", b"project", "real_directory", b"real_directory", "replicas", b"replicas", "stops", b"stops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,6 +352,7 @@ class Host(_message.Message):
     COMPOSE_VERSION_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     JOURNAL_FIELD_NUMBER: _builtins.int
+    KEEPS_DEADLINES_FIELD_NUMBER: _builtins.int
     engine_reachable: _builtins.bool
     engine_problem: _builtins.str
     """One sentence; empty when the Engine answers."""
@@ -309,6 +365,8 @@ class Host(_message.Message):
     agent_version: _builtins.str
     journal: _builtins.str
     """The folder of the agent's journal on the host."""
+    keeps_deadlines: _builtins.bool
+    """The agent knows SetDeadline, and stops apps itself."""
     def __init__(
         self,
         *,
@@ -321,10 +379,11 @@ class Host(_message.Message):
         compose_version: _builtins.str = ...,
         agent_version: _builtins.str = ...,
         journal: _builtins.str = ...,
+        keeps_deadlines: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "compose_version", b"compose_version", "engine_problem", b"engine_problem", "engine_reachable", b"engine_reachable", "engine_version", b"engine_version", "journal", b"journal", "running_containers", b"running_containers", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "compose_version", b"compose_version", "engine_problem", b"engine_problem", "engine_reachable", b"engine_reachable", "engine_version", b"engine_version", "journal", b"journal", "keeps_deadlines", b"keeps_deadlines", "running_containers", b"running_containers", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -372,21 +431,27 @@ class StartOperationRequest(_message.Message):
     OPERATION_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     APP_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     """A UUID, canonical form."""
     kind: Global___OperationKind.ValueType
     @_builtins.property
     def app(self) -> Global___App: ...
+    @_builtins.property
+    def deadline(self) -> Global___Deadline:
+        """Of a start: how long what it starts may run, should nobody tell later on. Kept before anything is started."""
+
     def __init__(
         self,
         *,
         operation_id: _builtins.str = ...,
         kind: Global___OperationKind.ValueType = ...,
         app: Global___App | None = ...,
+        deadline: Global___Deadline | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["app", b"app"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "kind", b"kind", "operation_id", b"operation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "deadline", b"deadline", "kind", b"kind", "operation_id", b"operation_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -916,3 +981,76 @@ class LogsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogsResponse: _TypeAlias = LogsResponse  # noqa: Y015
+
+@_typing.final
+class Deadline(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    app_id: _builtins.str
+    """The controller's id of the app: two apps may share a directory."""
+    number: _builtins.int
+    """The highest one holds, whichever arrives last."""
+    run_id: _builtins.str
+    """The run it is for; empty where the app has none, and so no deadline."""
+    @_builtins.property
+    def remaining(self) -> _duration_pb2.Duration:
+        """From now on."""
+
+    def __init__(
+        self,
+        *,
+        app_id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        run_id: _builtins.str = ...,
+        remaining: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["remaining", b"remaining"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_id", b"app_id", "number", b"number", "remaining", b"remaining", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deadline: _TypeAlias = Deadline  # noqa: Y015
+
+@_typing.final
+class SetDeadlineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def app(self) -> Global___App: ...
+    @_builtins.property
+    def deadline(self) -> Global___Deadline: ...
+    def __init__(
+        self,
+        *,
+        app: Global___App | None = ...,
+        deadline: Global___Deadline | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "deadline", b"deadline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetDeadlineRequest: _TypeAlias = SetDeadlineRequest  # noqa: Y015
+
+@_typing.final
+class SetDeadlineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetDeadlineResponse: _TypeAlias = SetDeadlineResponse  # noqa: Y015

@@ -84,6 +84,11 @@ class AgentStub:
                 request_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsRequest.SerializeToString,
                 response_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsResponse.FromString,
                 _registered_method=True)
+        self.SetDeadline = channel.unary_unary(
+                '/moorage.agent.v1.Agent/SetDeadline',
+                request_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.SetDeadlineRequest.SerializeToString,
+                response_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.SetDeadlineResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServicer:
@@ -165,6 +170,14 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetDeadline(self, request, context):
+        """Tells how long an app may go on running. Once answered it is on the host's disk, and kept through restarts of
+        agent and host: a minute after its time the agent stops the app itself, if nobody else has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -217,6 +230,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Logs,
                     request_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsRequest.FromString,
                     response_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsResponse.SerializeToString,
+            ),
+            'SetDeadline': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDeadline,
+                    request_deserializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.SetDeadlineRequest.FromString,
+                    response_serializer=moorage__common_dot_rpc_dot_v1_dot_agent__pb2.SetDeadlineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -489,6 +507,33 @@ class Agent:
             '/moorage.agent.v1.Agent/Logs',
             moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsRequest.SerializeToString,
             moorage__common_dot_rpc_dot_v1_dot_agent__pb2.LogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDeadline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.agent.v1.Agent/SetDeadline',
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.SetDeadlineRequest.SerializeToString,
+            moorage__common_dot_rpc_dot_v1_dot_agent__pb2.SetDeadlineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,10 @@ class AgentStub:
     """What the containers of an app have written, in batches, ordered by time; with `follow` it goes on until the
     caller ends it, through restarts and with containers that come later.
     """
+    SetDeadline: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SetDeadlineRequest, _agent_pb2.SetDeadlineResponse]
+    """Tells how long an app may go on running. Once answered it is on the host's disk, and kept through restarts of
+    agent and host: a minute after its time the agent stops the app itself, if nobody else has.
+    """
 
 @_typing.type_check_only
 class AgentAsyncStub(AgentStub):
@@ -103,6 +107,10 @@ class AgentAsyncStub(AgentStub):
     Logs: _aio.UnaryStreamMultiCallable[_agent_pb2.LogsRequest, _agent_pb2.LogsResponse]  # type: ignore[assignment]
     """What the containers of an app have written, in batches, ordered by time; with `follow` it goes on until the
     caller ends it, through restarts and with containers that come later.
+    """
+    SetDeadline: _aio.UnaryUnaryMultiCallable[_agent_pb2.SetDeadlineRequest, _agent_pb2.SetDeadlineResponse]  # type: ignore[assignment]
+    """Tells how long an app may go on running. Once answered it is on the host's disk, and kept through restarts of
+    agent and host: a minute after its time the agent stops the app itself, if nobody else has.
     """
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
@@ -196,6 +204,16 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.LogsResponse], _abc.AsyncIterator[_agent_pb2.LogsResponse]]:
         """What the containers of an app have written, in batches, ordered by time; with `follow` it goes on until the
         caller ends it, through restarts and with containers that come later.
+        """
+
+    @_abc_1.abstractmethod
+    def SetDeadline(
+        self,
+        request: _agent_pb2.SetDeadlineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.SetDeadlineResponse, _abc.Awaitable[_agent_pb2.SetDeadlineResponse]]:
+        """Tells how long an app may go on running. Once answered it is on the host's disk, and kept through restarts of
+        agent and host: a minute after its time the agent stops the app itself, if nobody else has.
         """
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

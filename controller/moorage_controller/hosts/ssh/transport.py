@@ -29,6 +29,7 @@ from moorage_controller.hosts.transport import (
     AppObservation,
     CancelOutcome,
     ContactLostError,
+    Deadline,
     End,
     EndKind,
     HostApp,
@@ -141,6 +142,11 @@ class SshTransport:
         async with self._host.site() as site, aclosing(inspection.logs(site, app, wanted)) as batches:
             async for batch in batches:
                 yield batch
+
+    async def set_deadline(self, app: HostApp, deadline: Deadline) -> None:
+        """Raise HostRefusedError: there is no agent on this way that could keep it."""
+        del app, deadline
+        raise HostRefusedError("no_dead_man", "Over SSH nobody on the host stops an app when no controller does.")
 
     async def _ask(self, question: Callable[[Site], Awaitable[T]]) -> T:
         """Ask what may be asked twice: a connection may have died without anybody noticing."""

@@ -99,7 +99,8 @@ class Watch:
             yield seen
             while not pump.done():
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stirred.wait(), _PING_SECONDS)
+                    async with asyncio.timeout(_PING_SECONDS):
+                        await self._stirred.wait()
                 await asyncio.sleep(_COALESCE_SECONDS)
                 self._stirred.clear()
                 seen = await self._look_again(seen)

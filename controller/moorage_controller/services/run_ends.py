@@ -1,0 +1,108 @@
+"""The ends of runs: people are warned, what is due is stopped, and what could not be stopped is said to be overdue."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from moorage_common.states import OperationKind
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.auth.roles import AUTO_STOP
+from moorage_controller.services.audit import Action, record
+from moorage_controller.services.operations import InFlightError, Operations, ServerBusyError
+from moorage_controller.services.runs import Rules
+from moorage_controller.store import apps as store
+from moorage_controller.store import changes
+from moorage_controller.store import servers as server_store
+from moorage_controller.store.apps import App, DueApp
+from moorage_controller.store.changes import Kind
+from moorage_controller.store.engine import Database
+from moorage_controller.store.operations import Operation
+
+OVERDUE_AFTER = timedelta(seconds=60)
+_AT_ONCE = 25
+"""How many are written down in one transaction: others who write wait for that long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What is to be done at a moment: `due` is stopped, and `next_at` the first moment at which there is more."""
+
+    now: datetime
+    due: Sequence[DueApp]
+    to_warn: Sequence[App]
+    overdue: Sequence[App]
+    next_at: datetime | None
+
+
+class RunEnds:
+    """Decides about runs that end by themselves."""
+
+    def __init__(self, database: Database, operations: Operations, rules: Rules) -> None:
+        self._database = database
+        self._operations = operations
+        self._rules = rules
+
+    async def look(self) -> Ends:
+        """Return what there is to do now."""
+        async with self._database.read() as connection:
+            now = await self._database.now(connection)
+            return Ends(
+                now,
+                await store.due(connection, now),
+                await store.to_warn(connection, now),
+                await store.newly_overdue(connection, now - OVERDUE_AFTER),
+                await store.next_end(connection, now, OVERDUE_AFTER),
+            )
+
+    async def stop(self, due: Sequence[App]) -> Sequence[Operation]:
+        """Begin the stops of runs that are over, of each only if it still is that run with that deadline."""
+        begun: list[Operation] = []
+        for n in range(0, len(due), _AT_ONCE):
+            async with self._operations.recording() as (connection, launch):
+                now = await self._database.now(connection)
+                some = [await self._stop_one(connection, app, now) for app in due[n : n + _AT_ONCE]]
+                operations = [operation for operation in some if operation is not None]
+                for operation in operations:
+                    launch(operation)
+                for server_id in {operation.server_id for operation in operations if operation.server_id is not None}:
+                    await server_store.recount(connection, server_id)
+            begun += operations
+        return begun
+
+    async def warn(self, apps: Sequence[App]) -> None:
+        """Tell people that runs end soon, each once a deadline and moment."""
+        for n in range(0, len(apps), _AT_ONCE):
+            async with self._database.write() as connection:
+                now = await self._database.now(connection)
+                for app in apps[n : n + _AT_ONCE]:
+                    assert app.stop_at is not None
+                    values = {"warn_at": self._rules.next_warning(app.stop_at, now)}
+                    same = await store.change_run(connection, app.id, app.run_id, app.stop_at, values)
+                    if same and app.status == "running":
+                        await changes.note(connection, Kind.STOPPING_SOON, app.id)
+
+    async def mark_overdue(self, apps: Sequence[App]) -> None:
+        """Say of runs that they should have been stopped by now; it is tried on until they are."""
+        for app in apps:
+            assert app.stop_at is not None
+            async with self._database.write() as connection:
+                now = await self._database.now(connection)
+                if await store.change_run(connection, app.id, app.run_id, app.stop_at, {"overdue": True}):
+                    message = (
+                        f"{app.name} should have been stopped at {app.stop_at:%Y-%m-%d %H:%M:%S} UTC, and isn't yet: "
+                        "it is tried again until it is."
+                    )
+                    details = {"reason": "overdue", "status": app.status}
+                    resource = ("app", app.id, app.name)
+                    await record(connection, now, AUTO_STOP, Action.STATUS_CHANGE, resource, message, details)
+
+    async def _stop_one(self, connection: AsyncConnection, app: App, now: datetime) -> Operation | None:
+        try:
+            async with connection.begin_nested():
+                values = {"status": "stopping", "updated_at": now}
+                if not await store.change_run(connection, app.id, app.run_id, app.stop_at, values):
+                    return None
+                return await self._operations.begin(connection, app, OperationKind.DOWN, AUTO_STOP, now)
+        except (InFlightError, ServerBusyError):
+            return None

@@ -117,6 +117,8 @@ class FakeHost:
         self._let_go: set[str] = set()
         self._changed = _Change()
         self._watches: dict[asyncio.Queue[WatchItem | None], set[str]] = {}
+        self.on_deadline: Callable[[], Awaitable[object]] | None = None
+        """Done once, as soon as a deadline was kept that somebody set."""
         self.deadlines: dict[UUID, tuple[str, Deadline]] = {}
         """By app, its directory and what its agent knows."""
         self.stops: dict[UUID, UUID] = {}
@@ -393,8 +395,8 @@ class FakeHost:
             if after < len(run.output):
                 continue
             if run.end is not None:
-                yield self._with_observation(run, run.end)
                 self.stops = {app_id: stop for app_id, stop in self.stops.items() if stop != operation_id}
+                yield self._with_observation(run, run.end)
                 return
             await self._changed.wait()
 

@@ -235,6 +235,9 @@ class FakeTransport:
         """Keep a deadline. Raises HostUnreachableError."""
         await self.info()
         self._host.keep(app.cd_path, deadline)
+        then, self._host.on_deadline = self._host.on_deadline, None
+        if then is not None:
+            await then()
 
     async def _ask(self) -> None:
         await self.info()

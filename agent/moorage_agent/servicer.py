@@ -101,8 +101,10 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         async with _statuses(context):
             operation_id = _operation_id(request.operation_id)
             async for item in self._runner.follow(operation_id, max(request.after, 0)):
+                if isinstance(item, Record):
+                    # Before it is sent: who follows has it in his records, and asks again where this is lost.
+                    await self._deadlines.followed(operation_id)
                 yield await self._follow_item(item)
-            await self._deadlines.followed(operation_id)
 
     async def CancelOperation(  # noqa: N802 - gRPC's
         self, request: pb.CancelOperationRequest, context: Context

@@ -31,6 +31,8 @@ class Signals:
         """A server, its enrolment or its set of apps changed: watch it anew."""
         self.deadline_moved: Signal[UUID] = Signal()
         """An app's deadline was set, moved or taken away, or an operation on it ended, or the app is gone."""
+        self.host_seen: Signal[UUID] = Signal()
+        """All that a server's host has to tell was taken in, once for each watch of it."""
         self.host_back: Signal[UUID] = Signal()
         """A server that was offline answers again."""
         self.output_kept: Signal[UUID] = Signal()

@@ -250,9 +250,14 @@ async def test_what_a_start_may_have_left_that_nobody_could_look_at_is_stopped_t
     await settle()
     host.engine_problem = "The Docker Engine doesn't answer."
     host.lose_runs()
+    host.set_running(PATH, ["web"])
     (await calling).expect(502, "operation_lost")
     host.let_go()
     await world.clock.run(SECONDS)
+    assert downs(host) == []
+    assert (await world.app(app_id))["stopAt"] == NOW + SECONDS * 1000
+    host.engine_problem = ""
+    await settle()
     assert downs(host) == [PATH]
 
 

@@ -4,12 +4,13 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 import structlog
 from moorage_common.clock import Clock, wait_for
 
-from moorage_controller.services.run_ends import RunEnds
+from moorage_controller.services.run_ends import OVERDUE_AFTER, RunEnds
 from moorage_controller.services.timekeeper import Timekeeper
 from moorage_controller.signals import Signals
 from moorage_controller.store.apps import App, DueApp
@@ -22,6 +23,8 @@ _FIRST_RETRY, _LAST_RETRY = 2.0, 60.0
 _OFFLINE_RETRY = 600.0
 """Of a host that is known not to answer; it is tried at once when it does."""
 _FORGET_SECONDS = 3600.0
+_HEAR_SECONDS = 10.0
+"""How long, after its start, a controller waits to hear whether an agent has done it already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,9 @@ class AutoStop:
         self._clock = clock
         self._wake = asyncio.Event()
         self._tries: dict[UUID, _Tried] = {}
+        self._began = clock.monotonic()
+        self._heard: set[UUID] = set()
+        signals.host_seen.connect(self._on_host_seen)
         signals.deadline_moved.connect(lambda _: self._wake.set())
         signals.host_back.connect(self._on_host_back)
 
@@ -63,13 +69,14 @@ class AutoStop:
         await self._timekeeper.check()
         ends = await self._ends.look()
         self._forget_old_tries()
-        await self._stop(ends.due)
+        waits = [] if self._hears_all else [1.0]
+        await self._stop([due for due in ends.due if self._hears_all or not self._may_be_done(due, ends.now)])
         await self._ends.warn(ends.to_warn)
         await self._ends.mark_overdue(ends.overdue)
         # A host that came back meanwhile took its tries away: those are due at once.
         tried = [self._tries[due.app.run_id] for due in ends.due if due.app.run_id in self._tries]
-        waits = [each.not_before - self._clock.monotonic() for each in tried]
-        if len(tried) < len(ends.due):
+        waits += [each.not_before - self._clock.monotonic() for each in tried]
+        if len(tried) < len(ends.due) and self._hears_all:
             waits.append(0.0)
         if ends.next_at is not None:
             waits.append((ends.next_at - ends.now).total_seconds())
@@ -93,6 +100,20 @@ class AutoStop:
             self._tries[each.app.run_id] = _Tried(each.app.server_id, count + 1, now + retry, not each.online)
         for operation in await self._ends.stop(wanted):
             log.info("auto_stop_begun", app_id=str(operation.app_id), operation_id=str(operation.id))
+
+    @property
+    def _hears_all(self) -> bool:
+        """Whether it isn't the moment after a start any more, in which hosts have yet to tell what happened."""
+        return self._clock.monotonic() - self._began >= _HEAR_SECONDS
+
+    def _may_be_done(self, due: DueApp, now: datetime) -> bool:
+        assert due.app.stop_at is not None
+        return due.kept and due.app.server_id not in self._heard and now - due.app.stop_at >= OVERDUE_AFTER
+
+    def _on_host_seen(self, server_id: UUID) -> None:
+        if not self._hears_all:
+            self._heard.add(server_id)
+            self._wake.set()
 
     def _forget_old_tries(self) -> None:
         """Drop the runs that were stopped long ago. One whose stop is in flight is not due, but must be kept."""

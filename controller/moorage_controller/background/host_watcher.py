@@ -53,6 +53,7 @@ class HostWatcher:
         self._observations = observations
         self._operations = operations
         self._deadlines = deadlines
+        self._signals = signals
         self._clock = clock
         self._changed: asyncio.Queue[UUID] = asyncio.Queue()
         self._watches: dict[UUID, asyncio.Task[None]] = {}
@@ -139,6 +140,7 @@ class HostWatcher:
                     for observation in observations:
                         await self._app_seen(apps, observation)
                     await self._observations.host_seen(server_id, host)
+                    self._signals.host_seen.emit(server_id)
                 case HostInfo():
                     await self._observations.host_seen(server_id, item)
                 case AppObservation():

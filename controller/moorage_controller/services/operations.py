@@ -353,7 +353,8 @@ class Operations:
             values = runs.settle(app, operation, outcome, now, self._limits.runs)
             await app_store.change(connection, app.id, values)
             await server_store.recount(connection, app.server_id)
-            if operation.auto_stop and values["status"] == "stopped":
+            # Where both did it, controller and agent, it is told once.
+            if operation.auto_stop and values["status"] == "stopped" and app.run_id is not None:
                 await _record_auto_stop(connection, app, operation, now)
         await self._observations.operation_ended(operation.app_id, ran=outcome.ran)
         self._ended(operation, outcome)

@@ -62,10 +62,14 @@ class AppView:
 
 @dataclass(frozen=True, slots=True)
 class DueApp:
-    """An app whose run is over; `online` is False while its server is known not to answer."""
+    """An app whose run is over.
+
+    `online` is False while its server is known not to answer; `kept`: its agent may have stopped it by itself.
+    """
 
     app: App
     online: bool
+    kept: bool
 
 
 def _views() -> Select[Any]:
@@ -126,12 +130,13 @@ async def due(connection: AsyncConnection, now: datetime) -> Sequence[DueApp]:
     """Return the apps whose run is over and on which no operation is in flight, the longest overdue first."""
     busy = select(operations.c.app_id).where(operations.c.state.in_(IN_FLIGHT), operations.c.app_id.is_not(None))
     query = (
-        select(*columns(App, apps), servers.c.status)
+        select(*columns(App, apps), servers.c.status, servers.c.keeps_deadlines)
         .join(servers, servers.c.id == apps.c.server_id)
         .where(apps.c.stop_at <= now, apps.c.id.not_in(busy))
         .order_by(apps.c.stop_at)
     )
-    return [DueApp(App(*row[:-1]), online=row[-1] != "offline") for row in await connection.execute(query)]
+    rows = await connection.execute(query)
+    return [DueApp(App(*row[:-2]), online=row[-2] != "offline", kept=row[-1]) for row in rows]
 
 
 async def to_warn(connection: AsyncConnection, now: datetime) -> Sequence[App]:

@@ -1,0 +1,146 @@
+"""What agents know of deadlines, and what becomes of a stop that an agent did by itself."""
+
+import uuid
+
+import pytest
+from factories import PATH, World
+from fakes import EPOCH, FakeHost, settle
+from moorage_common.states import OperationKind
+from moorage_controller.hosts.transport import Deadline
+
+NOW = int(EPOCH.timestamp() * 1000)
+MINUTE = 60_000
+
+
+@pytest.fixture
+async def app_id(world: World, host: FakeHost) -> str:
+    """Return an app that runs for five minutes from now on."""
+    assert host.reachable
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    app_id = await world.new_app(server["id"], autoStopTimeout=5)
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    await settle()
+    return app_id
+
+
+def held(host: FakeHost, app_id: str) -> Deadline:
+    """Return the deadline that a host's agent knows of an app."""
+    return host.deadlines[uuid.UUID(app_id)][1]
+
+
+def left(host: FakeHost, app_id: str) -> float | None:
+    """Return the seconds that an app had left when its agent was told."""
+    remaining = held(host, app_id).remaining
+    return None if remaining is None else remaining.total_seconds()
+
+
+async def test_the_agent_knows_before_anything_runs_and_is_told_what_it_became(world: World, host: FakeHost) -> None:
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    assert server["keepsDeadlines"] is True
+    app_id = await world.new_app(server["id"], autoStopTimeout=5)
+    host.hold()
+    (await world.user.post(f"/api/apps/{app_id}/start", Prefer="respond-async")).expect(202)
+    await settle()
+    assert left(host, app_id) == (world.settings.operation_limit_minutes + 5) * 60, "should nobody ever come back"
+    await world.clock.run(20)
+    host.let_go()
+    await settle()
+    assert left(host, app_id) == 5 * 60
+    assert held(host, app_id).run_id == (await world.row(app_id)).run_id
+    (await world.user.put(f"/api/apps/{app_id}", {"autoStopTimeout": 3})).expect(200)
+    await settle()
+    assert left(host, app_id) == 3 * 60
+    (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
+    await settle()
+    assert (held(host, app_id).run_id, left(host, app_id)) == (None, None)
+
+
+async def test_an_agent_that_forgot_or_missed_something_is_told_again(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.deadlines.clear()
+    host.break_connections()
+    await world.clock.run(60)
+    assert left(host, app_id) == pytest.approx(5 * 60, abs=60)
+    host.reachable = False
+    await settle()
+    (await world.user.put(f"/api/apps/{app_id}", {"autoStopTimeout": 2})).expect(200)
+    await settle()
+    assert left(host, app_id) != 2 * 60 - 60
+    host.reachable = True
+    await world.clock.run(20)
+    row = await world.row(app_id)
+    assert held(host, app_id).number == row.deadline_number
+
+
+async def test_an_agent_that_knows_a_later_number_is_outnumbered(world: World, host: FakeHost, app_id: str) -> None:
+    """As after a restore, or where a controller died between telling the agent of an extension and writing it down."""
+    known = held(host, app_id)
+    host.keep(PATH, Deadline(known.app_id, known.number + 10**9, known.run_id, known.remaining))
+    await settle()
+    row = await world.row(app_id)
+    assert row.deadline_number > known.number + 10**9
+    assert held(host, app_id).number == row.deadline_number
+    assert (await world.app(app_id))["stopAt"] == NOW + 5 * MINUTE
+
+
+async def test_a_removed_app_has_no_deadline_left(world: World, host: FakeHost, app_id: str) -> None:
+    (await world.admin.delete(f"/api/apps/{app_id}?force=true")).expect(200)
+    await settle()
+    assert left(host, app_id) is None
+
+
+async def test_what_the_agent_stopped_itself_is_taken_up_and_told_as_such_once(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    row = await world.row(app_id)
+    await world.stop()
+    world.clock.advance(7 * 60)
+    operation_id = await host.act_alone(uuid.UUID(app_id))
+    await settle()
+    assert host.app(PATH).containers == []
+    await world.start()
+    await world.clock.run(5)
+    app = await world.app(app_id)
+    assert (app["status"], app["stopAt"], app["operationId"], app["overdue"]) == ("stopped", None, None, False)
+    operation = await world.operation(str(operation_id))
+    assert (operation["kind"], operation["actor"], operation["state"]) == ("down", "agent", "succeeded")
+    assert host.stops == {}, "it needn't be told any more"
+    (entry,) = await world.audit("AUTO_STOP")
+    assert entry["data"]["by"] == "agent"
+    assert (entry["data"]["reason"], entry["data"]["timeout"]) == ("timeout", 5)
+    assert "was stopped: its 5 minutes were over. Its host's agent did it" in entry["details"]
+    assert row.run_id is not None
+    await world.restart()
+    await world.clock.run(60)
+    assert len(await world.audit("AUTO_STOP")) == 1
+    assert [kind for kind, _ in host.commands].count(OperationKind.DOWN) == 1
+
+
+async def test_one_that_still_goes_on_is_followed_to_its_end(world: World, host: FakeHost, app_id: str) -> None:
+    await world.stop()
+    host.hold()
+    operation_id = await host.act_alone(uuid.UUID(app_id))
+    world.clock.advance(7 * 60)
+    await world.start()
+    await world.clock.run(5)
+    app = await world.app(app_id)
+    assert (app["status"], app["operationId"]) == ("stopping", str(operation_id))
+    host.let_go()
+    await world.clock.run(5)
+    assert (await world.app(app_id))["status"] == "stopped"
+    assert len(await world.audit("AUTO_STOP")) == 1
+
+
+async def test_one_that_comes_in_the_middle_of_a_start_waits_for_it(world: World, host: FakeHost, app_id: str) -> None:
+    host.hold()
+    (await world.user.post(f"/api/apps/{app_id}/start", Prefer="respond-async")).expect(202)
+    await settle()
+    operation_id = await host.act_alone(uuid.UUID(app_id))
+    await settle()
+    (await world.user.get(f"/api/operations/{operation_id}")).expect(404)
+    host.let_go()
+    await settle()
+    host.break_connections()
+    await world.clock.run(20)
+    assert (await world.operation(str(operation_id)))["state"] == "succeeded"

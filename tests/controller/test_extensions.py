@@ -1,0 +1,197 @@
+"""A run's end moved by people: exactly, by compare-and-set, and never past an agent that would act on the old one."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from factories import PATH, Reply, World
+from fakes import EPOCH, FakeHost, settle
+from moorage_common.states import OperationKind
+from moorage_controller.hosts.transport import Deadline
+
+NOW = int(EPOCH.timestamp() * 1000)
+MINUTE = 60_000
+
+
+@pytest.fixture
+async def app_id(world: World, host: FakeHost) -> str:
+    """Return an app that runs for five minutes from now on."""
+    assert host.reachable
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    app_id = await world.new_app(server["id"], autoStopTimeout=5)
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    await settle()
+    return app_id
+
+
+def held(host: FakeHost) -> Deadline:
+    """Return the one deadline that a host's agent knows."""
+    ((_, deadline),) = host.deadlines.values()
+    return deadline
+
+
+def downs(host: FakeHost) -> int:
+    """Return how many stops a host ran."""
+    return sum(kind is OperationKind.DOWN for kind, _ in host.commands)
+
+
+async def extend(world: World, app_id: str, body: object) -> Reply:
+    """Extend, and return the reply."""
+    return await world.user.post(f"/api/apps/{app_id}/extend", body)
+
+
+async def test_it_ends_so_much_later_and_the_agent_knows(world: World, host: FakeHost, app_id: str) -> None:
+    await world.clock.run(60)
+    shown = (await extend(world, app_id, {"minutes": 3})).expect(200)
+    assert (shown["stopAt"], shown["startedAt"], shown["status"]) == (NOW + 8 * MINUTE, NOW, "running")
+    remaining = held(host).remaining
+    assert remaining is not None
+    assert remaining.total_seconds() == 7 * 60
+    await world.clock.run(7 * 60 - 1)
+    assert downs(host) == 0
+    await world.clock.run(1)
+    assert downs(host) == 1
+    (entry,) = await world.audit("EXTEND")
+    assert entry["data"] == {"minutes": 3, "stopAt": NOW + 8 * MINUTE}
+    assert entry["details"] == "QMS Backend runs until 2026-03-04 05:14:07 UTC now."
+    (entry,) = await world.audit("AUTO_STOP")
+    assert entry["data"] == {"reason": "timeout", "timeout": 8}
+
+
+async def test_it_may_end_at_a_moment_earlier_too(world: World, host: FakeHost, app_id: str) -> None:
+    shown = (await extend(world, app_id, {"until": NOW + 2 * MINUTE})).expect(200)
+    assert shown["stopAt"] == NOW + 2 * MINUTE
+    await world.clock.run(119)
+    assert downs(host) == 0
+    await world.clock.run(1)
+    assert downs(host) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"minutes": 1, "until": NOW + MINUTE},
+        {"minutes": 0},
+        {"minutes": -5},
+        {"minutes": True},
+        {"until": NOW},
+        {"until": NOW - 1},
+        {"until": 10**16},
+    ],
+)
+async def test_what_can_t_be_meant_changes_nothing(world: World, app_id: str, body: dict[str, object]) -> None:
+    (await extend(world, app_id, body)).expect(422)
+    assert (await world.app(app_id))["stopAt"] == NOW + 5 * MINUTE
+
+
+async def test_only_what_runs_can_be_extended(world: World, host: FakeHost, app_id: str) -> None:
+    host.hold()
+    (await world.user.post(f"/api/apps/{app_id}/stop", Prefer="respond-async")).expect(202)
+    await settle()
+    reply = (await extend(world, app_id, {"minutes": 1})).expect(409, "not_running")
+    assert reply["error"] == "QMS Backend is being stopped: operator asked for it."
+    host.let_go()
+    await settle()
+    (await extend(world, app_id, {"minutes": 1})).expect(409, "not_running")
+    host.hold()
+    (await world.user.post(f"/api/apps/{app_id}/start", Prefer="respond-async")).expect(202)
+    await settle()
+    (await extend(world, app_id, {"minutes": 1})).expect(409, "not_running")
+    (await extend(world, "00000000-0000-4000-8000-000000000000", {"minutes": 1})).expect(404, "app_not_found")
+
+
+async def test_auto_stop_that_was_faster_is_told(world: World, host: FakeHost, app_id: str) -> None:
+    host.hold()
+    await world.clock.run(5 * 60)
+    reply = (await extend(world, app_id, {"minutes": 30})).expect(409, "not_running")
+    assert reply["error"] == "QMS Backend is being stopped: its time is over."
+
+
+async def test_an_agent_that_can_t_be_told_leaves_all_as_it_is(world: World, host: FakeHost, app_id: str) -> None:
+    before = await world.app(app_id)
+    host.reachable = False
+    await settle()
+    reply = (await extend(world, app_id, {"minutes": 30})).expect(503, "host_unreachable")
+    assert reply["error"].startswith("The app's agent could not be told, so nothing was changed: ")
+    assert (await world.app(app_id))["stopAt"] == before["stopAt"]
+    assert await world.audit("EXTEND") == []
+    # A shorter time harms nobody whom the agent doesn't know of: it is stopped by us.
+    (await extend(world, app_id, {"until": NOW + MINUTE})).expect(200)
+    assert (await world.app(app_id))["stopAt"] == NOW + MINUTE
+
+
+async def test_a_run_lasts_as_long_as_it_may_extensions_included(world: World, host: FakeHost, app_id: str) -> None:
+    world.settings = world.settings.model_copy(update={"max_run_minutes": 60})
+    await world.restart()
+    (await extend(world, app_id, {"minutes": 55})).expect(200)
+    reply = (await extend(world, app_id, {"minutes": 1})).expect(409, "run_too_long")
+    assert reply["error"].startswith(
+        "A run may last 60 minutes at most, extensions included (MAX_RUN_MINUTES): this one"
+    )
+    (await extend(world, app_id, {"until": NOW + 60 * MINUTE + 1})).expect(409, "run_too_long")
+    assert (await world.app(app_id))["stopAt"] == NOW + 60 * MINUTE
+    reply = (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 61})).expect(422)
+    assert reply["errors"][0]["field"] == "timeout"
+    (await world.admin.put(f"/api/apps/{app_id}", {"autoStopTimeout": 61})).expect(422)
+    (await world.admin.put(f"/api/apps/{app_id}", {"autoStopTimeout": 60})).expect(200)
+    assert (await world.app(app_id))["stopAt"] == NOW + 60 * MINUTE, "the extension stays, as far as it may"
+    assert host.reachable
+
+
+async def test_an_app_whose_timeout_is_older_than_the_limit_runs_as_long_as_it_may(
+    world: World, host: FakeHost
+) -> None:
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    app_id = await world.new_app(server["id"], autoStopTimeout=600)
+    world.settings = world.settings.model_copy(update={"max_run_minutes": 60})
+    await world.restart()
+    assert (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)["stopAt"] == NOW + 60 * MINUTE
+    (await world.admin.put(f"/api/apps/{app_id}", {"name": "same", "autoStopTimeout": 600})).expect(200)
+    assert host.reachable
+
+
+Meanwhile = Callable[[], Awaitable[object]]
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "said"),
+    [
+        ("stop", None, "is being stopped by now"),
+        ("restart", None, "was started anew meanwhile"),
+        ("extend", {"minutes": 1}, "Somebody else moved the end meanwhile, to 2026-03-04 05:12:07 UTC"),
+    ],
+)
+async def test_who_loses_the_race_is_told_what_happened(
+    world: World, host: FakeHost, app_id: str, verb: str, body: object, said: str
+) -> None:
+    """Between telling the agent and writing it down somebody else is faster."""
+    host.on_deadline = lambda: world.user.send(
+        "POST", f"/api/apps/{app_id}/{verb}", body, headers={"Prefer": "respond-async"}
+    )
+    reply = (await extend(world, app_id, {"minutes": 30})).expect(409, "run_changed")
+    assert said in reply["error"]
+    await world.clock.run(5)
+    app = await world.app(app_id)
+    assert app["stopAt"] != NOW + 35 * MINUTE
+    # What the agent was told in vain it has to unlearn.
+    row = await world.row(app_id)
+    assert held(host).number == row.deadline_number
+    assert held(host).run_id == row.run_id
+
+
+async def test_a_restart_and_a_new_start_begin_anew(world: World, host: FakeHost, app_id: str) -> None:
+    (await extend(world, app_id, {"minutes": 30})).expect(200)
+    await world.clock.run(60)
+    restarted = (await world.user.post(f"/api/apps/{app_id}/restart", {"timeout": 7})).expect(200)
+    assert restarted["stopAt"] == NOW + 8 * MINUTE
+    await settle()
+    remaining = held(host).remaining
+    assert remaining is not None
+    assert remaining.total_seconds() == 7 * 60
+    assert host.apps[PATH].containers
+
+
+async def test_a_token_that_only_reads_extends_nothing(world: World, app_id: str) -> None:
+    made = await world.user.post("/api/tokens", {"name": "eye", "scopes": ["read"]})
+    world.user.token = made.expect(201)["token"]
+    (await extend(world, app_id, {"minutes": 1})).expect(403)

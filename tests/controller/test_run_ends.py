@@ -1,0 +1,184 @@
+"""Around the end of a run: people are warned, what is overdue is said, and a clock that is set harms nobody."""
+
+import itertools
+import random
+
+import pytest
+import structlog
+from factories import PATH, World
+from fakes import EPOCH, FakeHost, Plan, settle
+from moorage_common.states import OperationKind
+from sse import Listener, listening
+
+NOW = int(EPOCH.timestamp() * 1000)
+MINUTE = 60_000
+MARKS = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _steady_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries come when they are said to."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+
+
+@pytest.fixture
+async def app_id(world: World, host: FakeHost) -> str:
+    """Return an app that runs for 30 minutes from now on."""
+    assert host.reachable
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    app_id = await world.new_app(server["id"], autoStopTimeout=30)
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    await settle()
+    return app_id
+
+
+def downs(host: FakeHost) -> int:
+    """Return how many stops a host ran."""
+    return sum(kind is OperationKind.DOWN for kind, _ in host.commands)
+
+
+async def told(world: World, stream: Listener, app_id: str) -> list[str]:
+    """Return the names of the events of an app since the last call, up to a change that is made now."""
+    name = f"mark {next(MARKS)}"
+    (await world.admin.put(f"/api/apps/{app_id}", {"name": name})).expect(200)
+    names: list[str] = []
+    while True:
+        event = await stream.next()
+        assert event is not None
+        if event.name == "app" and event.json["name"] == name:
+            return names
+        if event.name == "stopping_soon":
+            assert event.json["id"] == app_id
+            names.append(event.name)
+
+
+async def test_people_are_warned_ten_and_two_minutes_before_and_once(world: World, host: FakeHost, app_id: str) -> None:
+    assert host.reachable
+    async with listening(world.user, "/api/events") as stream:
+        await world.clock.run(20 * 60 - 1)
+        assert await told(world, stream, app_id) == []
+        await world.clock.run(1)
+        assert await told(world, stream, app_id) == ["stopping_soon"]
+        await world.clock.run(8 * 60 - 1)
+        assert await told(world, stream, app_id) == []
+        await world.clock.run(1)
+        assert await told(world, stream, app_id) == ["stopping_soon"]
+        await world.clock.run(60)
+        assert await told(world, stream, app_id) == []
+
+
+async def test_an_extension_has_warnings_of_its_own_and_a_restart_none_twice(world: World, app_id: str) -> None:
+    await world.clock.run(21 * 60)
+    await world.restart()
+    async with listening(world.user, "/api/events") as stream:
+        await world.clock.run(60)
+        assert await told(world, stream, app_id) == []
+        (await world.user.post(f"/api/apps/{app_id}/extend", {"minutes": 20})).expect(200)
+        await world.clock.run(18 * 60)
+        assert await told(world, stream, app_id) == ["stopping_soon"]
+        (await world.user.post(f"/api/apps/{app_id}/extend", {"until": NOW + 43 * MINUTE})).expect(200)
+        await world.clock.run(60)
+        assert await told(world, stream, app_id) == ["stopping_soon"], "two minutes before"
+
+
+async def test_a_run_that_is_shorter_than_a_warning_has_only_the_other(world: World, app_id: str) -> None:
+    async with listening(world.user, "/api/events") as stream:
+        (await world.user.post(f"/api/apps/{app_id}/restart", {"timeout": 5})).expect(200)
+        await world.clock.run(3 * 60 - 1)
+        assert await told(world, stream, app_id) == []
+        await world.clock.run(2)
+        assert await told(world, stream, app_id) == ["stopping_soon"]
+
+
+async def test_the_moments_can_be_set_and_switched_off(world: World, app_id: str) -> None:
+    for minutes, expected in (("5", ["stopping_soon"]), ("", [])):
+        world.settings = world.settings.model_copy(update={"stopping_soon_minutes": minutes})
+        await world.restart()
+        (await world.user.post(f"/api/apps/{app_id}/restart", {"timeout": 6})).expect(200)
+        async with listening(world.user, "/api/events") as stream:
+            await world.clock.run(5 * 60)
+            assert await told(world, stream, app_id) == expected
+
+
+async def test_what_can_t_be_stopped_is_overdue_until_it_is(world: World, host: FakeHost, app_id: str) -> None:
+    host.plans[OperationKind.DOWN] = Plan(1, b"container is stuck\n", leaves=("db",))
+    await world.clock.run(30 * 60 + 59)
+    assert (await world.app(app_id))["overdue"] is False
+    await world.clock.run(1)
+    app = await world.app(app_id)
+    assert (app["overdue"], app["stopAt"]) == (True, NOW + 30 * MINUTE)
+    (entry,) = [each for each in await world.audit("STATUS_CHANGE") if each["resourceId"] == app_id]
+    assert entry["username"] == "auto-stop"
+    assert entry["data"]["reason"] == "overdue"
+    assert "should have been stopped at 2026-03-04 05:36:07 UTC" in entry["details"]
+    host.plans.clear()
+    await world.clock.run(70)
+    app = await world.app(app_id)
+    assert (app["status"], app["overdue"]) == ("stopped", False)
+    (entry,) = await world.audit("AUTO_STOP")
+    assert 60 <= entry["data"]["secondsLate"] <= 130
+    assert "seconds late" in entry["details"]
+
+
+async def test_a_host_that_is_away_is_overdue_and_no_record_is_made_of_each_try(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.reachable = False
+    await world.clock.run(34 * 60)
+    assert (await world.app(app_id))["overdue"] is True
+    assert [each["kind"] for each in (await world.user.get("/api/operations")).expect(200)] == ["up"]
+    (await world.user.post(f"/api/apps/{app_id}/extend", {"until": NOW + 60 * MINUTE})).expect(503)
+    host.reachable = True
+    await world.clock.run(20)
+    assert (await world.app(app_id))["status"] == "stopped"
+    assert downs(host) == 1
+
+
+async def test_an_overdue_one_that_is_extended_is_not_overdue_any_more(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    host.plans[OperationKind.DOWN] = Plan(1, b"container is stuck\n", leaves=("db",))
+    await world.clock.run(30 * 60 + 61)
+    app = (await world.user.post(f"/api/apps/{app_id}/extend", {"minutes": 10})).expect(200)
+    assert app["overdue"] is False
+    assert app["stopAt"] == NOW + 30 * MINUTE + 61_000 + 10 * MINUTE, "the minutes count from now"
+
+
+async def test_sixteen_hosts_that_hang_hold_up_nobody_else_s_end(world: World, host: FakeHost, app_id: str) -> None:
+    (await world.user.post(f"/api/apps/{app_id}/restart", {"timeout": 5})).expect(200)
+    for n in range(16):
+        server_id, slow = await world.new_host(f"10.1.0.{n}:7443", name=f"slow {n}")
+        for k in range(5):
+            other = await world.new_app(server_id, cdPath=f"/srv/apps/a{k}", name=f"a{n}-{k}")
+            (await world.user.post(f"/api/apps/{other}/start", {"timeout": 4})).expect(200)
+        slow.hold()
+    await world.clock.run(5 * 60)
+    assert downs(host) == 1
+
+
+@pytest.mark.parametrize("jump", [3600, -3600, 5, 20 * 3600])
+async def test_a_clock_that_is_set_stops_nothing_early_and_nothing_late(
+    world: World, host: FakeHost, app_id: str, jump: int
+) -> None:
+    await world.clock.run(10 * 60)
+    with structlog.testing.capture_logs() as logged:
+        world.clock.jump(jump)
+        await world.clock.run(20 * 60 - 1)
+    assert {"event": "clock_jumped", "seconds": jump, "shifted": True, "runs": 1, "log_level": "warning"} in logged
+    assert downs(host) == 0
+    app = await world.app(app_id)
+    assert (app["stopAt"], app["startedAt"]) == (NOW + 30 * MINUTE + jump * 1000, NOW + jump * 1000)
+    await world.clock.run(1)
+    assert downs(host) == 1
+    (entry,) = await world.audit("AUTO_STOP")
+    assert entry["data"] == {"reason": "timeout", "timeout": 30}
+    assert host.app(PATH).containers == []
+
+
+async def test_a_machine_that_was_suspended_stops_what_is_over_when_it_wakes(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    world.clock.advance(45 * 60)
+    await settle()
+    assert downs(host) == 1
+    assert (await world.app(app_id))["status"] == "stopped"

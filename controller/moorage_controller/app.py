@@ -142,8 +142,8 @@ class Controller:
             limits=limits,
             queue=_queue(settings),
         )
-        apps = Apps(database, operations, signals, rules)
         deadlines = Deadlines(database, hosts, signals, clock)
+        apps = Apps(database, operations, deadlines, signals, rules)
         self._stack.push_async_callback(deadlines.close)
         timekeeper = Timekeeper(database, clock, leases)
         ends = RunEnds(database, operations, rules)

@@ -7,11 +7,12 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 import hypothesis
 import pytest
 from copies import Copies
-from factories import Api, World
+from factories import Api, Reply, World
 from fakes import FakeHost, Plan, Refusal, settle
 from hypothesis import HealthCheck, note
 from hypothesis import strategies as st
@@ -49,6 +50,9 @@ class Machine(RuleBasedStateMachine):
         self.stop_at: dict[str, int] = {}
         self.must_run: set[str] = set()
         """Apps that ran, and nothing was done to, when their host was cut off."""
+        self.known: set[str] = set()
+        self.agent_may_act: dict[str, int] = {}
+        """By app, the moment from which on its agent stops it itself: a minute after the deadline that it knows."""
         self.steps = 0
         self.go(self.begin())
 
@@ -117,7 +121,62 @@ class Machine(RuleBasedStateMachine):
     @rule(n=apps, minutes=st.sampled_from([1, 10, 60]))
     def change_the_timeout(self, n: int, minutes: int) -> None:
         """Move an app's deadline."""
-        self.go(self.api.put(f"/api/apps/{self.app_ids[n]}", {"autoStopTimeout": minutes})).expect(200)
+        changing = self.api.put(f"/api/apps/{self.app_ids[n]}", {"autoStopTimeout": minutes})
+
+        async def waited() -> Reply:
+            task = asyncio.create_task(changing)
+            await self.world.clock.run(6)
+            return await task
+
+        assert self.go(waited()).status in {200, 503}
+
+    @rule(n=apps, body=st.sampled_from([{"minutes": 1}, {"minutes": 30}, {"until": 30}, {"until": 300}]))
+    def extend(self, n: int, body: dict[str, int]) -> None:
+        """Move the end of a run: later, or to so many seconds from now."""
+        if "until" in body:
+            body = {"until": self.millis() + body["until"] * 1000}
+        app = self.go(self.api.get(f"/api/apps/{self.app_ids[n]}")).expect(200)
+        extending = self.api.post(f"/api/apps/{self.app_ids[n]}/extend", body)
+
+        async def waited() -> Reply:
+            task = asyncio.create_task(extending)
+            await self.world.clock.run(6)
+            return await task
+
+        reply = self.go(waited())
+        note(f"extend {n}: {reply.status}")
+        assert reply.status in {200, 409, 503}, reply.text
+        if reply.status == 200:
+            wanted = body.get("until", (app["stopAt"] or 0) + 60_000 * body.get("minutes", 0))
+            # One that was overdue gets its minutes from now on.
+            assert reply.json["stopAt"] >= wanted
+            assert reply.json["overdue"] is False
+
+    @rule(seconds=st.sampled_from([-3000, -3, 3, 3000]))
+    def clock_is_set(self, seconds: int) -> None:
+        """Set the wall clock; within half a minute it is noticed."""
+        self.world.clock.jump(seconds)
+        for deadlines in (self.stop_at, self.agent_may_act):
+            for key in deadlines:
+                deadlines[key] += seconds * 1000
+        self.go(self.world.clock.run(31))
+
+    @rule(n=apps)
+    def agent_acts(self, n: int) -> None:
+        """Have an agent stop an app itself, if it may by what it knows."""
+        host, app_id = self.host_of(n), UUID(self.app_ids[n])
+        may = self.agent_may_act.get(self.app_ids[n])
+        known = host.deadlines.get(app_id)
+        busy = any(r.end is None and r.order and r.order.app.cd_path == PATHS[n] for r in host.journal.values())
+        if may is not None and may <= self.millis() and known and known[1].run_id and not busy and not host.refusal:
+            row = self.go(self.world.row(self.app_ids[n]))
+            assert row.stop_at is None or row.stop_at <= self.world.clock.now(), "its agent would stop it too early"
+            self.touched(host)
+            self.go(host.act_alone(app_id))
+
+    def millis(self) -> int:
+        """Return the time, as the API shows times."""
+        return round(self.world.clock.now().timestamp() * 1000)
 
     @rule(seconds=st.sampled_from([0.3, 1, 5, 20, 70, 700]))
     def time_passes(self, seconds: float) -> None:
@@ -285,13 +344,18 @@ class Machine(RuleBasedStateMachine):
         app = self.go(self.api.get(f"/api/apps/{self.app_ids[n]}")).expect(200)
         row = self.go(self.world.row(self.app_ids[n]))
         containers = self.host_of(n).app(PATHS[n]).containers
+        _, held = self.host_of(n).deadlines.get(UUID(self.app_ids[n]), ("", None))
         assert app["status"] == observed_status(containers).value, (app, containers)
         assert app["health"] == observed_health(containers, {}).value, (app, containers)
         if app["status"] == "running":
             assert row.run_id is not None
             assert app["startedAt"] is not None
-            assert app["stopAt"] > self.world.clock.now().timestamp() * 1000, "it is overdue, and nobody stops it"
+            assert app["stopAt"] > self.millis(), "it is overdue, and nobody stops it"
+            assert app["overdue"] is False
+            assert held is not None
+            assert (held.run_id, held.number) == (row.run_id, row.deadline_number), "its agent knows another deadline"
         else:
+            assert held is None or held.run_id is None, "its agent knows a deadline of what doesn't run"
             assert (row.run_id, row.stop_at, app["startedAt"], app["stopAt"]) == (None, None, None, None)
 
     @invariant()
@@ -307,8 +371,19 @@ class Machine(RuleBasedStateMachine):
         for operation_id, each in found.items():
             if each["actor"] == "auto-stop" and operation_id not in self.acknowledged:
                 assert each["createdAt"] >= self.stop_at.get(each["appId"], 0), "it was stopped before its time"
+        self.note_what_agents_know()
         self.acknowledged |= found.keys()
         self.ended = {key: each for key, each in found.items() if each["state"] in END}
+
+    def note_what_agents_know(self) -> None:
+        """Remember from when on agents act by themselves; none may before the run is over by what people are told."""
+        now = self.millis()
+        for host in self.hosts:
+            for app_id, (_, deadline) in host.deadlines.items():
+                key = f"{app_id} {deadline.number} {deadline.run_id} {deadline.remaining}"
+                if deadline.remaining is not None and key not in self.known:
+                    self.known.add(key)
+                    self.agent_may_act[str(app_id)] = now + round(deadline.remaining.total_seconds() * 1000) + 60_000
 
     @invariant()
     def apps_are_told_truly(self) -> None:
@@ -320,6 +395,8 @@ class Machine(RuleBasedStateMachine):
             self.stop_at.pop(app_id, None)
             if app["stopAt"] is not None and self.host_of(n).reachable:
                 self.stop_at[app_id] = app["stopAt"]
+            if app["status"] in {"running", "stopping"}:
+                assert app["stopAt"] is not None, "it runs, and nobody will ever stop it"
         for host in self.hosts:
             for run in host.journal.values():
                 assert run.starts <= 1, "a command was run twice"

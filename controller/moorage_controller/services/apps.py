@@ -1,6 +1,8 @@
 """Apps: made, changed, removed, started and stopped. Handlers and auto-stop call the same."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,6 +14,7 @@ from moorage_controller.auth.roles import Actor
 from moorage_controller.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
+from moorage_controller.services.deadlines import Deadlines, deadline_of
 from moorage_controller.services.idempotency import UNKEYED, Once
 from moorage_controller.services.operations import InFlightError, Operations
 from moorage_controller.services.runs import Rules
@@ -34,11 +37,18 @@ _ATTEMPTS = 5
 _FIXED_WHILE_RUNNING = {"server_id": "serverId", "cd_path": "cdPath"}
 
 
+class _MovedError(Exception):
+    """The run isn't any more what its agent was told of."""
+
+
 class Apps:
     """Decides about apps."""
 
-    def __init__(self, database: Database, operations: Operations, signals: Signals, rules: Rules) -> None:
+    def __init__(
+        self, database: Database, operations: Operations, deadlines: Deadlines, signals: Signals, rules: Rules
+    ) -> None:
         self._database = database
+        self._deadlines = deadlines
         self._operations = operations
         self._signals = signals
         self._rules = rules
@@ -94,11 +104,29 @@ class Apps:
         """Change fields; a new `auto_stop_timeout` moves a running app's deadline at once, as far as a run may last.
 
         Raises NotFoundError, InvalidError; ConflictError for another server or directory while it runs;
-        ForbiddenError for any other change where the caller may change the timeout only.
+        ForbiddenError for any other change where the caller may change the timeout only; HostUnreachableError where the
+        agent can't be told of a later deadline: it would act on the one that it knows.
         """
+        while True:
+            told = await self._tell_of_later_end(app_id, changes.get("auto_stop_timeout"))
+            with suppress(_MovedError):
+                return await self._update(app_id, changes, actor, told, timeout_only=timeout_only)
+
+    async def _update(
+        self,
+        app_id: UUID,
+        changes: Mapping[str, Any],
+        actor: Actor,
+        told: tuple[UUID | None, datetime | None],
+        *,
+        timeout_only: bool,
+    ) -> AppView:
+        """Change fields, if the run is still the one that its agent was `told` of (run and end). Raises _MovedError."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             old = _found(await store.view(connection, app_id)).app
+            if "auto_stop_timeout" in changes and (old.run_id, old.stop_at) != told:
+                raise _MovedError
             await _check_references(connection, changes)
             if timeout_only and any(getattr(old, k) != v for k, v in changes.items() if k != "auto_stop_timeout"):
                 raise ForbiddenError("admin_only", "Only an admin may change more of an app than autoStopTimeout.")
@@ -187,6 +215,18 @@ class Apps:
             message = f"{actor.name} asked for a {_ACTIONS[kind].lower()} of {app.name}."
             await record(connection, now, actor, _ACTIONS[kind], resource, message, details)
         return operation
+
+    async def _tell_of_later_end(self, app_id: UUID, minutes: int | None) -> tuple[UUID | None, datetime | None]:
+        """Tell an app's agent what another timeout makes of its run, if that is later; return the run and its end."""
+        async with self._database.read() as connection:
+            now = await self._database.now(connection)
+            app = _found(await store.view(connection, app_id)).app
+            server = await server_store.get(connection, app.server_id)
+        if minutes is not None and minutes != app.auto_stop_timeout and server is not None and app.stop_at is not None:
+            moved = replace(app, **self._moved(app, minutes, now))
+            if moved.stop_at is not None and moved.stop_at > app.stop_at:
+                await self._deadlines.tell(server, app, deadline_of(moved, now))
+        return app.run_id, app.stop_at
 
     def _check_minutes(self, field: str, minutes: int) -> None:
         if timedelta(minutes=minutes) > self._rules.most:

@@ -1,14 +1,16 @@
 """Audit entries, written in the transaction of the change they tell of."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from moorage_controller.auth.roles import Actor
+from moorage_controller.auth.roles import AUTO_STOP, DEAD_MAN, Actor
 from moorage_controller.store import audit as store
+from moorage_controller.store.apps import App
+from moorage_controller.store.operations import Operation
 
 
 class Action(StrEnum):
@@ -64,3 +66,21 @@ async def record(
             created_at=now,
         ),
     )
+
+
+async def record_auto_stop(connection: AsyncConnection, app: App, operation: Operation, now: datetime) -> None:
+    """Write an entry of a run that was stopped since its time was over; `app` is as it was until then."""
+    minutes = operation.run_timeout
+    if app.run_began_at is not None and app.stop_at is not None:
+        # Extensions included.
+        minutes = round((app.stop_at - app.run_began_at) / timedelta(minutes=1))
+    # The guide's details, word for word; by whom and how late only where that is out of the ordinary.
+    details: dict[str, object] = {"reason": "timeout", "timeout": minutes}
+    message = f"{app.name} was stopped: its {minutes} {'minute was' if minutes == 1 else 'minutes were'} over."
+    if operation.actor == DEAD_MAN.name:
+        details["by"] = DEAD_MAN.name
+        message += " Its host's agent did it, since no controller had."
+    if app.overdue and app.stop_at is not None:
+        details["secondsLate"] = round((now - app.stop_at).total_seconds())
+        message += f" That was {details['secondsLate']} seconds late."
+    await record(connection, now, AUTO_STOP, Action.AUTO_STOP, ("app", app.id, app.name), message, details)

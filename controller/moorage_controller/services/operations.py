@@ -23,7 +23,7 @@ from moorage_controller.errors import (
 )
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError, Hosts
 from moorage_controller.services import runs
-from moorage_controller.services.audit import Action, record
+from moorage_controller.services.audit import Action, record, record_auto_stop
 from moorage_controller.services.delivery import Delivery, Limits
 from moorage_controller.services.leases import Leases
 from moorage_controller.services.observations import Observations
@@ -355,7 +355,7 @@ class Operations:
             await server_store.recount(connection, app.server_id)
             # Where both did it, controller and agent, it is told once.
             if operation.auto_stop and values["status"] == "stopped" and app.run_id is not None:
-                await _record_auto_stop(connection, app, operation, now)
+                await record_auto_stop(connection, app, operation, now)
         await self._observations.operation_ended(operation.app_id, ran=outcome.ran)
         self._ended(operation, outcome)
 
@@ -382,20 +382,3 @@ def _end(outcome: Outcome, now: datetime) -> dict[str, object]:
         "error": outcome.error,
         "finished_at": now,
     }
-
-
-async def _record_auto_stop(connection: AsyncConnection, app: App, operation: Operation, now: datetime) -> None:
-    minutes = operation.run_timeout
-    if app.run_began_at is not None and app.stop_at is not None:
-        # Extensions included.
-        minutes = round((app.stop_at - app.run_began_at) / timedelta(minutes=1))
-    # The guide's details, word for word; by whom and how late only where that is out of the ordinary.
-    details: dict[str, object] = {"reason": "timeout", "timeout": minutes}
-    message = f"{app.name} was stopped: its {minutes} {'minute was' if minutes == 1 else 'minutes were'} over."
-    if operation.actor == DEAD_MAN.name:
-        details["by"] = DEAD_MAN.name
-        message += " Its host's agent did it, since no controller had."
-    if app.overdue and app.stop_at is not None:
-        details["secondsLate"] = round((now - app.stop_at).total_seconds())
-        message += f" That was {details['secondsLate']} seconds late."
-    await record(connection, now, AUTO_STOP, Action.AUTO_STOP, ("app", app.id, app.name), message, details)

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import aiohttp
 import bcrypt
 from fakes import EPOCH, FakeClock, FakeHost, FakeHosts, settle
+from moorage_common.clock import Clock
 from moorage_common.join_token import JoinToken
 from moorage_common.x509 import new_key, signing_request
 from moorage_controller.app import Controller
@@ -230,9 +231,10 @@ class World:
         self._controller: Controller | None = None
         self._session: aiohttp.ClientSession | None = None
 
-    async def start(self) -> Self:
-        """Start the controller, and log both users in the first time."""
-        made = Controller(self.settings, self.clock, hosts=lambda *_: self.hosts, clock_decides=True)
+    async def start(self, clock: Clock | None = None) -> Self:
+        """Start the controller, and log both users in the first time; by another clock the database's own decides."""
+        decides = clock is None
+        made = Controller(self.settings, clock or self.clock, hosts=lambda *_: self.hosts, clock_decides=decides)
         self._controller = await made.__aenter__()
         self._session = aiohttp.ClientSession()
         url = f"http://{self._controller.address}"

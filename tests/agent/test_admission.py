@@ -36,6 +36,7 @@ CALLS: dict[str, Call] = {
     "Watch": lambda channel: _first(AgentStub(channel).Watch(pb.WatchRequest(), timeout=10)),
     "PrepareRenewal": lambda channel: AgentStub(channel).PrepareRenewal(pb.PrepareRenewalRequest(), timeout=10),
     "GetApp": lambda channel: AgentStub(channel).GetApp(pb.GetAppRequest(), timeout=10),
+    "SetDeadline": lambda channel: AgentStub(channel).SetDeadline(pb.SetDeadlineRequest(), timeout=10),
     "ListProjects": lambda channel: AgentStub(channel).ListProjects(pb.ListProjectsRequest(), timeout=10),
     "Logs": lambda channel: _first(AgentStub(channel).Logs(pb.LogsRequest(), timeout=10)),
     "InstallCertificate": lambda channel: AgentStub(channel).InstallCertificate(

@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from host_calls import followed, order, run, watching
@@ -16,6 +18,7 @@ from moorage_controller.hosts.transport import (
     AppObservation,
     CancelOutcome,
     ContactLostError,
+    Deadline,
     End,
     EndKind,
     HostApp,
@@ -306,3 +309,33 @@ async def test_once_something_may_have_been_sent_nothing_is_claimed(rig: Rig) ->
         await followed(rig.nowhere, sent.operation_id)
     with pytest.raises(ContactLostError):
         await first_word(rig.nowhere, sent.app.cd_path)
+
+
+async def known(rig: Rig, cd_path: str) -> dict[UUID, int]:
+    """Return the deadlines that a watch shows of a directory."""
+    async with aclosing(watching(rig.transport, cd_path)) as items:
+        snapshot = await anext(items)
+    assert isinstance(snapshot, Snapshot)
+    (seen,) = snapshot.apps
+    return dict(seen.deadlines)
+
+
+async def test_a_deadline_is_kept_where_there_is_an_agent_and_refused_where_there_is_none(rig: Rig) -> None:
+    cd_path, app_id, run_id = rig.app(), uuid4(), uuid4()
+    app, hour = HostApp(cd_path), timedelta(hours=1)
+    assert (await rig.transport.info()).keeps_deadlines == (rig.name == "agent")
+    if rig.name != "agent":
+        with pytest.raises(HostRefusedError) as caught:
+            await rig.transport.set_deadline(app, Deadline(app_id, 7, run_id, hour))
+        assert caught.value.code == "no_dead_man"
+        return
+    await rig.transport.set_deadline(app, Deadline(app_id, 7, run_id, hour))
+    assert await known(rig, cd_path) == {app_id: 7}
+    await rig.transport.set_deadline(app, Deadline(app_id, 6, uuid4(), hour))
+    assert await known(rig, cd_path) == {app_id: 7}, "an older one that came late"
+    await run(rig.transport, replace(order(cd_path), deadline=Deadline(app_id, 8, uuid4(), hour)))
+    assert await known(rig, cd_path) == {app_id: 8}, "a start brings its own"
+    await rig.transport.set_deadline(app, Deadline(app_id, 9))
+    assert await known(rig, cd_path) == {}
+    with pytest.raises(HostUnreachableError):
+        await rig.nowhere.set_deadline(app, Deadline(app_id, 10))

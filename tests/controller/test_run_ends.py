@@ -2,12 +2,17 @@
 
 import itertools
 import random
+import time
+from datetime import datetime, timedelta
 
 import pytest
 import structlog
 from factories import PATH, World
 from fakes import EPOCH, FakeHost, Plan, settle
+from moorage_common.clock import SystemClock
 from moorage_common.states import OperationKind
+from moorage_controller.settings import Settings
+from moorage_lab.waiting import eventually_async
 from sse import Listener, listening
 
 NOW = int(EPOCH.timestamp() * 1000)
@@ -182,3 +187,35 @@ async def test_a_machine_that_was_suspended_stops_what_is_over_when_it_wakes(
     await settle()
     assert downs(host) == 1
     assert (await world.app(app_id))["status"] == "stopped"
+
+
+class WrongClock(SystemClock):
+    """This machine's clock, if somebody had set it wrong."""
+
+    def __init__(self, seconds: int) -> None:
+        self._wrong = timedelta(seconds=seconds)
+
+    def now(self) -> datetime:
+        """Return the wall time, wrong."""
+        return super().now() + self._wrong
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True, scope="session")
+@pytest.mark.parametrize("wrong", [60, -60])
+async def test_a_controller_whose_clock_is_a_minute_off_acts_by_the_database_s(settings: Settings, wrong: int) -> None:
+    """In real time: PostgreSQL's own clock can't be moved."""
+    world = World(settings)
+    try:
+        await world.start(WrongClock(wrong))
+        _, host = await world.new_host()
+        (server,) = (await world.admin.get("/api/servers")).expect(200)
+        app_id = await world.new_app(server["id"])
+        started = (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+        assert abs(started["startedAt"] / 1000 - time.time()) < 5
+        until = started["startedAt"] + 3000
+        (await world.user.post(f"/api/apps/{app_id}/extend", {"until": until})).expect(200)
+        await eventually_async(lambda: downs(host) == 1, timeout=20, what="the stop")
+        (operation, *_) = (await world.user.get("/api/operations")).expect(200)
+        assert until <= operation["createdAt"] < until + 3000
+    finally:
+        await world.close()

@@ -1,10 +1,22 @@
-"""Auto-stop on a real host: the controller's clock is moved, everything else is as it is."""
+"""Auto-stop on a real host: where it is worth it the controller's clock is moved, everything else is as it is."""
 
 import asyncio
+import json
+import time
+from typing import Any
 
+import pytest
 from member import Member
-from moorage_lab.waiting import eventually_async
-from stack import IMAGE, SLEEPER
+from moorage_lab.waiting import eventually, eventually_async
+from stack import IMAGE, SLEEPER, Stack
+
+DEAF = f"""\
+services:
+  web:
+    image: {IMAGE}
+    stop_grace_period: 1s
+    command: sh -c "trap '' TERM; while :; do sleep 1; done"
+"""
 
 
 async def test_an_app_is_stopped_at_its_deadline_and_not_before(member: Member) -> None:
@@ -86,3 +98,81 @@ async def test_a_stop_that_the_engine_could_not_do_is_tried_again(member: Member
         await member.wait_for(f"/api/apps/{app_id}", status="stopped")
         assert await member.running("stubborn") == []
         assert len(await member.auto_stops(app_id)) == 1
+
+
+async def test_what_ignores_the_signal_and_has_lost_its_file_is_stopped_all_the_same(member: Member) -> None:
+    async with member.controller():
+        await member.join()
+        app_id = await member.start_app("deaf", DEAF, 1)
+        (member.apps / "deaf" / "compose.yaml").unlink()
+        member.clock.shift(61)
+        await member.wait_for(f"/api/apps/{app_id}", status="stopped", overdue=False)
+        assert await member.running("deaf") == []
+        assert len(await member.auto_stops(app_id)) == 1
+
+
+def auto_stops(stack: Stack, app_id: str) -> list[dict[str, Any]]:
+    """Return the AUTO_STOP audit entries of an app."""
+    return [entry for entry in stack.audit("AUTO_STOP") if entry["resourceId"] == app_id]
+
+
+def in_seconds(seconds: float) -> int:
+    """Return a moment soon, as the API has it."""
+    return round((time.time() + seconds) * 1000)
+
+
+def test_a_controller_that_is_killed_at_the_deadline_does_it_when_it_is_back(stack: Stack) -> None:
+    app_id = stack.make_app("killed-at", SLEEPER)
+    stack.api.post(f"/api/apps/{app_id}/start").expect(200)
+    moment = in_seconds(2)
+    stack.api.post(f"/api/apps/{app_id}/extend", {"until": moment}).expect(200)
+    time.sleep(max(moment / 1000 - time.time(), 0))
+    stack.controller.kill()
+    stack.controller.start()
+    stack.wait_app(app_id, status="stopped", stopAt=None)
+    assert stack.containers(stack.apps / "killed-at") == []
+    (entry,) = auto_stops(stack, app_id)
+    assert entry["data"]["reason"] == "timeout"
+
+
+@pytest.mark.timeout(240)
+def test_where_the_controller_is_gone_the_agent_does_it_a_minute_late_and_tells(stack: Stack) -> None:
+    """And it was killed itself over the deadline."""
+    app_id = stack.make_app("gone", SLEEPER)
+    stack.api.post(f"/api/apps/{app_id}/start").expect(200)
+    moment = in_seconds(4)
+    stack.api.post(f"/api/apps/{app_id}/extend", {"until": moment}).expect(200)
+    file = stack.folder / "agent" / "data" / "deadlines.json"
+    eventually(lambda: json.loads(file.read_text())["held"][0]["run_id"], timeout=10, what="the deadline on disk")
+    time.sleep(1)
+    stack.controller.kill()
+    stack.agent.kill()
+    time.sleep(max(moment / 1000 + 2 - time.time(), 0))
+    stack.agent.start()
+    time.sleep(max(moment / 1000 + 58 - time.time(), 0))
+    assert stack.containers(stack.apps / "gone", running=True) == ["web"], "a controller has a minute"
+    eventually(lambda: stack.containers(stack.apps / "gone") == [], timeout=30, what="stopped by its agent")
+    assert time.time() - moment / 1000 < 75
+    stack.controller.start()
+    stack.wait_app(app_id, status="stopped", stopAt=None, overdue=False)
+    (entry,) = auto_stops(stack, app_id)
+    assert entry["data"]["by"] == "agent"
+    (operation, *_) = stack.api.get(f"/api/operations?appId={app_id}").expect(200)
+    assert (operation["kind"], operation["actor"], operation["state"]) == ("down", "agent", "succeeded")
+
+
+def test_an_engine_that_is_down_at_the_deadline_is_waited_for(stack: Stack) -> None:
+    app_id = stack.make_app("no-engine-then", SLEEPER)
+    stack.api.post(f"/api/apps/{app_id}/start").expect(200)
+    moment = in_seconds(4)
+    stack.api.post(f"/api/apps/{app_id}/extend", {"until": moment}).expect(200)
+    stack.engine.kill()
+    try:
+        stack.wait_server(status="offline")
+        time.sleep(max(moment / 1000 + 2 - time.time(), 0))
+        assert stack.app(app_id)["stopAt"] == moment
+    finally:
+        stack.engine.start()
+    stack.wait_app(app_id, status="stopped", stopAt=None)
+    assert stack.containers(stack.apps / "no-engine-then") == []
+    assert len(auto_stops(stack, app_id)) == 1

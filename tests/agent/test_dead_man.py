@@ -1,0 +1,104 @@
+"""The dead man's switch on a real Engine: what nobody stopped in time the agent stops, until it is done."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import grpc.aio
+import pytest
+from lone_agent import UP, Caller, LoneAgent, code_of
+from moorage_agent import dead_man
+from moorage_agent.compose_runner import ComposeRunner
+from moorage_agent.dead_man import DeadMan
+from moorage_agent.deadlines import Deadlines
+from moorage_agent.engine import Engine
+from moorage_agent.identities import Identities, WatchedApp
+from moorage_agent.policy import Policy
+from moorage_common.journal import Journal
+from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_lab.processes import installed
+from moorage_lab.waiting import eventually_async
+from stack import IMAGE, SLEEPER
+
+DEAF = f"""\
+services:
+  web:
+    image: {IMAGE}
+    stop_grace_period: 1s
+    command: sh -c "trap '' TERM; while :; do sleep 1; done"
+"""
+HALF = f"""\
+services:
+  web:
+    image: {IMAGE}
+    init: true
+    stop_grace_period: 0s
+    command: sleep 1000
+    healthcheck: {{test: ["CMD", "false"], interval: 1s, retries: 100}}
+  after:
+    image: {IMAGE}
+    depends_on: {{web: {{condition: service_healthy}}}}
+"""
+"""Its start goes on until it is cancelled."""
+
+
+@asynccontextmanager
+async def watched(agent: LoneAgent) -> AsyncIterator[Deadlines]:
+    """Run a dead man's switch in this process, on the journal and the apps of an agent that has no deadlines."""
+    engine = Engine(agent.engine.host)
+    environment = {"DOCKER_HOST": agent.engine.host}
+    identities = Identities(Policy(agent.data / "policy.toml"), installed("docker-compose"), environment)
+    journal = Journal(agent.data)
+    runner = ComposeRunner(journal, engine, identities, installed("docker-compose"), environment)
+    deadlines = Deadlines(agent.folder / "deadlines.json", "boot")
+    running = asyncio.create_task(DeadMan(deadlines, runner).run())
+    try:
+        yield deadlines
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        engine.close()
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process it acts at once, and tries again soon."""
+    monkeypatch.setattr(dead_man, "LATE_SECONDS", 0.5)
+    monkeypatch.setattr(dead_man, "_FIRST_RETRY", 0.5)
+
+
+async def test_it_stops_what_is_over_and_nothing_else(agent: LoneAgent, caller: Caller) -> None:
+    over, on = agent.app("over", DEAF), agent.app("on", SLEEPER)
+    for directory in (over, on):
+        await caller.run(UP, directory)
+    (over / "compose.yaml").unlink()
+    app_id, run_id = str(uuid4()), str(uuid4())
+    async with watched(agent) as deadlines:
+        await deadlines.set(WatchedApp(str(on), None), str(uuid4()), 1, str(uuid4()), 3600)
+        await deadlines.set(WatchedApp(str(over), None), app_id, 1, run_id, 1)
+        assert agent.containers(over) == {"over-web-1": "running"}
+        await eventually_async(lambda: agent.containers(over) == {}, timeout=30, what="it stopped")
+        await eventually_async(lambda: len(deadlines.held) == 1, what="the deadline over")
+        assert agent.containers(on) == {"on-web-1": "running"}
+        operation_id = deadlines.of(str(over)).stops[app_id]
+    assert (await caller.finish(operation_id)).end.exit_code == 0
+
+
+async def test_it_waits_for_who_is_at_work_on_the_app(agent: LoneAgent, caller: Caller) -> None:
+    slow = agent.app("slow", HALF)
+    starting = await caller.start(UP, slow)
+    await eventually_async(lambda: agent.containers(slow).get("slow-web-1") == "running", timeout=20, what="web")
+    async with watched(agent) as deadlines:
+        await deadlines.set(WatchedApp(str(slow), None), str(uuid4()), 1, str(uuid4()), 0)
+        await eventually_async(lambda: deadlines.held[0].tries >= 1, timeout=10, what="a try that had to wait")
+        assert deadlines.of(str(slow)).stops == {}, "what never ran isn't told"
+        await caller.cancel(starting)
+        await eventually_async(lambda: agent.containers(slow) == {}, timeout=40, what="it stopped")
+
+
+async def test_a_bad_deadline_is_refused_with_a_word(caller: Caller) -> None:
+    for deadline in (pb.Deadline(), pb.Deadline(app_id="x"), pb.Deadline(app_id=str(uuid4()), run_id="x")):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await caller.stub.SetDeadline(pb.SetDeadlineRequest(deadline=deadline), timeout=10)
+        assert code_of(refused.value) == "invalid_request"

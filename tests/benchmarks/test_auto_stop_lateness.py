@@ -1,0 +1,134 @@
+"""How late stops reach their hosts where 10,000 apps run and 500 of them end at the same second, and who waits for it.
+
+The hosts are in memory, everything else is real: the database, its syncs, the clock. Prints numbers, asserts that all
+are stopped, and none before its time.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from factories import World, add_users, app_row, make_settings, project_row, server_row
+from fakes import FakeHost
+from figures import tell
+from moorage_common.clock import SystemClock
+from moorage_common.states import OperationKind
+from moorage_controller.database import open_database
+from moorage_controller.hosts.transport import Order
+from moorage_controller.settings import Settings
+from moorage_controller.store import apps, projects, servers
+from moorage_controller.store.migrate import migrate
+from moorage_lab.postgres import PrivatePostgres
+from moorage_lab.waiting import eventually_async
+
+_HOSTS, _APPS, _DUE = 125, 80, 4
+_LEAD = timedelta(seconds=60)
+
+
+async def fill(world: World) -> datetime:
+    """Make hosts on which all apps run; return the moment at which some of them end."""
+    now = datetime.now(UTC)
+    end = (now + _LEAD).replace(microsecond=0)
+    project = project_row()
+    database = open_database(world.settings, SystemClock())
+    await migrate(database)
+    await add_users(database)
+    async with database.write() as connection:
+        await projects.add(connection, project)
+    for h in range(_HOSTS):
+        endpoint = f"10.2.{h // 250}.{h % 250}:7443"
+        host = world.hosts.add(endpoint)
+        server = server_row(name=endpoint, api_endpoint=endpoint, agent_name=endpoint, status="online")
+        async with database.write() as connection:
+            await servers.add(connection, server)
+            for a in range(_APPS):
+                path = f"/srv/{h}/{a}"
+                run = {"run_id": uuid4(), "run_timeout": 60, "started_at": now, "run_began_at": now}
+                stop_at = end if a < _DUE else end + timedelta(minutes=30, seconds=h * _APPS + a)
+                values = run | {"stop_at": stop_at, "status": "running", "deadline_number": 1}
+                await apps.add(connection, app_row(project.id, server.id, cd_path=path, **values))
+                host.app(path).services = ("web",)
+                host.set_running(path, ["web"])
+    await database.close()
+    return end
+
+
+def arrivals(world: World) -> dict[str, float]:
+    """Return where it is noted when each stop arrives at its host, in seconds of the epoch."""
+    found: dict[str, float] = {}
+
+    def noting(host: FakeHost) -> Callable[[Order], Awaitable[None]]:
+        async def note(order: Order) -> None:
+            if order.kind is OperationKind.DOWN:
+                found[order.app.cd_path] = time.time()
+
+        assert host
+        return note
+
+    for host in world.hosts.hosts.values():
+        host.on_start = noting(host)
+    return found
+
+
+async def asked(world: World, app_id: UUID) -> float:
+    """Return the milliseconds for which somebody else waits who writes something."""
+    began = time.perf_counter()
+    (await world.admin.put(f"/api/apps/{app_id}", {"domain": str(began)})).expect(200)
+    return (time.perf_counter() - began) * 1000
+
+
+async def measure(settings: Settings) -> None:
+    """Let the end come, and print what it was like."""
+    world = World(settings)
+    end = await fill(world)
+    came = arrivals(world)
+    try:
+        await world.start(SystemClock())
+        (app, *_) = (await world.admin.get("/api/apps?limit=1")).expect(200)
+        online = lambda: _all_online(world)  # noqa: E731 - what is waited for
+        await eventually_async(online, timeout=55, what="all hosts watched")
+        await asyncio.sleep(max(end.timestamp() - 15 - time.time(), 0))
+        quiet = [await asked(world, app["id"]) for _ in range(30)]
+        await asyncio.sleep(max(end.timestamp() - 0.2 - time.time(), 0))
+        busy: list[float] = []
+        while len(came) < _HOSTS * _DUE and time.time() < end.timestamp() + 60:
+            busy.append(await asked(world, app["id"]))
+            await asyncio.sleep(0.05)
+        late = sorted((moment - end.timestamp()) * 1000 for moment in came.values())
+        assert len(late) == _HOSTS * _DUE
+        assert late[0] >= 0
+        _print(late, quiet, busy)
+    finally:
+        await world.close()
+
+
+async def _all_online(world: World) -> bool:
+    found = (await world.admin.get("/api/servers")).expect(200)
+    return all(server["lastChecked"] is not None for server in found)
+
+
+def _print(late: list[float], quiet: list[float], busy: list[float]) -> None:
+    cuts = statistics.quantiles(late, n=100)
+    tell(
+        f"{len(late)} of {_HOSTS * _APPS} end at once; late by: first {late[0]:.0f} ms, median {cuts[49]:.0f} ms, "
+        f"90th percentile {cuts[89]:.0f} ms, 99th {cuts[98]:.0f} ms, last {late[-1]:.0f} ms"
+    )
+    tell(
+        f"somebody else's write: median {statistics.median(quiet):.0f} ms before, {statistics.median(busy):.0f} ms "
+        f"meanwhile (ratio {statistics.median(busy) / statistics.median(quiet):.1f}), longest {max(busy):.0f} ms"
+    )
+
+
+@pytest.mark.timeout(300)
+async def test_on_sqlite(tmp_path: Path) -> None:
+    await measure(make_settings(tmp_path))
+
+
+@pytest.mark.timeout(300)
+async def test_on_postgresql(tmp_path: Path, postgres: PrivatePostgres) -> None:
+    await measure(make_settings(tmp_path, database_url=postgres.create_database("lateness")))

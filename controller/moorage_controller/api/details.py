@@ -61,6 +61,8 @@ _ASK_ERRORS: dict[int, tuple[str, ...]] = {
     503: ("host_unreachable", "no_agent", "engine_unreachable", "agent_too_old"),
     403: ("path_not_allowed",),
 }
+_TELL_CODES = ("host_unreachable", "deadlines_not_kept", "agent_fault")
+"""Where an agent can't be told of a later deadline."""
 _AGENT_ERRORS: dict[int, tuple[str, ...]] = {
     409: ("operation_in_progress", "no_credentials"),
     502: (
@@ -147,7 +149,8 @@ DETAILS: Mapping[tuple[str, str], Details] = {
         },
     ),
     ("PUT", "/api/apps/{id}"): Details(
-        errors={403: ("admin_only",), 409: ("app_running", "operation_in_progress")}, request={"autoStopTimeout": 60}
+        errors={403: ("admin_only",), 409: ("app_running", "operation_in_progress"), 503: _TELL_CODES},
+        request={"autoStopTimeout": 60},
     ),
     ("DELETE", "/api/apps/{id}"): Details(
         errors={**_RUN_ERRORS, 409: ("app_running", *_RUN_ERRORS[409])},
@@ -174,6 +177,9 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("POST", "/api/apps/{id}/start"): Details(errors=_RUN_ERRORS, asynchronous=True, request={"timeout": 60}),
     ("POST", "/api/apps/{id}/restart"): Details(errors=_RUN_ERRORS, asynchronous=True, request={"timeout": 60}),
     ("POST", "/api/apps/{id}/stop"): Details(errors=_RUN_ERRORS, asynchronous=True),
+    ("POST", "/api/apps/{id}/extend"): Details(
+        errors={409: ("not_running", "run_too_long", "run_changed"), 503: _TELL_CODES}, request={"minutes": 30}
+    ),
     ("GET", "/api/operations"): Details(
         query={
             "appId": (_ID, "Operations of one app."),

@@ -225,7 +225,7 @@ class Apps:
         if minutes is not None and minutes != app.auto_stop_timeout and server is not None and app.stop_at is not None:
             moved = replace(app, **self._moved(app, minutes, now))
             if moved.stop_at is not None and moved.stop_at > app.stop_at:
-                await self._deadlines.tell(server, app, deadline_of(moved, now))
+                await self._deadlines.tell_first(server, app, deadline_of(moved, now))
         return app.run_id, app.stop_at
 
     def _check_minutes(self, field: str, minutes: int) -> None:

@@ -66,6 +66,14 @@ class Deadlines:
             if error.code not in {"agent_too_old", "no_dead_man"}:
                 raise HostUnreachableError(error.sentence, error.code) from None
 
+    async def tell_first(self, server: Server, app: App, deadline: Deadline) -> None:
+        """Tell an app's agent of a later deadline before it is written down. Raises HostUnreachableError."""
+        try:
+            await self.tell(server, app, deadline)
+        except HostUnreachableError as error:
+            sentence = f"The app's agent could not be told, so nothing was changed: {error.sentence}"
+            raise HostUnreachableError(sentence, error.code) from None
+
     async def close(self) -> None:
         """Let go; the next snapshot of each host tells what it doesn't know."""
         tasks = list(self._tasks.values())

@@ -7,7 +7,7 @@ from uuid import UUID
 from moorage_common.clock import to_millis
 
 from moorage_controller.auth.roles import Actor
-from moorage_controller.errors import ConflictError, HostUnreachableError, InvalidError, NotFoundError
+from moorage_controller.errors import ConflictError, InvalidError, NotFoundError
 from moorage_controller.hosts.transport import Deadline
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
@@ -58,13 +58,10 @@ class Extensions:
         try:
             if later:
                 told = Deadline(app_id, number, wish.app.run_id, wish.stop_at - wish.now)
-                await self._deadlines.tell(wish.server, wish.app, told)
+                await self._deadlines.tell_first(wish.server, wish.app, told)
             view = await self._commit(wish, number, actor)
-        except HostUnreachableError as error:
-            await self._take_back(app_id, number)
-            sentence = f"The app's agent could not be told, so nothing was changed: {error.sentence}"
-            raise HostUnreachableError(sentence, error.code) from None
         except BaseException:
+            # Whether it was told isn't known.
             await self._take_back(app_id, number)
             raise
         self._signals.deadline_moved.emit(app_id)

@@ -121,7 +121,7 @@ mi_remove() {
     rm -f "$mi_link"
     case $mi_keep in *policy*) ;; *) rm -f "$mi_policy" ;; esac
     [ ! -d "${mi_policy%/*}" ] || rmdir "${mi_policy%/*}" 2>/dev/null
-    rm -rf "$mi_data/pki" "$mi_data/agent.json"
+    rm -rf "$mi_data/pki" "$mi_data/agent.json" "$mi_data"/deadlines.*
     # Operations that are there are somebody's history: whoever asks for one of them finds it.
     rmdir "$mi_data/operations" 2>/dev/null && rm -rf "$mi_data/locks"
     case $mi_keep in *data*) ;; *) [ ! -d "$mi_data" ] || rmdir "$mi_data" 2>/dev/null ;; esac

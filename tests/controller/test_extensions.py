@@ -71,6 +71,7 @@ async def test_it_may_end_at_a_moment_earlier_too(world: World, host: FakeHost, 
     [
         {},
         {"minutes": 1, "until": NOW + MINUTE},
+        {"minutes": None, "until": None},
         {"minutes": 0},
         {"minutes": -5},
         {"minutes": True},

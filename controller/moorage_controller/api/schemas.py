@@ -249,7 +249,7 @@ class ExtendIn(Schema):
     """POST /api/apps/{id}/extend: so many minutes more, or until a moment (epoch milliseconds), earlier or later."""
 
     minutes: Minutes | None = None
-    until: Annotated[int | None, Number, Field(ge=0, le=MAX_MILLIS)] = None
+    until: Annotated[int, Number, Field(ge=0, le=MAX_MILLIS)] | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:

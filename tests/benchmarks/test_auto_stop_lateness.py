@@ -19,7 +19,7 @@ from figures import tell
 from moorage_common.clock import SystemClock
 from moorage_common.states import OperationKind
 from moorage_controller.database import open_database
-from moorage_controller.hosts.transport import Order
+from moorage_controller.hosts.transport import Deadline, Order
 from moorage_controller.settings import Settings
 from moorage_controller.store import apps, projects, servers
 from moorage_controller.store.migrate import migrate
@@ -50,10 +50,13 @@ async def fill(world: World) -> datetime:
                 path = f"/srv/{h}/{a}"
                 run = {"run_id": uuid4(), "run_timeout": 60, "started_at": now, "run_began_at": now}
                 stop_at = end if a < _DUE else end + timedelta(minutes=30, seconds=h * _APPS + a)
-                values = run | {"stop_at": stop_at, "status": "running", "deadline_number": 1}
-                await apps.add(connection, app_row(project.id, server.id, cd_path=path, **values))
+                known = {"project_name": str(a), "project_directory": path, "health": "healthy", "deadline_number": 1}
+                values = run | known | {"stop_at": stop_at, "status": "running"}
+                app = app_row(project.id, server.id, cd_path=path, **values)
+                await apps.add(connection, app)
                 host.app(path).services = ("web",)
                 host.set_running(path, ["web"])
+                host.keep(path, Deadline(app.id, 1, app.run_id, stop_at - now))
     await database.close()
     return end
 

@@ -16,7 +16,7 @@ from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.apps import App
-from moorage_controller.store.engine import Database
+from moorage_controller.store.engine import Database, patient
 from moorage_controller.store.operations import Operation
 from moorage_controller.store.servers import Server
 
@@ -83,6 +83,7 @@ class Deadlines:
 
     async def _tell_truth(self, app_id: UUID) -> None:
         structlog.contextvars.clear_contextvars()  # whoever stirred it has nothing to do with it
+        patient.set(True)
         retry = _FIRST_RETRY
         while app_id in self._stale:
             self._stale.discard(app_id)
@@ -95,22 +96,21 @@ class Deadlines:
                 retry = min(retry * 2, _LAST_RETRY)
 
     async def _tell_once(self, app_id: UUID) -> None:
-        app, server, _ = await self._look(app_id)
+        app, server, now = await self._look(app_id)
         if app is None:
             await self._tell_of_removal(app_id)
-        if app is None or server is None or not server.agent_name:
+        if app is None or server is None or not server.agent_name or not app.deadline_number:
             return
-        if self._held.get(app_id) == _number(app):
-            self._held.pop(app_id)
+        held = self._held.get(app_id, _number(self._told[app_id]) if app_id in self._told else None)
+        if held != _number(app):
+            async with self._turns.setdefault(server.id, asyncio.Semaphore(_AT_ONCE)):
+                if (held or 0) > app.deadline_number:
+                    await self._outnumber(app_id, held or 0)
+                    app, _, now = await self._look(app_id)
+                if app is not None:
+                    await self.tell(server, app, deadline_of(app, now))
+        if app is not None:
             self._told[app_id] = app
-            return
-        async with self._turns.setdefault(server.id, asyncio.Semaphore(_AT_ONCE)):
-            await self._outnumber(app_id)
-            app, server, now = await self._look(app_id)
-            if app is None or server is None or not app.deadline_number:
-                return
-            await self.tell(server, app, deadline_of(app, now))
-        self._told[app_id] = app
         self._held.pop(app_id, None)
 
     async def _look(self, app_id: UUID) -> tuple[App | None, Server | None, datetime]:
@@ -120,12 +120,8 @@ class Deadlines:
             server = None if app is None else await server_store.get(connection, app.server_id)
         return app, server, now
 
-    async def _outnumber(self, app_id: UUID) -> None:
+    async def _outnumber(self, app_id: UUID, held: int) -> None:
         """Take a number above the one that the agent holds: of an extension that was lost on its way, or a restore."""
-        held = self._held.get(app_id, 0)
-        app, _, _ = await self._look(app_id)
-        if app is None or held <= app.deadline_number:
-            return
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             app = await app_store.get(connection, app_id)

@@ -34,7 +34,7 @@ from moorage_controller.store import apps as app_store
 from moorage_controller.store import operations as store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.apps import App
-from moorage_controller.store.engine import Database
+from moorage_controller.store.engine import Database, patient
 from moorage_controller.store.operations import Operation
 
 log = structlog.get_logger(__name__)
@@ -294,6 +294,7 @@ class Operations:
 
     async def _drive(self, operation: Operation, *, recovered: bool) -> None:
         """Bring an operation to its end. Nothing but the end, or this program's, stops it."""
+        patient.set(True)
         with structlog.contextvars.bound_contextvars(operation_id=str(operation.id)):
             async with AsyncExitStack() as stack:
                 turn = Turn()

@@ -27,7 +27,7 @@ from moorage_lab.postgres import PrivatePostgres
 from moorage_lab.waiting import eventually_async
 
 _HOSTS, _APPS, _DUE = 125, 80, 4
-_LEAD = timedelta(seconds=60)
+_LEAD = timedelta(seconds=90)
 
 
 async def fill(world: World) -> datetime:
@@ -94,7 +94,7 @@ async def measure(settings: Settings) -> None:
         await world.start(SystemClock())
         (app, *_) = (await world.admin.get("/api/apps?limit=1")).expect(200)
         online = lambda: _all_online(world)  # noqa: E731 - what is waited for
-        await eventually_async(online, timeout=55, what="all hosts watched")
+        await eventually_async(online, timeout=80, what="all hosts watched")
         await asyncio.sleep(max(end.timestamp() - 15 - time.time(), 0))
         quiet = [await asked(world, app["id"]) for _ in range(30)]
         await asyncio.sleep(max(end.timestamp() - 0.2 - time.time(), 0))

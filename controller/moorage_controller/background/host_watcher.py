@@ -26,7 +26,8 @@ from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.apps import App
-from moorage_controller.store.engine import Database, patient
+from moorage_controller.store.engine import Database
+from moorage_controller.store.turns import Urgency, urgency
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +90,7 @@ class HostWatcher:
                 self._changed.put_nowait(server_id)
 
     async def _watch(self, server_id: UUID) -> None:
-        patient.set(True)
+        urgency.set(Urgency.AFTERWARDS)
         retry, waited = _FIRST_RETRY, True
         while True:
             started, heard = self._clock.monotonic(), False

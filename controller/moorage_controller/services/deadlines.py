@@ -16,9 +16,10 @@ from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.apps import App
-from moorage_controller.store.engine import Database, patient
+from moorage_controller.store.engine import Database
 from moorage_controller.store.operations import Operation
 from moorage_controller.store.servers import Server
+from moorage_controller.store.turns import Urgency, urgency
 
 log = structlog.get_logger(__name__)
 
@@ -83,7 +84,7 @@ class Deadlines:
 
     async def _tell_truth(self, app_id: UUID) -> None:
         structlog.contextvars.clear_contextvars()  # whoever stirred it has nothing to do with it
-        patient.set(True)
+        urgency.set(Urgency.AFTERWARDS)
         retry = _FIRST_RETRY
         while app_id in self._stale:
             self._stale.discard(app_id)

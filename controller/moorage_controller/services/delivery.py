@@ -33,6 +33,8 @@ from moorage_controller.store import operations as store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.operations import Operation
+from moorage_controller.store.servers import Server
+from moorage_controller.store.turns import Urgency, urgency
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +72,8 @@ class Delivery:
         self._offset = 0
         self._refusal: HostRefusedError | None = None
         self._connected: HostTransport | None = None
+        self._server: Server | None = None
+        """As it was just read, for the first connection."""
         self._noted = operation.transport
         self._limit_at = 0.0
         self._heard_at: float | None = None
@@ -77,7 +81,7 @@ class Delivery:
 
     async def run(self, *, recovered: bool) -> Outcome:
         """Return how it ended. `recovered`: it may have been sent before, by a controller that died."""
-        order = await self._prepare()
+        order = await self._prepare(recovered=recovered)
         if not recovered:
             try:
                 self._connected = await self._connect()
@@ -104,6 +108,9 @@ class Delivery:
                     sent = True
                     await transport.start(order)
                     proves = False
+                if urgency.get() is Urgency.DUE:
+                    # It is in time: others that are due go first from here on.
+                    urgency.set(Urgency.AFTERWARDS)
                 self._heard_at = self._clock.monotonic()
                 async for item in transport.follow(order.operation_id, self._offset):
                     retry = _FIRST_RETRY
@@ -174,19 +181,24 @@ class Delivery:
     async def _transport(self) -> HostTransport:
         # Read anew each time: the agent may have been enrolled again meanwhile.
         assert self._operation.server_id is not None
+        server, self._server = self._server, None
+        if server is not None:
+            return self._hosts.transport(server)
         async with self._database.read() as connection:
             server = await server_store.get(connection, self._operation.server_id)
         assert server is not None
         return self._hosts.transport(server)
 
-    async def _prepare(self) -> Order:
+    async def _prepare(self, *, recovered: bool) -> Order:
         app_id: UUID | None = self._operation.app_id
         assert app_id is not None
         async with self._database.read() as connection:
             now = await self._database.now(connection)
             app = await app_store.get(connection, app_id)
-        assert app is not None
-        self._offset = await self._transcript.open()
+            assert app is not None
+            self._server = await server_store.get(connection, app.server_id)
+        if recovered:
+            self._offset = await self._transcript.open()
         # The deadline is of the database's time, which this machine's may differ from.
         self._limit_at = self._clock.monotonic() + (self._operation.deadline_at - now).total_seconds()
         kind = OperationKind(self._operation.kind)

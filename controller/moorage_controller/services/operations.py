@@ -34,8 +34,9 @@ from moorage_controller.store import apps as app_store
 from moorage_controller.store import operations as store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.apps import App
-from moorage_controller.store.engine import Database, patient
+from moorage_controller.store.engine import Database
 from moorage_controller.store.operations import Operation
+from moorage_controller.store.turns import Urgency, urgency
 
 log = structlog.get_logger(__name__)
 
@@ -107,27 +108,42 @@ class Operations:
         Raises InFlightError while another one is in flight on the app; ServerBusyError.
         """
         other = await store.agent_in_flight(connection, app.server_id)
-        if other is not None and json.loads(other.request or "{}").get("exclusive"):
+        if other is not None and _keeps_out(other):
             raise ServerBusyError
-        operation = Operation(
+        operation = self._new(app, kind, actor, now)
+        if run_minutes is not None:
+            operation = replace(operation, run_id=uuid4(), run_timeout=run_minutes)
+        try:
+            await store.add(connection, operation)
+        except IntegrityError:
+            raise InFlightError from None
+        return operation
+
+    async def begin_stops(self, connection: AsyncConnection, due: Sequence[App], now: datetime) -> Sequence[Operation]:
+        """Record the stops of runs that are over, in the caller's transaction, where nothing else is in flight."""
+        shut = {each.server_id for each in await store.agents_in_flight(connection) if _keeps_out(each)}
+        free = [app for app in await app_store.still_due(connection, due) if app.server_id not in shut]
+        stops = [self._new(app, OperationKind.DOWN, AUTO_STOP, now) for app in free]
+        await store.add_stops(connection, stops)
+        await app_store.mark_stopping(connection, [app.id for app in free], now)
+        await server_store.recount_all(connection, {app.server_id for app in free})
+        return stops
+
+    def _new(self, app: App, kind: OperationKind, actor: Actor, now: datetime) -> Operation:
+        return Operation(
             id=uuid4(),
             kind=kind.value,
             app_id=app.id,
             server_id=app.server_id,
             actor_id=actor.user_id,
             actor=actor.name,
-            auto_stop=actor is AUTO_STOP,
-            run_id=app.run_id if run_minutes is None else uuid4(),
-            run_timeout=app.run_timeout if run_minutes is None else run_minutes,
+            auto_stop=actor in {AUTO_STOP, DEAD_MAN},
+            run_id=app.run_id,
+            run_timeout=app.run_timeout,
             created_at=now,
             deadline_at=now + self._limits.total,
             driver=self.driver,
         )
-        try:
-            await store.add(connection, operation)
-        except IntegrityError:
-            raise InFlightError from None
-        return operation
 
     @asynccontextmanager
     async def recording(self) -> AsyncIterator[tuple[AsyncConnection, Callable[[Operation], None]]]:
@@ -167,22 +183,8 @@ class Operations:
                 app = await app_store.get(connection, app_id)
                 if app is None:
                     return
-                operation = Operation(
-                    id=operation_id,
-                    kind=OperationKind.DOWN.value,
-                    app_id=app.id,
-                    server_id=app.server_id,
-                    actor_id=None,
-                    actor=DEAD_MAN.name,
-                    auto_stop=True,
-                    run_id=app.run_id,
-                    run_timeout=app.run_timeout,
-                    created_at=now,
-                    deadline_at=now + self._limits.total,
-                    state="running",
-                    started_at=now,
-                    driver=self.driver,
-                )
+                begun = self._new(app, OperationKind.DOWN, DEAD_MAN, now)
+                operation = replace(begun, id=operation_id, state="running", started_at=now)
                 await store.add(connection, operation)
                 await app_store.change(connection, app.id, {"status": "stopping", "updated_at": now})
                 await server_store.recount(connection, app.server_id)
@@ -294,7 +296,8 @@ class Operations:
 
     async def _drive(self, operation: Operation, *, recovered: bool) -> None:
         """Bring an operation to its end. Nothing but the end, or this program's, stops it."""
-        patient.set(True)
+        if operation.auto_stop:
+            urgency.set(Urgency.DUE)
         with structlog.contextvars.bound_contextvars(operation_id=str(operation.id)):
             async with AsyncExitStack() as stack:
                 turn = Turn()
@@ -373,6 +376,11 @@ class Operations:
         if operation.app_id is not None:
             # What had to wait for it may be overdue by now.
             self._signals.deadline_moved.emit(operation.app_id)
+
+
+def _keeps_out(on_agent: Operation) -> bool:
+    """Tell whether an installation or removal of an agent keeps others from its server."""
+    return bool(json.loads(on_agent.request or "{}").get("exclusive"))
 
 
 def _end(outcome: Outcome, now: datetime) -> dict[str, object]:

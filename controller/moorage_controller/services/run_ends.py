@@ -4,23 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from moorage_common.states import OperationKind
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from moorage_controller.auth.roles import AUTO_STOP
 from moorage_controller.services.audit import Action, record
-from moorage_controller.services.operations import InFlightError, Operations, ServerBusyError
+from moorage_controller.services.operations import Operations
 from moorage_controller.services.runs import Rules
 from moorage_controller.store import apps as store
 from moorage_controller.store import changes
-from moorage_controller.store import servers as server_store
 from moorage_controller.store.apps import App, DueApp
 from moorage_controller.store.changes import Kind
 from moorage_controller.store.engine import Database
 from moorage_controller.store.operations import Operation
 
 OVERDUE_AFTER = timedelta(seconds=60)
-_AT_ONCE = 25
+_AT_ONCE = 50
 """How many are written down in one transaction: others who write wait for that long."""
 
 
@@ -61,13 +57,10 @@ class RunEnds:
         for n in range(0, len(due), _AT_ONCE):
             async with self._operations.recording() as (connection, launch):
                 now = await self._database.now(connection)
-                some = [await self._stop_one(connection, app, now) for app in due[n : n + _AT_ONCE]]
-                operations = [operation for operation in some if operation is not None]
-                for operation in operations:
+                stops = await self._operations.begin_stops(connection, due[n : n + _AT_ONCE], now)
+                for operation in stops:
                     launch(operation)
-                for server_id in {operation.server_id for operation in operations if operation.server_id is not None}:
-                    await server_store.recount(connection, server_id)
-            begun += operations
+            begun += stops
         return begun
 
     async def warn(self, apps: Sequence[App]) -> None:
@@ -96,13 +89,3 @@ class RunEnds:
                     details = {"reason": "overdue", "status": app.status}
                     resource = ("app", app.id, app.name)
                     await record(connection, now, AUTO_STOP, Action.STATUS_CHANGE, resource, message, details)
-
-    async def _stop_one(self, connection: AsyncConnection, app: App, now: datetime) -> Operation | None:
-        try:
-            async with connection.begin_nested():
-                values = {"status": "stopping", "updated_at": now}
-                if not await store.change_run(connection, app.id, app.run_id, app.stop_at, values):
-                    return None
-                return await self._operations.begin(connection, app, OperationKind.DOWN, AUTO_STOP, now)
-        except (InFlightError, ServerBusyError):
-            return None

@@ -191,6 +191,23 @@ async def change_run(
     return await _noted(connection, app_id, update(apps).where(*same).values(values))
 
 
+async def still_due(connection: AsyncConnection, due: Sequence[App]) -> Sequence[App]:
+    """Return those that still have that run with that end, and no operation in flight."""
+    busy = select(operations.c.app_id).where(operations.c.state.in_(IN_FLIGHT), operations.c.app_id.is_not(None))
+    query = select(apps.c.id, apps.c.run_id, apps.c.stop_at)
+    rows = await connection.execute(query.where(apps.c.id.in_([app.id for app in due]), apps.c.id.not_in(busy)))
+    same = {tuple(row) for row in rows}
+    return [app for app in due if (app.id, app.run_id, app.stop_at) in same]
+
+
+async def mark_stopping(connection: AsyncConnection, app_ids: Sequence[UUID], now: datetime) -> None:
+    """Note that apps are being stopped."""
+    if app_ids:
+        values = {"status": "stopping", "updated_at": now}
+        await connection.execute(update(apps).where(apps.c.id.in_(app_ids)).values(values))
+        await changes.note_all(connection, Kind.APP, app_ids)
+
+
 async def remove(connection: AsyncConnection, app_id: UUID) -> bool:
     """Delete an app."""
     return await _noted(connection, app_id, delete(apps).where(apps.c.id == app_id))

@@ -40,6 +40,17 @@ async def note(connection: AsyncConnection, kind: Kind, resource_id: UUID) -> No
     await connection.execute(insert(changes).from_select(["number", "kind", "resource_id"], number))
 
 
+async def note_all(connection: AsyncConnection, kind: Kind, resource_ids: Sequence[UUID]) -> None:
+    """Do as `note` does, for many at once."""
+    if resource_ids:
+        last = (await connection.execute(select(func.coalesce(func.max(changes.c.number), 0)))).scalar_one()
+        rows = [
+            {"number": last + n, "kind": kind.value, "resource_id": resource_id}
+            for n, resource_id in enumerate(resource_ids, 1)
+        ]
+        await connection.execute(insert(changes), rows)
+
+
 async def span(connection: AsyncConnection) -> tuple[int, int]:
     """Return the first number that is kept and the last one; 0 where there is none."""
     query = select(func.coalesce(func.min(changes.c.number), 0), func.coalesce(func.max(changes.c.number), 0))

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from moorage_controller.signals import Signal
 from moorage_controller.store import postgresql, sqlite
+from moorage_controller.store.turns import Turns
 from moorage_controller.store.unavailable import telling
 
 _BUSY_MILLISECONDS = 10_000
 _CONNECTIONS = 10
 """Opening one takes longer than most transactions, so these are kept."""
-_PATIENT_READS = 3
+_READERS = 3
 
 
 def sqlite_url(path: Path) -> str:
@@ -33,10 +33,6 @@ def postgresql_url(url: str) -> str:
     """Return `postgresql://` (as the guide writes it) or `postgres://` with the driver that is used here."""
     _, _, rest = url.partition("://")
     return f"{postgresql.DRIVER}://{rest}"
-
-
-patient: ContextVar[bool] = ContextVar("patient", default=False)
-"""Whether a task works in the background: however many do at once, somebody who asks waits for one of them at most."""
 
 
 class Database:
@@ -65,8 +61,7 @@ class Database:
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
         # Waiting for one's turn takes a connection, and SQLite's own waiting is a sleep: of each controller one waits.
         self._turn = asyncio.Lock()
-        self._patient_turn = asyncio.Lock()
-        self._patient_reads = asyncio.Semaphore(_PATIENT_READS)
+        self._writing, self._reading = Turns(1), Turns(_READERS)
         self._writer = self._engine.execution_options(moorage_write=True)
 
     @property
@@ -78,15 +73,14 @@ class Database:
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection that sees one moment of the database for as long as it is used, and writes nothing."""
         with telling():
-            async with self._patient_reads if patient.get() else nullcontext(), self._reader.begin() as connection:
+            async with self._reading.taken(), self._reader.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection in a write transaction: committed at the end, rolled back on any error."""
         with telling():
-            waiting = self._patient_turn if patient.get() else nullcontext()
-            async with waiting, self._turn, self._writer.begin() as connection:
+            async with self._writing.taken(), self._turn, self._writer.begin() as connection:
                 if self.sqlite_path is None:
                     await postgresql.take_turn(connection)
                 yield connection

@@ -62,6 +62,13 @@ async def add(connection: AsyncConnection, operation: Operation) -> None:
     await changes.note(connection, Kind.OPERATION, operation.id)
 
 
+async def add_stops(connection: AsyncConnection, stops: Sequence[Operation]) -> None:
+    """Insert operations that no user asked for, on apps without one, in the write transaction that saw so."""
+    if stops:
+        await connection.execute(insert(operations), [to_values(operation) for operation in stops])
+        await changes.note_all(connection, Kind.OPERATION, [operation.id for operation in stops])
+
+
 async def get(connection: AsyncConnection, operation_id: UUID) -> Operation | None:
     """Return an operation, None when there is none of that id."""
     query = select(*columns(Operation, operations)).where(operations.c.id == operation_id)
@@ -91,6 +98,14 @@ async def agent_in_flight(connection: AsyncConnection, server_id: UUID) -> Opera
     )
     row = (await connection.execute(query.where(operations.c.kind.in_(AGENT_KINDS)))).first()
     return None if row is None else to_dataclass(Operation, row)
+
+
+async def agents_in_flight(connection: AsyncConnection) -> Sequence[Operation]:
+    """Return the installations and removals of agents that are in flight on any server."""
+    query = select(*columns(Operation, operations)).where(
+        operations.c.kind.in_(AGENT_KINDS), operations.c.app_id.is_(None), operations.c.state.in_(IN_FLIGHT)
+    )
+    return [to_dataclass(Operation, row) for row in await connection.execute(query)]
 
 
 async def apps_in_flight(connection: AsyncConnection, server_id: UUID) -> bool:

@@ -93,13 +93,19 @@ async def remove(connection: AsyncConnection, server_id: UUID) -> bool:
 
 async def recount(connection: AsyncConnection, server_id: UUID) -> None:
     """Bring `running_apps_count` up to date; called in every transaction that changes an app's status."""
+    await recount_all(connection, [server_id])
+
+
+async def recount_all(connection: AsyncConnection, server_ids: Collection[UUID]) -> None:
+    """Do as `recount` does, for many at once."""
     running = (
         select(func.count())
         .select_from(apps)
-        .where(apps.c.server_id == server_id, apps.c.status == "running")
+        .where(apps.c.server_id == servers.c.id, apps.c.status == "running")
         .scalar_subquery()
     )
-    stale = (servers.c.id == server_id, servers.c.running_apps_count != running)
-    done = await connection.execute(update(servers).where(*stale).values(running_apps_count=running))
-    if done.rowcount == 1:
-        await changes.note(connection, Kind.SERVER, server_id)
+    stale = select(servers.c.id).where(servers.c.id.in_(server_ids), servers.c.running_apps_count != running)
+    found = list((await connection.execute(stale)).scalars())
+    if found:
+        await connection.execute(update(servers).where(servers.c.id.in_(found)).values(running_apps_count=running))
+        await changes.note_all(connection, Kind.SERVER, found)

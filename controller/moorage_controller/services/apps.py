@@ -143,8 +143,9 @@ class Apps:
             details = {"changed": sorted(changes)}
             resource = ("app", app_id, new.app.name)
             await record(connection, now, actor, Action.UPDATE, resource, f"App {old.name} was changed.", details)
-        for server_id in {old.server_id, new.app.server_id}:
-            self._signals.server_changed.emit(server_id)
+        if (old.server_id, old.cd_path) != (new.app.server_id, new.app.cd_path):
+            for server_id in {old.server_id, new.app.server_id}:
+                self._signals.server_changed.emit(server_id)
         self._signals.deadline_moved.emit(app_id)
         return new
 

@@ -111,6 +111,7 @@ class Delivery:
                 if urgency.get() is Urgency.DUE:
                     # It is in time: others that are due go first from here on.
                     urgency.set(Urgency.AFTERWARDS)
+                    await self._note_way(transport)
                 self._heard_at = self._clock.monotonic()
                 async for item in transport.follow(order.operation_id, self._offset):
                     retry = _FIRST_RETRY
@@ -167,16 +168,23 @@ class Delivery:
         return most if self._heard_at is None else self._heard_at + most - self._clock.monotonic()
 
     async def _connect(self) -> HostTransport:
-        """Return a way on which the host answered just now; which it is, is noted. Raises HostUnreachableError."""
+        """Return a way on which the host answered just now. Raises HostUnreachableError.
+
+        Which it is, is noted; of what is due only once it is sent: until then every write counts.
+        """
         found, self._connected = self._connected, None
         if found is not None:
             return found
         transport = await self._transport()
         await transport.connect()
+        if urgency.get() is not Urgency.DUE:
+            await self._note_way(transport)
+        return transport
+
+    async def _note_way(self, transport: HostTransport) -> None:
         if transport.name != self._noted:
             await self._mark_running(transport.name)
             self._noted = transport.name
-        return transport
 
     async def _transport(self) -> HostTransport:
         # Read anew each time: the agent may have been enrolled again meanwhile.

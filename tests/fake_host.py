@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 from uuid import UUID, uuid4
 
+from fake_parts import Change, FakeApp, FakeRun, Plan, Refusal
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import ContainerState, OperationKind, Project
 from moorage_controller.hosts.transport import (
@@ -26,68 +26,6 @@ from moorage_controller.hosts.transport import (
     Snapshot,
     WatchItem,
 )
-
-
-class _Change:
-    """Wakes all who wait, as often as it is told."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def tell(self) -> None:
-        self._event.set()
-        self._event = asyncio.Event()
-
-    async def wait(self) -> None:
-        await self._event.wait()
-
-
-@dataclass
-class FakeApp:
-    """An app's directory on a fake host: the services its compose file has, and the containers there are."""
-
-    services: tuple[str, ...] = ("web", "db")
-    containers: list[ContainerState] = field(default_factory=list)
-    says: tuple[str, ...] = ()
-    """What each service's container writes when it is started."""
-    logs: list[LogLine] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How commands of a kind go: what they print, how they end, and which services then have running containers."""
-
-    exit_code: int = 0
-    output: bytes = b""
-    leaves: tuple[str, ...] | None = None
-
-
-@dataclass
-class FakeRun:
-    """An operation in a fake host's journal. `starts` counts the commands that were run: never more than one."""
-
-    order: Order | None
-    output: bytearray = field(default_factory=bytearray)
-    end: End | None = None
-    cancelled_by: str = ""
-    signals: list[str] = field(default_factory=list)
-    starts: int = 0
-    attached: int = 0
-    task: asyncio.Task[None] | None = None
-    terminated: bool = False
-
-
-@dataclass
-class Refusal:
-    """A definite no to starts; one that the journal takes down as a tombstone, or one it can't."""
-
-    code: str
-    sentence: str
-
-    @property
-    def buries(self) -> bool:
-        """Whether the journal could write a tombstone."""
-        return not self.code.startswith(("journal_", "agent_"))
 
 
 class FakeHost:
@@ -115,7 +53,7 @@ class FakeHost:
         self._looked_at = 0
         self._open = True
         self._let_go: set[str] = set()
-        self._changed = _Change()
+        self._changed = Change()
         self._watches: dict[asyncio.Queue[WatchItem | None], set[str]] = {}
         self.on_deadline: Callable[[], Awaitable[object]] | None = None
         """Done once, as soon as a deadline was kept that somebody set."""

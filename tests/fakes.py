@@ -16,7 +16,8 @@ import asyncpg.connect_utils
 import asyncpg.connection
 import asyncpg.prepared_stmt
 import asyncpg.transaction
-from fake_host import FakeApp, FakeHost, FakeRun, Plan, Refusal
+from fake_host import FakeHost
+from fake_parts import FakeApp, FakeRun, Plan, Refusal
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import (

@@ -63,7 +63,7 @@ async def run(settings: Settings) -> None:
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    work = (observer.run(), _look_after(journal, settings), prove_alive())
+    work = (observer.run(), _look_after(journal, deadlines, settings), prove_alive())
     background = [asyncio.create_task(each) for each in (*work, deadlines.run(), DeadMan(deadlines, runner).run())]
     try:
         with suppress(JournalError):  # a journal that can't be read says so to whoever asks for an operation
@@ -129,7 +129,7 @@ def _check_certificate(settings: Settings) -> None:
         raise SetupError(certificates.expiry_problem(settings, SystemClock().now()))
 
 
-async def _look_after(journal: Journal, settings: Settings) -> None:
+async def _look_after(journal: Journal, deadlines: Deadlines, settings: Settings) -> None:
     """Once a day: remove old operations, and say when the certificate is about to expire."""
     while True:
         with suppress(SetupError):
@@ -142,4 +142,7 @@ async def _look_after(journal: Journal, settings: Settings) -> None:
             log.warning("journal_not_cleaned", error=str(error))
         else:
             log.info("journal_cleaned", removed=len(removed))
+            # What the journal has forgotten nobody can follow any more.
+            for operation_id in removed:
+                await deadlines.followed(operation_id)
         await asyncio.sleep(_LOOK_AFTER_SECONDS)

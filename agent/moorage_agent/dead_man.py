@@ -5,6 +5,7 @@ from contextlib import suppress
 from uuid import UUID, uuid5
 
 import structlog
+from moorage_common.clock import backoff
 from moorage_common.journal import JournalError, Record, Refused, State
 from moorage_common.states import OperationKind
 
@@ -71,7 +72,7 @@ class DeadMan:
             # One app's trouble is no other's.
             log.exception("dead_man_failed", app_id=held.app_id, directory=held.cd_path)
         if not stopped:
-            await asyncio.sleep(min(_FIRST_RETRY * 2**held.tries, _LAST_RETRY))
+            await asyncio.sleep(backoff(held.tries, _FIRST_RETRY, _LAST_RETRY))
 
     async def _try(self, held: Held) -> bool:
         """Run a stop to its end, or attach to the one that an agent before this one began; True where it is done."""

@@ -52,6 +52,12 @@ def from_millis(millis: int) -> datetime:
     return datetime.fromtimestamp(millis / 1000, UTC)
 
 
+def backoff(tries: int, first: float, last: float) -> float:
+    """Return the seconds to wait after so many tries: `first` after none, twice as long each time, `last` at most."""
+    # Days of trying are no number that a float can't hold.
+    return min(first * 2.0 ** min(tries, 64), last)
+
+
 async def wait_for(event: asyncio.Event, seconds: float, clock: Clock) -> None:
     """Return when the event is set or that much time of the clock has passed; the event is cleared."""
     tasks = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(seconds))}

@@ -144,3 +144,20 @@ async def test_one_that_comes_in_the_middle_of_a_start_waits_for_it(world: World
     host.break_connections()
     await world.clock.run(20)
     assert (await world.operation(str(operation_id)))["state"] == "succeeded"
+
+
+async def test_one_that_its_host_has_forgotten_is_over_and_never_run_by_us(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    await world.stop()
+    operation_id = await host.act_alone(uuid.UUID(app_id))
+    await settle()
+    del host.journal[operation_id]
+    host.set_running(PATH, ["web"])
+    await world.start()
+    await world.clock.run(60)
+    assert (await world.operation(str(operation_id)))["state"] == "failed"
+    assert [kind for kind, _ in host.commands].count(OperationKind.DOWN) == 0
+    app = await world.app(app_id)
+    assert (app["status"], app["operationId"]) == ("running", None)
+    assert app["stopAt"] is not None

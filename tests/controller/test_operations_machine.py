@@ -1,30 +1,23 @@
 """Random sequences of what people do and what breaks; whatever happens, no operation is lost and the status is true."""
 
 import asyncio
-import itertools
 from collections import Counter
-from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 from uuid import UUID
 
 import hypothesis
 import pytest
 from copies import Copies
-from factories import Api, Reply, World
-from fakes import FakeHost, Plan, Refusal, settle
+from factories import Reply
+from fakes import Plan, Refusal
 from hypothesis import HealthCheck, note
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 from moorage_common.states import OperationKind, observed_health, observed_status
-
-T = TypeVar("T")
+from walk import END, PATHS, Walk
 
 SQLITE_ONLY = "what is tested is the order of things, which is the same on both"
-HOSTS = ("10.0.0.1:7443", "10.0.0.2:7443")
-PATHS = ("/srv/apps/one", "/srv/apps/two", "/srv/apps/three")
-END = {"succeeded", "failed", "cancelled", "interrupted"}
 LONGEST_SECONDS = 600
 """By then everything that was in flight has ended, once all hosts answer and no command hangs."""
 
@@ -32,66 +25,8 @@ apps = st.integers(0, 2)
 hosts = st.integers(0, 1)
 
 
-class Machine(RuleBasedStateMachine):
-    """A controller with two apps on one host and one on another; `copies` and `folder` are set by the test."""
-
-    copies: Copies
-    folder: Path
-    numbers = itertools.count()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runner = asyncio.Runner()
-        self.world = World(self.copies.make(self.folder / f"w{next(self.numbers)}"))
-        self.hosts: list[FakeHost] = []
-        self.app_ids: list[str] = []
-        self.acknowledged: set[str] = set()
-        self.ended: dict[str, Any] = {}
-        self.stop_at: dict[str, int] = {}
-        self.must_run: set[str] = set()
-        """Apps that ran, and nothing was done to, when their host was cut off."""
-        self.known: set[str] = set()
-        self.agent_may_act: dict[str, int] = {}
-        """By app, the moment from which on its agent stops it itself: a minute after the deadline that it knows."""
-        self.steps = 0
-        self.go(self.begin())
-
-    def go(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something, and let everything come to rest."""
-
-        async def whole() -> T:
-            result = await work
-            await settle()
-            return result
-
-        return self.runner.run(whole())
-
-    async def begin(self) -> None:
-        """Start the controller, and make the apps."""
-        await self.world.start()
-        made = await self.world.admin.post("/api/tokens", {"name": "walk", "scopes": ["read", "operate", "admin"]})
-        self.token = made.expect(201)["token"]
-        for n, endpoint in enumerate(HOSTS):
-            server_id, host = await self.world.new_host(endpoint, name=f"host {n}")
-            self.hosts.append(host)
-            for path in PATHS[:2] if n == 0 else PATHS[2:]:
-                app_id = await self.world.new_app(server_id, name=path[-3:], cdPath=path, autoStopTimeout=10)
-                self.app_ids.append(app_id)
-
-    @property
-    def api(self) -> Api:
-        """The API by a token that outlives every walk."""
-        return Api(self.world.nobody.session, self.world.nobody.url, self.token)
-
-    def host_of(self, n: int) -> FakeHost:
-        """Return the host that an app is on."""
-        return self.hosts[0 if n < 2 else 1]
-
-    def touched(self, host: FakeHost) -> None:
-        """Note that something was done on a host beside the network: its apps may run or not."""
-        for n, app_id in enumerate(self.app_ids):
-            if self.host_of(n) is host:
-                self.must_run.discard(app_id)
+class Machine(Walk):
+    """What people do, and what breaks."""
 
     @rule(n=apps, verb=st.sampled_from(["start", "start", "stop", "restart"]))
     def ask(self, n: int, verb: str) -> None:
@@ -174,10 +109,6 @@ class Machine(RuleBasedStateMachine):
             self.touched(host)
             self.go(host.act_alone(app_id))
 
-    def millis(self) -> int:
-        """Return the time, as the API shows times."""
-        return round(self.world.clock.now().timestamp() * 1000)
-
     @rule(seconds=st.sampled_from([0.3, 1, 5, 20, 70, 700]))
     def time_passes(self, seconds: float) -> None:
         """Let time pass."""
@@ -242,15 +173,6 @@ class Machine(RuleBasedStateMachine):
         elif what != "cut":
             self.touched(host)
         self.go(act())
-
-    def note_what_must_run(self, host: FakeHost) -> None:
-        """Remember which apps of a host run, and have nothing in flight."""
-        if host.engine_problem or host.silent:
-            return
-        for n, app_id in enumerate(self.app_ids):
-            app = self.go(self.api.get(f"/api/apps/{app_id}")).expect(200)
-            if self.host_of(n) is host and app["status"] == "running" and app["operationId"] is None:
-                self.must_run.add(app_id)
 
     @rule(n=hosts, when=st.sampled_from(["before", "after"]))
     def next_start_is_lost(self, n: int, when: str) -> None:
@@ -317,27 +239,6 @@ class Machine(RuleBasedStateMachine):
             self.go(self.world.clock.run(20))
         for n in range(len(PATHS)):
             self.check_truth(n)
-
-    async def mend(self) -> None:
-        """Make all hosts well."""
-        for host in self.hosts:
-            host.silent, host.refusal, host.lose_start = False, None, ""
-            host.plans.clear()
-            host.reachable = True
-            if host.engine_problem:
-                host.engine_problem = ""
-            host.let_go()
-            host.break_connections()
-            self.touched(host)
-
-    def in_flight(self) -> list[Any]:
-        """Return the operations whose end isn't known."""
-        return [each for each in self.operations() if each["state"] not in END]
-
-    def operations(self) -> list[Any]:
-        """Return all operations."""
-        found: list[Any] = self.go(self.api.get("/api/operations?limit=1000")).expect(200)
-        return found
 
     def check_truth(self, n: int) -> None:
         """Compare an app with its containers."""

@@ -19,6 +19,8 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 async def follow_events(call: Call) -> Reply:
     """GET /api/events: each app, server and operation as soon as it has changed, as its GET shows it.
 
+    And `stopping_soon`, with the app, some minutes before auto-stop (STOPPING_SOON_MINUTES).
+
     The first event is `ready`: `resumed` says whether nothing was missed since Last-Event-ID; where it is false, read
     the lists now. One that was deleted is told as its `id` and `deleted`.
     """

@@ -8,7 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 import structlog
-from moorage_common.clock import Clock, wait_for
+from moorage_common.clock import Clock, backoff, wait_for
 
 from moorage_controller.services.run_ends import OVERDUE_AFTER, RunEnds
 from moorage_controller.services.timekeeper import Timekeeper
@@ -71,8 +71,10 @@ class AutoStop:
         self._forget_old_tries()
         waits = [] if self._hears_all else [1.0]
         await self._stop([due for due in ends.due if self._hears_all or not self._may_be_done(due, ends.now)])
-        await self._ends.warn(ends.to_warn)
-        await self._ends.mark_overdue(ends.overdue)
+        if ends.to_warn:
+            await self._ends.warn()
+        if ends.overdue:
+            await self._ends.mark_overdue()
         # A host that came back meanwhile took its tries away: those are due at once.
         tried = [self._tries[due.app.run_id] for due in ends.due if due.app.run_id in self._tries]
         waits += [each.not_before - self._clock.monotonic() for each in tried]
@@ -92,7 +94,7 @@ class AutoStop:
             count, retry = 0, _OFFLINE_RETRY
             if each.online:
                 count = 0 if tried is None else tried.count
-                retry = min(_FIRST_RETRY * 2**count, _LAST_RETRY)
+                retry = backoff(count, _FIRST_RETRY, _LAST_RETRY)
             # What can't be reached needs no record of each try; that it is overdue is said once.
             if each.online or tried is not None:
                 wanted.append(each.app)

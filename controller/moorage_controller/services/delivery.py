@@ -12,6 +12,7 @@ from moorage_common.clock import Clock
 from moorage_common.compose_output import error_sentence
 from moorage_common.states import OperationKind
 
+from moorage_controller.auth.roles import DEAD_MAN
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import (
     CancelOutcome,
@@ -136,7 +137,12 @@ class Delivery:
             retry = min(retry * 2, _LAST_RETRY)
 
     def _may_still_start(self) -> bool:
-        """Whether an operation that may never have been sent is still wanted: a start only within its limit."""
+        """Whether an operation that may never have been sent is still wanted: a start only within its limit.
+
+        What an agent has begun by itself is never sent: should its host have forgotten it, it is over.
+        """
+        if self._operation.actor == DEAD_MAN.name and self._operation.auto_stop:
+            return False
         down = self._operation.kind == OperationKind.DOWN
         return down or self._clock.monotonic() < self._limit_at
 

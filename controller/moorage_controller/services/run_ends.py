@@ -22,12 +22,12 @@ _AT_ONCE = 50
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """What is to be done at a moment: `due` is stopped, and `next_at` the first moment at which there is more."""
+    """What is to be done at a moment: `due` is to be stopped; `next_at` is the next moment at which there is more."""
 
     now: datetime
     due: Sequence[DueApp]
-    to_warn: Sequence[App]
-    overdue: Sequence[App]
+    to_warn: bool
+    overdue: bool
     next_at: datetime | None
 
 
@@ -46,8 +46,8 @@ class RunEnds:
             return Ends(
                 now,
                 await store.due(connection, now),
-                await store.to_warn(connection, now),
-                await store.newly_overdue(connection, now - OVERDUE_AFTER),
+                bool(await store.to_warn(connection, now)),
+                bool(await store.newly_overdue(connection, now - OVERDUE_AFTER)),
                 await store.next_end(connection, now, OVERDUE_AFTER),
             )
 
@@ -63,25 +63,30 @@ class RunEnds:
             begun += stops
         return begun
 
-    async def warn(self, apps: Sequence[App]) -> None:
-        """Tell people that runs end soon, each once a deadline and moment."""
-        for n in range(0, len(apps), _AT_ONCE):
+    async def warn(self) -> None:
+        """Tell people that runs end soon, each once a deadline and moment, whichever controller does."""
+        more = True
+        while more:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
-                for app in apps[n : n + _AT_ONCE]:
+                found = await store.to_warn(connection, now)
+                more = len(found) > _AT_ONCE
+                for app in found[:_AT_ONCE]:
                     assert app.stop_at is not None
-                    values = {"warn_at": self._rules.next_warning(app.stop_at, now)}
-                    same = await store.change_run(connection, app.id, app.run_id, app.stop_at, values)
-                    if same and app.status == "running":
+                    await store.change(connection, app.id, {"warn_at": self._rules.next_warning(app.stop_at, now)})
+                    if app.status == "running":
                         await changes.note(connection, Kind.STOPPING_SOON, app.id)
 
-    async def mark_overdue(self, apps: Sequence[App]) -> None:
+    async def mark_overdue(self) -> None:
         """Say of runs that they should have been stopped by now; it is tried on until they are."""
-        for app in apps:
-            assert app.stop_at is not None
+        more = True
+        while more:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
-                if await store.change_run(connection, app.id, app.run_id, app.stop_at, {"overdue": True}):
+                found = await store.newly_overdue(connection, now - OVERDUE_AFTER)
+                more = len(found) > _AT_ONCE
+                for app in found[:_AT_ONCE]:
+                    await store.change(connection, app.id, {"overdue": True})
                     message = (
                         f"{app.name} should have been stopped at {app.stop_at:%Y-%m-%d %H:%M:%S} UTC, and isn't yet: "
                         "it is tried again until it is."

@@ -1,0 +1,72 @@
+"""What a fake host is made of: apps, what commands do, and the runs in its journal."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from moorage_common.logs import LogLine
+from moorage_common.states import ContainerState
+from moorage_controller.hosts.transport import End, Order
+
+
+class Change:
+    """Wakes all who wait, as often as it is told."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def tell(self) -> None:
+        """Wake them."""
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Return as soon as it is told."""
+        await self._event.wait()
+
+
+@dataclass
+class FakeApp:
+    """An app's directory on a fake host: the services its compose file has, and the containers there are."""
+
+    services: tuple[str, ...] = ("web", "db")
+    containers: list[ContainerState] = field(default_factory=list)
+    says: tuple[str, ...] = ()
+    """What each service's container writes when it is started."""
+    logs: list[LogLine] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How commands of a kind go: what they print, how they end, and which services then have running containers."""
+
+    exit_code: int = 0
+    output: bytes = b""
+    leaves: tuple[str, ...] | None = None
+
+
+@dataclass
+class FakeRun:
+    """An operation in a fake host's journal. `starts` counts the commands that were run: never more than one."""
+
+    order: Order | None
+    output: bytearray = field(default_factory=bytearray)
+    end: End | None = None
+    cancelled_by: str = ""
+    signals: list[str] = field(default_factory=list)
+    starts: int = 0
+    attached: int = 0
+    task: asyncio.Task[None] | None = None
+    terminated: bool = False
+
+
+@dataclass
+class Refusal:
+    """A definite no to starts; one that the journal takes down as a tombstone, or one it can't."""
+
+    code: str
+    sentence: str
+
+    @property
+    def buries(self) -> bool:
+        """Whether the journal could write a tombstone."""
+        return not self.code.startswith(("journal_", "agent_"))

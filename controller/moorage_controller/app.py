@@ -142,10 +142,10 @@ class Controller:
             limits=limits,
             queue=_queue(settings),
         )
-        deadlines = Deadlines(database, hosts, signals, clock)
+        timekeeper = Timekeeper(database, clock, leases)
+        deadlines = Deadlines(database, hosts, timekeeper, signals, clock)
         apps = Apps(database, operations, deadlines, signals, rules)
         self._stack.push_async_callback(deadlines.close)
-        timekeeper = Timekeeper(database, clock, leases)
         ends = RunEnds(database, operations, rules)
         watcher = HostWatcher(database, hosts, observations, operations, deadlines, signals, clock)
         api_tokens = ApiTokens(database)
@@ -172,7 +172,7 @@ class Controller:
             host_keys=HostKeys(database, hosts, signals),
             projects=Projects(database, signals),
             apps=apps,
-            extensions=Extensions(database, deadlines, signals, rules),
+            extensions=Extensions(database, deadlines, timekeeper, signals, rules),
             operations=operations,
             outputs=Outputs(database, signals, clock),
             feed=feed,

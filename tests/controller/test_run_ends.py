@@ -219,3 +219,17 @@ async def test_a_controller_whose_clock_is_a_minute_off_acts_by_the_database_s(s
         assert until <= operation["createdAt"] < until + 3000
     finally:
         await world.close()
+
+
+async def test_right_after_a_clock_was_set_the_agent_is_told_what_is_really_left(
+    world: World, host: FakeHost, app_id: str
+) -> None:
+    await world.clock.run(60)
+    world.clock.jump(3600)
+    host.deadlines.clear()
+    host.push(host.observation(PATH))
+    await settle()
+    ((_, deadline),) = host.deadlines.values()
+    assert deadline.remaining == timedelta(minutes=29)
+    shown = (await world.user.post(f"/api/apps/{app_id}/extend", {"minutes": 10})).expect(200)
+    assert shown["stopAt"] == NOW + 40 * MINUTE + 3_600_000

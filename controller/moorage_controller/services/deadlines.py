@@ -12,6 +12,7 @@ from moorage_controller.errors import DatabaseUnavailableError, HostUnreachableE
 from moorage_controller.hosts.transport import AppObservation, Deadline, HostRefusedError, Hosts
 from moorage_controller.services import runs
 from moorage_controller.services.runs import host_app
+from moorage_controller.services.timekeeper import Timekeeper
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as server_store
@@ -31,9 +32,12 @@ _AT_ONCE = 8
 class Deadlines:
     """Tells agents. One task an app at a time, so that what is told last is what is true."""
 
-    def __init__(self, database: Database, hosts: Hosts, signals: Signals, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, hosts: Hosts, timekeeper: Timekeeper, signals: Signals, clock: Clock
+    ) -> None:
         self._database = database
         self._hosts = hosts
+        self._timekeeper = timekeeper
         self._clock = clock
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._stale: set[UUID] = set()
@@ -115,6 +119,8 @@ class Deadlines:
         self._held.pop(app_id, None)
 
     async def _look(self, app_id: UUID) -> tuple[App | None, Server | None, datetime]:
+        # What is left of a run is nonsense while its end is by a clock that was set since.
+        await self._timekeeper.check()
         async with self._database.read() as connection:
             now = await self._database.now(connection)
             app = await app_store.get(connection, app_id)

@@ -13,6 +13,7 @@ from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.deadlines import Deadlines
 from moorage_controller.services.runs import Rules
+from moorage_controller.services.timekeeper import Timekeeper
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as store
 from moorage_controller.store import operations as operation_store
@@ -35,9 +36,12 @@ class _Wish:
 class Extensions:
     """Moves the ends of runs."""
 
-    def __init__(self, database: Database, deadlines: Deadlines, signals: Signals, rules: Rules) -> None:
+    def __init__(
+        self, database: Database, deadlines: Deadlines, timekeeper: Timekeeper, signals: Signals, rules: Rules
+    ) -> None:
         self._database = database
         self._deadlines = deadlines
+        self._timekeeper = timekeeper
         self._signals = signals
         self._rules = rules
 
@@ -51,6 +55,7 @@ class Extensions:
         `not_running`, `run_too_long` (beyond MAX_RUN_MINUTES) and `run_changed`, where somebody else, or auto-stop,
         was faster; HostUnreachableError.
         """
+        await self._timekeeper.check()
         wish = await self._wish(app_id, minutes, until)
         assert wish.app.stop_at is not None
         number = runs.next_number(wish.app, wish.now)

@@ -31,6 +31,27 @@ services:
     depends_on: {{db: {{condition: service_healthy}}}}
 """
 """A start that takes more than ten seconds: time enough to kill somebody in the middle of it."""
+NEVER_HEALTHY = f"""\
+services:
+  web:
+    image: {IMAGE}
+    init: true
+    stop_grace_period: 0s
+    command: sleep 1000
+    healthcheck: {{test: ["CMD", "false"], interval: 1s, retries: 10}}
+  after:
+    image: {IMAGE}
+    depends_on: {{web: {{condition: service_healthy}}}}
+"""
+"""Its start goes on for about ten seconds, and fails."""
+DEAF = f"""\
+services:
+  web:
+    image: {IMAGE}
+    stop_grace_period: 1s
+    command: sh -c "trap '' TERM; while :; do sleep 1; done"
+"""
+"""It ignores the signal that asks it to end."""
 
 
 @dataclass

@@ -19,28 +19,7 @@ from moorage_common.journal import Journal
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.processes import installed
 from moorage_lab.waiting import eventually_async
-from stack import IMAGE, SLEEPER
-
-DEAF = f"""\
-services:
-  web:
-    image: {IMAGE}
-    stop_grace_period: 1s
-    command: sh -c "trap '' TERM; while :; do sleep 1; done"
-"""
-HALF = f"""\
-services:
-  web:
-    image: {IMAGE}
-    init: true
-    stop_grace_period: 0s
-    command: sleep 1000
-    healthcheck: {{test: ["CMD", "false"], interval: 1s, retries: 100}}
-  after:
-    image: {IMAGE}
-    depends_on: {{web: {{condition: service_healthy}}}}
-"""
-"""Its start goes on until it is cancelled."""
+from stack import DEAF, NEVER_HEALTHY, SLEEPER
 
 
 @asynccontextmanager
@@ -86,7 +65,7 @@ async def test_it_stops_what_is_over_and_nothing_else(agent: LoneAgent, caller: 
 
 
 async def test_it_waits_for_who_is_at_work_on_the_app(agent: LoneAgent, caller: Caller) -> None:
-    slow = agent.app("slow", HALF)
+    slow = agent.app("slow", NEVER_HEALTHY)
     starting = await caller.start(UP, slow)
     await eventually_async(lambda: agent.containers(slow).get("slow-web-1") == "running", timeout=20, what="web")
     async with watched(agent) as deadlines:

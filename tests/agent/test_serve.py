@@ -28,20 +28,8 @@ from moorage_common.states import OperationKind
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.processes import installed, plain_environment
 from moorage_lab.waiting import eventually, eventually_async
-from stack import IMAGE, SLEEPER
+from stack import IMAGE, NEVER_HEALTHY, SLEEPER
 
-NEVER_HEALTHY = f"""\
-services:
-  web:
-    image: {IMAGE}
-    init: true
-    stop_grace_period: 0s
-    command: sleep 1000
-    healthcheck: {{test: ["CMD", "false"], interval: 1s, retries: 5}}
-  after:
-    image: {IMAGE}
-    depends_on: {{web: {{condition: service_healthy}}}}
-"""
 STUBBORN = """\
 #!/bin/sh
 trap '' TERM

@@ -6,6 +6,7 @@ Each such test runs twice: on SQLite, and on a real PostgreSQL.
 import asyncio
 import io
 import logging as standard_logging
+import random
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +15,7 @@ import pytest
 import structlog
 from copies import Copies
 from factories import World, add_users, make_settings
-from fakes import FakeClock, FakeHost
+from fakes import FakeClock, FakeHost, settle
 from moorage_common import logging
 from moorage_controller.database import open_database
 from moorage_controller.settings import Settings
@@ -140,3 +141,25 @@ def logs() -> Iterator[io.StringIO]:
     yield stream
     root.handlers, root.level = handlers, level
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def steady_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have retries come when they are said to."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+
+
+@pytest.fixture
+async def timed_app_id(world: World, host: FakeHost) -> str:
+    """Return an app on that host, whose runs last five minutes."""
+    assert host.reachable
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    return await world.new_app(server["id"], autoStopTimeout=5)
+
+
+@pytest.fixture
+async def running_app_id(world: World, timed_app_id: str) -> str:
+    """Return that app, which runs from now on."""
+    (await world.user.post(f"/api/apps/{timed_app_id}/start")).expect(200)
+    await settle()
+    return timed_app_id

@@ -1,7 +1,6 @@
 """Auto-stop: at the deadline to the second, once, through changes, failures and outages, until nothing is left."""
 
 import asyncio
-import random
 import uuid
 from collections.abc import Sequence
 from datetime import timedelta
@@ -17,18 +16,13 @@ NOW = int(EPOCH.timestamp() * 1000)
 SECONDS = 300
 
 
-@pytest.fixture(autouse=True)
-def _steady_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries come when they are said to."""
-    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+pytestmark = pytest.mark.usefixtures("steady_jitter")
 
 
 @pytest.fixture
-async def app_id(world: World, host: FakeHost) -> str:
-    """Return an app on that host, whose runs last five minutes."""
-    assert host.reachable
-    (server,) = (await world.admin.get("/api/servers")).expect(200)
-    return await world.new_app(server["id"], autoStopTimeout=5)
+def app_id(timed_app_id: str) -> str:
+    """Return an app whose runs last five minutes."""
+    return timed_app_id
 
 
 def downs(host: FakeHost) -> list[str]:

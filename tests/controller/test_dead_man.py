@@ -13,14 +13,9 @@ MINUTE = 60_000
 
 
 @pytest.fixture
-async def app_id(world: World, host: FakeHost) -> str:
+def app_id(running_app_id: str) -> str:
     """Return an app that runs for five minutes from now on."""
-    assert host.reachable
-    (server,) = (await world.admin.get("/api/servers")).expect(200)
-    app_id = await world.new_app(server["id"], autoStopTimeout=5)
-    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
-    await settle()
-    return app_id
+    return running_app_id
 
 
 def held(host: FakeHost, app_id: str) -> Deadline:

@@ -1,7 +1,6 @@
 """Around the end of a run: people are warned, what is overdue is said, and a clock that is set harms nobody."""
 
 import itertools
-import random
 import time
 from datetime import datetime, timedelta
 
@@ -20,21 +19,16 @@ MINUTE = 60_000
 MARKS = itertools.count()
 
 
-@pytest.fixture(autouse=True)
-def _steady_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries come when they are said to."""
-    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+pytestmark = pytest.mark.usefixtures("steady_jitter")
 
 
 @pytest.fixture
-async def app_id(world: World, host: FakeHost) -> str:
+async def app_id(world: World, timed_app_id: str) -> str:
     """Return an app that runs for 30 minutes from now on."""
-    assert host.reachable
-    (server,) = (await world.admin.get("/api/servers")).expect(200)
-    app_id = await world.new_app(server["id"], autoStopTimeout=30)
-    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    (await world.user.put(f"/api/apps/{timed_app_id}", {"autoStopTimeout": 30})).expect(200)
+    (await world.user.post(f"/api/apps/{timed_app_id}/start")).expect(200)
     await settle()
-    return app_id
+    return timed_app_id
 
 
 def downs(host: FakeHost) -> int:

@@ -7,15 +7,7 @@ from typing import Any
 import pytest
 from member import Member
 from moorage_lab.waiting import eventually, eventually_async
-from stack import IMAGE, SLEEPER, Stack
-
-DEAF = f"""\
-services:
-  web:
-    image: {IMAGE}
-    stop_grace_period: 1s
-    command: sh -c "trap '' TERM; while :; do sleep 1; done"
-"""
+from stack import DEAF, IMAGE, SLEEPER, Stack
 
 
 async def test_an_app_is_stopped_at_its_deadline_and_not_before(member: Member) -> None:

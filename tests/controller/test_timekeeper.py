@@ -8,6 +8,7 @@ import structlog
 from factories import add_app
 from fakes import EPOCH, FakeClock
 from moorage_controller.database import open_database
+from moorage_controller.services import timekeeper
 from moorage_controller.services.leases import Leases
 from moorage_controller.services.timekeeper import Timekeeper
 from moorage_controller.settings import Settings
@@ -50,12 +51,12 @@ async def found(database: Database, app: App) -> App:
 
 async def test_all_moments_of_a_run_move_together(database: Database, clock: FakeClock) -> None:
     app = await a_run(database)
-    timekeeper = Timekeeper(database, clock, Leases(database))
-    await timekeeper.check()
+    keeper = Timekeeper(database, clock, Leases(database))
+    await keeper.check()
     clock.advance(600)
     clock.jump(-3600)
-    await timekeeper.check()
-    await timekeeper.check()
+    await keeper.check()
+    await keeper.check()
     moved = await found(database, app)
     assert moved.stop_at == EPOCH
     assert (moved.started_at, moved.run_began_at, moved.warn_at) == (EPOCH - HOUR, EPOCH - HOUR, EPOCH - HOUR / 2)
@@ -64,9 +65,9 @@ async def test_all_moments_of_a_run_move_together(database: Database, clock: Fak
 
 async def test_a_clock_that_drifts_is_followed(database: Database, clock: FakeClock) -> None:
     app = await a_run(database)
-    timekeeper = Timekeeper(database, clock, Leases(database))
+    keeper = Timekeeper(database, clock, Leases(database))
     for _ in range(20):
-        await timekeeper.check()
+        await keeper.check()
         clock.advance(30)
         clock.jump(0.5)
     assert (await found(database, app)).stop_at == EPOCH + HOUR
@@ -96,9 +97,10 @@ async def test_of_two_controllers_whose_common_clock_is_set_one_moves_the_deadli
 
 @on_postgresql
 async def test_a_machine_that_stood_still_moves_nothing_while_others_went_on(
-    settings: Settings, database: Database
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a virtual machine that was paused: its time since boot lacks an hour that really has passed."""
+    monkeypatch.setattr(timekeeper, "log", structlog.get_logger())
     app = await a_run(database)
     went_on, stood_still = Controller(settings, FakeClock()), Controller(settings, FakeClock())
     for controller in (went_on, stood_still):

@@ -140,7 +140,11 @@ class Deadlines:
         left = [stop for stop in self._stops if stop.operation_id != operation_id]
         if len(left) < len(self._stops):
             self._stops = left
-            await self._save()
+            try:
+                await self._save()
+            except RefusalError as error:
+                # It is told once more after a restart, which does no harm.
+                log.warning("deadlines_not_saved", error=str(error))
             self._tell()
 
     async def run(self) -> None:

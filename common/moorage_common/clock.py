@@ -1,6 +1,7 @@
 """The one place that asks what time it is. Tests pass another clock and move it."""
 
 import asyncio
+import random
 import time
 from datetime import UTC, datetime
 from typing import Protocol
@@ -50,6 +51,11 @@ def to_millis(moment: datetime) -> int:
 def from_millis(millis: int) -> datetime:
     """Return epoch milliseconds as an aware datetime in UTC."""
     return datetime.fromtimestamp(millis / 1000, UTC)
+
+
+def jittered(seconds: float) -> float:
+    """Return a fifth more or less, by chance: those who failed together don't all come again together."""
+    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - nothing secret hangs on it
 
 
 def backoff(tries: int, first: float, last: float) -> float:

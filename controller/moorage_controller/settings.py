@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from moorage_controller.errors import StartupError
 
 _MIN_SECRET = 32
+_LONGEST_RUN = 43_200
+"""Minutes: the most that the API takes for a timeout."""
 _WELL_KNOWN = frozenset({"your-super-secret-jwt-key-change-this", "your-encryption-key-for-ssh-credentials"})
 """The guide's own examples, which are long enough to pass for secrets."""
 
@@ -50,8 +52,9 @@ class Settings(BaseSettings):
         str, Field(repr=False, description="First admin's password; without it one is made and printed once.")
     ] = ""
     max_run_minutes: Annotated[
-        int, Field(ge=1, le=43_200, description="Minutes for which one run may last at most, extensions included.")
-    ] = 43_200
+        int,
+        Field(ge=1, le=_LONGEST_RUN, description="Minutes that one run may last at most, extensions included."),
+    ] = _LONGEST_RUN
     stopping_soon_minutes: Annotated[
         str,
         Field(description="How many minutes before the end of a run people are warned, comma-separated; empty: never."),
@@ -197,7 +200,7 @@ def _minutes(text: str) -> tuple[int, ...]:
         found = [int(part) for part in _listed(text)]
     except ValueError:
         found = [0]
-    if any(not 1 <= minutes <= 43_200 for minutes in found):  # noqa: PLR2004 - a run's longest
+    if any(not 1 <= minutes <= _LONGEST_RUN for minutes in found):
         raise ValueError("write whole minutes from 1 to 43200, such as 10,2, or leave it empty")
     return tuple(found)
 

@@ -1,14 +1,13 @@
 """Auto-stop: each run is stopped when its time is over, and again until nothing of it is left."""
 
 import asyncio
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 import structlog
-from moorage_common.clock import Clock, backoff, wait_for
+from moorage_common.clock import Clock, backoff, jittered, wait_for
 
 from moorage_controller.services.run_ends import OVERDUE_AFTER, RunEnds
 from moorage_controller.services.timekeeper import Timekeeper
@@ -98,8 +97,7 @@ class AutoStop:
             # What can't be reached needs no record of each try; that it is overdue is said once.
             if each.online or tried is not None:
                 wanted.append(each.app)
-            retry *= random.uniform(0.8, 1.2)  # noqa: S311 - jitter
-            self._tries[each.app.run_id] = _Tried(each.app.server_id, count + 1, now + retry, not each.online)
+            self._tries[each.app.run_id] = _Tried(each.app.server_id, count + 1, now + jittered(retry), not each.online)
         for operation in await self._ends.stop(wanted):
             log.info("auto_stop_begun", app_id=str(operation.app_id), operation_id=str(operation.id))
 

@@ -1,12 +1,11 @@
 """Watches every host, by its agent or by SSH, and keeps what is known of servers and apps true."""
 
 import asyncio
-import random
 from collections.abc import Sequence
 from uuid import UUID
 
 import structlog
-from moorage_common.clock import Clock
+from moorage_common.clock import Clock, jittered
 
 from moorage_controller.errors import DatabaseUnavailableError, HostUnreachableError
 from moorage_controller.hosts.transport import (
@@ -110,7 +109,7 @@ class HostWatcher:
             if heard and waited:
                 waited = False
                 continue
-            await self._clock.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            await self._clock.sleep(jittered(retry))
             retry, waited = min(retry * 2, _LAST_RETRY), True
 
     async def _watch_once(self, server_id: UUID) -> bool:

@@ -1,12 +1,11 @@
 """Agents know how long their apps may run: each is told of every change, until it holds what the database has."""
 
 import asyncio
-import random
 from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
-from moorage_common.clock import Clock
+from moorage_common.clock import Clock, jittered
 
 from moorage_controller.errors import DatabaseUnavailableError, HostUnreachableError
 from moorage_controller.hosts.transport import AppObservation, Deadline, HostRefusedError, Hosts
@@ -97,7 +96,7 @@ class Deadlines:
             except (HostUnreachableError, DatabaseUnavailableError) as error:
                 log.debug("deadline_not_told", app_id=str(app_id), error=error.sentence)
                 self._stale.add(app_id)
-                await self._clock.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+                await self._clock.sleep(jittered(retry))
                 retry = min(retry * 2, _LAST_RETRY)
 
     async def _tell_once(self, app_id: UUID) -> None:

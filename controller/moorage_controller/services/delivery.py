@@ -1,14 +1,13 @@
 """One operation on its way: sent once, followed through every cut, until the host itself says how it ended."""
 
 import asyncio
-import random
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
 import structlog
-from moorage_common.clock import Clock
+from moorage_common.clock import Clock, jittered
 from moorage_common.compose_output import error_sentence
 from moorage_common.states import OperationKind
 
@@ -133,7 +132,7 @@ class Delivery:
             except (ContactLostError, HostUnreachableError) as error:
                 log.warning("host_contact_lost", error=str(error))
             self._heard_at = None
-            await self._clock.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            await self._clock.sleep(jittered(retry))
             retry = min(retry * 2, _LAST_RETRY)
 
     def _may_still_start(self) -> bool:

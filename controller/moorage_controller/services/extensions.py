@@ -66,8 +66,9 @@ class Extensions:
                 await self._deadlines.tell_first(wish.server, wish.app, told)
             view = await self._commit(wish, number, actor)
         except BaseException:
-            # Whether it was told isn't known.
-            await self._take_back(app_id, number)
+            if later:
+                # Whether it was told isn't known.
+                await self._take_back(app_id, number)
             raise
         self._signals.deadline_moved.emit(app_id)
         return view

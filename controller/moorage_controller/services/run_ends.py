@@ -46,8 +46,8 @@ class RunEnds:
             return Ends(
                 now,
                 await store.due(connection, now),
-                bool(await store.to_warn(connection, now)),
-                bool(await store.newly_overdue(connection, now - OVERDUE_AFTER)),
+                bool(await store.to_warn(connection, now, 1)),
+                bool(await store.newly_overdue(connection, now - OVERDUE_AFTER, 1)),
                 await store.next_end(connection, now, OVERDUE_AFTER),
             )
 
@@ -69,9 +69,9 @@ class RunEnds:
         while more:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
-                found = await store.to_warn(connection, now)
-                more = len(found) > _AT_ONCE
-                for app in found[:_AT_ONCE]:
+                found = await store.to_warn(connection, now, _AT_ONCE)
+                more = len(found) == _AT_ONCE
+                for app in found:
                     assert app.stop_at is not None
                     await store.change(connection, app.id, {"warn_at": self._rules.next_warning(app.stop_at, now)})
                     if app.status == "running":
@@ -83,9 +83,9 @@ class RunEnds:
         while more:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
-                found = await store.newly_overdue(connection, now - OVERDUE_AFTER)
-                more = len(found) > _AT_ONCE
-                for app in found[:_AT_ONCE]:
+                found = await store.newly_overdue(connection, now - OVERDUE_AFTER, _AT_ONCE)
+                more = len(found) == _AT_ONCE
+                for app in found:
                     await store.change(connection, app.id, {"overdue": True})
                     message = (
                         f"{app.name} should have been stopped at {app.stop_at:%Y-%m-%d %H:%M:%S} UTC, and isn't yet: "

@@ -139,16 +139,16 @@ async def due(connection: AsyncConnection, now: datetime) -> Sequence[DueApp]:
     return [DueApp(App(*row[:-2]), online=row[-2] != "offline", kept=row[-1]) for row in rows]
 
 
-async def to_warn(connection: AsyncConnection, now: datetime) -> Sequence[App]:
-    """Return the apps of which people are to be told now that their time is nearly over."""
+async def to_warn(connection: AsyncConnection, now: datetime, most: int) -> Sequence[App]:
+    """Return so many of the apps of which people are to be told now that their time is nearly over."""
     query = select(*columns(App, apps)).where(apps.c.warn_at <= now, apps.c.stop_at > now).order_by(apps.c.warn_at)
-    return [to_dataclass(App, row) for row in await connection.execute(query)]
+    return [to_dataclass(App, row) for row in await connection.execute(query.limit(most))]
 
 
-async def newly_overdue(connection: AsyncConnection, before: datetime) -> Sequence[App]:
-    """Return the apps that were to be stopped by then, and of which nobody has said yet that they weren't."""
+async def newly_overdue(connection: AsyncConnection, before: datetime, most: int) -> Sequence[App]:
+    """Return so many of the apps that were to be stopped by then, and of which nobody has said so yet."""
     query = select(*columns(App, apps)).where(apps.c.stop_at <= before, apps.c.overdue.is_(False))
-    return [to_dataclass(App, row) for row in await connection.execute(query.order_by(apps.c.stop_at))]
+    return [to_dataclass(App, row) for row in await connection.execute(query.order_by(apps.c.stop_at).limit(most))]
 
 
 async def next_end(connection: AsyncConnection, after: datetime, grace: timedelta) -> datetime | None:

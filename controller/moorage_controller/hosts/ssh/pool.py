@@ -1,7 +1,6 @@
 """One SSH connection a server: opened on demand, shared, closed when nobody needs it, replaced without a cut."""
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -10,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
+from moorage_common.clock import jittered
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.connection import CredentialsOf, PinHostKey, SshTarget, log_in
@@ -122,7 +122,7 @@ class SshHost:
                     raise
         except HostUnreachableError as error:
             self._failure = error
-            self._not_before = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            self._not_before = time.monotonic() + jittered(self._pause)
             self._pause = min(self._pause * 2, _LAST_PAUSE)
             raise
         self.target = replace(self.target, host_key=pinned)

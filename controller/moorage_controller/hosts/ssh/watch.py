@@ -6,7 +6,6 @@ states of all. Every reconnect begins with a look at everything.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moorage_common.app_identity import AppIdentity
+from moorage_common.clock import jittered
 from moorage_common.containers import Container, settled_states
 from moorage_common.engine_http import EngineProblemError
 
@@ -82,7 +82,7 @@ class Watch:
                 if self._link.doubtful:
                     # Only a new login sees that a user was let in, or Docker installed.
                     raise ContactLostError(str(error)) from None
-            await asyncio.sleep(retry * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            await asyncio.sleep(jittered(retry))
             retry = min(retry * 2, _LAST_RETRY)
 
     async def _looks(self) -> AsyncGenerator[Seen, None]:

@@ -1,9 +1,9 @@
 """All wiring, in the order in which things start; they stop in the reverse order."""
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +29,7 @@ from moorage_controller.hosts.pools import AgentChannels
 from moorage_controller.hosts.ssh.pool import SshPool
 from moorage_controller.hosts.transport import Hosts
 from moorage_controller.https import Certificates
+from moorage_controller.pki.authority import Authority
 from moorage_controller.pki.identity import ControllerIdentity
 from moorage_controller.services.accounts import Accounts
 from moorage_controller.services.agents import Agents
@@ -48,6 +49,7 @@ from moorage_controller.services.history import History, Keeps
 from moorage_controller.services.host_keys import HostKeys, PinnedKeys
 from moorage_controller.services.inspection import Inspection
 from moorage_controller.services.leases import Leases
+from moorage_controller.services.metrics import Metrics, Parts
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.outputs import Outputs
@@ -90,6 +92,7 @@ class Controller:
         self._clock_decides = clock_decides
         self._make_hosts = hosts
         self._stack = AsyncExitStack()
+        self._certificates: Certificates | None = None
         self.first_password: str | None = None
         self.address = ""
 
@@ -119,10 +122,12 @@ class Controller:
         except UndecryptableError as error:
             raise StartupError("undecryptable_secret", str(error)) from None
         signals = Signals()
+        metrics = Metrics(database, signals, settings.metrics_token)
         channels = AgentChannels(ControllerIdentity(authority, clock).current)
         self._stack.push_async_callback(channels.close)
         credentials = Credentials(database, keyring)
         pool = SshPool(credentials.credentials_of, PinnedKeys(database).pin)
+        pool.tried.connect(metrics.meters.ssh_connect)
         self._stack.push_async_callback(pool.close)
         hosts = self._make_hosts(channels, pool)
         limits = _limits(settings)
@@ -181,22 +186,34 @@ class Controller:
             agents=Agents(database, operations),
             audit_log=AuditLog(database),
             health=Health(database, lambda: [loop.name for loop in loops if not loop.alive]),
+            metrics=metrics,
             base_url=settings.base_url,
             accounts=Accounts(database),
             api_tokens=api_tokens,
             fingerprints=keyring.fingerprints,
             rate_limits=budgets(settings.rate_limit_per_minute, clock),
         )
+        metrics.scrape(
+            Parts(feed, leases, lambda: self._expiries(authority), lambda: {loop.name: loop.alive for loop in loops})
+        )
+        await self._begin(operations, loops)
+        revisions = Revisions(database)
+        await revisions.open()
+        self._stack.push_async_callback(revisions.close)
+        await self._listen(middleware.build(services, Surface(settings.origins, settings.proxies, revisions)))
+
+    async def _begin(self, operations: Operations, loops: Sequence[Loop]) -> None:
         # What was in flight comes first: auto-stop must not act on an app whose start is still unfinished.
         self._stack.push_async_callback(operations.close)
         await operations.recover()
         for loop in loops:
             loop.start()
             self._stack.push_async_callback(loop.stop)
-        revisions = Revisions(database)
-        await revisions.open()
-        self._stack.push_async_callback(revisions.close)
-        await self._listen(middleware.build(services, Surface(settings.origins, settings.proxies, revisions)))
+
+    def _expiries(self, authority: Authority) -> dict[str, datetime]:
+        found = {"authority": authority.expires_at}
+        https = None if self._certificates is None else self._certificates.expires_at()
+        return found if https is None else {**found, "https": https}
 
     async def _open_database(self) -> Database:
         settings = self._settings
@@ -226,7 +243,7 @@ class Controller:
         certificate, key = self._settings.tls_cert_file, self._settings.tls_key_file
         if certificate is None or key is None:
             return None
-        certificates = Certificates(certificate, key, self._clock)
+        certificates = self._certificates = Certificates(certificate, key, self._clock)
         loop = Loop("tls-files", certificates.run, self._clock)
         loop.start()
         self._stack.push_async_callback(loop.stop)

@@ -2,9 +2,11 @@
 
 import asyncio
 import ssl
+from datetime import datetime
 from pathlib import Path
 
 import structlog
+from moorage_common import x509
 from moorage_common.clock import Clock
 
 from moorage_controller.errors import StartupError
@@ -46,6 +48,13 @@ class Certificates:
             return False
         log.info("tls_files_reloaded")
         return True
+
+    def expires_at(self) -> datetime | None:
+        """Return when the certificate in the file ends (aware, in UTC); None for one that can't be read."""
+        try:
+            return x509.expires_at(self._paths[0].read_bytes())
+        except (OSError, ValueError):
+            return None
 
     async def run(self) -> None:
         """Look at the files every few seconds, for ever."""

@@ -43,6 +43,17 @@ class Settings(BaseSettings):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least level that is logged.")
     ] = "info"
+    log_file: Annotated[
+        Path | None,
+        Field(description="File that all logs go to as well, as JSON lines; it may be moved away (logrotate)."),
+    ] = None
+    metrics_token: Annotated[
+        str,
+        Field(
+            repr=False,
+            description="Bearer token that Prometheus shows for /metrics, 32 characters or more; empty: no metrics.",
+        ),
+    ] = ""
     moorage_data_dir: Annotated[Path, Field(description="Folder of SQLite's database and of secrets made here.")] = (
         Path("/var/lib/moorage-controller")
     )
@@ -128,7 +139,7 @@ class Settings(BaseSettings):
         _networks(value)
         return value
 
-    @field_validator("tls_cert_file", "tls_key_file", "moorage_agent_bundle", mode="before")
+    @field_validator("tls_cert_file", "tls_key_file", "moorage_agent_bundle", "log_file", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return value or None
@@ -217,18 +228,18 @@ def load() -> Settings:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
         raise StartupError("bad_setting", f"The environment has settings that can't be used: {wrong}.") from None
     for name in ("jwt_secret", "encryption_key"):
-        _check_secret(settings, name)
+        _check_secret(settings, name, needed=settings.node_env == "production")
+    _check_secret(settings, "metrics_token", needed=False)
     return settings
 
 
-def _check_secret(settings: Settings, name: str) -> None:
+def _check_secret(settings: Settings, name: str, *, needed: bool) -> None:
     value, variable = getattr(settings, name), name.upper()
-    production = settings.node_env == "production"
-    if production and not value:
+    if needed and not value:
         raise StartupError("missing_secret", f"{variable} must be set when NODE_ENV is production.")
     if value and len(value) < _MIN_SECRET:
         raise StartupError("short_secret", f"{variable} is too short: use {_MIN_SECRET} random characters or more.")
-    if production and value in _WELL_KNOWN:
+    if needed and value in _WELL_KNOWN:
         raise StartupError(
             "well_known_secret", f"{variable} is the guide's example: use random characters of your own."
         )

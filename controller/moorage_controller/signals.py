@@ -1,6 +1,7 @@
 """Hints from one part to another inside a controller. The truth is in the database: a lost hint costs time, no more."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 from uuid import UUID
 
@@ -23,6 +24,29 @@ class Signal(Generic[T]):
             listener(value)
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """An operation that ended: its kind and state, and how many seconds it was at work, as far as that is known.
+
+    `late`: of a run that was stopped since its time was over, by how many seconds.
+    """
+
+    kind: str
+    state: str
+    auto_stop: bool
+    seconds: float | None
+    late: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Something that was tried: what it was, how it went, and how many seconds it took."""
+
+    what: str
+    result: str
+    seconds: float
+
+
 class Signals:
     """The hints there are."""
 
@@ -39,3 +63,9 @@ class Signals:
         """More of an operation's output is in the database."""
         self.operation_ended: Signal[UUID] = Signal()
         """An operation's end is in the database."""
+        self.operation_settled: Signal[Settled] = Signal()
+        """The same, told to who counts."""
+        self.host_checked: Signal[str] = Signal()
+        """A host was asked how it is: `answered`, `unreachable` or `timeout`."""
+        self.auto_stop_looked: Signal[None] = Signal()
+        """Auto-stop has looked for what is due."""

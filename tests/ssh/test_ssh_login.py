@@ -13,6 +13,7 @@ from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.credentials import SshCredentials, fingerprint
 from moorage_controller.hosts.ssh.pool import SshPool
 from moorage_controller.hosts.ssh.transport import SshTransport
+from moorage_controller.signals import Timed
 from moorage_lab.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
 from rigs import SshDesk
@@ -133,6 +134,8 @@ async def test_an_address_that_there_is_not(desk: SshDesk) -> None:
 
 async def test_one_connection_serves_all_and_ends_when_nobody_needs_it(desk: SshDesk) -> None:
     pool = SshPool(desk._credentials_of, desk._pin, idle_seconds=0.2)
+    tried: list[Timed] = []
+    pool.tried.connect(tried.append)
     target = desk.target()
     before = _logins(desk.sshd)
     transports = [SshTransport(pool.host(target)) for _ in range(5)]
@@ -141,6 +144,7 @@ async def test_one_connection_serves_all_and_ends_when_nobody_needs_it(desk: Ssh
     await asyncio.to_thread(eventually, lambda: _open_connections(desk.sshd) == 0, what="the idle connection closed")
     await transports[0].info()
     assert _logins(desk.sshd) == before + 2
+    assert [each.result for each in tried] == ["ok", "ok"]
     await pool.close()
 
 
@@ -160,8 +164,12 @@ async def test_who_asks_all_the_time_does_not_knock_all_the_time(start_sshd: Sta
     desk = SshDesk(sshd)
     desk.credentials = SshCredentials(password="wrong")  # noqa: S106 - the lab's
     transport = desk.transport()
+    tried: list[Timed] = []
+    desk.pool.tried.connect(tried.append)
     for _ in range(20):
         assert (await refusal(transport)).code == "ssh_login_refused"
+    assert {each.result for each in tried} == {"ssh_login_refused"}
+    assert len(tried) < 5
     assert sshd.process.log.read_text().count("Failed password") < 5
     # Corrected credentials count at once.
     desk.credentials = SshCredentials(private_key=sshd.key.read_text())

@@ -25,6 +25,7 @@ from moorage_controller.services.health import Health
 from moorage_controller.services.host_keys import HostKeys
 from moorage_controller.services.idempotency import KeyedRequest, Once
 from moorage_controller.services.inspection import Inspection
+from moorage_controller.services.metrics import Metrics
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.outputs import Outputs
 from moorage_controller.services.projects import Projects
@@ -63,6 +64,7 @@ class Services:
     agents: Agents
     audit_log: AuditLog
     health: Health
+    metrics: Metrics
     base_url: str
     accounts: Accounts
     api_tokens: ApiTokens

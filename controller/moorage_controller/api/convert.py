@@ -52,7 +52,7 @@ def server_out(server: Server) -> ServerOut:
         status=server.status,
         running_apps_count=server.running_apps_count,
         last_checked=_millis(server.last_checked),
-        connection=_connection(server),
+        connection=server.connection,
         api_endpoint=server.api_endpoint,
         agent_version=server.agent_version,
         status_detail=_status_detail(server),
@@ -62,12 +62,6 @@ def server_out(server: Server) -> ServerOut:
         keeps_deadlines=server.keeps_deadlines,
         host_key_fingerprint=fingerprint(server.host_key) if server.host_key else None,
     )
-
-
-def _connection(server: Server) -> str:
-    if server.agent_name and not server.fallback:
-        return "agent"
-    return "ssh" if server.encrypted_credentials else "none"
 
 
 def _status_detail(server: Server) -> str | None:

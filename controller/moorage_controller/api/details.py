@@ -15,6 +15,7 @@ LIVE = frozenset(
         "/api/events",
         "/healthz",
         "/readyz",
+        "/metrics",
     }
 )
 """GETs that ask anew each time, or go on, and so bear no ETag."""
@@ -200,6 +201,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
         errors={409: ("not_cancellable", "operation_ended"), 503: ("host_unreachable", "no_agent")}
     ),
     ("GET", "/api/events"): Details(media=(EVENT_STREAM,)),
+    ("GET", "/metrics"): Details(errors={401: ("bad_token",), 404: ("metrics_off",)}, media=("text/plain",)),
     ("GET", "/api/audit-logs"): Details(
         query={
             "limit": ({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Entries on this page."),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from uuid import uuid4
@@ -28,6 +29,7 @@ from moorage_controller.errors import (
     UnreadableError,
     UnsupportedMediaError,
 )
+from moorage_controller.services.meters import Meters
 
 log = structlog.get_logger(__name__)
 
@@ -50,10 +52,13 @@ def build(services: Services, surface: Surface) -> web.Application:
         sent = request.headers.get("X-Request-Id", "")
         request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else str(uuid4())
         request[REQUEST_ID] = request_id
+        begun = time.monotonic()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             preflight = surface.cors.preflight(request)
             response = await _answer(request, handler, request_id) if preflight is None else preflight
-            log.info("request", method=request.method, path=request.path, status=response.status)
+            seconds = time.monotonic() - begun
+            _tell(request, response, seconds, surface)
+            _measure(request, response, seconds, services.metrics.meters)
         return response
 
     application = web.Application(middlewares=[around], client_max_size=BODY_LIMIT)
@@ -63,6 +68,29 @@ def build(services: Services, surface: Surface) -> web.Application:
     for route in (*ROUTES, *document.routes(ROUTES)):
         application.router.add_route(route.method, route.path, _endpoint(route, services, surface))
     return application
+
+
+def _tell(request: web.Request, response: web.StreamResponse, seconds: float, surface: Surface) -> None:
+    """Log a request: never its query, which may hold what was typed into the wrong place."""
+    log.info(
+        "request",
+        method=request.method,
+        path=request.path,
+        status=response.status,
+        milliseconds=round(seconds * 1000, 1),
+        address=surface.proxies.client(request),
+    )
+
+
+def _measure(request: web.Request, response: web.StreamResponse, seconds: float, meters: Meters) -> None:
+    resource = request.match_info.route.resource
+    # What callers make up must not become labels.
+    method, route = (request.method, resource.canonical) if resource is not None else ("other", "none")
+    goes_on = not isinstance(response, web.Response)
+    meters.request(method, route, response.status, None if goes_on else seconds)
+    code = response.get(problems.CODE) if isinstance(response, web.Response) else None
+    if code is not None:
+        meters.problem(response.status, code)
 
 
 async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:

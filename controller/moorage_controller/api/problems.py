@@ -9,6 +9,8 @@ from aiohttp import web
 from moorage_controller import errors
 
 CONTENT_TYPE = "application/problem+json"
+CODE = web.ResponseKey("code", str)
+"""Bears a problem's code, for who counts them."""
 
 _STATUS: dict[type[errors.MoorageError], int] = {
     errors.UnreadableError: 400,
@@ -76,4 +78,7 @@ def problem(
         **(extra or {}),
     }
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
-    return web.Response(body=json.dumps(document).encode(), status=status, content_type=CONTENT_TYPE, headers=headers)
+    body = json.dumps(document).encode()
+    response = web.Response(body=body, status=status, content_type=CONTENT_TYPE, headers=headers)
+    response[CODE] = code
+    return response

@@ -14,6 +14,7 @@ from moorage_controller.api import (
     events,
     health,
     inspection,
+    metrics,
     operations,
     projects,
     schemas,
@@ -204,4 +205,6 @@ ROUTES: tuple[Route, ...] = (
     _get("/api/audit-logs", audit.list_audit_logs, schemas.AuditPageOut),
     _probe("/healthz", health.healthz),
     _probe("/readyz", health.readyz),
+    # It counts against the address's budget: its token can be guessed at.
+    Route("GET", "/metrics", Role.NOBODY, metrics.show_metrics, schemas.HealthOut, scope=Scope.READ),
 )

@@ -48,6 +48,7 @@ class AutoStop:
 
     def __init__(self, ends: RunEnds, timekeeper: Timekeeper, signals: Signals, clock: Clock) -> None:
         self._ends = ends
+        self._looked = signals.auto_stop_looked
         self._timekeeper = timekeeper
         self._clock = clock
         self._wake = asyncio.Event()
@@ -67,6 +68,7 @@ class AutoStop:
         """Begin the stop of all that is due now, and return in how many seconds to look again."""
         await self._timekeeper.check()
         ends = await self._ends.look()
+        self._looked.emit(None)
         self._forget_old_tries()
         waits = [] if self._hears_all else [1.0]
         await self._stop([due for due in ends.due if self._hears_all or not self._may_be_done(due, ends.now)])

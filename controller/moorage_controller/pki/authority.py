@@ -43,6 +43,11 @@ class Authority:
         """The SHA-256 of the CA certificate, hex; join tokens carry it."""
         return fingerprint(self.certificate_pem)
 
+    @property
+    def expires_at(self) -> dt.datetime:
+        """When the CA certificate ends (aware, in UTC)."""
+        return self._certificate.not_valid_after_utc
+
     def issue_agent(self, csr_pem: bytes, dns_name: str, now: dt.datetime) -> bytes:
         """Sign an agent's key for one DNS name. Only the key is taken from the request.
 

@@ -96,10 +96,13 @@ class Checks:
         try:
             info = await self._within(CHECK_SECONDS, self._info(server))
         except HostUnreachableError as error:
+            self._signals.host_checked.emit("unreachable")
             await self._lost(server, error.sentence)
         except TimeoutError:
+            self._signals.host_checked.emit("timeout")
             await self._lost(server, f"The host gave no answer within {CHECK_SECONDS:.0f} seconds.")
         else:
+            self._signals.host_checked.emit("answered")
             await self._observations.host_seen(server.id, info)
 
     async def _info(self, server: Server) -> HostInfo:

@@ -7,7 +7,7 @@ times meanwhile is one row. So a listener who is slow costs nothing, and none ho
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
@@ -62,6 +62,8 @@ class Feed:
         """What comes after this number is in memory."""
         self._last = 0
         self._arrived = asyncio.Event()
+        self.listeners = 0
+        """How many listen just now."""
         database.written.connect(lambda _: self._stirred.set())
 
     async def open(self) -> None:
@@ -88,8 +90,15 @@ class Feed:
         Raises DatabaseUnavailableError where a listener who lags behind needs the database.
         """
         ready = await self._begin(after)
-        yield [ready]
-        cursor = ready.number
+        self.listeners += 1
+        try:
+            yield [ready]
+            async for news in self._follow(ready.number):
+                yield news
+        finally:
+            self.listeners -= 1
+
+    async def _follow(self, cursor: int) -> AsyncIterator[Sequence[News]]:
         while True:
             arrived = self._arrived
             news = self._after(cursor) if cursor >= self._floor else await self._read(cursor)

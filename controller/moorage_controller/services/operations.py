@@ -29,7 +29,7 @@ from moorage_controller.services.leases import Leases
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.queue import Queue, Turn
 from moorage_controller.services.runs import Outcome
-from moorage_controller.signals import Signals
+from moorage_controller.signals import Settled, Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import operations as store
 from moorage_controller.store import servers as server_store
@@ -317,9 +317,10 @@ class Operations:
                         return
 
     async def _work(self, operation: Operation, turn: Turn, *, recovered: bool) -> None:
-        driver = self._drivers.get(operation.kind)
+        driver, begun = self._drivers.get(operation.kind), self._clock.monotonic()
         if driver is not None:
-            await self._finish_other(operation, await driver(operation))
+            outcome = await driver(operation)
+            await self._finish_other(operation, outcome, self._clock.monotonic() - begun)
             return
         if turn.cancelled_by:
             sentence = f"The operation was cancelled by {turn.cancelled_by} before it began."
@@ -329,7 +330,8 @@ class Operations:
                 operation = await self._begin_late(operation)
             delivery = Delivery(self._database, self._hosts, self._signals, self._clock, operation, self._limits)
             outcome = await delivery.run(recovered=recovered)
-        await self._finish(operation, outcome)
+        # Of one that another controller began, nobody here knows how long it was at work.
+        await self._finish(operation, outcome, None if recovered else self._clock.monotonic() - begun)
 
     async def _begin_late(self, operation: Operation) -> Operation:
         """Count an operation's time from the end of its wait in the queue."""
@@ -343,9 +345,10 @@ class Operations:
             found = await store.get(connection, operation_id)
         return found if found is not None and found.in_flight else None
 
-    async def _finish(self, operation: Operation, outcome: Outcome) -> None:
+    async def _finish(self, operation: Operation, outcome: Outcome, seconds: float | None) -> None:
         """Record the end, and what it made of the app, in one transaction."""
         assert operation.app_id is not None
+        late = None
         if outcome.observed is not None:
             self._observations.note(operation.app_id, outcome.observed)
         async with self._database.write() as connection:
@@ -360,19 +363,21 @@ class Operations:
             # Where both did it, controller and agent, it is told once.
             if operation.auto_stop and values["status"] == "stopped" and app.run_id is not None:
                 await record_auto_stop(connection, app, operation, now)
+                late = None if app.stop_at is None else (now - app.stop_at).total_seconds()
         await self._observations.operation_ended(operation.app_id, ran=outcome.ran)
-        self._ended(operation, outcome)
+        self._ended(operation, outcome, seconds, late)
 
-    async def _finish_other(self, operation: Operation, outcome: Outcome) -> None:
+    async def _finish_other(self, operation: Operation, outcome: Outcome, seconds: float) -> None:
         """Record the end of an operation that isn't on an app."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             await store.change_in_flight(connection, operation.id, _end(outcome, now))
-        self._ended(operation, outcome)
+        self._ended(operation, outcome, seconds, None)
 
-    def _ended(self, operation: Operation, outcome: Outcome) -> None:
+    def _ended(self, operation: Operation, outcome: Outcome, seconds: float | None, late: float | None) -> None:
         log.info("operation_ended", kind=operation.kind, state=outcome.state, error=outcome.error)
         self._signals.operation_ended.emit(operation.id)
+        self._signals.operation_settled.emit(Settled(operation.kind, outcome.state, operation.auto_stop, seconds, late))
         if operation.app_id is not None:
             # What had to wait for it may be overdue by now.
             self._signals.deadline_moved.emit(operation.app_id)

@@ -1,8 +1,9 @@
 """The database: one engine, read and write transactions, and the one time that decisions are made by."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from moorage_controller.signals import Signal
+from moorage_controller.errors import DatabaseUnavailableError
+from moorage_controller.signals import Signal, Timed
 from moorage_controller.store import postgresql, sqlite
 from moorage_controller.store.turns import Turns
 from moorage_controller.store.unavailable import telling
@@ -48,6 +50,8 @@ class Database:
         self.sqlite_path = Path(make_url(url).database or "") if url.startswith("sqlite") else None
         self.written: Signal[None] = Signal()
         """Something was committed from here, perhaps; others may write as well."""
+        self.used: Signal[Timed] = Signal()
+        """A `read` or `write` transaction ended: `ok`, `failed` or `unavailable`; waiting for a turn included."""
         self._clock = clock
         self._clock_decides = clock_decides
         self._engine: AsyncEngine
@@ -72,19 +76,31 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection that sees one moment of the database for as long as it is used, and writes nothing."""
-        with telling():
+        with self._timed("read"), telling():
             async with self._reading.taken(), self._reader.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection in a write transaction: committed at the end, rolled back on any error."""
-        with telling():
+        with self._timed("write"), telling():
             async with self._writing.taken(), self._turn, self._writer.begin() as connection:
                 if self.sqlite_path is None:
                     await postgresql.take_turn(connection)
                 yield connection
         self.written.emit(None)
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begun, result = time.monotonic(), "failed"
+        try:
+            yield
+            result = "ok"
+        except DatabaseUnavailableError:
+            result = "unavailable"
+            raise
+        finally:
+            self.used.emit(Timed(what, result, time.monotonic() - begun))
 
     async def now(self, connection: AsyncConnection) -> datetime:
         """Return the time that all controllers share: PostgreSQL's own, else the clock's. Aware, in UTC."""

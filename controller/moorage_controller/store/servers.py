@@ -47,6 +47,13 @@ class Server:
     fallback: str | None = None
     keeps_deadlines: bool = False
 
+    @property
+    def connection(self) -> str:
+        """How it is reached just now: `agent`, `ssh` or `none`."""
+        if self.agent_name and not self.fallback:
+            return "agent"
+        return "ssh" if self.encrypted_credentials else "none"
+
 
 async def add(connection: AsyncConnection, server: Server) -> None:
     """Insert a server."""

@@ -17,6 +17,7 @@ from moorage_controller.hosts.ssh.identities import Identities
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.site import Site
 from moorage_controller.hosts.transport import ContactLostError
+from moorage_controller.signals import Signal, Timed
 
 log = structlog.get_logger(__name__)
 
@@ -31,9 +32,16 @@ class SshHost:
     """The way to one server. Made by SshPool."""
 
     def __init__(
-        self, target: SshTarget, credentials_of: CredentialsOf, pin: PinHostKey, turns: asyncio.Semaphore, idle: float
+        self,
+        target: SshTarget,
+        credentials_of: CredentialsOf,
+        pin: PinHostKey,
+        turns: asyncio.Semaphore,
+        idle: float,
+        tried: Signal[Timed],
     ) -> None:
         self.target = target
+        self._tried = tried
         self._credentials_of = credentials_of
         self._pin = pin
         self._turns = turns
@@ -111,6 +119,7 @@ class SshHost:
             raise
 
     async def _open(self) -> Site:
+        begun = time.monotonic()
         try:
             credentials = await self._credentials_of(self.target.server_id)
             async with self._turns:
@@ -121,10 +130,19 @@ class SshHost:
                     connection.abort()
                     raise
         except HostUnreachableError as error:
+            self._tried.emit(Timed("ssh_connect", error.code, time.monotonic() - begun))
+            log.warning(
+                "ssh_connect_failed",
+                server_id=str(self.target.server_id),
+                place=self.target.place,
+                code=error.code,
+                error=error.sentence,
+            )
             self._failure = error
             self._not_before = time.monotonic() + jittered(self._pause)
             self._pause = min(self._pause * 2, _LAST_PAUSE)
             raise
+        self._tried.emit(Timed("ssh_connect", "ok", time.monotonic() - begun))
         self.target = replace(self.target, host_key=pinned)
         self._pause, self._failure, self._site = _FIRST_PAUSE, None, Site(link, self._identities)
         self._released(self._site)  # whoever wanted it may be gone
@@ -167,6 +185,8 @@ class SshPool:
         self._pin = pin_host_key
         self._turns = asyncio.Semaphore(connects_at_once)
         self._idle = idle_seconds
+        self.tried: Signal[Timed] = Signal()
+        """A connection was opened, `ok`, or couldn't be: the error's code."""
         self._hosts: dict[UUID, SshHost] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -183,7 +203,7 @@ class SshPool:
             if known.target == target:
                 return known
             self._retire(known)
-        made = SshHost(target, self._credentials_of, self._pin, self._turns, self._idle)
+        made = SshHost(target, self._credentials_of, self._pin, self._turns, self._idle, self.tried)
         self._hosts[target.server_id] = made
         return made
 

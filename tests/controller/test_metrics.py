@@ -1,0 +1,146 @@
+"""/metrics: what the guide says to monitor, told to who has the token, with few values for each label."""
+
+from collections.abc import AsyncIterator, Mapping
+from uuid import uuid4
+
+import pytest
+from factories import PASSWORD, Api, World
+from fakes import FakeHost, Plan, settle
+from moorage_common.states import OperationKind
+from moorage_controller.settings import Settings
+from prometheus_client.parser import text_string_to_metric_families
+
+TOKEN = "a-test-s-metrics-token-0123456789abcdef"  # noqa: S105 - a test's
+
+
+@pytest.fixture
+async def world(settings: Settings) -> AsyncIterator[World]:
+    """Return a controller that shows its metrics."""
+    world = World(settings.model_copy(update={"metrics_token": TOKEN}))
+    try:
+        yield await world.start()
+    finally:
+        await world.close()
+
+
+class Scrape:
+    """What one look at /metrics showed."""
+
+    def __init__(self, text: str) -> None:
+        self.families = {family.name: family for family in text_string_to_metric_families(text)}
+        self.samples = [sample for family in self.families.values() for sample in family.samples]
+
+    def value(self, name: str, **labels: str) -> float:
+        """Return a sample's value, the sum over all that bear the labels; 0 where there is none."""
+        return sum(s.value for s in self.samples if s.name == name and labels.items() <= s.labels.items())
+
+
+async def scrape(api: Api) -> Scrape:
+    """Look at the metrics."""
+    reply = await api.get("/metrics", Authorization=f"Bearer {TOKEN}")
+    assert reply.status == 200, reply.text
+    assert reply.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return Scrape(reply.text)
+
+
+async def test_they_are_for_who_has_the_token(world: World) -> None:
+    (await world.nobody.get("/metrics")).expect(401, "bad_token")
+    (await world.admin.get("/metrics")).expect(401, "bad_token")
+    (await world.nobody.get("/metrics", Authorization=f"Basic {TOKEN}")).expect(401, "bad_token")
+    assert (await scrape(world.nobody)).value("moorage_database_up") == 1
+
+
+async def test_a_run_from_start_to_auto_stop_is_counted(world: World, host: FakeHost, running_app_id: str) -> None:
+    assert host.reachable
+    assert running_app_id
+    now = await scrape(world.nobody)
+    assert now.value("moorage_apps", status="running") == 1
+    assert now.value("moorage_servers", connection="agent", status="online") == 1
+    assert now.value("moorage_agents", version="0.1.0") == 1
+    assert now.value("moorage_operations_total", kind="up", result="succeeded") == 1
+    assert now.value("moorage_operation_duration_seconds_count", kind="up", result="succeeded") == 1
+    await world.clock.run(5 * 60 + 2)
+    await settle()
+    now = await scrape(world.nobody)
+    assert now.value("moorage_apps", status="stopped") == 1
+    assert now.value("moorage_auto_stops_total", result="succeeded") == 1
+    assert now.value("moorage_auto_stop_lateness_seconds_count") == 1
+    assert now.value("moorage_auto_stop_lateness_seconds_sum") < 3
+    assert now.value("moorage_auto_stop_last_look_timestamp_seconds") > 0
+    assert now.value("moorage_background_work_up", work="auto-stop") == 1
+    assert now.value("moorage_status_checks_total", result="answered") >= 0
+
+
+async def test_what_is_late_and_what_goes_wrong_shows(world: World, host: FakeHost, running_app_id: str) -> None:
+    host.plans[OperationKind.DOWN] = Plan(exit_code=1, output=b"no\n", leaves=("web",))
+    await world.clock.run(5 * 60 + 120)
+    await settle()
+    now = await scrape(world.nobody)
+    assert running_app_id
+    assert now.value("moorage_apps_overdue") == 1
+    assert now.value("moorage_apps_most_overdue_seconds") >= 60
+    assert now.value("moorage_auto_stops_total", result="failed") >= 1
+
+
+async def test_an_operation_in_flight_and_its_holder_show(world: World, host: FakeHost, timed_app_id: str) -> None:
+    host.hold()
+    (await world.user.post(f"/api/apps/{timed_app_id}/start", Prefer="respond-async")).expect(202)
+    await settle()
+    now = await scrape(world.nobody)
+    assert now.value("moorage_operations_in_flight", kind="up", state="running") == 1
+    assert now.value("moorage_operations_queued") == 0
+    assert now.value("moorage_operation_leases", holder="this") == 1
+    assert now.value("moorage_operation_leases", holder="nobody") == 0
+    assert now.value("moorage_controllers") == 1
+
+
+async def test_requests_are_counted_by_route_and_what_callers_make_up_is_not(world: World) -> None:
+    await world.nobody.send("PROPFIND", "/coffee")
+    for _ in range(3):
+        (await world.user.get(f"/api/apps/{uuid4()}")).expect(404)
+        await world.nobody.get(f"/nothing/{uuid4()}")
+    now = await scrape(world.nobody)
+    assert now.value("moorage_http_requests_total", method="GET", route="/api/apps/{id}", status="404") == 3
+    assert now.value("moorage_http_request_duration_seconds_count", method="GET", route="/api/apps/{id}") == 3
+    assert now.value("moorage_http_problems_total", code="app_not_found") == 3
+    assert now.value("moorage_http_requests_total", route="none", method="other") == 4
+    assert now.value("moorage_database_transaction_duration_seconds_count", kind="read", result="ok") > 3
+
+
+async def test_failures_to_log_in_are_counted_by_reason(world: World) -> None:
+    (await world.nobody.post("/api/auth/login", {"username": "admin", "password": "wrong"})).expect(401)
+    (await world.nobody.get("/api/apps")).expect(401)
+    (await world.nobody.get("/api/apps", Authorization="Bearer nonsense")).expect(401)
+    wrong = {"currentPassword": "wrong", "newPassword": f"{PASSWORD} 2"}
+    (await world.user.post("/api/auth/password", wrong)).expect(422)
+    now = await scrape(world.nobody)
+    for reason in ("bad_credentials", "no_token", "bad_token", "wrong_password"):
+        assert now.value("moorage_authentication_failures_total", reason=reason) == 1, reason
+
+
+async def test_certificates_and_listeners_show(world: World, host: FakeHost) -> None:
+    assert host.reachable
+    now = await scrape(world.nobody)
+    begin = world.clock.now().timestamp()
+    days = {
+        sample.labels["certificate"]: (sample.value - begin) / 86_400
+        for sample in now.families["moorage_certificate_expiry_timestamp_seconds"].samples
+    }
+    assert 85 < days["agents"] <= 90
+    assert 3640 < days["authority"] <= 3650
+    assert now.value("moorage_event_subscribers") == 0
+
+
+async def test_the_release_and_the_process_show(world: World) -> None:
+    now = await scrape(world.nobody)
+    assert now.value("moorage_build_info") == 1
+    assert now.value("process_resident_memory_bytes") > 0
+
+
+async def test_no_label_bears_what_belongs_to_one_resource(world: World, host: FakeHost, running_app_id: str) -> None:
+    assert host.reachable
+    names: Mapping[str, str] = {"app": running_app_id, "server": "Production Server 1"}
+    now = await scrape(world.nobody)
+    shown = {value for sample in now.samples for value in sample.labels.values()}
+    assert shown.isdisjoint(names.values())
+    assert len(now.samples) < 1500

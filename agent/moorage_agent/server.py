@@ -6,7 +6,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from moorage_common.logging import REQUEST_ID_KEY, is_request_id
 from moorage_common.rpc.v1 import agent_pb2, agent_pb2_grpc
 from moorage_common.x509 import CONTROLLER_URI
 
@@ -55,7 +57,8 @@ class OnlyTheController(grpc.aio.ServerInterceptor):
 def _checked_call(behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
     async def checked(request: Any, context: Context) -> Any:  # noqa: ANN401 - whatever messages
         await _check(context)
-        return await behaviour(request, context)
+        with structlog.contextvars.bound_contextvars(**_asked(context)):
+            return await behaviour(request, context)
 
     return checked
 
@@ -73,6 +76,14 @@ def _checked_stream(
             await replies  # the health service's way: it writes to the context by itself
 
     return checked
+
+
+def _asked(context: Context) -> dict[str, str]:
+    """Return what the lines that are logged meanwhile bear: the id of the request that the call goes back to."""
+    for name, value in context.invocation_metadata() or ():
+        if name == REQUEST_ID_KEY and isinstance(value, str) and is_request_id(value):
+            return {"request_id": value}
+    return {}
 
 
 async def _check(context: Context) -> None:

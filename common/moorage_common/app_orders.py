@@ -6,6 +6,7 @@ from moorage_common.app_identity import AppIdentity
 from moorage_common.compose import clean_environment, down_command, start_command, steps_command
 from moorage_common.containers import Container
 from moorage_common.journal_types import Order
+from moorage_common.logging import request_id
 from moorage_common.states import OperationKind
 
 Compose = str | Sequence[str]
@@ -54,10 +55,11 @@ def down_order(
 def _order(
     operation_id: str, kind: OperationKind, identity: AppIdentity, argv: list[str], environment: Mapping[str, str]
 ) -> Order:
+    asked = request_id()
     directory = "/" if identity.is_missing else identity.real_directory
     return Order(
         operation_id=operation_id,
-        spec={"kind": kind.value, **identity.to_spec()},
+        spec={"kind": kind.value, **identity.to_spec(), **({"request_id": asked} if asked else {})},
         argv=argv,
         environment=clean_environment(directory, environment),
         directory=directory,

@@ -91,7 +91,7 @@ def rotate_key() -> None:
 def _run(work: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:
     try:
         settings = settings_module.load()
-        logging.configure(settings.log_level)
+        _configure_logs(settings)
         uvloop.run(work(settings))
     except StartupError as error:
         click.echo(f"moorage-controller: {error.sentence} ({error.code})", err=True)
@@ -100,6 +100,17 @@ def _run(work: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:
         sentence = f"The database can't be used ({error.reason}): check that it runs, and DATABASE_URL."
         click.echo(f"moorage-controller: {sentence} ({error.code})", err=True)
         sys.exit(1)
+
+
+def _configure_logs(settings: Settings) -> None:
+    try:
+        logging.configure(settings.log_level, file=settings.log_file)
+    except OSError as error:
+        raise StartupError(
+            "log_file",
+            f"LOG_FILE {settings.log_file} can't be written to ({error.strerror}): make its folder, for the user that "
+            "runs this, or leave LOG_FILE empty.",
+        ) from None
 
 
 async def _serve(settings: Settings) -> None:

@@ -1,7 +1,6 @@
 """What happens around every handler: request id, headers, authentication, role, body, errors."""
 
 import json
-import re
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -9,6 +8,7 @@ from uuid import uuid4
 
 import structlog
 from aiohttp import web
+from moorage_common.logging import is_request_id
 from pydantic import BaseModel, ValidationError
 
 from moorage_controller.api import document, idempotency, problems
@@ -36,7 +36,6 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 BODY_LIMIT = 1024 * 1024
-_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _FRAMEWORK = {
     404: ("not_found", "There is no such path in this API."),
     405: ("method_not_allowed", "This path doesn't take that method."),
@@ -50,7 +49,7 @@ def build(services: Services, surface: Surface) -> web.Application:
     @web.middleware
     async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
         sent = request.headers.get("X-Request-Id", "")
-        request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else str(uuid4())
+        request_id = sent if is_request_id(sent) else str(uuid4())
         request[REQUEST_ID] = request_id
         begun = time.monotonic()
         with structlog.contextvars.bound_contextvars(request_id=request_id):

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import grpc
 import grpc.aio
+from moorage_common.logging import REQUEST_ID_KEY, request_id
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
@@ -76,7 +77,8 @@ class AgentTransport:
     async def start(self, order: Order) -> None:
         """Start, or attach to, an operation. Raises ContactLostError, HostRefusedError."""
         try:
-            await self._stub.StartOperation(messages.start_request(order), timeout=_CALL_SECONDS)
+            request = messages.start_request(order)
+            await self._stub.StartOperation(request, timeout=_CALL_SECONDS, metadata=_asked())
         except grpc.aio.AioRpcError as error:
             self._raise(error)
 
@@ -97,7 +99,7 @@ class AgentTransport:
         """Stop a start's command, or bury it."""
         request = pb.CancelOperationRequest(operation_id=str(operation_id), by=by)
         try:
-            reply = await self._stub.CancelOperation(request, timeout=_CALL_SECONDS)
+            reply = await self._stub.CancelOperation(request, timeout=_CALL_SECONDS, metadata=_asked())
         except grpc.aio.AioRpcError as error:
             self._raise(error)
         return messages.cancel_outcome(reply.outcome)
@@ -187,3 +189,9 @@ def _moorage_code(error: grpc.aio.AioRpcError) -> str | None:
     # The stubs call it one pair; it is a sequence of pairs.
     metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
     return next((str(value) for key, value in metadata if key == "moorage-code"), None)
+
+
+def _asked() -> tuple[tuple[str, str], ...]:
+    """Return the metadata by which a line in the agent's log finds its request in the controller's."""
+    found = request_id()
+    return ((REQUEST_ID_KEY, found),) if found else ()

@@ -5,12 +5,16 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
+import structlog
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.auth.roles import AUTO_STOP, DEAD_MAN, Actor
 from moorage_controller.store import audit as store
 from moorage_controller.store.apps import App
 from moorage_controller.store.operations import Operation
+
+log = structlog.get_logger(__name__)
 
 
 class Action(StrEnum):
@@ -49,23 +53,41 @@ async def record(
 ) -> None:
     """Append an entry. `resource` is type, id and name; `message` a sentence; `details` never holds a secret."""
     kind, resource_id, resource_name = resource
-    await store.add(
-        connection,
-        store.AuditEntry(
-            id=uuid4(),
-            user_id=actor.user_id,
-            username=actor.name,
-            action=action.value,
-            resource_type=kind,
-            resource_id=resource_id,
-            resource_name=resource_name,
-            message=message,
-            details=details,
-            ip_address=actor.origin.ip_address,
-            user_agent=actor.origin.user_agent,
-            created_at=now,
-        ),
+    entry = store.AuditEntry(
+        id=uuid4(),
+        user_id=actor.user_id,
+        username=actor.name,
+        action=action.value,
+        resource_type=kind,
+        resource_id=resource_id,
+        resource_name=resource_name,
+        message=message,
+        details=details,
+        ip_address=actor.origin.ip_address,
+        user_agent=actor.origin.user_agent,
+        created_at=now,
     )
+    await store.add(connection, entry)
+    _log_after_commit(connection, entry)
+
+
+def _log_after_commit(connection: AsyncConnection, entry: store.AuditEntry) -> None:
+    """Have the log tell of it too, once it is so: logs may be kept where nobody can change them."""
+
+    def tell(_: Connection) -> None:
+        log.info(
+            "audit",
+            action=entry.action,
+            username=entry.username,
+            resource_type=entry.resource_type,
+            resource_id=None if entry.resource_id is None else str(entry.resource_id),
+            resource_name=entry.resource_name,
+            message=entry.message,
+            data=entry.details,
+            address=entry.ip_address,
+        )
+
+    event.listen(connection.sync_connection, "commit", tell)
 
 
 async def record_auto_stop(connection: AsyncConnection, app: App, operation: Operation, now: datetime) -> None:

@@ -3,15 +3,21 @@
 import asyncio
 from uuid import UUID
 
+import structlog
 from moorage_common.clock import Clock
+from moorage_common.compose_output import render
 
 from moorage_controller.signals import Signals
 from moorage_controller.store import output as store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.output import Piece
 
+log = structlog.get_logger(__name__)
+
 _EVERY_SECONDS = 0.2
 _MOST_WAITING = 512 * 1024
+_LOGGED_BYTES = 4096
+"""What the log is told of an output: its end. The whole of it is in the database."""
 
 
 class Transcript:
@@ -26,6 +32,7 @@ class Transcript:
         self._start = 0
         self._kept_at = -_EVERY_SECONDS
         self._keeping = asyncio.Lock()
+        self._end = b""
         self._later: asyncio.Task[None] | None = None
 
     async def open(self) -> int:
@@ -37,6 +44,7 @@ class Transcript:
     async def add(self, data: bytes) -> None:
         """Take what comes next. Raises DatabaseUnavailableError, at the latest with the next part."""
         self._waiting += data
+        self._end = (self._end + data)[-_LOGGED_BYTES:]
         if self._later is not None and self._later.done():
             self._later.result()
             self._later = None
@@ -49,6 +57,7 @@ class Transcript:
         """Keep the rest. Raises DatabaseUnavailableError."""
         await self.drop()
         await self._keep()
+        log.info("operation_output", end=render(self._end.decode(errors="replace")), bytes=self._start)
 
     async def drop(self) -> None:
         """End without keeping the rest: whoever takes the operation up reads it from the host again."""

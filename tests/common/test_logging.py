@@ -1,0 +1,106 @@
+"""Logs: one JSON object a line, into a file that may be moved away, and never the end of the program."""
+
+import io
+import json
+import logging as standard_logging
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from moorage_common import logging
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    root = standard_logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()
+
+
+def lines(text: str) -> list[Any]:
+    """Return what was logged."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Callable[[], tuple[Any, Path, io.StringIO]]:
+    """Return what begins to log into a file and a stream."""
+
+    def made() -> tuple[Any, Path, io.StringIO]:
+        path, stream = tmp_path / "app.log", io.StringIO()
+        logging.configure("info", stream=stream, file=path)
+        return structlog.get_logger("test"), path, stream
+
+    return made
+
+
+def test_every_line_is_in_the_file_and_on_the_stream(begin: Callable[[], tuple[Any, Path, io.StringIO]]) -> None:
+    log, path, stream = begin()
+    log.info("app_started", app_id="7", note="line\nbreak")
+    standard_logging.getLogger("a.library").warning("it says %s", "so")
+    assert [line["event"] for line in lines(stream.getvalue())] == ["app_started", "it says so"]
+    first, second = lines(path.read_text())
+    assert (first["event"], first["app_id"], first["note"], first["level"]) == (
+        "app_started",
+        "7",
+        "line\nbreak",
+        "info",
+    )
+    assert (second["event"], second["logger"]) == ("it says so", "a.library")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_file_that_was_moved_away_is_begun_anew(begin: Callable[[], tuple[Any, Path, io.StringIO]]) -> None:
+    log, path, _ = begin()
+    log.info("first")
+    path.rename(path.with_suffix(".log.1"))
+    log.info("second")
+    path.unlink()
+    log.info("third")
+    assert [line["event"] for line in lines(path.with_suffix(".log.1").read_text())] == ["first"]
+    assert [line["event"] for line in lines(path.read_text())] == ["third"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_file_that_is_cut_short_in_place_goes_on(begin: Callable[[], tuple[Any, Path, io.StringIO]]) -> None:
+    log, path, _ = begin()
+    log.info("first")
+    os.truncate(path, 0)
+    log.info("second")
+    assert [line["event"] for line in lines(path.read_text())] == ["second"]
+
+
+def test_a_folder_that_is_gone_ends_nothing(begin: Callable[[], tuple[Any, Path, io.StringIO]], tmp_path: Path) -> None:
+    log, path, stream = begin()
+    path.unlink()
+    tmp_path.rename(tmp_path.with_name("elsewhere"))
+    log.info("still_here")
+    tmp_path.mkdir()
+    log.info("and_again")
+    assert [line["event"] for line in lines(stream.getvalue())] == ["still_here", "and_again"]
+    assert [line["event"] for line in lines(path.read_text())] == ["and_again"]
+
+
+def test_a_file_that_can_t_be_written_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        logging.configure("info", file=tmp_path / "no" / "app.log")
+
+
+@pytest.mark.parametrize(("text", "sane"), [("a-b_c.1", True), ("", False), ("x" * 129, False), ("a b", False)])
+def test_what_may_be_a_request_s_id(text: str, sane: bool) -> None:  # noqa: FBT001 - a case's answer
+    assert logging.is_request_id(text) is sane
+
+
+def test_the_request_s_id_is_that_of_the_work_at_hand() -> None:
+    assert logging.request_id() == ""
+    with structlog.contextvars.bound_contextvars(request_id="abc"):
+        assert logging.request_id() == "abc"

@@ -1,5 +1,6 @@
 """REST -> controller -> gRPC with mutual TLS -> agent -> Compose -> Engine, and back."""
 
+import json
 import time
 
 import docker
@@ -9,7 +10,8 @@ from stack import IMAGE, SLEEPER, Stack
 def test_an_app_is_started_shown_and_stopped(stack: Stack) -> None:
     app_id = stack.make_app("plain", SLEEPER, appUrl="http://127.0.0.1:8080", autoStopTimeout=30)
     before = int(time.time() * 1000)
-    started = stack.api.post(f"/api/apps/{app_id}/start", {"timeout": 45}).expect(200)
+    asked = {"X-Request-Id": "ticket-42"}
+    started = stack.api.post(f"/api/apps/{app_id}/start", {"timeout": 45}, headers=asked).expect(200)
     after = int(time.time() * 1000)
 
     assert started["success"] is True
@@ -34,6 +36,13 @@ def test_an_app_is_started_shown_and_stopped(stack: Stack) -> None:
     operation = stack.operation(started["operationId"])
     assert (operation["kind"], operation["state"], operation["actor"]) == ("up", "succeeded", "admin")
     assert (operation["transport"], operation["exitCode"]) == ("agent", 0)
+
+    # One id leads from the request through both logs to the host's journal.
+    journal = stack.folder / "agent" / "data" / "operations" / started["operationId"] / "spec"
+    assert json.loads(journal.read_text())["request_id"] == "ticket-42"
+    for process in (stack.controller.process, stack.agent.process):
+        told = [json.loads(line) for line in process.log.read_text().splitlines() if '"ticket-42"' in line]
+        assert started["operationId"] in {line.get("operation_id") for line in told}, process
 
     stopped = stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
     assert stopped["success"] is True

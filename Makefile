@@ -4,8 +4,8 @@ SHELL := /bin/sh
 
 VENV := .venv
 BIN := $(VENV)/bin
-DISTRIBUTIONS := common migrations agent controller lab
-PACKAGES := moorage_common moorage_migrations moorage_agent moorage_controller moorage_lab
+DISTRIBUTIONS := common migrations agent controller cli lab
+PACKAGES := moorage_common moorage_migrations moorage_agent moorage_controller moorage_cli moorage_lab
 INSTALLED := $(VENV)/.installed
 GENERATED := proto/moorage_common/rpc/v1/agent.proto
 
@@ -19,7 +19,7 @@ help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: install
-install: $(INSTALLED) ## Put the five distributions and the developers' tools into .venv
+install: $(INSTALLED) ## Put the six distributions and the developers' tools into .venv
 
 $(INSTALLED): pyproject.toml constraints.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
 	@sh lab/system-packages.sh venv

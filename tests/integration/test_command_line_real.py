@@ -1,0 +1,140 @@
+"""`moorage` on a terminal, with a real controller, agent and Engine: Ctrl-C, live logs, a controller that restarts."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from moorage_lab.controller import ADMIN
+from moorage_lab.processes import installed, plain_environment
+from moorage_lab.waiting import eventually
+from stack import IMAGE, SLOW, Stack
+
+HELD = SLOW.replace("sleep 10; touch /ready; ", "").replace("retries: 60", "retries: 600")
+"""Its start goes on until somebody makes /ready in db."""
+CHATTY = f"""\
+services:
+  web:
+    image: {IMAGE}
+    init: true
+    stop_grace_period: 0s
+    command: sh -c "echo first; while [ ! -f /more ]; do sleep 0.1; done; echo second; sleep 1000"
+"""
+
+
+class Terminal:
+    """A command on a pseudo-terminal: what it has shown so far, and its exit code at its end."""
+
+    def __init__(self, argv: list[str], environment: Mapping[str, str]) -> None:
+        self._master, slave = pty.openpty()
+        self._child = subprocess.Popen(
+            argv, stdin=slave, stdout=slave, stderr=slave, env=dict(environment), start_new_session=True
+        )
+        os.close(slave)
+        os.set_blocking(self._master, False)
+        self.text = ""
+
+    def shows(self, text: str) -> None:
+        """Wait until it has shown a text."""
+
+        def seen() -> bool:
+            self._read()
+            return text in self.text
+
+        eventually(seen, timeout=60, what=f"{text!r} on the terminal, which shows {self.text[-2000:]!r}")
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        self._child.send_signal(signal.SIGINT)
+
+    def ends(self) -> int:
+        """Wait for its end and return its exit code."""
+
+        def over() -> bool:
+            self._read()  # or it would wait for who reads
+            return self._child.poll() is not None
+
+        eventually(over, timeout=60, what="the command's end")
+        self._read()
+        return self._child.returncode
+
+    def close(self) -> None:
+        """End it."""
+        self._child.kill()
+        self._child.wait()
+        os.close(self._master)
+
+    def _read(self) -> None:
+        try:
+            while data := os.read(self._master, 65536):
+                self.text += data.decode(errors="replace")
+        except OSError:  # nothing more for now, or the other end is gone
+            return
+
+
+@pytest.fixture
+def home(stack: Stack, tmp_path: Path) -> dict[str, str]:
+    """Return the environment of somebody who is logged in."""
+    environment = plain_environment(XDG_CONFIG_HOME=str(tmp_path), TERM="xterm", COLUMNS="120", LINES="40")
+    argv = [installed("moorage"), "login", stack.controller.url, "-u", ADMIN, "--password-file", "-"]
+    subprocess.run(
+        argv, input=stack.controller.admin_password, text=True, check=True, env=environment, stdout=subprocess.DEVNULL
+    )
+    return environment
+
+
+@contextmanager
+def terminal(home: dict[str, str], *argv: str) -> Iterator[Terminal]:
+    """Run `moorage` on a terminal."""
+    made = Terminal([installed("moorage"), *argv], home)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_ctrl_c_leaves_a_start_running_and_says_how_to_come_back(stack: Stack, home: dict[str, str]) -> None:
+    app_id = stack.make_app("held", HELD)
+    with terminal(home, "start", "held") as shown:
+        shown.shows("Container held-db-1")
+        shown.interrupt()
+        assert shown.ends() == 130
+        assert "The start of held goes on." in shown.text
+    operation_id = shown.text.partition("moorage follow ")[2].partition(";")[0]
+    assert stack.app(app_id)["status"] == "starting"
+    with terminal(home, "follow", operation_id) as shown:
+        shown.shows("held-db-1")
+        # The controller goes away and comes back meanwhile: the terminal goes on where it was.
+        stack.controller.restart()
+        docker = ["docker", "--host", stack.engine.host, "exec", "held-db-1", "touch", "/ready"]
+        subprocess.run(docker, check=True)
+        assert shown.ends() == 0
+        assert "The start succeeded." in shown.text
+        assert "Started" in shown.text
+    stopped = subprocess.run(
+        [installed("moorage"), "stop", "held", "--json"], env=home, capture_output=True, text=True, check=True
+    )
+    assert json.loads(stopped.stdout)["state"] == "succeeded"
+    assert stack.containers(stack.apps / "held") == []
+
+
+def test_logs_are_followed_until_ctrl_c(stack: Stack, home: dict[str, str]) -> None:
+    app_id = stack.make_app("chatty", CHATTY)
+    stack.api.post(f"/api/apps/{app_id}/start").expect(200)
+    with terminal(home, "logs", "-f", "chatty") as shown:
+        shown.shows("| first")
+        docker = ["docker", "--host", stack.engine.host, "exec", "chatty-web-1", "touch", "/more"]
+        subprocess.run(docker, check=True)
+        shown.shows("| second")
+        shown.interrupt()
+        assert shown.ends() == 0
+    told = subprocess.run(
+        [installed("moorage"), "logs", "chatty"], env=home, capture_output=True, text=True, check=True
+    )
+    assert [line.partition("| ")[2] for line in told.stdout.splitlines()] == ["first", "second"]
+    stack.api.post(f"/api/apps/{app_id}/stop").expect(200)

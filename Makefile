@@ -49,7 +49,7 @@ lint: install ## Check style, types and who imports whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(PACKAGES:%=-p %)
-	$(BIN)/mypy --explicit-package-bases tests packaging/agent
+	$(BIN)/mypy --explicit-package-bases tests packaging
 	$(BIN)/lint-imports
 
 .PHONY: proto
@@ -61,11 +61,27 @@ proto: install ## Generate the RPC code anew from proto/
 agent-bundle: ## Make the agent's bundle for hosts without Python, dist/moorage-agent-VERSION-linux-x86_64.tar.gz
 	@sh lab/system-packages.sh venv binutils
 	@$(MAKE) --silent --no-print-directory install
-	@$(BIN)/python packaging/agent/bundle.py
+	@$(BIN)/python packaging/bundle.py agent
+
+.PHONY: bundles
+bundles: agent-bundle ## Make the controller's bundle as well, dist/moorage-controller-VERSION-linux-x86_64.tar.gz
+	@$(BIN)/python packaging/bundle.py controller
 
 .PHONY: deb
-deb: agent-bundle ## Make a Debian package of the bundle, dist/moorage-agent_VERSION_amd64.deb
-	@$(BIN)/python packaging/agent/deb.py
+deb: bundles ## Make Debian packages of both, dist/moorage-{agent,controller}_VERSION_amd64.deb
+	@$(BIN)/python packaging/deb.py agent
+	@$(BIN)/python packaging/deb.py controller
+
+.PHONY: wheels
+wheels: ## Make the wheels of all distributions that are installed somewhere, in dist/
+	@sh lab/system-packages.sh venv
+	@$(MAKE) --silent --no-print-directory install
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+		--build-constraint constraints.txt --wheel-dir dist $(patsubst %,./%,$(filter-out lab,$(DISTRIBUTIONS)))
+
+.PHONY: release
+release: deb wheels ## Make all that a release has, with checksums, in dist/
+	@cd dist && rm -f SHA256SUMS && sha256sum -- *.deb *.whl *.tar.gz >SHA256SUMS && cat SHA256SUMS
 
 .PHONY: bench
 bench: ## Measure, and print the numbers (not part of `make test`)

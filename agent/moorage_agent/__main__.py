@@ -2,7 +2,7 @@
 
 import sys
 
-from moorage_agent.build import clean_environment
+from moorage_common.frozen import clean_environment
 
 clean_environment()
 if sys.argv[1:2] == ["sweep"]:

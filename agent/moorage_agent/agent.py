@@ -12,6 +12,7 @@ import structlog
 from moorage_common import x509
 from moorage_common.clock import SystemClock
 from moorage_common.journal import Journal, JournalError
+from moorage_common.systemd import notify, prove_alive
 
 from moorage_agent import certificates
 from moorage_agent.build import build
@@ -26,7 +27,7 @@ from moorage_agent.inspection import Inspection
 from moorage_agent.observer import Observer
 from moorage_agent.policy import Policy
 from moorage_agent.server import serve
-from moorage_agent.service import notify, prove_alive, scope_launcher
+from moorage_agent.service import scope_launcher
 from moorage_agent.servicer import AgentServicer
 from moorage_agent.settings import Settings, compose_binary
 from moorage_agent.watch import Watcher

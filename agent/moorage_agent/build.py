@@ -1,44 +1,14 @@
-"""Which build of the agent this is, and what a bundled one does before anything else."""
+"""Which build of the agent this is."""
 
-import os
-import sys
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
-_CERTIFICATES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
-"""Where Debian, Red Hat, SUSE and Alpine keep the authorities they trust; a bundle knows its builder's place alone."""
-
-
-def bundled() -> bool:
-    """Whether this agent runs from a bundle, without a Python of the host."""
-    return bool(getattr(sys, "frozen", False))
+from moorage_common.frozen import bundled, bundled_file
 
 
 @cache
 def build() -> str:
     """Return the build, such as `0.1.0-1a2b3c4d` in a bundle, or the version where it runs from an environment."""
     if bundled():
-        return (Path(sys.executable).parent / "VERSION").read_text(encoding="ascii").strip()
+        return bundled_file("VERSION").read_text(encoding="ascii").strip()
     return version("moorage-agent")
-
-
-def clean_environment() -> None:
-    """Take out what the bundle's start put in: a program of the host must not meet the bundle's libraries."""
-    if not bundled():
-        return
-    original = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
-    os.environ.pop("LD_LIBRARY_PATH", None)
-    if original is not None:
-        os.environ["LD_LIBRARY_PATH"] = original
-    for name in [name for name in os.environ if name.startswith("_PYI_")]:
-        del os.environ[name]
-    if "SSL_CERT_FILE" not in os.environ:
-        found = next((path for path in _CERTIFICATES if Path(path).exists()), None)
-        if found is not None:
-            os.environ["SSL_CERT_FILE"] = found

@@ -15,12 +15,13 @@ REQUEST_ID_KEY = "moorage-request-id"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-def configure(level: str, *, stream: TextIO | None = None, file: Path | None = None) -> None:
+def configure(level: str, *, stream: TextIO | None = None, file: Path | None = None, brief: bool = False) -> None:
     """Send all logs, structlog's and the standard library's, as one line each to standard error, and to `file` too.
 
-    `level` is one of debug, info, warning, error (any case). A terminal gets colours and words, all else JSON. A file
-    that was moved or removed is begun anew with the next line, as logrotate expects it; it is readable by its owner
-    and group. Raises OSError where it can't be opened.
+    `level` is one of debug, info, warning, error (any case). `brief`: standard error has warnings and worse alone, for
+    commands that say themselves what they did. A terminal gets colours and words, all else JSON. A file that was moved
+    or removed is begun anew with the next line, as logrotate expects it; it is readable by its owner and group. Raises
+    OSError where it can't be opened.
     """
     target = sys.stderr if stream is None else stream
     shared: list[Processor] = [
@@ -30,6 +31,8 @@ def configure(level: str, *, stream: TextIO | None = None, file: Path | None = N
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     handlers: list[logging.Handler] = [_formatted(logging.StreamHandler(target), shared, readable=target.isatty())]
+    if brief:
+        handlers[0].setLevel(logging.WARNING)
     if file is not None:
         handlers.append(_formatted(_LogFile(file), shared, readable=False))
     root = logging.getLogger()

@@ -1,4 +1,4 @@
-"""The command line: `moorage-controller serve | migrate | create-user | backup | restore | rotate-key`."""
+"""The command line: `moorage-controller serve | migrate | create-user | backup | restore | rotate-key` and so on."""
 
 import asyncio
 import signal
@@ -12,6 +12,7 @@ import structlog
 import uvloop
 from moorage_common import logging
 from moorage_common.clock import SystemClock
+from moorage_common.systemd import notify, prove_alive
 
 from moorage_controller import commands
 from moorage_controller import settings as settings_module
@@ -30,7 +31,19 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Serve the REST API and do the work behind it, until SIGINT or SIGTERM."""
-    _run(_serve)
+    _run(_serve, brief=False)
+
+
+@main.command()
+def healthcheck() -> None:
+    """Ask the controller of this machine whether it can work; exit code 0 or 1. For containers, which ask so."""
+    try:
+        problems = commands.problems(settings_module.load())
+    except StartupError as error:
+        problems = [error.sentence]
+    for sentence in problems:
+        click.echo(sentence, err=True)
+    sys.exit(1 if problems else 0)
 
 
 @main.command()
@@ -88,10 +101,10 @@ def rotate_key() -> None:
     _run(lambda settings: commands.rotate_key(settings, click.echo))
 
 
-def _run(work: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:
+def _run(work: Callable[[Settings], Coroutine[Any, Any, None]], *, brief: bool = True) -> None:
     try:
         settings = settings_module.load()
-        _configure_logs(settings)
+        _configure_logs(settings, brief=brief)
         uvloop.run(work(settings))
     except StartupError as error:
         click.echo(f"moorage-controller: {error.sentence} ({error.code})", err=True)
@@ -102,9 +115,9 @@ def _run(work: Callable[[Settings], Coroutine[Any, Any, None]]) -> None:
         sys.exit(1)
 
 
-def _configure_logs(settings: Settings) -> None:
+def _configure_logs(settings: Settings, *, brief: bool) -> None:
     try:
-        logging.configure(settings.log_level, file=settings.log_file)
+        logging.configure(settings.log_level, file=settings.log_file, brief=brief)
     except OSError as error:
         raise StartupError(
             "log_file",
@@ -122,5 +135,9 @@ async def _serve(settings: Settings) -> None:
             # Once, and on standard output alone: logs are kept, this is not.
             click.echo(f"The first admin is {settings.admin_username}, the password {controller.first_password}")
         log.info("listening", address=controller.address)
+        notify("READY=1")
+        alive = asyncio.create_task(prove_alive())
         await ended.wait()
+        alive.cancel()
+        notify("STOPPING=1")
         log.info("stopping")

@@ -1,9 +1,13 @@
 """What the command line does on the database beside a controller that may be running."""
 
 import asyncio
+import json
 import secrets
+import ssl
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from moorage_common.clock import SystemClock
 from pydantic import ValidationError
@@ -130,3 +134,20 @@ def _existing_database(settings: Settings) -> Database:
 def _place(settings: Settings, name: str) -> str:
     """Return where a secret is, for a person to read."""
     return name.upper() if getattr(settings, name) else f"the file {settings.moorage_data_dir / name}"
+
+
+def problems(settings: Settings) -> list[str]:
+    """Ask /readyz of the controller on this machine, and return what it says is wrong. Blocks."""
+    scheme = "http" if settings.tls_cert_file is None else "https"
+    # All addresses are listened on by none of them; the certificate bears another name than this machine's inside.
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - what is set
+    trusting = ssl._create_unverified_context()  # noqa: S323, SLF001 - asked of itself, and nothing secret is sent
+    try:
+        with urlopen(f"{scheme}://{host}:{settings.port}/readyz", timeout=5, context=trusting) as reply:  # noqa: S310
+            reply.read()
+    except HTTPError as error:
+        told: list[str] = json.loads(error.read()).get("problems", [])
+        return told or [f"It answers {error.code}."]
+    except OSError as error:
+        return [f"It doesn't answer: {error}"]
+    return []

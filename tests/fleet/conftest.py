@@ -34,7 +34,7 @@ def bundles() -> Path:
         files = [path for place in _SOURCES for path in (ROOT / place).rglob("*") if "__pycache__" not in path.parts]
         made = [path.stat().st_mtime for path in dist.glob("*.tar.gz")]
         if len(made) < 2 or min(made) < max(path.stat().st_mtime for path in files):
-            argv = [sys.executable, str(ROOT / "packaging/agent/bundle.py"), "--dist", str(dist), "--version"]
+            argv = [sys.executable, str(ROOT / "packaging/bundle.py"), "agent", "--dist", str(dist), "--version"]
             done = subprocess.run(
                 [*argv, version("moorage-agent"), OLD], capture_output=True, text=True, check=False, timeout=400
             )

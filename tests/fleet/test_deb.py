@@ -28,7 +28,7 @@ def packages(bundles: Path) -> dict[str, Path]:
     """Return the packages of both bundles, by version."""
     made = {}
     for release in (OLD, version("moorage-agent")):
-        argv = [sys.executable, str(ROOT / "packaging/agent/deb.py"), "--dist", str(bundles), "--version", release]
+        argv = [sys.executable, str(ROOT / "packaging/deb.py"), "agent", "--dist", str(bundles), "--version", release]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=200)
         assert done.returncode == 0, done.stderr
         made[release] = bundles / f"moorage-agent_{release}_amd64.deb"

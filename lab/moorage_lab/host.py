@@ -169,6 +169,14 @@ class Host:
             tar.addfile(file, io.BytesIO(data))
         self._container.put_archive("/", target.getvalue())
 
+    def read(self, path: str) -> bytes:
+        """Return what is in a file on it."""
+        stream, _ = self._container.get_archive(path)
+        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as tar:
+            file = tar.extractfile(Path(path).name)
+            assert file is not None
+            return file.read()
+
     def wait_up(self) -> None:
         """Wait until it has booted: systemd, sshd, and the Engine with the sample image in it."""
         eventually(lambda: self.succeeds("docker", "version"), timeout=_BOOT_SECONDS, what=f"the Engine of {self.name}")

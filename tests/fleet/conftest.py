@@ -3,7 +3,7 @@
 import fcntl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from moorage_lab.engine import PrivateEngine
 from moorage_lab.host import Fleet
 
 ROOT = Path(__file__).resolve().parents[2]
-_SOURCES = ("agent/moorage_agent", "common/moorage_common", "packaging")
+_SOURCES = ("common/moorage_common", "packaging")
 
 
 @pytest.fixture(scope="session")
@@ -26,18 +26,31 @@ def fleet(engine: PrivateEngine, engine_folder: Path) -> Iterator[Fleet]:
 @pytest.fixture(scope="session")
 def bundles() -> Path:
     """Return the folder of two bundles made of this tree: its own version, and OLD, which differs by its name alone."""
+    return bundles_of("agent", ("agent/moorage_agent",), [version("moorage-agent"), OLD])
+
+
+@pytest.fixture(scope="session")
+def controller_bundle(bundles: Path) -> Path:
+    """Return the same folder, with a bundle of the controller as well."""
+    sources = ("controller/moorage_controller", "migrations/moorage_migrations")
+    assert bundles_of("controller", sources, [version("moorage-controller")]) == bundles
+    return bundles
+
+
+def bundles_of(program: str, sources: Sequence[str], releases: Sequence[str]) -> Path:
+    """Make a program's bundles where they are older than what they are made of; return their folder."""
     dist = ROOT / ".cache" / "bundles"
     dist.mkdir(parents=True, exist_ok=True)
-    with (dist / "lock").open("w") as lock:
+    with (dist / f"{program}.lock").open("w") as lock:
         # The other half of a test run waits for it rather than making it again.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        files = [path for place in _SOURCES for path in (ROOT / place).rglob("*") if "__pycache__" not in path.parts]
-        made = [path.stat().st_mtime for path in dist.glob("*.tar.gz")]
-        if len(made) < 2 or min(made) < max(path.stat().st_mtime for path in files):
-            argv = [sys.executable, str(ROOT / "packaging/bundle.py"), "agent", "--dist", str(dist), "--version"]
-            done = subprocess.run(
-                [*argv, version("moorage-agent"), OLD], capture_output=True, text=True, check=False, timeout=400
-            )
+        places = (*sources, *_SOURCES)
+        files = [path for place in places for path in (ROOT / place).rglob("*") if "__pycache__" not in path.parts]
+        made = [path.stat().st_mtime for path in dist.glob(f"moorage-{program}-*.tar.gz")]
+        if len(made) < len(releases) or min(made) < max(path.stat().st_mtime for path in files):
+            argv = [sys.executable, str(ROOT / "packaging/bundle.py"), program, "--dist", str(dist), "--level", "1"]
+            argv += ["--version", *releases]
+            done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=400)
             assert done.returncode == 0, done.stderr[-3000:]
     return dist
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DISTRIBUTIONS = ("common", "migrations", "agent", "controller", "lab")
+DISTRIBUTIONS = ("common", "migrations", "agent", "controller", "cli", "lab")
 _GENERATED = Path("moorage_common/rpc/v1")
 _MOST_LINES = 400
 
@@ -49,7 +49,7 @@ def test_the_rpc_code_is_what_the_proto_file_says(tmp_path: Path) -> None:
     assert not stale, "stale: run `make proto`"
 
 
-def test_the_five_distributions_have_one_version_and_the_changelog_knows_it() -> None:
+def test_the_distributions_have_one_version_and_the_changelog_knows_it() -> None:
     versions = {
         name: tomllib.loads((ROOT / name / "pyproject.toml").read_text())["project"]["version"]
         for name in DISTRIBUTIONS

@@ -5,15 +5,18 @@ import sqlite3
 import stat
 from contextlib import closing
 from pathlib import Path
+from uuid import uuid4
 
 import moorage_migrations
 import pytest
-from factories import add_users, make_settings
+from factories import add_users, app_row, make_settings, operation_row, project_row, server_row
 from fakes import FakeClock, FakeHosts
 from moorage_controller.app import Controller, migrate_database
 from moorage_controller.database import open_database
 from moorage_controller.errors import StartupError
 from moorage_controller.settings import Settings
+from moorage_controller.store import apps, operations, projects, servers
+from moorage_controller.store.migrate import migrate
 from moorage_controller.store.tables import metadata
 from sqlalchemy import Connection, inspect, text
 
@@ -48,8 +51,49 @@ async def revision(settings: Settings) -> str | None:
 
 async def downgrade(settings: Settings, to: str) -> None:
     database = open_database(settings, FakeClock(), clock_decides=True)
-    async with database.write() as connection:
+    async with database.migrate() as connection:
         await connection.run_sync(moorage_migrations.downgrade, to)
+    await database.close()
+
+
+async def test_rows_and_what_they_refer_to_outlive_every_migration(empty: Settings) -> None:
+    """SQLite makes a changed table anew: no row, and no reference to one, may be lost by that."""
+    database = open_database(empty, FakeClock(), clock_decides=True)
+    await migrate(database)
+    project, server = project_row(), server_row(agent_name="a.agents.moorage")
+    app = app_row(project.id, server.id)
+    operation = operation_row(app, state="succeeded")
+    async with database.write() as connection:
+        await projects.add(connection, project)
+        await servers.add(connection, server)
+        await apps.add(connection, app)
+        await operations.add(connection, operation)
+    for target in ("-1", "-2"):
+        async with database.migrate() as connection:
+            await connection.run_sync(moorage_migrations.downgrade, target)
+        await migrate(database)
+    async with database.read() as connection:
+        found = await operations.get(connection, operation.id)
+        assert found is not None
+        assert (found.app_id, found.server_id) == (app.id, server.id)
+        assert [each.id for each in await servers.all_servers(connection)] == [server.id]
+        kept = await apps.get(connection, app.id)
+        assert kept is not None
+        assert kept.project_id == project.id
+    await database.close()
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+async def test_a_reference_that_leads_nowhere_is_told_and_nothing_is_changed(empty: Settings) -> None:
+    database = open_database(empty, FakeClock(), clock_decides=True)
+    await migrate(database)
+    with pytest.raises(StartupError, match="a row in apps whose") as caught:
+        async with database.migrate() as connection:
+            await apps.add(connection, app_row(uuid4(), uuid4()))
+    assert caught.value.code == "broken_reference"
+    async with database.write() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM apps"))).scalar() == 0
+        assert (await connection.execute(text("PRAGMA foreign_keys"))).scalar() == 1
     await database.close()
 
 

@@ -58,7 +58,11 @@ class Place:
 
     def install(self, release: str) -> str:
         """Install a release, and return what dpkg said."""
-        return self.host.run("dpkg", "--install", f"/root/{release}.deb")
+        try:
+            return self.host.run("dpkg", "--install", f"/root/{release}.deb")
+        except HostError as error:
+            log = self.host.run("journalctl", "--no-pager", "--lines", "20", "--unit", "moorage-controller")
+            raise HostError(f"{error}\n{log}") from None
 
     def settings(self) -> dict[str, str]:
         """Return the settings."""

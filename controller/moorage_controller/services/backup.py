@@ -107,7 +107,7 @@ async def restore(database: Database, path: Path) -> None:
     with await asyncio.to_thread(BackupReader, path) as reader:
         batches = reader.batches()
         try:
-            async with database.write() as connection:
+            async with database.migrate() as connection:
                 await connection.run_sync(_prepare, reader.header.revision)
                 names = [outline.name for outline in reader.header.tables]
                 tables = {table.name: table for table in await connection.run_sync(contents.tables, names)}

@@ -14,7 +14,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from moorage_controller.errors import DatabaseUnavailableError
+from moorage_controller.errors import DatabaseUnavailableError, StartupError
 from moorage_controller.signals import Signal, Timed
 from moorage_controller.store import postgresql, sqlite
 from moorage_controller.store.turns import Turns
@@ -67,6 +67,7 @@ class Database:
         self._turn = asyncio.Lock()
         self._writing, self._reading = Turns(1), Turns(_READERS)
         self._writer = self._engine.execution_options(moorage_write=True)
+        self._migrator = self._engine.execution_options(moorage_write=True, moorage_migrate=True)
 
     @property
     def is_shared(self) -> bool:
@@ -83,12 +84,39 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection in a write transaction: committed at the end, rolled back on any error."""
+        async with self._begun(self._writer) as connection:
+            yield connection
+        self.written.emit(None)
+
+    @asynccontextmanager
+    async def migrate(self) -> AsyncIterator[AsyncConnection]:
+        """Yield what `write` yields, for who changes tables.
+
+        SQLite's are made anew for that, which its foreign keys would take for a removal of all their rows: so they are
+        off meanwhile, and all references are looked at before the commit. Raises StartupError where one leads nowhere.
+        """
+        try:
+            async with self._begun(self._migrator) as connection:
+                yield connection
+                if self.sqlite_path is not None:
+                    broken = (await connection.exec_driver_sql("PRAGMA foreign_key_check")).mappings().first()
+                    if broken is not None:
+                        raise StartupError(
+                            "broken_reference",
+                            f"The database has a row in {broken['table']} whose {broken['parent']} isn't there: restore a backup.",
+                        )
+        finally:
+            # Its connection must not be used for anything else.
+            await self._engine.dispose()
+        self.written.emit(None)
+
+    @asynccontextmanager
+    async def _begun(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         with self._timed("write"), telling():
-            async with self._writing.taken(), self._turn, self._writer.begin() as connection:
+            async with self._writing.taken(), self._turn, engine.begin() as connection:
                 if self.sqlite_path is None:
                     await postgresql.take_turn(connection)
                 yield connection
-        self.written.emit(None)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -125,5 +153,8 @@ def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) ->
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    write = connection.get_execution_options().get("moorage_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    options = connection.get_execution_options()
+    if options.get("moorage_migrate", False):
+        # Before it begins: within a transaction this would do nothing.
+        connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("moorage_write", False) else "BEGIN")

@@ -21,7 +21,7 @@ async def migrate(database: Database) -> None:
 
     An older SQLite database is copied first, to NAME.before-REVISION beside it: PostgreSQL's is its admin's to dump.
     """
-    async with database.write() as connection:
+    async with database.migrate() as connection:
         current = await _revision(connection)
         if current == moorage_migrations.head_revision():
             return

@@ -89,6 +89,10 @@ bench: ## Measure, and print the numbers (not part of `make test`)
 	@$(MAKE) --silent --no-print-directory install
 	@PYTHONUNBUFFERED=1 exec $(BIN)/python -m pytest tests/benchmarks -s $(PYTEST_ARGS)
 
+.PHONY: settings
+settings: install ## Write packaging/SETTINGS.md anew from the code
+	@$(BIN)/python packaging/settings.py
+
 .PHONY: clean
 clean: ## Remove .venv and all caches (.run, with your data, stays)
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -109,7 +109,8 @@ def add_controllers_files(root: Path, dist: Path) -> None:
     if not agent.exists():
         sys.exit(f"There is no {agent}, which the controller installs on hosts: run `make bundles` first.")
     _copy(agent, shared, "moorage-agent.tar.gz")
-    _copy(SOURCES / "README.md", root / "usr/share/doc/moorage-controller")
+    for page in ("README.md", "SETTINGS.md"):
+        _copy(SOURCES / page, root / "usr/share/doc/moorage-controller")
 
 
 PACKAGES = {

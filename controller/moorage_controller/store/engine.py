@@ -101,10 +101,9 @@ class Database:
                 if self.sqlite_path is not None:
                     broken = (await connection.exec_driver_sql("PRAGMA foreign_key_check")).mappings().first()
                     if broken is not None:
-                        raise StartupError(
-                            "broken_reference",
-                            f"The database has a row in {broken['table']} whose {broken['parent']} isn't there: restore a backup.",
-                        )
+                        table, parent = broken["table"], broken["parent"]
+                        sentence = f"The database has a row in {table} whose {parent} isn't there: restore a backup."
+                        raise StartupError("broken_reference", sentence)
         finally:
             # Its connection must not be used for anything else.
             await self._engine.dispose()

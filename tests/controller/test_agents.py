@@ -8,6 +8,8 @@ import pytest
 from factories import World
 from moorage_lab.waiting import eventually_async
 
+SQLITE_ONLY = "What goes over SSH, and who waits for it, hangs on no database."
+
 KEY = asyncssh.generate_private_key("ssh-ed25519").export_private_key("openssh").decode()
 
 

@@ -9,6 +9,8 @@ from moorage_controller.api import health, schemas
 from moorage_controller.api.routes import ROUTES, Route
 from moorage_controller.auth.roles import Role, Scope
 
+SQLITE_ONLY = "Who may call what is the route table's."
+
 NAMES = [f"{route.method} {route.path}" for route in ROUTES]
 
 

@@ -11,6 +11,8 @@ from moorage_controller.store.encryption import Keyring
 from moorage_controller.store.tables import enrollment_tokens
 from sqlalchemy import update
 
+SQLITE_ONLY = "What is shown is made of the same rows on both."
+
 
 async def test_a_whole_day_s_work_shows_no_secret(
     world: World, logs: io.StringIO, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,8 @@ from moorage_controller.store.engine import Database
 from moorage_controller.store.servers import Server
 from moorage_lab.waiting import eventually_async
 
+SQLITE_ONLY = "Who asks a host, and for how long, hangs on no database."
+
 
 class CountedHosts(FakeHosts):
     """Hosts that take `seconds` to say how they are, and count how often they were asked."""

@@ -6,6 +6,8 @@ from fakes import FakeHost, settle
 from moorage_common.states import OperationKind
 from sse import listening
 
+SQLITE_ONLY = "What a host is asked for and shown hangs on no database."
+
 
 @pytest.fixture
 async def server_id(world: World, host: FakeHost) -> str:

@@ -10,6 +10,8 @@ from moorage_common.states import OperationKind
 from moorage_controller.settings import Settings
 from prometheus_client.parser import text_string_to_metric_families
 
+SQLITE_ONLY = "One test looks at what is counted on PostgreSQL."
+
 TOKEN = "a-test-s-metrics-token-0123456789abcdef"  # noqa: S105 - a test's
 
 
@@ -118,6 +120,7 @@ async def test_failures_to_log_in_are_counted_by_reason(world: World) -> None:
         assert now.value("moorage_authentication_failures_total", reason=reason) == 1, reason
 
 
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgresql"], indirect=True, scope="session")
 async def test_certificates_and_listeners_show(world: World, host: FakeHost) -> None:
     assert host.reachable
     now = await scrape(world.nobody)

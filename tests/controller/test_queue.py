@@ -10,6 +10,8 @@ from moorage_common.states import OperationKind
 from moorage_controller.services.queue import Gate
 from moorage_controller.settings import Settings
 
+SQLITE_ONLY = "Turns are taken in memory."
+
 
 @pytest.fixture
 async def host(world: World) -> FakeHost:

@@ -252,6 +252,8 @@ class Operations:
     async def _wait_a_while(self, operation_id: UUID, most: float) -> None:
         """Return when the operation has ended, or perhaps has: another controller may drive it."""
         task = self._tasks.get(operation_id)
+        if task is None and not (await self.get(operation_id)).in_flight:
+            return  # it ended here since the last look
         timer = asyncio.create_task(self._clock.sleep(most if task is not None else min(most, _LOOK_SECONDS)))
         try:
             # asyncio.wait never cancels the task: a caller who hangs up changes nothing.

@@ -76,7 +76,7 @@ class Member:
         reply = await asyncio.to_thread(self.api.request, method, path, body)
         return reply.expect(*(() if expect is None else (expect,)))
 
-    async def wait_for(self, path: str, *, within: float = 30, **wanted: object) -> dict[str, Any]:
+    async def wait_for(self, path: str, *, within: float = 60, **wanted: object) -> dict[str, Any]:
         """Wait until a resource's fields are as wanted, for that many seconds at most."""
 
         async def right() -> dict[str, Any] | None:

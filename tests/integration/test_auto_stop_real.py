@@ -99,7 +99,7 @@ async def test_what_ignores_the_signal_and_has_lost_its_file_is_stopped_all_the_
         app_id = await member.start_app("deaf", DEAF, 1)
         (member.apps / "deaf" / "compose.yaml").unlink()
         member.clock.shift(61)
-        await member.wait_for(f"/api/apps/{app_id}", within=60, status="stopped", overdue=False)
+        await member.wait_for(f"/api/apps/{app_id}", status="stopped", overdue=False)
         assert await member.running("deaf") == []
         assert len(await member.auto_stops(app_id)) == 1
 

@@ -216,7 +216,11 @@ def test_an_altered_backup_is_refused_before_anything_is_written(file: Path, tar
         assert result.exit_code == 1, position
         assert "(damaged_backup)" in result.output or "(not_a_backup)" in result.output, result.output
     plain = gzip.decompress(whole)
-    for altered in (plain.replace(b"admin", b"nimda"), plain + plain, plain + b"\n", plain.replace(b"\n", b"\n\n", 1)):
+    swapped = [
+        plain.replace(old, new) for old, new in ((b"admin", b"nimda"), (b'"id"', b'"di"'), (b"secret", b"terces"))
+    ]
+    for altered in (*swapped, plain + plain, plain + b"\n", plain.replace(b"\n", b"\n\n", 1)):
+        assert altered != plain
         file.write_bytes(gzip.compress(altered))
         refused(target.run("restore", file), "damaged_backup")
     assert not target.folder.exists()

@@ -90,7 +90,7 @@ def _unopened(
                 "use when the backup was made, or put that controller's file encryption_key into the data folder.",
             )
         try:
-            keyring.open(Ciphertext(str(secret)), column=f"{table}.{column}", row=str(values["id"]))
+            keyring.open(Ciphertext(str(secret)), column=f"{table}.{column}", row=str(values.get("id")))
         except UndecryptableError as error:
             return StartupError(
                 "wrong_encryption_key",

@@ -47,7 +47,7 @@ def wait_server(stack: Stack, server_id: str = "", **wanted: object) -> Any:  # 
         assert {key: shown[key] for key in wanted} == wanted, shown["statusDetail"]
         return shown
 
-    return eventually(right, timeout=40, what=f"the server {wanted}")
+    return eventually(right, timeout=60, what=f"the server {wanted}")
 
 
 def test_a_server_without_an_agent_does_all_that_one_with_an_agent_does(stack: Stack, sshd: PrivateSshd) -> None:

@@ -36,7 +36,8 @@ from moorage_controller.hosts.transport import (
 )
 
 DEFAULT_USER = "root"
-_AGENT_ASKED_EVERY_SECONDS = 10.0
+_AGENT_ASKED_EVERY_SECONDS = 3.0
+"""Over SSH a look costs far more: an ask that came too early, before the channel tried again, soon has its next."""
 
 
 class ChosenHosts:

@@ -37,7 +37,7 @@ from moorage_controller.hosts.transport import (
 
 DEFAULT_USER = "root"
 _AGENT_ASKED_EVERY_SECONDS = 3.0
-"""Over SSH a look costs far more: an ask that came too early, before the channel tried again, soon has its next."""
+"""While SSH is used. An ask fails at once while the channel waits to connect anew (3 s at most): the next is soon."""
 
 
 class ChosenHosts:

@@ -90,6 +90,7 @@ def _unopened(
                 "use when the backup was made, or put that controller's file encryption_key into the data folder.",
             )
         try:
+            # A damaged header may name no `id`: then nothing opens, and the checksum at the end says why.
             keyring.open(Ciphertext(str(secret)), column=f"{table}.{column}", row=str(values.get("id")))
         except UndecryptableError as error:
             return StartupError(

@@ -48,6 +48,14 @@ class ConflictError(MoorageError):
     """The state of things doesn't allow it now."""
 
 
+class OperationInProgressError(ConflictError):
+    """Another operation is in flight on the app; `operation_id` is its id."""
+
+    def __init__(self, sentence: str, operation_id: str) -> None:
+        super().__init__("operation_in_progress", sentence)
+        self.operation_id = operation_id
+
+
 class TooManyRequestsError(MoorageError):
     """The caller is to wait; `retry_after` is in whole seconds, 1 or more."""
 

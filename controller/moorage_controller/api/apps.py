@@ -14,7 +14,7 @@ from moorage_controller.api.convert import (
 )
 from moorage_controller.api.preference import ended
 from moorage_controller.api.replies import Reply, later, now
-from moorage_controller.api.schemas import AppChanges, AppIn, DeletedOut, ExtendIn, StartIn
+from moorage_controller.api.schemas import AppChanges, AppIn, DeletedOut, ExtendIn, StartIn, StopIn
 
 
 async def list_apps(call: Call) -> Reply:
@@ -59,7 +59,8 @@ async def restart_app(call: Call) -> Reply:
 
 async def stop_app(call: Call) -> Reply:
     """POST /api/apps/{id}/stop."""
-    operation = await ended(call, await call.services.apps.stop(call.id(), call.actor))
+    cancel_start = call.body(StopIn).cancel_start
+    operation = await ended(call, await call.services.apps.stop(call.id(), call.actor, cancel_start=cancel_start))
     if operation.in_flight:
         return later(operation_out(operation), operation.id)
     output = await call.services.outputs.text(operation.id)
@@ -75,8 +76,7 @@ async def extend_app(call: Call) -> Reply:
 
 
 async def _start(call: Call, kind: OperationKind) -> Reply:
-    body = call.body(StartIn)
-    minutes = body.timeout or body.timeout_minutes
+    minutes = call.body(StartIn).length
     operation = await ended(call, await call.services.apps.start(call.id(), call.actor, minutes, kind))
     if operation.in_flight:
         return later(operation_out(operation), operation.id)

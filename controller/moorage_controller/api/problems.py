@@ -55,6 +55,8 @@ def from_error(error: errors.MoorageError, request_id: str) -> web.Response:
     extra: dict[str, Any] = {}
     if isinstance(error, errors.InvalidError):
         extra["errors"] = [{"field": field, "message": message} for field, message in error.errors.items()]
+    if isinstance(error, errors.OperationInProgressError):
+        extra["operationId"] = error.operation_id
     if isinstance(error, errors.OperationFailedError):
         extra |= {"output": error.output, "operationId": error.operation_id}
     response = problem(status_of(error), error.code, error.sentence, request_id, extra)

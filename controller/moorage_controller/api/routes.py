@@ -194,7 +194,7 @@ ROUTES: tuple[Route, ...] = (
     _get("/api/apps/{id}/services", inspection.list_services, schemas.ContainerOut, many=True),
     _get("/api/apps/{id}/logs", inspection.show_logs, schemas.ContainerOut),
     _operate("/api/apps/{id}/start", apps.start_app, schemas.StartedOut, schemas.StartIn),
-    _operate("/api/apps/{id}/stop", apps.stop_app, schemas.StoppedOut, schemas.NothingIn),
+    _operate("/api/apps/{id}/stop", apps.stop_app, schemas.StoppedOut, schemas.StopIn),
     _operate("/api/apps/{id}/extend", apps.extend_app, schemas.AppOut, schemas.ExtendIn),
     _operate("/api/apps/{id}/restart", apps.restart_app, schemas.StartedOut, schemas.StartIn),
     _get("/api/operations", operations.list_operations, schemas.OperationOut, many=True),

@@ -1,6 +1,7 @@
 """Bodies and replies of the REST API: camelCase, epoch milliseconds, minutes. Unknown fields are ignored."""
 
-from typing import Annotated, Self
+import re
+from typing import Annotated, ClassVar, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -8,6 +9,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.alias_generators import to_camel
 
 MAX_MINUTES = 43_200
+_DURATION = re.compile(r"minute|hour|second|day|duration|timeout|until|ttl|stop_?(at|after|in)|expires")
+"""Names of fields by which a caller means a time."""
 MAX_MILLIS = 253_402_300_799_000
 """The end of the year 9999, the last one that databases and people know."""
 
@@ -238,15 +241,57 @@ class ProjectFoundOut(Schema):
     services: list[str]
 
 
-class StartIn(Schema):
-    """POST /api/apps/{id}/start and /restart; the body may be left out."""
+class Timed(Schema):
+    """Base of bodies whose times must not be lost: an unknown field that looks like one is refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_lost_duration(cls, body: object) -> object:
+        known = {name for key, field in cls.model_fields.items() for name in (key, field.alias)}
+        for name in body if isinstance(body, dict) else ():
+            if name not in known and _DURATION.search(str(name).lower()):
+                raise ValueError(f"{str(name)[:50]!a} isn't known here: give {cls.duration_hint}.")
+        return body
+
+    duration_hint: ClassVar[str]
+
+
+class StartIn(Timed):
+    """POST /api/apps/{id}/start and /restart, for this run only; the body may be left out.
+
+    `timeout`, `timeout_minutes` and `minutes` are three names of the same.
+    """
+
+    duration_hint = "minutes, for this run"
 
     timeout: Minutes | None = None
     timeout_minutes: Annotated[Minutes | None, Field(alias="timeout_minutes")] = None
+    minutes: Minutes | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if len({self.timeout, self.timeout_minutes, self.minutes} - {None}) > 1:
+            raise ValueError("timeout, timeout_minutes and minutes differ: give one of them.")
+        return self
+
+    @property
+    def length(self) -> int | None:
+        """The minutes that were asked for, None for the app's own."""
+        return self.timeout or self.timeout_minutes or self.minutes
 
 
-class ExtendIn(Schema):
+class StopIn(Timed):
+    """POST /api/apps/{id}/stop; the body may be left out. `cancelStart` cancels a start that is in progress first."""
+
+    duration_hint = "nothing, since a stop is done at once"
+
+    cancel_start: bool = False
+
+
+class ExtendIn(Timed):
     """POST /api/apps/{id}/extend: so many minutes more, or until a moment (epoch milliseconds), earlier or later."""
+
+    duration_hint = "minutes, or until (epoch milliseconds)"
 
     minutes: Minutes | None = None
     until: Annotated[int, Number, Field(ge=0, le=MAX_MILLIS)] | None = None

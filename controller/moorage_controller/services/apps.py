@@ -11,7 +11,13 @@ from moorage_common.states import OperationKind
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.auth.roles import Actor
-from moorage_controller.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from moorage_controller.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    OperationInProgressError,
+)
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.deadlines import Deadlines, deadline_of
@@ -179,9 +185,28 @@ class Apps:
             self._check_minutes("timeout", minutes)
         return await self._begin(app_id, kind, actor, minutes)
 
-    async def stop(self, app_id: UUID, actor: Actor) -> Operation:
-        """Begin a stop, or join the one that is in flight. Raises like `start`."""
-        return await self._begin(app_id, OperationKind.DOWN, actor, None)
+    async def stop(self, app_id: UUID, actor: Actor, *, cancel_start: bool = False) -> Operation:
+        """Begin a stop, or join the one that is in flight; `cancel_start` cancels a start or restart first.
+
+        Raises like `start`; HostUnreachableError where the start can't be cancelled.
+        """
+        while True:
+            try:
+                return await self._begin(app_id, OperationKind.DOWN, actor, None)
+            except OperationInProgressError as error:
+                if not cancel_start:
+                    raise
+                await self._end_start(UUID(error.operation_id), actor)
+
+    async def _end_start(self, operation_id: UUID, actor: Actor) -> None:
+        with suppress(ConflictError):  # it has ended meanwhile
+            await self._operations.cancel(operation_id, actor)
+        operation = await self._operations.wait(operation_id)
+        if operation.in_flight:
+            raise OperationInProgressError(
+                "The start was cancelled, and its host hasn't told its end yet: stop the app again in a moment.",
+                str(operation_id),
+            )
 
     async def _begin(self, app_id: UUID, kind: OperationKind, actor: Actor, minutes: int | None) -> Operation:
         while True:
@@ -194,10 +219,7 @@ class Apps:
                     continue  # it ended in between: the way is free
                 if other.kind == kind:
                     return other
-                sentence = (
-                    f"A {_ACTIONS[OperationKind(other.kind)].lower()} of this app is in progress: wait for its end."
-                )
-                raise ConflictError("operation_in_progress", sentence) from None
+                raise OperationInProgressError(_in_progress(other), str(other.id)) from None
 
     async def _record(self, app_id: UUID, kind: OperationKind, actor: Actor, minutes: int | None) -> Operation:
         """Store operation, provisional run, status and audit entry together, before anything is sent."""
@@ -240,6 +262,16 @@ class Apps:
             return {}
         stop_at = min(app.stop_at + timedelta(minutes=timeout - app.run_timeout), app.run_began_at + self._rules.most)
         return {"run_timeout": timeout, **self._rules.deadline(app, stop_at, now)}
+
+
+def _in_progress(other: Operation) -> str:
+    action = _ACTIONS[OperationKind(other.kind)].lower()
+    if other.kind == OperationKind.DOWN:
+        return f"A {action} of this app is in progress (operation {other.id}): wait for its end."
+    return (
+        f"A {action} of this app is in progress (operation {other.id}): wait for its end, cancel that operation, "
+        "or stop the app with cancelStart."
+    )
 
 
 def _found(view: AppView | None) -> AppView:

@@ -26,6 +26,13 @@ class DocumentOut(BaseModel):
     openapi: str
 
 
+class IndexOut(BaseModel):
+    """GET /: a sentence, and the URL of the page of the API."""
+
+    message: str
+    docs: str
+
+
 def routes(others: Sequence[Route]) -> tuple[Route, ...]:
     """Return the route of the document, which tells of itself too, and the page's."""
 
@@ -39,11 +46,19 @@ def routes(others: Sequence[Route]) -> tuple[Route, ...]:
         del call
         return Reply(Raw(page, "text/html"), headers={"Content-Security-Policy": policy})
 
+    async def index(call: Call) -> Reply:
+        """GET /: where the API is."""
+        return Reply(IndexOut(message="Moorage's API is below /api.", docs=f"{call.services.base_url}/api/docs"))
+
     told = Route("GET", "/api/openapi.json", Role.NOBODY, openapi_json, DocumentOut)
     document = json.dumps(openapi.document((*others, told)), separators=(",", ":")).encode()
     page = _PAGE.read_bytes()
     policy = _policy(page.decode())
-    return told, Route("GET", "/api/docs", Role.NOBODY, docs, DocumentOut)
+    return (
+        told,
+        Route("GET", "/api/docs", Role.NOBODY, docs, DocumentOut),
+        Route("GET", "/", Role.NOBODY, index, IndexOut),
+    )
 
 
 def _policy(page: str) -> str:

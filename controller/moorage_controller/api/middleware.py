@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from moorage_controller.api import document, idempotency, problems
 from moorage_controller.api.call import Call, Services, to_json
-from moorage_controller.api.details import LIVE
+from moorage_controller.api.details import EVENT_STREAM, LIVE
 from moorage_controller.api.replies import Raw, Reply, page
 from moorage_controller.api.routes import ROUTES, Route
 from moorage_controller.api.sse import Stream
@@ -60,12 +60,19 @@ def build(services: Services, surface: Surface) -> web.Application:
             _measure(request, response, seconds, services.metrics.meters)
         return response
 
-    application = web.Application(middlewares=[around], client_max_size=BODY_LIMIT)
+    slashes = web.normalize_path_middleware(
+        append_slash=False, remove_slash=True, merge_slashes=False, redirect_class=web.HTTPPermanentRedirect
+    )
+    application = web.Application(middlewares=[around, slashes], client_max_size=BODY_LIMIT)
     # A signal and not the middleware: it comes before the first byte of a stream too.
     application.on_response_prepare.append(surface.prepare)
     application.on_shutdown.append(surface.streams.close)
     for route in (*ROUTES, *document.routes(ROUTES)):
-        application.router.add_route(route.method, route.path, _endpoint(route, services, surface))
+        endpoint = _endpoint(route, services, surface)
+        application.router.add_route(route.method, route.path, endpoint)
+        if route.method == "GET":
+            # Uptime monitors and load balancers ask so; the library leaves the body out.
+            application.router.add_route("HEAD", route.path, endpoint)
     return application
 
 
@@ -97,6 +104,10 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         return await handler(request)
     except MoorageError as error:
         return problems.from_error(error, request_id)
+    except web.HTTPPermanentRedirect as error:
+        moved = problems.problem(error.status, "moved", "This path has no slash at its end.", request_id)
+        moved.headers["Location"] = str(error.location)
+        return moved
     except web.HTTPException as error:
         code, sentence = _FRAMEWORK.get(error.status, ("bad_request", "The request can't be understood."))
         return problems.problem(error.status, code, sentence, request_id)
@@ -115,6 +126,9 @@ def _endpoint(route: Route, services: Services, surface: Surface) -> Handler:
         call = Call(services, request, origin, principal, body, keyed)
         if route.method != "GET" or route.path in LIVE:
             reply = await idempotency.answer(route, call)
+            if isinstance(reply.body, Stream) and request.method == "HEAD":
+                await reply.body.events.aclose()
+                return web.Response(content_type=EVENT_STREAM)
             if isinstance(reply.body, Stream):
                 return await surface.streams.serve(request, reply.body, lambda: _listens(route, request, services))
             return _respond(page(call, reply) if route.many else reply)

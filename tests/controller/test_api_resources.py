@@ -225,7 +225,7 @@ async def test_a_plain_user_may_change_the_timeout_and_nothing_else(world: World
     for field, value in changes.items():
         reply = await world.user.put(path, {"autoStopTimeout": 30, field: value})
         assert reply.status in {403, 422}, (field, reply.text)
-    assert await world.app(app["id"]) == app | {"autoStopTimeout": 20}
+    assert await world.app(app["id"]) == app | {"autoStopTimeout": 20, "defaultTimeout": 20}
 
 
 async def test_an_app_is_watched_from_the_moment_it_is_there(world: World) -> None:

@@ -59,7 +59,8 @@ async def test_a_run_s_length_is_the_start_s_or_the_app_s(
     (await world.admin.put(f"/api/apps/{app_id}", {"autoStopTimeout": 25})).expect(200)
     reply = (await world.user.post(f"/api/apps/{app_id}/start", body)).expect(200)
     assert reply["stopAt"] == NOW + minutes * MINUTE
-    assert (await world.app(app_id))["autoStopTimeout"] == 25
+    app = await world.app(app_id)
+    assert (app["autoStopTimeout"], app["defaultTimeout"]) == (minutes, 25)
 
 
 async def test_it_is_recorded_before_it_is_sent(world: World, host: FakeHost, app_id: str) -> None:

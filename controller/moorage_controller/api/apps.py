@@ -3,6 +3,7 @@
 from moorage_common.clock import from_millis
 from moorage_common.states import OperationKind
 
+from moorage_controller.api.app_schemas import AppChanges, AppIn, ExtendIn, StartIn, StopIn
 from moorage_controller.api.call import Call
 from moorage_controller.api.convert import (
     app_out,
@@ -14,7 +15,7 @@ from moorage_controller.api.convert import (
 )
 from moorage_controller.api.preference import ended
 from moorage_controller.api.replies import Reply, later, now
-from moorage_controller.api.schemas import AppChanges, AppIn, DeletedOut, ExtendIn, StartIn, StopIn
+from moorage_controller.api.schemas import DeletedOut
 
 
 async def list_apps(call: Call) -> Reply:

@@ -7,15 +7,8 @@ from moorage_common.clock import to_millis
 from moorage_common.states import OperationKind
 from pydantic import BaseModel
 
-from moorage_controller.api.schemas import (
-    AppOut,
-    AuditEntryOut,
-    OperationOut,
-    OperationShownOut,
-    ProjectOut,
-    StartedOut,
-    StoppedOut,
-)
+from moorage_controller.api.app_schemas import AppOut, StartedOut, StoppedOut
+from moorage_controller.api.schemas import AuditEntryOut, OperationOut, OperationShownOut, ProjectOut
 from moorage_controller.api.server_schemas import (
     RefreshedOut,
     ServerOut,
@@ -24,6 +17,7 @@ from moorage_controller.api.server_schemas import (
 )
 from moorage_controller.errors import OperationFailedError
 from moorage_controller.hosts.credentials import fingerprint
+from moorage_controller.services.runs import shown_timeout
 from moorage_controller.store.apps import AppView
 from moorage_controller.store.audit import AuditEntry
 from moorage_controller.store.operations import Operation
@@ -115,7 +109,8 @@ def app_out(view: AppView) -> AppOut:
         server_id=app.server_id,
         cd_path=app.cd_path,
         app_url=app.app_url,
-        auto_stop_timeout=app.auto_stop_timeout,
+        auto_stop_timeout=shown_timeout(app),
+        default_timeout=app.auto_stop_timeout,
         status=app.status,
         started_at=_millis(app.started_at),
         domain=app.domain,

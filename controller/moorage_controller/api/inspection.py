@@ -10,9 +10,9 @@ from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import ContainerState, observed_status
 from pydantic import ValidationError
 
+from moorage_controller.api.app_schemas import ContainerOut, ProjectFoundOut
 from moorage_controller.api.call import Call
 from moorage_controller.api.replies import Raw, Reply, now, stream
-from moorage_controller.api.schemas import ContainerOut, ProjectFoundOut
 from moorage_controller.api.sse import Event, Events
 from moorage_controller.hosts.transport import HostProject
 from moorage_controller.services.inspection import Lines

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+from moorage_common.clock import to_millis
 from moorage_common.states import OperationKind
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -40,6 +41,7 @@ _ACTIONS = {
 }
 _ATTEMPTS = 5
 """How often an operation may be met by another that has ended before it could be joined."""
+_TIMEOUTS = {"auto_stop_timeout": "autoStopTimeout", "default_timeout": "defaultTimeout"}
 _FIXED_WHILE_RUNNING = {"server_id": "serverId", "cd_path": "cdPath"}
 
 
@@ -71,6 +73,11 @@ class Apps:
 
     async def create(self, fields: Mapping[str, Any], actor: Actor, once: Once[AppView] = UNKEYED) -> AppView:
         """Make an app. Raises InvalidError where its project or server doesn't exist, or its timeout is too long."""
+        fields = dict(fields)
+        default = fields.pop("default_timeout", None)
+        if default is not None:
+            self._check_minutes("defaultTimeout", default)
+            fields["auto_stop_timeout"] = default
         self._check_minutes("autoStopTimeout", fields["auto_stop_timeout"])
         async with self._database.write() as connection:
             now = await self._database.now(connection)
@@ -107,14 +114,14 @@ class Apps:
     async def update(
         self, app_id: UUID, changes: Mapping[str, Any], actor: Actor, *, timeout_only: bool = False
     ) -> AppView:
-        """Change fields; a new `auto_stop_timeout` moves a running app's deadline at once, as far as a run may last.
+        """Change fields; `runs.NewTimeout` says what `auto_stop_timeout` and `default_timeout` do to a run.
 
         Raises NotFoundError, InvalidError; ConflictError for another server or directory while it runs;
         ForbiddenError for any other change where the caller may change the timeout only; HostUnreachableError where the
         agent can't be told of a later deadline: it would act on the one that it knows.
         """
         while True:
-            told = await self._tell_of_later_end(app_id, changes.get("auto_stop_timeout"))
+            told = await self._tell_of_later_end(app_id, changes)
             with suppress(_MovedError):
                 return await self._update(app_id, changes, actor, told, timeout_only=timeout_only)
 
@@ -131,24 +138,27 @@ class Apps:
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             old = _found(await store.view(connection, app_id)).app
-            if "auto_stop_timeout" in changes and (old.run_id, old.stop_at) != told:
+            timeouts = {field: changes[key] for key, field in _TIMEOUTS.items() if key in changes}
+            others = {key: value for key, value in changes.items() if key not in _TIMEOUTS}
+            if timeouts and (old.run_id, old.stop_at) != told:
                 raise _MovedError
             await _check_references(connection, changes)
-            if timeout_only and any(getattr(old, k) != v for k, v in changes.items() if k != "auto_stop_timeout"):
+            if timeout_only and any(getattr(old, key) != value for key, value in others.items()):
                 raise ForbiddenError("admin_only", "Only an admin may change more of an app than autoStopTimeout.")
             for key, name in _FIXED_WHILE_RUNNING.items():
                 if old.status != "stopped" and changes.get(key, getattr(old, key)) != getattr(old, key):
                     raise ConflictError("app_running", f"{name} can't change while {old.name} runs: stop it first.")
-            values: runs.Values = {**changes, "updated_at": now}
-            timeout = changes.get("auto_stop_timeout", old.auto_stop_timeout)
-            if timeout != old.auto_stop_timeout:
-                self._check_minutes("autoStopTimeout", timeout)
-                values |= self._moved(old, timeout, now)
+            values: runs.Values = {**others, "updated_at": now}
+            timeout = _new_timeout(old, changes)
+            if (timeout.default, timeout.shift) != (old.auto_stop_timeout, 0):
+                for field, minutes in timeouts.items():
+                    if minutes != old.auto_stop_timeout:  # it may be older than the limit
+                        self._check_minutes(field, minutes)
+                values |= {"auto_stop_timeout": timeout.default, **self._moved(old, timeout.shift, now)}
             await store.change(connection, app_id, values)
             new = _found(await store.view(connection, app_id))
-            details = {"changed": sorted(changes)}
-            resource = ("app", app_id, new.app.name)
-            await record(connection, now, actor, Action.UPDATE, resource, f"App {old.name} was changed.", details)
+            message, details = _what_changed(old, new.app, changes, now)
+            await record(connection, now, actor, Action.UPDATE, ("app", app_id, new.app.name), message, details)
         if (old.server_id, old.cd_path) != (new.app.server_id, new.app.cd_path):
             for server_id in {old.server_id, new.app.server_id}:
                 self._signals.server_changed.emit(server_id)
@@ -239,14 +249,15 @@ class Apps:
             await record(connection, now, actor, _ACTIONS[kind], resource, message, details)
         return operation
 
-    async def _tell_of_later_end(self, app_id: UUID, minutes: int | None) -> tuple[UUID | None, datetime | None]:
+    async def _tell_of_later_end(self, app_id: UUID, changes: Mapping[str, Any]) -> tuple[UUID | None, datetime | None]:
         """Tell an app's agent what another timeout makes of its run, if that is later; return the run and its end."""
         async with self._database.read() as connection:
             now = await self._database.now(connection)
             app = _found(await store.view(connection, app_id)).app
             server = await server_store.get(connection, app.server_id)
-        if minutes is not None and minutes != app.auto_stop_timeout and server is not None and app.stop_at is not None:
-            moved = replace(app, **self._moved(app, minutes, now))
+        shift = _new_timeout(app, changes).shift
+        if shift > 0 and server is not None and app.stop_at is not None:
+            moved = replace(app, **self._moved(app, shift, now))
             if moved.stop_at is not None and moved.stop_at > app.stop_at:
                 await self._deadlines.tell_first(server, app, deadline_of(moved, now))
         return app.run_id, app.stop_at
@@ -256,12 +267,28 @@ class Apps:
             most = self._rules.most / timedelta(minutes=1)
             raise InvalidError({field: f"A run may last {most:.0f} minutes at most (MAX_RUN_MINUTES)."})
 
-    def _moved(self, app: App, timeout: int, now: datetime) -> runs.Values:
-        """Return what another timeout makes of a run; extensions stay. What isn't known to run yet keeps its own."""
-        if app.started_at is None or app.stop_at is None or app.run_timeout is None or app.run_began_at is None:
+    def _moved(self, app: App, shift: int, now: datetime) -> runs.Values:
+        """Return what so many minutes more make of a run, as long as one may last; what isn't known to run stays."""
+        known = app.started_at is not None and app.run_timeout is not None and app.run_began_at is not None
+        if not shift or not known or app.stop_at is None or app.run_timeout is None or app.run_began_at is None:
             return {}
-        stop_at = min(app.stop_at + timedelta(minutes=timeout - app.run_timeout), app.run_began_at + self._rules.most)
-        return {"run_timeout": timeout, **self._rules.deadline(app, stop_at, now)}
+        stop_at = min(app.stop_at + timedelta(minutes=shift), app.run_began_at + self._rules.most)
+        return {"run_timeout": max(app.run_timeout + shift, 1), **self._rules.deadline(app, stop_at, now)}
+
+
+def _new_timeout(app: App, changes: Mapping[str, Any]) -> runs.NewTimeout:
+    return runs.NewTimeout.of(app, changes.get("auto_stop_timeout"), changes.get("default_timeout"))
+
+
+def _what_changed(old: App, new: App, changes: Mapping[str, Any], now: datetime) -> tuple[str, dict[str, object]]:
+    """Return a change for the audit log: a sentence, and its data."""
+    details: dict[str, object] = {"changed": sorted(changes)}
+    message = f"App {old.name} was changed."
+    if new.stop_at is not None and new.stop_at != old.stop_at:
+        details["stopAt"] = to_millis(new.stop_at)
+        over = new.stop_at <= now
+        message += " Its run's time is over with that: it is stopped now." if over else ""
+    return message, details
 
 
 def _in_progress(other: Operation) -> str:

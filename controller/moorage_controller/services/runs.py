@@ -6,6 +6,7 @@ The invariant: an app with a running container has a run, and so a deadline.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import ceil
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -63,6 +64,39 @@ class Rules:
         timeout = min(timeout, int(self.most / timedelta(minutes=1)))
         run = {"run_id": run_id, "run_timeout": timeout, "started_at": now, "run_began_at": now}
         return run | self.deadline(app, now + timedelta(minutes=timeout), now)
+
+
+def shown_timeout(app: App) -> int:
+    """Return the minutes that an app shows as its timeout: its run's own length while it runs, else its default.
+
+    Dashboards count `startedAt` plus this by themselves, and stop the app at zero: it has to lead to `stopAt`.
+    """
+    if app.started_at is None or app.stop_at is None:
+        return app.auto_stop_timeout
+    return max(ceil((app.stop_at - app.started_at) / timedelta(minutes=1)), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class NewTimeout:
+    """What a change of an app's timeouts means: its `default` from now on, and the minutes by which its run moves."""
+
+    default: int
+    shift: int
+
+    @classmethod
+    def of(cls, app: App, shown: int | None, default: int | None) -> "NewTimeout":
+        """Read a change: `shown` is a new `autoStopTimeout`, `default` a new `defaultTimeout`, None for none.
+
+        The value that is shown moves the run, and repeated it changes nothing. A new default moves only a run that
+        took the old one.
+        """
+        before = shown_timeout(app)
+        if shown is not None and shown != before:
+            return cls(shown if default is None else default, shown - before)
+        if default is None:
+            return cls(app.auto_stop_timeout, 0)
+        took_default = app.run_timeout == app.auto_stop_timeout
+        return cls(default, default - app.auto_stop_timeout if took_default else 0)
 
 
 def next_number(app: App, now: datetime) -> int:

@@ -230,3 +230,23 @@ async def test_right_after_a_clock_was_set_the_agent_is_told_what_is_really_left
     assert deadline.remaining == timedelta(minutes=29)
     shown = (await world.user.post(f"/api/apps/{app_id}/extend", {"minutes": 10})).expect(200)
     assert shown["stopAt"] == NOW + 40 * MINUTE + 3_600_000
+
+
+async def test_restart_over_the_old_deadline_raises_no_alarm(world: World, host: FakeHost, app_id: str) -> None:
+    await world.clock.run(30 * 60 - 5)
+    host.hold()
+    await world.begin(app_id, "restart")
+    await world.clock.run(100)
+    assert (await world.app(app_id))["overdue"] is False
+    host.let_go()
+    await settle()
+    assert (await world.app(app_id))["status"] == "running"
+    assert [each for each in await world.audit("STATUS_CHANGE") if each["resourceId"] == app_id] == []
+
+
+async def test_slow_stop_raises_the_alarm_after_its_grace(world: World, host: FakeHost, app_id: str) -> None:
+    host.hold()
+    await world.clock.run(30 * 60 + 299)
+    assert (await world.app(app_id))["overdue"] is False
+    await world.clock.run(60)
+    assert (await world.app(app_id))["overdue"] is True

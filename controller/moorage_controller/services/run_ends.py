@@ -16,6 +16,8 @@ from moorage_controller.store.engine import Database
 from moorage_controller.store.operations import Operation
 
 OVERDUE_AFTER = timedelta(seconds=60)
+_STOP_GRACE = timedelta(minutes=5)
+"""How long a stop may be at work until its app is called overdue: containers have grace periods of their own."""
 _AT_ONCE = 50
 """How many are written down in one transaction: others who write wait for that long."""
 
@@ -47,7 +49,7 @@ class RunEnds:
                 now,
                 await store.due(connection, now),
                 bool(await store.to_warn(connection, now, 1)),
-                bool(await store.newly_overdue(connection, now - OVERDUE_AFTER, 1)),
+                bool(await store.newly_overdue(connection, now, OVERDUE_AFTER, _STOP_GRACE, 1)),
                 await store.next_end(connection, now, OVERDUE_AFTER),
             )
 
@@ -83,7 +85,7 @@ class RunEnds:
         while more:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
-                found = await store.newly_overdue(connection, now - OVERDUE_AFTER, _AT_ONCE)
+                found = await store.newly_overdue(connection, now, OVERDUE_AFTER, _STOP_GRACE, _AT_ONCE)
                 more = len(found) == _AT_ONCE
                 for app in found:
                     await store.change(connection, app.id, {"overdue": True})

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Delete, Select, Update, delete, func, insert, select, update
+from sqlalchemy import Delete, Select, Update, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store import changes
@@ -145,15 +145,32 @@ async def to_warn(connection: AsyncConnection, now: datetime, most: int) -> Sequ
     return [to_dataclass(App, row) for row in await connection.execute(query.limit(most))]
 
 
-async def newly_overdue(connection: AsyncConnection, before: datetime, most: int) -> Sequence[App]:
-    """Return so many of the apps that were to be stopped by then, and of which nobody has said so yet."""
-    query = select(*columns(App, apps)).where(apps.c.stop_at <= before, apps.c.overdue.is_(False))
+async def newly_overdue(
+    connection: AsyncConnection, now: datetime, grace: timedelta, stop_grace: timedelta, most: int
+) -> Sequence[App]:
+    """Return so many of the apps that were to be stopped `grace` ago, and of which nobody has said so yet.
+
+    Not those on which an operation works that ends this, within its own time: a start or restart until its limit, a
+    stop for `stop_grace`.
+    """
+    at_work = select(operations.c.app_id).where(
+        operations.c.state.in_(IN_FLIGHT),
+        operations.c.app_id.is_not(None),
+        case(
+            (operations.c.kind == "down", operations.c.created_at > now - stop_grace),
+            else_=operations.c.deadline_at > now,
+        ),
+    )
+    late = (apps.c.stop_at <= now - grace, apps.c.overdue.is_(False), apps.c.id.not_in(at_work))
+    query = select(*columns(App, apps)).where(*late)
     return [to_dataclass(App, row) for row in await connection.execute(query.order_by(apps.c.stop_at).limit(most))]
 
 
 async def next_end(connection: AsyncConnection, after: datetime, grace: timedelta) -> datetime | None:
     """Return the next moment after `after` at which a run ends, a warning is due, or `grace` after an end is over."""
-    not_yet_overdue = (apps.c.stop_at <= after, apps.c.overdue.is_(False))
+    busy = select(operations.c.app_id).where(operations.c.state.in_(IN_FLIGHT), operations.c.app_id.is_not(None))
+    # The end of an operation wakes whoever waits for this moment.
+    not_yet_overdue = (apps.c.stop_at <= after, apps.c.overdue.is_(False), apps.c.id.not_in(busy))
     query = select(
         select(func.min(apps.c.stop_at)).where(apps.c.stop_at > after).scalar_subquery(),
         select(func.min(apps.c.warn_at)).where(apps.c.warn_at > after).scalar_subquery(),

@@ -219,13 +219,28 @@ async def test_the_routes_tell_what_the_check_found(world: World) -> None:
 async def test_a_new_server_s_status_turns_when_its_first_check_ends(world: World) -> None:
     body = {"name": "s", "address": "10.0.0.1", "apiEndpoint": ENDPOINT}
     made = (await world.admin.post("/api/servers", body)).expect(201)
-    assert (made["status"], made["lastChecked"]) == ("offline", None)
+    assert made["status"] == "offline"
+    assert made["lastChecked"] is not None
+    assert "agent" in made["statusDetail"]
+    (server,) = (await world.user.get("/api/servers")).expect(200)
+    assert server == made
 
-    async def checked() -> bool:
-        shown = (await world.admin.get(f"/api/servers/{made['id']}")).expect(200)
-        return shown["lastChecked"] is not None and "agent" in shown["statusDetail"]
 
-    await eventually_async(checked)
+async def test_server_whose_check_takes_long_is_checking(world: World) -> None:
+    server_id, host = await world.new_host()
+    host.silent = True
+    changing = asyncio.create_task(world.admin.put(f"/api/servers/{server_id}", {"name": "renamed"}))
+
+    async def changed() -> bool:
+        await world.clock.run(0.5)
+        return changing.done()
+
+    await eventually_async(changed)
+    server = changing.result().expect(200)
+    assert (server["status"], server["statusDetail"]) == ("checking", "It is being checked.")
+    await world.clock.run(10)
+    shown = (await world.admin.get(f"/api/servers/{server['id']}")).expect(200)
+    assert (shown["status"], shown["lastChecked"] is not None) == ("offline", True)
 
 
 async def test_a_host_that_missed_one_check_is_online_again_without_another(world: World) -> None:

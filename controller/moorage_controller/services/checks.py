@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 CHECK_SECONDS = 6.0
 """A little more than a transport takes to find out by itself, which can say why."""
+FIRST_SECONDS = 2.0
+"""How long the reply to a change of a server waits for its check."""
 ROUND_SECONDS = 8.0
 AT_ONCE = 64
 
@@ -44,6 +47,16 @@ class Checks:
     async def check(self, server_id: UUID) -> Server:
         """Ask the host now, or wait for who asks it already; keep what it said. Raises NotFoundError only."""
         return await asyncio.shield(self.begin(server_id))
+
+    async def check_soon(self, server: Server) -> Server:
+        """Ask the host, and return the server as it is then; after FIRST_SECONDS it is `checking`, and the check goes on."""
+        task = self.begin(server.id)
+        try:
+            return await self._within(FIRST_SECONDS, _shielded(task))
+        except TimeoutError:
+            return replace(server, status="checking", status_detail="It is being checked.")
+        except NotFoundError:
+            return server
 
     async def check_all(self) -> Sequence[Server]:
         """Ask all hosts, or join who does; return the servers by name, after ROUND_SECONDS at the latest.
@@ -133,6 +146,11 @@ class Checks:
             task.cancel()
             timer.cancel()
             await asyncio.gather(task, timer, return_exceptions=True)
+
+
+async def _shielded(task: asyncio.Task[T]) -> T:
+    """Wait for a task that goes on where the waiting is given up."""
+    return await asyncio.shield(task)
 
 
 def _way(server: Server) -> tuple[object, ...]:

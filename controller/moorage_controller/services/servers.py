@@ -52,21 +52,23 @@ class Servers:
         actor: Actor,
         once: Once[Server] = UNKEYED,
     ) -> Server:
-        """Make a server; it is `offline` until the first check ends. Raises InvalidError for a key that can't be used.
+        """Make a server, and check it: it is `checking` where that takes long, `offline` where there is no way to it.
 
-        `secrets` are fields of SshCredentials; None means there is none.
+        `secrets` are fields of SshCredentials; None means there is none. Raises InvalidError for a key that can't be
+        used.
         """
         server_id = uuid4()
         sealed = await self._credentials.changed(server_id, None, secrets)
+        has_way = bool(fields.get("api_endpoint") or sealed)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             await once.begin(connection, now)
             server = Server(
                 id=server_id,
-                status="offline",
+                status="checking" if has_way else "offline",
                 running_apps_count=0,
                 last_checked=None,
-                status_detail="It was not checked yet.",
+                status_detail="It is being checked." if has_way else "It was not checked yet.",
                 running_containers=0,
                 uptime=None,
                 agent_name=None,
@@ -80,8 +82,7 @@ class Servers:
             resource = ("server", server.id, server.name)
             await record(connection, now, actor, Action.CREATE, resource, f"Server {server.name} was made.")
             await once.keep(connection, now, server)
-        self._changed(server)
-        return server
+        return await self._changed(server)
 
     async def update(
         self, server_id: UUID, changes: Mapping[str, Any], secrets: Mapping[str, str | None], actor: Actor
@@ -97,8 +98,7 @@ class Servers:
             # Outside of the transaction: to try a passphrase takes a second.
             sealed = await self._credentials.changed(server_id, known, secrets)
             new = await self._apply(server_id, changes, secrets, (known, sealed), actor)
-        self._changed(new)
-        return new
+        return await self._changed(new)
 
     async def _apply(
         self,
@@ -138,10 +138,12 @@ class Servers:
             raise ConflictError("server_in_use", "Apps are on this server: move or delete them first.") from None
         self._signals.server_changed.emit(server_id)
 
-    def _changed(self, server: Server) -> None:
+    async def _changed(self, server: Server) -> Server:
+        """Have a server watched anew, and return it as its check finds it."""
         self._signals.server_changed.emit(server.id)
-        if server.api_endpoint or server.encrypted_credentials:
-            self._checks.begin(server.id)
+        if not server.api_endpoint and not server.encrypted_credentials:
+            return server
+        return await self._checks.check_soon(server)
 
 
 def _found(server: Server | None) -> Server:

@@ -49,7 +49,7 @@ async def test_every_kind_of_error_is_a_problem_document_whose_error_is_a_senten
 async def test_an_unknown_path_is_a_problem_too_with_and_without_a_token(world: World) -> None:
     for api in (world.nobody, world.admin):
         (await api.get("/api/nothing")).expect(404, "not_found")
-        (await api.get("/api/apps/")).expect(404, "not_found")
+        (await api.get("/api/nothing/")).expect(404, "not_found")
 
 
 async def test_every_reply_bears_the_security_headers(world: World) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from moorage_controller.api import schemas, server_schemas, user_schemas
+from moorage_controller.api import app_schemas, schemas, server_schemas, user_schemas
 from pydantic import TypeAdapter, ValidationError
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=600)
@@ -38,9 +38,11 @@ BODIES = [
     server_schemas.ServerChanges,
     schemas.ProjectIn,
     schemas.ProjectChanges,
-    schemas.AppIn,
-    schemas.AppChanges,
-    schemas.StartIn,
+    app_schemas.AppIn,
+    app_schemas.AppChanges,
+    app_schemas.StartIn,
+    app_schemas.StopIn,
+    app_schemas.ExtendIn,
     schemas.EnrollIn,
     user_schemas.AccountIn,
     user_schemas.AccountChanges,

@@ -49,7 +49,7 @@ class Checks:
         return await asyncio.shield(self.begin(server_id))
 
     async def check_soon(self, server: Server) -> Server:
-        """Ask the host, and return the server as it is then; after FIRST_SECONDS it is `checking`, and the check goes on."""
+        """Ask the host, and return the server as it is then; `checking` where that takes longer than FIRST_SECONDS."""
         task = self.begin(server.id)
         try:
             return await self._within(FIRST_SECONDS, _shielded(task))

@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -14,6 +14,7 @@ from moorage_controller import settings as settings_module
 from moorage_controller.api import events, middleware
 from moorage_controller.api.call import Services
 from moorage_controller.api.surface import Surface
+from moorage_controller.auth.passwords import Passwords
 from moorage_controller.auth.rate_limit import budgets
 from moorage_controller.background.auto_stop import AutoStop
 from moorage_controller.background.certificates import Certificates as CertificateRenewal
@@ -154,7 +155,8 @@ class Controller:
         ends = RunEnds(database, operations, rules)
         watcher = HostWatcher(database, hosts, observations, operations, deadlines, signals, clock)
         api_tokens = ApiTokens(database)
-        users = Users(database, settings_module.secret(settings, "jwt_secret"), api_tokens)
+        passwords = await self._stack.enter_async_context(aclosing(Passwords()))
+        users = Users(database, settings_module.secret(settings, "jwt_secret"), api_tokens, passwords)
         self.first_password = await users.ensure_first_admin(settings.admin_username, settings.admin_password)
         feed = Feed(database, events.show)
         await feed.open()
@@ -188,7 +190,7 @@ class Controller:
             health=Health(database, lambda: [loop.name for loop in loops if not loop.alive]),
             metrics=metrics,
             base_url=settings.base_url,
-            accounts=Accounts(database),
+            accounts=Accounts(database, passwords),
             api_tokens=api_tokens,
             fingerprints=keyring.fingerprints,
             rate_limits=budgets(settings.rate_limit_per_minute, clock),

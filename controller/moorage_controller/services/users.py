@@ -7,7 +7,8 @@ from uuid import uuid4
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.auth import tokens
-from moorage_controller.auth.passwords import MAX_BYTES, hash_password, verify_password
+from moorage_controller.auth.line import Place
+from moorage_controller.auth.passwords import MAX_BYTES, Passwords
 from moorage_controller.auth.roles import Actor, Origin, Principal
 from moorage_controller.errors import InvalidError, NotAuthenticatedError, StartupError
 from moorage_controller.services import api_tokens, login_limits
@@ -22,8 +23,9 @@ from moorage_controller.store.users import User
 class Users:
     """Decides who somebody is. `secret` signs login tokens."""
 
-    def __init__(self, database: Database, secret: str, api_tokens: ApiTokens) -> None:
+    def __init__(self, database: Database, secret: str, api_tokens: ApiTokens, passwords: Passwords) -> None:
         self._database = database
+        self._passwords = passwords
         self._secret = secret
         self._api_tokens = api_tokens
 
@@ -39,7 +41,7 @@ class Users:
         if len(password.encode()) > MAX_BYTES:
             raise StartupError("long_password", f"ADMIN_PASSWORD is too long: use {MAX_BYTES} bytes at most.")
         made = None if password else secrets.token_urlsafe(12)
-        password_hash = await hash_password(made or password)
+        password_hash = await self._passwords.hash(made or password, Place("first admin", known=True))
         async with self._database.write() as connection:
             if await store.count(connection) > 0:
                 return None
@@ -61,9 +63,10 @@ class Users:
         username = username.encode(errors="replace").decode().replace("\0", "?")
         attempt = Attempt.of(username, origin.ip_address)
         async with self._database.read() as connection:
-            await login_limits.check(connection, attempt, await self._database.now(connection))
+            place = await login_limits.check(connection, attempt, await self._database.now(connection))
             user = await store.by_name(connection, username)
-        right = await verify_password(password, user.password_hash if user is not None and user.is_active else None)
+        known = user.password_hash if user is not None and user.is_active else None
+        right = await self._passwords.verify(password, known, place)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             # Again, in the transaction that counts: many tries at once must learn no more than as many in a row.
@@ -130,8 +133,9 @@ class Users:
         async with self._database.read() as connection:
             await login_limits.check(connection, attempt, await self._database.now(connection))
             user = await store.by_id(connection, principal.user_id)
-        right = await verify_password(current, None if user is None else user.password_hash)
-        new_hash = await hash_password(new) if right else ""
+        place = Place(str(principal.user_id), known=True)
+        right = await self._passwords.verify(current, None if user is None else user.password_hash, place)
+        new_hash = await self._passwords.hash(new, place) if right else ""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             await login_limits.check(connection, attempt, now)

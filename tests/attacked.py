@@ -1,0 +1,31 @@
+"""A controller in this process for tests that attack its API: real HTTP, on SQLite, with fake hosts."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import bcrypt
+from factories import ADMIN, PASSWORD, USER, World, make_settings, user_row
+from moorage_controller.database import open_database
+from moorage_controller.store import users
+from moorage_controller.store.migrate import migrate
+
+COST = 12
+
+
+@asynccontextmanager
+async def attacked(folder: Path, **settings: object) -> AsyncIterator[World]:
+    """Start a controller whose passwords cost what they cost in production; both users are logged in."""
+    world = World(make_settings(folder / "data", **settings))
+    world.settings.moorage_data_dir.mkdir(parents=True, exist_ok=True)
+    real_hash = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(COST)).decode()
+    database = open_database(world.settings, world.clock, clock_decides=True)
+    await migrate(database)
+    async with database.write() as connection:
+        await users.add(connection, user_row(ADMIN, "admin", password_hash=real_hash))
+        await users.add(connection, user_row(USER, password_hash=real_hash))
+    await database.close()
+    try:
+        yield await world.start()
+    finally:
+        await world.close()

@@ -48,11 +48,17 @@ class Line:
         self._shares: Counter[str] = Counter()
         self._seconds = _FIRST_GUESS_SECONDS
 
+    def check(self, place: Place) -> None:
+        """Raise TooManyRequestsError where there is no place."""
+        waiting = len(self._known if place.known else self._others)
+        if self._shares[place.share] >= _MOST_OF_ONE[place.known] or waiting >= _MOST[place.known]:
+            seconds = max(1, math.ceil((waiting + 1) * self._seconds / self._threads))
+            raise TooManyRequestsError(f"Too many logins at once: try again in {seconds} s.", seconds)
+
     async def run(self, place: Place, work: Callable[[], T]) -> T:
         """Return what `work` returns, from a thread. Raises TooManyRequestsError where there is no place."""
+        self.check(place)
         waiting = self._known if place.known else self._others
-        if self._shares[place.share] >= _MOST_OF_ONE[place.known] or len(waiting) >= _MOST[place.known]:
-            raise self._too_many(len(waiting))
         self._shares[place.share] += 1
         try:
             await self._turn(waiting)
@@ -96,10 +102,6 @@ class Line:
                     turn.set_result(None)
                     return
         self._idle += 1
-
-    def _too_many(self, before: int) -> TooManyRequestsError:
-        seconds = max(1, math.ceil((before + 1) * self._seconds / self._threads))
-        return TooManyRequestsError(f"Too many logins at once: try again in {seconds} s.", seconds)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:

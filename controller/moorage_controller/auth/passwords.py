@@ -20,6 +20,10 @@ class Passwords:
     def __init__(self) -> None:
         self._line = Line()
 
+    def check(self, place: Place) -> None:
+        """Raise TooManyRequestsError where there is no place in line: cheap, for before anything else is done."""
+        self._line.check(place)
+
     async def hash(self, password: str, place: Place) -> str:
         """Return the bcrypt hash. The caller has checked the length: 1 to 72 bytes of UTF-8."""
         return (await self._line.run(place, partial(_hash, password.encode()))).decode()

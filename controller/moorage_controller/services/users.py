@@ -19,6 +19,8 @@ from moorage_controller.store import users as store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.users import User
 
+_MOST_REMEMBERED = 4096
+
 
 class Users:
     """Decides who somebody is. `secret` signs login tokens."""
@@ -26,6 +28,8 @@ class Users:
     def __init__(self, database: Database, secret: str, api_tokens: ApiTokens, passwords: Passwords) -> None:
         self._database = database
         self._passwords = passwords
+        self._known: set[str] = set()
+        """Pairs of a name and an address that were known lately: those are worth a look into the database."""
         self._secret = secret
         self._api_tokens = api_tokens
 
@@ -62,6 +66,8 @@ class Users:
         # What no database can store no name has.
         username = username.encode(errors="replace").decode().replace("\0", "?")
         attempt = Attempt.of(username, origin.ip_address)
+        if attempt.pair not in self._known:
+            self._passwords.check(Place(attempt.neighbourhood, known=False))
         async with self._database.read() as connection:
             place = await login_limits.check(connection, attempt, await self._database.now(connection))
             user = await store.by_name(connection, username)
@@ -87,7 +93,13 @@ class Users:
                 await record(connection, now, actor, Action.LOGIN, resource, f"{fresh.username} logged in.")
         if fresh is None:
             raise NotAuthenticatedError("bad_credentials", "The username or the password is wrong.")
+        self._remember(attempt.pair)
         return fresh, token
+
+    def _remember(self, pair: str) -> None:
+        if len(self._known) >= _MOST_REMEMBERED:
+            self._known.clear()
+        self._known.add(pair)
 
     async def _new_session(self, connection: AsyncConnection, user: User, now: datetime) -> str:
         jti = uuid4()

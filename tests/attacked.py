@@ -1,11 +1,15 @@
 """A controller in this process for tests that attack its API: real HTTP, on SQLite, with fake hosts."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import io
+import logging as standard_logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import bcrypt
+import structlog
 from factories import ADMIN, PASSWORD, USER, World, make_settings, user_row
+from moorage_common import logging
 from moorage_controller.database import open_database
 from moorage_controller.store import users
 from moorage_controller.store.migrate import migrate
@@ -25,7 +29,21 @@ async def attacked(folder: Path, **settings: object) -> AsyncIterator[World]:
         await users.add(connection, user_row(ADMIN, "admin", password_hash=real_hash))
         await users.add(connection, user_row(USER, password_hash=real_hash))
     await database.close()
+    with _logs_of_production():
+        try:
+            yield await world.start()
+        finally:
+            await world.close()
+
+
+@contextmanager
+def _logs_of_production() -> Iterator[None]:
+    """Log as the program does: what tests log by default costs more than the requests."""
+    root = standard_logging.getLogger()
+    handlers, level = root.handlers, root.level
+    logging.configure("info", stream=io.StringIO())
     try:
-        yield await world.start()
+        yield
     finally:
-        await world.close()
+        root.handlers, root.level = handlers, level
+        structlog.reset_defaults()

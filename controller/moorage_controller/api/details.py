@@ -105,13 +105,14 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("DELETE", "/api/tokens/{id}"): Details(errors={403: ("login_needed",)}),
     ("POST", "/api/users"): Details(
         201,
-        errors={409: ("username_taken",)},
+        errors={403: ("login_needed",), 409: ("username_taken",)},
         request={"username": "jo", "password": "correct horse", "role": "user"},
     ),
     ("PUT", "/api/users/{id}"): Details(
-        errors={403: ("own_password",), 409: ("last_admin", "username_taken")}, request={"fullName": "Jo Doe"}
+        errors={403: ("own_password", "login_needed"), 409: ("last_admin", "username_taken")},
+        request={"fullName": "Jo Doe"},
     ),
-    ("DELETE", "/api/users/{id}"): Details(errors={409: ("last_admin",)}),
+    ("DELETE", "/api/users/{id}"): Details(errors={403: ("login_needed",), 409: ("last_admin",)}),
     ("POST", "/api/servers"): Details(201, request=_SERVER),
     ("PUT", "/api/servers/{id}"): Details(
         errors={409: ("app_running", "undecryptable_secret")}, request={"name": "Production Server 1"}

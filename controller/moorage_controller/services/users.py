@@ -15,6 +15,7 @@ from moorage_controller.services import api_tokens, login_limits
 from moorage_controller.services.api_tokens import ROLES, ApiTokens
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.login_limits import Attempt
+from moorage_controller.store import api_tokens as token_store
 from moorage_controller.store import users as store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.users import User
@@ -136,8 +137,10 @@ class Users:
             resource = ("user", principal.user_id, principal.username)
             await record(connection, now, actor, Action.LOGOUT, resource, f"{principal.username} logged out.")
 
-    async def change_password(self, principal: Principal, current: str, new: str, actor: Actor) -> None:
-        """Set one's own password, and end one's other sessions: the calling one goes on, and so do API tokens.
+    async def change_password(
+        self, principal: Principal, current: str, new: str, actor: Actor, *, keep_tokens: bool = True
+    ) -> None:
+        """Set one's own password, and end one's other sessions; API tokens go on if they are to be kept.
 
         Raises InvalidError for a wrong current password, which counts as a failed login does: TooManyRequestsError.
         """
@@ -162,6 +165,8 @@ class Users:
                 resource = ("user", principal.user_id, principal.username)
                 sentence = f"{principal.username} changed the password."
                 details = {"sessionsEnded": ended}
+                if not keep_tokens:
+                    details["tokensRevoked"] = await token_store.remove_all(connection, principal.user_id)
                 await record(connection, now, actor, Action.PASSWORD_CHANGE, resource, sentence, details)
         if not right:
             raise InvalidError({"currentPassword": "It is not your current password."}, "wrong_password")

@@ -14,20 +14,21 @@ from moorage_controller.database import open_database
 from moorage_controller.store import users
 from moorage_controller.store.migrate import migrate
 
-COST = 12
+_CHEAP, REAL = 4, 12
+"""Costs of bcrypt: a test's, and production's."""
 
 
 @asynccontextmanager
-async def attacked(folder: Path, **settings: object) -> AsyncIterator[World]:
-    """Start a controller whose passwords cost what they cost in production; both users are logged in."""
+async def attacked(folder: Path, *, cost: int = _CHEAP, **settings: object) -> AsyncIterator[World]:
+    """Start a controller whose two users' passwords have that cost; both are logged in."""
     world = World(make_settings(folder / "data", **settings))
     world.settings.moorage_data_dir.mkdir(parents=True, exist_ok=True)
-    real_hash = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(COST)).decode()
+    made = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(cost)).decode()
     database = open_database(world.settings, world.clock, clock_decides=True)
     await migrate(database)
     async with database.write() as connection:
-        await users.add(connection, user_row(ADMIN, "admin", password_hash=real_hash))
-        await users.add(connection, user_row(USER, password_hash=real_hash))
+        await users.add(connection, user_row(ADMIN, "admin", password_hash=made))
+        await users.add(connection, user_row(USER, password_hash=made))
     await database.close()
     with _logs_of_production():
         try:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import aiohttp
-from attacked import attacked
+from attacked import REAL, attacked
 from factories import ADMIN, PASSWORD, Api, Reply, World
 from moorage_lab.waiting import eventually_async
 
@@ -49,7 +49,7 @@ class Flood:
 
 async def test_a_flood_of_logins_from_one_48_keeps_no_admin_waiting(tmp_path: Path) -> None:
     async with (
-        attacked(tmp_path, trusted_proxies="127.0.0.0/8") as world,
+        attacked(tmp_path, cost=REAL, trusted_proxies="127.0.0.0/8") as world,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
     ):
         (await login(world.nobody, KNOWN)).expect(200)
@@ -74,7 +74,7 @@ async def test_a_flood_of_logins_from_one_48_keeps_no_admin_waiting(tmp_path: Pa
 
 
 async def test_no_name_is_told_from_another_by_how_long_it_takes(tmp_path: Path) -> None:
-    async with attacked(tmp_path, trusted_proxies="127.0.0.0/8") as world:
+    async with attacked(tmp_path, cost=REAL, trusted_proxies="127.0.0.0/8") as world:
 
         async def cost(username: str, number: int) -> float:
             began = time.monotonic()

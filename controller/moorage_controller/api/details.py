@@ -161,7 +161,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("GET", "/api/servers/{id}/discover"): Details(errors=_ASK_ERRORS),
     ("GET", "/api/apps/{id}/services"): Details(errors=_ASK_ERRORS),
     ("GET", "/api/apps/{id}/logs"): Details(
-        errors={**_ASK_ERRORS, 404: ("service_not_found",), 409: ("too_many_logs",)},
+        errors={**_ASK_ERRORS, 404: ("service_not_found",), 409: ("too_many_logs",), 429: ("too_many_streams",)},
         query={
             "tail": (
                 {"type": "integer", "minimum": 0, "maximum": 10_000, "default": 200},
@@ -190,6 +190,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
         }
     ),
     ("GET", "/api/operations/{id}/output"): Details(
+        errors={429: ("too_many_streams",)},
         query={
             "after": (
                 {"type": "integer", "minimum": 0, "maximum": 10**15, "default": 0},
@@ -201,7 +202,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("POST", "/api/operations/{id}/cancel"): Details(
         errors={409: ("not_cancellable", "operation_ended"), 503: ("host_unreachable", "no_agent")}
     ),
-    ("GET", "/api/events"): Details(media=(EVENT_STREAM,)),
+    ("GET", "/api/events"): Details(errors={429: ("too_many_streams",)}, media=(EVENT_STREAM,)),
     ("GET", "/metrics"): Details(errors={401: ("bad_token",), 404: ("metrics_off",)}, media=("text/plain",)),
     ("GET", "/api/audit-logs"): Details(
         query={

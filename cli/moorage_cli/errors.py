@@ -2,9 +2,14 @@
 
 import click
 
+from moorage_cli import clean
+
 
 class MoorageError(click.ClickException):
-    """A sentence for standard error. Exit code 1: it was done, and failed, or was refused."""
+    """A sentence for standard error, cleaned. Exit code 1: it was done, and failed, or was refused."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(clean.text(message))
 
 
 class NotLoggedInError(MoorageError):

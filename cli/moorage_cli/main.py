@@ -43,7 +43,7 @@ def login(url: str, username: str, password_file: TextIO | None) -> None:
         password = password_file.readline().rstrip("\r\n")
     found = client.post("/api/auth/login", {"username": username, "password": password})
     path = logins.save(client.url, found["token"])
-    click.echo(f"Logged in to {client.url} as {found['user']['username']} ({found['user']['role']}); kept in {path}.")
+    shown.say(f"Logged in to {client.url} as {found['user']['username']} ({found['user']['role']}); kept in {path}.")
 
 
 @main.command()
@@ -53,7 +53,7 @@ def logout() -> None:
         logins.client().post("/api/auth/logout")
     finally:
         forgotten = logins.forget()
-    click.echo("Logged out." if forgotten else "Logged out; nothing was kept here.")
+    shown.say("Logged out." if forgotten else "Logged out; nothing was kept here.")
 
 
 @main.command()
@@ -141,9 +141,9 @@ def _operate(name: str, verb: str, body: dict[str, int], *, detach: bool, as_jso
     if as_json:
         shown.json_document(operation)
     elif detach:
-        click.echo(f"The {verb} of {app['name']} goes on. To watch it: moorage follow {operation['id']}")
+        shown.say(f"The {verb} of {app['name']} goes on. To watch it: moorage follow {operation['id']}")
     else:
-        click.echo(_state(client.get(f"/api/apps/{app['id']}")))
+        shown.say(_state(client.get(f"/api/apps/{app['id']}")))
 
 
 def _state(app: names.Row) -> str:
@@ -164,7 +164,7 @@ def extend(app: str, minutes: int, *, as_json: bool) -> None:
     if as_json:
         shown.json_document(found)
     else:
-        click.echo(_state(found))
+        shown.say(_state(found))
 
 
 @main.command()
@@ -178,7 +178,7 @@ def follow(operation: str, *, as_json: bool) -> None:
     if as_json:
         shown.json_document(ended)
     else:
-        click.echo(f"{_KINDS.get(found['kind'], 'The operation')} {ended['state']}.")
+        shown.say(f"{_KINDS.get(found['kind'], 'The operation')} {ended['state']}.")
 
 
 @main.command()
@@ -186,7 +186,7 @@ def follow(operation: str, *, as_json: bool) -> None:
 def cancel(operation: str) -> None:
     """Call a start off: its command is ended on the host."""
     logins.client().post(f"/api/operations/{operation}/cancel")
-    click.echo(f"Called off. To see its end: moorage follow {operation}")
+    shown.say(f"Called off. To see its end: moorage follow {operation}")
 
 
 @main.command()
@@ -202,12 +202,12 @@ def logs(app: str, tail: int, service: str | None, *, goes_on: bool) -> None:
     path = f"/api/apps/{names.app(client, app)['id']}/logs"
     query = {"tail": tail, **({"service": service} if service else {})}
     if not goes_on:
-        click.echo(client.text(path, **query), nl=False)
+        shown.say(client.text(path, **query), end="")
         return
     try:
         for event in client.stream(path, follow=True, **query):
             if event.event == "message":
-                click.echo(event.data)
+                shown.say(event.data)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(0) from None
 
@@ -229,9 +229,9 @@ def bootstrap(server: str, port: int, roots: Sequence[str], *, detach: bool, as_
     if as_json:
         shown.json_document(operation)
     elif detach:
-        click.echo(f"The installation on {found['name']} goes on. To watch it: moorage follow {operation['id']}")
+        shown.say(f"The installation on {found['name']} goes on. To watch it: moorage follow {operation['id']}")
     else:
-        click.echo(f"The agent is on {found['name']}.")
+        shown.say(f"The agent is on {found['name']}.")
 
 
 @main.command()

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from moorage_cli import logins
+from moorage_cli import clean, logins
 from moorage_cli.client import Client
 from moorage_cli.errors import MoorageError, UnknownNameError
 
@@ -53,4 +53,6 @@ def _complete(path: str, begun: str) -> list[CompletionItem]:
         rows: list[Row] = logins.client().get(path)
     except MoorageError:
         return []
-    return [CompletionItem(row["name"], help=row["status"]) for row in rows if row["name"].startswith(begun)]
+    # The shell prints them, and a name that was cleaned would be nobody's.
+    names = [row for row in rows if clean.is_clean(row["name"]) and row["name"].startswith(begun)]
+    return [CompletionItem(row["name"], help=clean.line(row["status"])) for row in names]

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from moorage_cli import clean, shown
 from moorage_cli.client import Client
 from moorage_cli.errors import MoorageError, UnreachableError
 
@@ -32,6 +33,7 @@ class Progress:
 
     def take(self, line: str) -> None:
         """Take a line of output."""
+        line = clean.text(line)
         found = _RESOURCE.fullmatch(line)
         if found and self._console.is_terminal:
             self._states[f"{found[1]} {found[2]}"] = found[3]
@@ -48,7 +50,7 @@ class Progress:
         # Those at work are what one wants to see where there is no room for all.
         for name, state in sorted(self._states.items(), key=lambda each: _is_done(each[1]))[:_MOST_ROWS]:
             ready = _is_done(state)
-            rows.add_row(Text("✔" if ready else "…", style="green" if ready else "yellow"), name, Text(state))
+            rows.add_row(Text("✔" if ready else "…", style="green" if ready else "yellow"), Text(name), Text(state))
         whole = Table.grid()
         whole.add_row(rows)
         whole.add_row(drawn)
@@ -75,7 +77,7 @@ def watch(client: Client, operation_id: str, what: str, *, quiet: bool = False) 
                 elif event.event == "message" and not quiet:
                     progress.take(event.data)
     except KeyboardInterrupt:
-        click.echo(f"\n{_goes_on(what, operation_id)}", err=True)
+        shown.say(f"\n{_goes_on(what, operation_id)}", err=True)
         raise click.exceptions.Exit(_INTERRUPTED) from None
     except UnreachableError as error:
         raise UnreachableError(f"{error.message} {_goes_on(what, operation_id)}") from None

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from moorage_cli import clean
+
 _COLOURS = {
     "running": "green",
     "online": "green",
@@ -32,7 +34,12 @@ _WIDE = 200
 
 def json_document(document: object) -> None:
     """Print a document for a program."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    click.echo(clean.escaped(json.dumps(document, indent=2, ensure_ascii=False)))
+
+
+def say(message: str, *, end: str = "\n", err: bool = False) -> None:
+    """Print what may have others' words in it."""
+    click.echo(clean.text(message) + end, nl=False, err=err)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -50,7 +57,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 def _cell(value: object) -> Text:
     # Text, not markup: a name may have brackets in it.
-    text = "-" if value is None or value == "" else str(value)
+    text = ("" if value is None else clean.line(value)) or "-"
     return Text(text, style=_COLOURS.get(text.partition(" ")[0], ""))
 
 

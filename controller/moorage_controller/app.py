@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -14,7 +14,9 @@ from moorage_controller import settings as settings_module
 from moorage_controller.api import events, middleware
 from moorage_controller.api.call import Services
 from moorage_controller.api.surface import Surface
+from moorage_controller.auth.passwords import Passwords
 from moorage_controller.auth.rate_limit import budgets
+from moorage_controller.auth.stream_shares import StreamShares
 from moorage_controller.background.auto_stop import AutoStop
 from moorage_controller.background.certificates import Certificates as CertificateRenewal
 from moorage_controller.background.host_watcher import HostWatcher
@@ -131,8 +133,7 @@ class Controller:
         self._stack.push_async_callback(pool.close)
         hosts = self._make_hosts(channels, pool)
         limits = _limits(settings)
-        rules = limits.runs
-        observations = Observations(database, signals, rules)
+        observations = Observations(database, signals, limits.runs)
         checks = Checks(database, hosts, observations, signals, clock)
         self._stack.push_async_callback(checks.close)
         leases = Leases(database)
@@ -149,12 +150,13 @@ class Controller:
         )
         timekeeper = Timekeeper(database, clock, leases)
         deadlines = Deadlines(database, hosts, timekeeper, signals, clock)
-        apps = Apps(database, operations, deadlines, signals, rules)
+        apps = Apps(database, operations, deadlines, signals, limits.runs)
         self._stack.push_async_callback(deadlines.close)
-        ends = RunEnds(database, operations, rules)
+        ends = RunEnds(database, operations, limits.runs)
         watcher = HostWatcher(database, hosts, observations, operations, deadlines, signals, clock)
         api_tokens = ApiTokens(database)
-        users = Users(database, settings_module.secret(settings, "jwt_secret"), api_tokens)
+        passwords = await self._stack.enter_async_context(aclosing(Passwords()))
+        users = Users(database, settings_module.secret(settings, "jwt_secret"), api_tokens, passwords)
         self.first_password = await users.ensure_first_admin(settings.admin_username, settings.admin_password)
         feed = Feed(database, events.show)
         await feed.open()
@@ -170,6 +172,7 @@ class Controller:
         bundle, url = settings.moorage_agent_bundle, settings.base_url
         bootstrap = Bootstrap(database, enrollments, pool, channels, signals, clock, bundle, url)
         operations.drive_by(AGENT_KINDS, bootstrap.run)
+        shares = StreamShares()
         services = Services(
             users=users,
             servers=Servers(database, signals, credentials, checks),
@@ -177,21 +180,22 @@ class Controller:
             host_keys=HostKeys(database, hosts, signals),
             projects=Projects(database, signals),
             apps=apps,
-            extensions=Extensions(database, deadlines, timekeeper, signals, rules),
+            extensions=Extensions(database, deadlines, timekeeper, signals, limits.runs),
             operations=operations,
             outputs=Outputs(database, signals, clock),
             feed=feed,
-            inspection=Inspection(database, hosts),
+            inspection=Inspection(database, hosts, shares),
             enrollments=enrollments,
             agents=Agents(database, operations),
             audit_log=AuditLog(database),
             health=Health(database, lambda: [loop.name for loop in loops if not loop.alive]),
             metrics=metrics,
             base_url=settings.base_url,
-            accounts=Accounts(database),
+            accounts=Accounts(database, passwords),
             api_tokens=api_tokens,
             fingerprints=keyring.fingerprints,
             rate_limits=budgets(settings.rate_limit_per_minute, clock),
+            stream_shares=shares,
         )
         metrics.scrape(
             Parts(feed, leases, lambda: self._expiries(authority), lambda: {loop.name: loop.alive for loop in loops})

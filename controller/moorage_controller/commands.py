@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from moorage_controller import settings as settings_module
 from moorage_controller.api.user_schemas import AccountIn
+from moorage_controller.auth.passwords import Passwords
 from moorage_controller.auth.roles import Actor
 from moorage_controller.data_folder import lock
 from moorage_controller.database import open_database
@@ -41,13 +42,15 @@ async def create_account(settings: Settings, name: str, password: str | None, ro
         wrong = "; ".join(f"{e['loc'][0]}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
         raise StartupError("invalid_user", f"The user can't be made: {wrong}") from None
     database = _existing_database(settings)
+    passwords = Passwords()
     try:
         await require_current(database)
         fields = account.model_dump(exclude={"password"})
-        await Accounts(database).create(fields, account.password, Actor(None, "command line"))
+        await Accounts(database, passwords).create(fields, account.password, Actor(None, "command line"))
     except ConflictError as error:
         raise StartupError(error.code, error.sentence) from None
     finally:
+        await passwords.aclose()
         await database.close()
     return made
 

@@ -59,8 +59,8 @@ class OperationInProgressError(ConflictError):
 class TooManyRequestsError(MoorageError):
     """The caller is to wait; `retry_after` is in whole seconds, 1 or more."""
 
-    def __init__(self, sentence: str, retry_after: int) -> None:
-        super().__init__("too_many_requests", sentence)
+    def __init__(self, sentence: str, retry_after: int, code: str = "too_many_requests") -> None:
+        super().__init__(code, sentence)
         self.retry_after = retry_after
 
 

@@ -2,19 +2,25 @@
 
 import os
 import secrets
+import stat
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
+import structlog
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from moorage_controller.errors import StartupError
 
+log = structlog.get_logger(__name__)
+
 _MIN_SECRET = 32
 _LONGEST_RUN = 43_200
 """Minutes: the most that the API takes for a timeout."""
+_OURS = ("moorage.db*", "jwt_secret*", "encryption_key*", "controller.lock")
+"""What is ours in the data folder: SQLite's files and copies, secrets, the lock."""
 _WELL_KNOWN = frozenset({"your-super-secret-jwt-key-change-this", "your-encryption-key-for-ssh-credentials"})
 """The guide's own examples, which are long enough to pass for secrets."""
 
@@ -246,15 +252,32 @@ def _check_secret(settings: Settings, name: str, *, needed: bool) -> None:
 
 
 def prepare_data_dir(settings: Settings) -> None:
-    """Make the data folder, for its owner alone. Raises StartupError where that can't be."""
+    """Make the data folder; it and what is ours in it is its owner's alone, whatever was there.
+
+    Raises StartupError where that can't be.
+    """
+    folder = settings.moorage_data_dir
     try:
-        settings.moorage_data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(folder, 0o700)
+        for pattern in _OURS:
+            for path in folder.glob(pattern):
+                _close_to_others(path, 0o600)
     except OSError as error:
         raise StartupError(
             "data_dir",
-            f"The data folder {settings.moorage_data_dir} can't be made ({error.strerror}): "
+            f"The data folder {folder} can't be made or used ({error.strerror}): "
             "set MOORAGE_DATA_DIR to a folder this user may write to.",
         ) from None
+
+
+def _close_to_others(path: Path, mode: int) -> None:
+    """Take from group and others what they may do. What isn't ours, links, and /tmp and its like stay as they are."""
+    found = path.lstat()
+    kept = stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX or found.st_uid != os.geteuid()
+    if found.st_mode & 0o077 and not kept:
+        path.chmod(mode)
+        log.warning("closed_to_others", path=str(path), mode_before=f"{stat.S_IMODE(found.st_mode):o}")
 
 
 def secret(settings: Settings, name: Literal["jwt_secret", "encryption_key"]) -> str:

@@ -119,6 +119,9 @@ def test_each_route_says_a_scope_that_its_role_can_have() -> None:
         ("POST", "/api/auth/password"),
         ("POST", "/api/tokens"),
         ("DELETE", "/api/tokens/{id}"),
+        ("POST", "/api/users"),
+        ("PUT", "/api/users/{id}"),
+        ("DELETE", "/api/users/{id}"),
     }
 
 

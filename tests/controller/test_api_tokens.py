@@ -6,9 +6,9 @@ import uuid
 from typing import Any
 
 import pytest
-from factories import PASSWORD, PATH, Api, World
+from factories import ADMIN, PASSWORD, PATH, USER, Api, World
 from moorage_common.clock import to_millis
-from moorage_controller.store import api_tokens
+from moorage_controller.store import api_tokens, users
 
 
 async def make(world: World, caller: Api, *scopes: str, **fields: object) -> tuple[dict[str, Any], Api]:
@@ -25,7 +25,6 @@ async def test_a_token_is_shown_once_listed_without_its_secret_and_revoked_once(
     assert listed == {k: v for k, v in made.items() if k != "token"}
     assert (await world.admin.get("/api/tokens")).expect(200) == [], "another user's"
     (await api.get("/api/auth/verify")).expect(200)
-    (await world.admin.delete(f"/api/tokens/{made['id']}")).expect(404, "token_not_found")
     (await world.user.delete(f"/api/tokens/{made['id']}")).expect(200)
     (await world.user.delete(f"/api/tokens/{made['id']}")).expect(404, "token_not_found")
     (await api.get("/api/auth/verify")).expect(401, "bad_token")
@@ -90,6 +89,62 @@ async def test_a_token_makes_no_tokens_and_changes_no_password(world: World) -> 
     (await api.post("/api/tokens", {"name": "x", "scopes": ["read"]})).expect(403, "login_needed")
     body = {"currentPassword": PASSWORD, "newPassword": "another one"}
     (await api.post("/api/auth/password", body)).expect(403, "login_needed")
+
+
+async def test_an_admin_s_token_makes_no_user_and_changes_none(world: World) -> None:
+    _, api = await make(world, world.admin, "admin")
+    (row,) = [row for row in (await api.get("/api/users")).expect(200) if row["username"] == USER]
+    made = {"username": "backdoor", "password": PASSWORD, "role": "admin"}
+    (await api.post("/api/users", made)).expect(403, "login_needed")
+    for change in ({"role": "admin"}, {"password": "another one"}, {"isActive": False}):
+        (await api.put(f"/api/users/{row['id']}", change)).expect(403, "login_needed")
+    (await api.delete(f"/api/users/{row['id']}")).expect(403, "login_needed")
+    (token,) = (await world.admin.get("/api/tokens")).expect(200)
+    (await api.delete(f"/api/tokens/{token['id']}")).expect(403, "login_needed")
+
+
+async def test_an_admin_lists_and_revokes_another_user_s_tokens(world: World) -> None:
+    made, api = await make(world, world.user, "read")
+    me = (await world.user.get("/api/auth/verify")).json["user"]["id"]
+    (await world.user.get(f"/api/users/{me}/tokens")).expect(403, "forbidden")
+    (listed,) = (await world.admin.get(f"/api/users/{me}/tokens")).expect(200)
+    assert listed == {k: v for k, v in made.items() if k != "token"}
+    (await world.admin.get(f"/api/users/{uuid.uuid4()}/tokens")).expect(404, "user_not_found")
+    other, _ = await make(world, world.admin, "read")
+    (await world.user.delete(f"/api/tokens/{other['id']}")).expect(404, "token_not_found")
+    (await world.admin.delete(f"/api/tokens/{made['id']}")).expect(200)
+    (await api.get("/api/apps")).expect(401, "bad_token")
+    (entry,) = await world.audit("TOKEN_REVOKE")
+    assert (entry["username"], entry["resourceName"]) == (ADMIN, "ci")
+    assert entry["data"] == {"owner": USER}
+
+
+async def test_a_demoted_user_s_token_shrinks_at_once_whoever_demoted_him(world: World) -> None:
+    _, api = await make(world, world.admin, "admin")
+    (await api.get("/api/users")).expect(200)
+    database = world.database()
+    async with database.write() as connection:
+        found = await users.by_name(connection, ADMIN)
+        assert found is not None
+        await users.change(connection, found.id, {"role": "user"})
+    await database.close()
+    (await api.get("/api/users")).expect(403, "forbidden")
+    (await api.post("/api/projects", {"name": "x"})).expect(403, "forbidden")
+    (await api.get("/api/apps")).expect(200)
+
+
+@pytest.mark.parametrize("keep", [None, True, False])
+async def test_a_new_password_ends_tokens_if_asked(world: World, *, keep: bool | None) -> None:
+    _, api = await make(world, world.user, "read")
+    _, another_s = await make(world, world.admin, "read")
+    body = {"currentPassword": PASSWORD, "newPassword": "another one", "keepTokens": keep}
+    if keep is None:
+        del body["keepTokens"]
+    (await world.user.post("/api/auth/password", body)).expect(200)
+    (await api.get("/api/apps")).expect(401 if keep is False else 200)
+    (await another_s.get("/api/apps")).expect(200)
+    (entry,) = await world.audit("PASSWORD_CHANGE")
+    assert entry["data"] == {"sessionsEnded": 0} | ({"tokensRevoked": 1} if keep is False else {})
 
 
 async def test_its_last_use_is_written_once_a_minute_at_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

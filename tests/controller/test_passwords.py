@@ -1,34 +1,45 @@
 """Passwords: bcrypt as the guide has it, the whole password counts, and the event loop goes on meanwhile."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import bcrypt
 import pytest
-from moorage_controller.auth.passwords import hash_password, verify_password
+from moorage_controller.auth.line import Place
+from moorage_controller.auth.passwords import Passwords
 
 CHEAP = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()
+PLACE = Place("test", known=False)
 
 
-async def test_a_hash_is_bcrypt_with_cost_12_and_verifies() -> None:
-    made = await hash_password("pässword")
+@pytest.fixture
+async def passwords() -> AsyncIterator[Passwords]:
+    """Return what hashes and compares."""
+    made = Passwords()
+    yield made
+    await made.aclose()
+
+
+async def test_a_hash_is_bcrypt_with_cost_12_and_verifies(passwords: Passwords) -> None:
+    made = await passwords.hash("pässword", PLACE)
     assert made.startswith("$2b$12$")
-    assert await verify_password("pässword", made)
+    assert await passwords.verify("pässword", made, PLACE)
 
 
 @pytest.mark.parametrize(("password", "right"), [("right", True), ("wrong", False), ("", False), ("right\0", False)])
-async def test_only_the_right_one_is_right(password: str, *, right: bool) -> None:
-    assert await verify_password(password, CHEAP) is right
+async def test_only_the_right_one_is_right(passwords: Passwords, password: str, *, right: bool) -> None:
+    assert await passwords.verify(password, CHEAP, PLACE) is right
 
 
-async def test_what_bcrypt_would_cut_off_counts() -> None:
+async def test_what_bcrypt_would_cut_off_counts(passwords: Passwords) -> None:
     full = "x" * 72
     kept = bcrypt.hashpw(full.encode(), bcrypt.gensalt(4)).decode()
-    assert await verify_password(full, kept)
-    assert not await verify_password(full + "y", kept)
-    assert not await verify_password("é" * 10_000, kept)
+    assert await passwords.verify(full, kept, PLACE)
+    assert not await passwords.verify(full + "y", kept, PLACE)
+    assert not await passwords.verify("é" * 10_000, kept, PLACE)
 
 
-async def test_an_unknown_user_costs_a_comparison_too_and_the_loop_goes_on() -> None:
+async def test_an_unknown_user_costs_a_comparison_too_and_the_loop_goes_on(passwords: Passwords) -> None:
     turns = 0
 
     async def count() -> None:
@@ -40,7 +51,7 @@ async def test_an_unknown_user_costs_a_comparison_too_and_the_loop_goes_on() -> 
     counting = asyncio.create_task(count())
     loop = asyncio.get_running_loop()
     began = loop.time()
-    assert not await verify_password("anything", None)
+    assert not await passwords.verify("anything", None, PLACE)
     elapsed = loop.time() - began
     counting.cancel()
     assert elapsed > 0.05, "a comparison with cost 12 can't be that quick"

@@ -9,6 +9,7 @@ import pytest
 from factories import ADMIN, PASSWORD, USER, Reply, World, user_row
 from fakes import FakeClock
 from moorage_controller.auth import passwords
+from moorage_controller.auth.passwords import Passwords
 from moorage_controller.auth.rate_limit import Budget, network
 from moorage_controller.auth.roles import Origin
 from moorage_controller.errors import NotAuthenticatedError, TooManyRequestsError
@@ -27,6 +28,14 @@ def cheap_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def guess(world: World, username: str = ADMIN, password: str = "wrong") -> Reply:  # noqa: S107 - a guess
     return await world.nobody.post("/api/auth/login", {"username": username, "password": password})
+
+
+@pytest.fixture
+async def users(database: Database) -> AsyncIterator[Users]:
+    """Return what logs in, without a controller around it."""
+    passwords = Passwords()
+    yield Users(database, "s" * 32, ApiTokens(database), passwords)
+    await passwords.aclose()
 
 
 async def outcome(users: Users, username: str, address: str, password: str = "wrong") -> str:  # noqa: S107 - a guess
@@ -84,8 +93,7 @@ async def test_many_guesses_at_once_learn_no_more_than_in_a_row(world: World) ->
     assert set(told) <= {401, 429, 200}
 
 
-async def test_whoever_guesses_from_elsewhere_can_t_keep_the_owner_out(database: Database, clock: FakeClock) -> None:
-    users = Users(database, "s" * 32, ApiTokens(database))
+async def test_whoever_guesses_from_elsewhere_can_t_keep_the_owner_out(users: Users, clock: FakeClock) -> None:
     assert await outcome(users, ADMIN, "192.0.2.1", PASSWORD) == "in"
     found = [await outcome(users, ADMIN, f"198.51.100.{i}") for i in range(60)]
     assert found == ["wrong"] * 50 + ["wait 1"] * 10
@@ -97,8 +105,7 @@ async def test_whoever_guesses_from_elsewhere_can_t_keep_the_owner_out(database:
 
 
 @pytest.mark.usefixtures("cheap_names")
-async def test_one_address_can_t_try_many_names_nor_wipe_its_count(database: Database) -> None:
-    users = Users(database, "s" * 32, ApiTokens(database))
+async def test_one_address_can_t_try_many_names_nor_wipe_its_count(users: Users) -> None:
     for i in range(50):
         if i == 25:
             assert await outcome(users, USER, "192.0.2.9", PASSWORD) == "in"
@@ -107,6 +114,17 @@ async def test_one_address_can_t_try_many_names_nor_wipe_its_count(database: Dat
     assert await outcome(users, "another", "192.0.2.9") == "wait 1"
     assert await outcome(users, "another", "2001:db8::ffff:1") == "wait 1", "the same /64"
     assert await outcome(users, "another", "2001:db8:0:1::1") == "wrong"
+
+
+@pytest.mark.usefixtures("cheap_names")
+async def test_an_ipv6_customer_can_t_try_on_from_his_other_networks(users: Users) -> None:
+    assert await outcome(users, USER, "2001:db8:0:2::1", PASSWORD) == "in"
+    assert {await outcome(users, f"a{i}", f"2001:db8:0:{i:x}::1") for i in range(100)} == {"wrong"}
+    assert await outcome(users, "another", "2001:db8:0:ff::1") == "wait 1", "the same /56"
+    assert {await outcome(users, f"b{i}", f"2001:db8:0:{i:x}00::1") for i in range(1, 101)} == {"wrong"}
+    assert await outcome(users, "another", "2001:db8:0:fe00::1") == "wait 1", "the same /48"
+    assert await outcome(users, USER, "2001:db8:0:2::1", PASSWORD) == "in", "an address he is known from"
+    assert await outcome(users, "another", "2001:db8:1::1") == "wrong", "another customer"
 
 
 async def test_an_unknown_and_an_inactive_user_cost_the_same_comparison(
@@ -185,6 +203,7 @@ def test_delays_double_up_to_a_minute() -> None:
         ("192.0.2.1", "192.0.2.1"),
         ("::ffff:192.0.2.1", "192.0.2.1"),
         ("2001:db8::1", "2001:db8::/64"),
+        ("fe80::1%\x1b]0;x", "fe80::/64"),
         (None, "unknown"),
         ("unix", "unix"),
     ],

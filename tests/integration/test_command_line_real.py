@@ -1,19 +1,16 @@
 """`moorage` on a terminal, with a real controller, agent and Engine: Ctrl-C, live logs, a controller that restarts."""
 
 import json
-import os
-import pty
-import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from moorage_lab.controller import ADMIN
 from moorage_lab.processes import installed, plain_environment
-from moorage_lab.waiting import eventually
 from stack import IMAGE, SLOW, Stack
+from terminal import Terminal
 
 HELD = SLOW.replace("sleep 10; touch /ready; ", "").replace("retries: 60", "retries: 600")
 """Its start goes on until somebody makes /ready in db."""
@@ -25,58 +22,6 @@ services:
     stop_grace_period: 0s
     command: sh -c "echo first; while [ ! -f /more ]; do sleep 0.1; done; echo second; sleep 1000"
 """
-
-
-class Terminal:
-    """A command on a pseudo-terminal: what it has shown so far, and its exit code at its end."""
-
-    def __init__(self, argv: list[str], environment: Mapping[str, str]) -> None:
-        self._master, slave = pty.openpty()
-        # A run in the background ignores Ctrl-C, and all that it starts does.
-        argv = ["/usr/bin/env", "--default-signal=INT", *argv]
-        self._child = subprocess.Popen(
-            argv, stdin=slave, stdout=slave, stderr=slave, env=dict(environment), start_new_session=True
-        )
-        os.close(slave)
-        os.set_blocking(self._master, False)
-        self.text = ""
-
-    def shows(self, text: str) -> None:
-        """Wait until it has shown a text."""
-
-        def seen() -> bool:
-            self._read()
-            return text in self.text
-
-        eventually(seen, timeout=60, what=f"{text!r} on the terminal, which shows {self.text[-2000:]!r}")
-
-    def interrupt(self) -> None:
-        """Press Ctrl-C."""
-        self._child.send_signal(signal.SIGINT)
-
-    def ends(self) -> int:
-        """Wait for its end and return its exit code."""
-
-        def over() -> bool:
-            self._read()  # or it would wait for who reads
-            return self._child.poll() is not None
-
-        eventually(over, timeout=60, what="the command's end")
-        self._read()
-        return self._child.returncode
-
-    def close(self) -> None:
-        """End it."""
-        self._child.kill()
-        self._child.wait()
-        os.close(self._master)
-
-    def _read(self) -> None:
-        try:
-            while data := os.read(self._master, 65536):
-                self.text += data.decode(errors="replace")
-        except OSError:  # nothing more for now, or the other end is gone
-            return
 
 
 @pytest.fixture

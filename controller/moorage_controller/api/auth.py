@@ -20,9 +20,11 @@ async def logout(call: Call) -> Reply:
 
 
 async def change_password(call: Call) -> Reply:
-    """POST /api/auth/password."""
+    """POST /api/auth/password: it ends one's other sessions, and one's API tokens with `keepTokens` false."""
     body = call.body(PasswordIn)
-    await call.services.users.change_password(call.principal, body.current_password, body.new_password, call.actor)
+    await call.services.users.change_password(
+        call.principal, body.current_password, body.new_password, call.actor, keep_tokens=body.keep_tokens
+    )
     return now(SuccessOut())
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from moorage_controller.auth.rate_limit import Budget, Limit
 from moorage_controller.auth.roles import Actor, Origin, Principal
+from moorage_controller.auth.stream_shares import StreamShares
 from moorage_controller.errors import InvalidError, NotFoundError
 from moorage_controller.services.accounts import Accounts
 from moorage_controller.services.agents import Agents
@@ -69,6 +70,7 @@ class Services:
     accounts: Accounts
     api_tokens: ApiTokens
     rate_limits: Mapping[Limit, Budget]
+    stream_shares: StreamShares
     fingerprints: Fingerprints
 
 

@@ -10,7 +10,11 @@ from aiohttp import web
 
 from moorage_controller.store.revisions import Revisions
 
-_MOST_KEPT = 256
+_MOST_KEPT = 1024
+_LONGEST_PATH = 512
+"""Characters of a path and its query that is worth keeping."""
+_MOST_BYTES = 32 * 1024 * 1024
+_LARGEST = 8 * 1024 * 1024
 
 Make = Callable[[], Awaitable[web.Response]]
 
@@ -18,16 +22,44 @@ Make = Callable[[], Awaitable[web.Response]]
 @dataclass(frozen=True, slots=True)
 class _Kept:
     revision: str
-    body: bytes
     headers: dict[str, str]
 
 
+class _Bodies:
+    """The bodies that were used last, by their ETag: many callers' equal lists are there once."""
+
+    def __init__(self) -> None:
+        self._bodies: OrderedDict[str, bytes] = OrderedDict()
+        self.size = 0
+        """In bytes."""
+
+    def get(self, etag: str) -> bytes | None:
+        body = self._bodies.get(etag)
+        if body is not None:
+            self._bodies.move_to_end(etag)
+        return body
+
+    def put(self, etag: str, body: bytes) -> None:
+        if self.get(etag) is not None or len(body) > _LARGEST:
+            return
+        self._bodies[etag] = body
+        self.size += len(body)
+        while self.size > _MOST_BYTES:
+            _, oldest = self._bodies.popitem(last=False)
+            self.size -= len(oldest)
+
+
 class Conditional:
-    """Gives replies their ETag, a hash of their bytes, and keeps those of lists while nothing is written."""
+    """Gives replies their ETag, a hash of their bytes, and keeps those of lists while nothing is written.
+
+    What it keeps is bounded in bytes. Not the library cachetools: OrderedDict is the LRU already, and counting its
+    bytes is a line.
+    """
 
     def __init__(self, revisions: Revisions) -> None:
         self._revisions = revisions
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+        self._bodies = _Bodies()
 
     async def answer(self, request: web.Request, caller: str | None, make: Make) -> web.Response:
         """Return what `make` replies, or 304. `caller` names whose list it is; None: it is made anew each time.
@@ -37,9 +69,10 @@ class Conditional:
         revision = None if caller is None else await self._revisions.current()
         key = (caller or "", request.path_qs)
         kept = self._kept.get(key)
-        if kept is not None and kept.revision == revision:
+        known = None if kept is None or kept.revision != revision else self._bodies.get(kept.headers["ETag"])
+        if kept is not None and known is not None:
             self._kept.move_to_end(key)
-            return _unless_known(request, kept.body, kept.headers)
+            return _unless_known(request, known, kept.headers)
         response = await make()
         body = response.body
         # Only a success is a representation.
@@ -49,11 +82,12 @@ class Conditional:
         headers = {name: value for name, value in response.headers.items() if name != "Content-Length"}
         headers |= {"ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"', "Vary": "Authorization"}
         headers["Cache-Control"] = "private, no-cache"
-        if revision is not None:
-            self._keep(key, _Kept(revision, body, headers))
+        if revision is not None and len(request.path_qs) <= _LONGEST_PATH:
+            self._keep(key, _Kept(revision, headers), body)
         return _unless_known(request, body, headers)
 
-    def _keep(self, key: tuple[str, str], kept: _Kept) -> None:
+    def _keep(self, key: tuple[str, str], kept: _Kept, body: bytes) -> None:
+        self._bodies.put(kept.headers["ETag"], body)
         self._kept[key] = kept
         self._kept.move_to_end(key)
         if len(self._kept) > _MOST_KEPT:

@@ -105,13 +105,14 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("DELETE", "/api/tokens/{id}"): Details(errors={403: ("login_needed",)}),
     ("POST", "/api/users"): Details(
         201,
-        errors={409: ("username_taken",)},
+        errors={403: ("login_needed",), 409: ("username_taken",)},
         request={"username": "jo", "password": "correct horse", "role": "user"},
     ),
     ("PUT", "/api/users/{id}"): Details(
-        errors={403: ("own_password",), 409: ("last_admin", "username_taken")}, request={"fullName": "Jo Doe"}
+        errors={403: ("own_password", "login_needed"), 409: ("last_admin", "username_taken")},
+        request={"fullName": "Jo Doe"},
     ),
-    ("DELETE", "/api/users/{id}"): Details(errors={409: ("last_admin",)}),
+    ("DELETE", "/api/users/{id}"): Details(errors={403: ("login_needed",), 409: ("last_admin",)}),
     ("POST", "/api/servers"): Details(201, request=_SERVER),
     ("PUT", "/api/servers/{id}"): Details(
         errors={409: ("app_running", "undecryptable_secret")}, request={"name": "Production Server 1"}
@@ -160,7 +161,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("GET", "/api/servers/{id}/discover"): Details(errors=_ASK_ERRORS),
     ("GET", "/api/apps/{id}/services"): Details(errors=_ASK_ERRORS),
     ("GET", "/api/apps/{id}/logs"): Details(
-        errors={**_ASK_ERRORS, 404: ("service_not_found",), 409: ("too_many_logs",)},
+        errors={**_ASK_ERRORS, 404: ("service_not_found",), 409: ("too_many_logs",), 429: ("too_many_streams",)},
         query={
             "tail": (
                 {"type": "integer", "minimum": 0, "maximum": 10_000, "default": 200},
@@ -189,6 +190,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
         }
     ),
     ("GET", "/api/operations/{id}/output"): Details(
+        errors={429: ("too_many_streams",)},
         query={
             "after": (
                 {"type": "integer", "minimum": 0, "maximum": 10**15, "default": 0},
@@ -200,7 +202,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("POST", "/api/operations/{id}/cancel"): Details(
         errors={409: ("not_cancellable", "operation_ended"), 503: ("host_unreachable", "no_agent")}
     ),
-    ("GET", "/api/events"): Details(media=(EVENT_STREAM,)),
+    ("GET", "/api/events"): Details(errors={429: ("too_many_streams",)}, media=(EVENT_STREAM,)),
     ("GET", "/metrics"): Details(errors={401: ("bad_token",), 404: ("metrics_off",)}, media=("text/plain",)),
     ("GET", "/api/audit-logs"): Details(
         query={

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from datetime import UTC, datetime
 
 from moorage_common.clock import to_millis
@@ -14,6 +14,7 @@ from moorage_controller.api.app_schemas import ContainerOut, ProjectFoundOut
 from moorage_controller.api.call import Call
 from moorage_controller.api.replies import Raw, Reply, now, stream
 from moorage_controller.api.sse import Event, Events
+from moorage_controller.auth.stream_shares import Kind
 from moorage_controller.hosts.transport import HostProject
 from moorage_controller.services.inspection import Lines
 
@@ -44,11 +45,13 @@ async def show_logs(call: Call) -> Reply:
     if follow and _TIME.fullmatch(call.last_event_id):
         after, tail = call.last_event_id, -1
     wanted = LogsWanted(call.query_word("service") or "", tail, after, follow)
-    lines = await call.services.inspection.logs(call.id(), wanted)
-    if follow:
-        return stream(_events(lines))
-    async with aclosing(lines):
-        text = "".join([f"{_text(line)}\n" async for batch in lines for line in batch])
+    with ExitStack() as held:
+        held.enter_context(call.services.stream_shares.of_user(Kind.LOGS, call.principal.user_id))
+        lines = await call.services.inspection.logs(call.id(), wanted, held)
+        if follow:
+            return stream(_events(lines), held)
+        async with aclosing(lines):
+            text = "".join([f"{_text(line)}\n" async for batch in lines for line in batch])
     return Reply(Raw(text.encode(), "text/plain"))
 
 

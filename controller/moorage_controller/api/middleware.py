@@ -81,7 +81,8 @@ def _tell(request: web.Request, response: web.StreamResponse, seconds: float, su
     log.info(
         "request",
         method=request.method,
-        path=request.path,
+        # As it was sent, percent-encoded: decoded, it could be anything, and logs are read on terminals too.
+        path=request.rel_url.raw_path,
         status=response.status,
         milliseconds=round(seconds * 1000, 1),
         address=surface.proxies.client(request),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 from moorage_common.compose_output import readable
 
@@ -10,6 +10,7 @@ from moorage_controller.api.call import Call, to_json
 from moorage_controller.api.convert import operation_out, operation_shown_out
 from moorage_controller.api.replies import MOST_A_PAGE, Reply, now, stream
 from moorage_controller.api.sse import Event, Events
+from moorage_controller.auth.stream_shares import Kind
 from moorage_controller.store.operations import Operation
 from moorage_controller.store.output import Piece
 
@@ -46,7 +47,9 @@ async def follow_output(call: Call) -> Reply:
     after = call.query_number("after", 0, 0, _MOST_OFFSET)
     if _OFFSET.fullmatch(call.last_event_id):
         after = int(call.last_event_id)
-    return stream(_lines(call.services.outputs.follow(operation.id, after), after))
+    with ExitStack() as held:
+        held.enter_context(call.services.stream_shares.of_user(Kind.OUTPUT, call.principal.user_id))
+        return stream(_lines(call.services.outputs.follow(operation.id, after), after), held)
 
 
 async def cancel_operation(call: Call) -> Reply:

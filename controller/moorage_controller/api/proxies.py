@@ -56,5 +56,7 @@ def _parse(text: str) -> Address | None:
         address = ip_address(text)
     except ValueError:
         return None
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address
+    if isinstance(address, IPv4Address):
+        return address
+    # Without its zone, which may be any text.
+    return address.ipv4_mapped or IPv6Address(int(address))

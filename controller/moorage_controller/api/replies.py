@@ -1,6 +1,7 @@
 """The kinds of answer: now, later, a stream, and an error (which is raised, see `problems`)."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel
@@ -41,9 +42,9 @@ def later(operation: BaseModel, operation_id: object) -> Reply:
     return Reply(operation, 202, {"Location": f"/api/operations/{operation_id}"})
 
 
-def stream(events: Events) -> Reply:
-    """Answer with server-sent events. What deserves a status of its own is to be refused before."""
-    return Reply(Stream(events))
+def stream(events: Events, held: ExitStack) -> Reply:
+    """Answer with server-sent events; `held` is closed at their end. What deserves a status is to be refused before."""
+    return Reply(Stream(events, held.pop_all()))
 
 
 def page(call: Call, reply: Reply) -> Reply:

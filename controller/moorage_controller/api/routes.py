@@ -77,8 +77,10 @@ def _check(path: str, handler: Handler, reply: type[BaseModel]) -> Route:
     return Route("POST", path, Role.USER, handler, reply, schemas.NothingIn, scope=Scope.READ)
 
 
-def _create(path: str, handler: Handler, reply: type[BaseModel], body: type[BaseModel]) -> Route:
-    return Route("POST", path, Role.ADMIN, handler, reply, body, creates=True)
+def _create(
+    path: str, handler: Handler, reply: type[BaseModel], body: type[BaseModel], *, scope: Scope = Scope.ADMIN
+) -> Route:
+    return Route("POST", path, Role.ADMIN, handler, reply, body, scope=scope, creates=True)
 
 
 def _probe(path: str, handler: Handler) -> Route:
@@ -120,11 +122,19 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", "/api/tokens/{id}", Role.USER, tokens.revoke_token, schemas.DeletedOut, scope=Scope.SESSION),
     _get("/api/users", users.list_users, user_schemas.AccountOut, role=Role.ADMIN, many=True),
     _get("/api/users/{id}", users.get_user, user_schemas.AccountOut, role=Role.ADMIN),
-    _create("/api/users", users.create_user, user_schemas.AccountOut, user_schemas.AccountIn),
+    _get("/api/users/{id}/tokens", tokens.list_user_tokens, user_schemas.TokenOut, role=Role.ADMIN, many=True),
+    # A token that leaked must not make itself a user, nor a password: it would outlive its own revocation.
+    _create("/api/users", users.create_user, user_schemas.AccountOut, user_schemas.AccountIn, scope=Scope.SESSION),
     Route(
-        "PUT", "/api/users/{id}", Role.ADMIN, users.update_user, user_schemas.AccountOut, user_schemas.AccountChanges
+        "PUT",
+        "/api/users/{id}",
+        Role.ADMIN,
+        users.update_user,
+        user_schemas.AccountOut,
+        user_schemas.AccountChanges,
+        scope=Scope.SESSION,
     ),
-    Route("DELETE", "/api/users/{id}", Role.ADMIN, users.delete_user, schemas.DeletedOut),
+    Route("DELETE", "/api/users/{id}", Role.ADMIN, users.delete_user, schemas.DeletedOut, scope=Scope.SESSION),
     _get("/api/servers", servers.list_servers, server_schemas.ServerOut, many=True),
     _get("/api/servers/{id}", servers.get_server, server_schemas.ServerOut),
     _create("/api/servers", servers.create_server, server_schemas.ServerOut, server_schemas.ServerIn),

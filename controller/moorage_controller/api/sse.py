@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ log = structlog.get_logger(__name__)
 _HEARTBEAT_SECONDS = 15.0
 _SEND_SECONDS = 30.0
 """How long a reader may take nothing at all until he is dropped; whatever he reads of goes on."""
+_LOOK_SECONDS = 0.5
+"""How often to look for callers who hung up, of all streams at once: the library tells it to nobody."""
 _ADMIT_SECONDS = 30.0
 """How long a stream may outlive the token that opened it."""
 
@@ -42,28 +44,42 @@ class Stream:
     """The body of a reply that goes on."""
 
     events: Events
+    held: ExitStack
+    """What is held for as long as it goes on."""
 
 
 class Streams:
     """The streams that are open."""
 
     def __init__(self) -> None:
-        self._open: set[asyncio.Task[None]] = set()
+        self._open: dict[asyncio.Task[None], web.Request] = {}
+        self._looking: asyncio.TimerHandle | None = None
 
     async def serve(self, request: web.Request, body: Stream, admit: Admit) -> web.StreamResponse:
         """Send events until they end, the caller hangs up or takes nothing, or he may not listen any more."""
         response = EventSourceResponse(send_timeout=_SEND_SECONDS, ping_interval=_HEARTBEAT_SECONDS)
-        sending = asyncio.create_task(
-            _Sending(request, response, body.events, admit).run(), name=f"stream {request.path}"
-        )
-        self._open.add(sending)
-        try:
-            await asyncio.wait({sending})
-        finally:
-            self._open.discard(sending)
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+        with body.held:
+            sending = asyncio.create_task(
+                _Sending(request, response, body.events, admit).run(), name=f"stream {request.path}"
+            )
+            self._open[sending] = request
+            self._look()
+            try:
+                await asyncio.wait({sending})
+            finally:
+                del self._open[sending]
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
         return response
+
+    def _look(self) -> None:
+        """End the streams of those who hung up: one that has nothing to send would notice at its next heartbeat."""
+        if self._looking is not None:
+            self._looking.cancel()
+        for sending, request in self._open.items():
+            if request.transport is None or request.transport.is_closing():
+                sending.cancel()
+        self._looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look) if self._open else None
 
     async def close(self, _application: web.Application) -> None:
         """End all streams: their callers come again, to whoever serves then."""

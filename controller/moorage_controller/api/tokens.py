@@ -26,6 +26,11 @@ async def list_tokens(call: Call) -> Reply:
     return now([token_out(token) for token in await call.services.api_tokens.all(call.principal)])
 
 
+async def list_user_tokens(call: Call) -> Reply:
+    """GET /api/users/{id}/tokens: another user's, without their secrets."""
+    return now([token_out(token) for token in await call.services.api_tokens.of_user(call.id())])
+
+
 async def create_token(call: Call) -> Reply:
     """POST /api/tokens.
 
@@ -40,6 +45,6 @@ async def create_token(call: Call) -> Reply:
 
 
 async def revoke_token(call: Call) -> Reply:
-    """DELETE /api/tokens/{id}."""
+    """DELETE /api/tokens/{id}: one's own; an admin revokes any user's."""
     await call.services.api_tokens.revoke(call.principal, call.id(), call.actor)
     return now(DeletedOut(message="Token revoked"))

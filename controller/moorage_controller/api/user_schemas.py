@@ -77,10 +77,11 @@ class AccountOut(Schema):
 
 
 class PasswordIn(Schema):
-    """POST /api/auth/password."""
+    """POST /api/auth/password: `keepTokens` false ends one's API tokens, too."""
 
     current_password: str
     new_password: Password
+    keep_tokens: bool = True
 
 
 class TokenIn(Schema):

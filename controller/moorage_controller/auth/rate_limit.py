@@ -66,12 +66,40 @@ def budgets(per_minute: int, clock: Monotonic) -> dict[Limit, Budget]:
 
 def network(address: str | None) -> str:
     """Return an address as limits count it: IPv6 by its /64, which a single host commands."""
+    return _within(address, 32, 64)
+
+
+def sites(address: str | None) -> tuple[str, ...]:
+    """Return the networks around an IPv6 address that one customer may be given: its /56 and its /48.
+
+    None for IPv4: neighbours in a /24 are strangers to each other, and one would be refused for another's failures.
+    """
+    parsed = _parsed(address)
+    if not isinstance(parsed, ipaddress.IPv6Address):
+        return ()
+    return (_within(address, 32, 56), _within(address, 32, 48))
+
+
+def neighbourhood(address: str | None) -> str:
+    """Return the widest network that shares a place in a line, which holds nobody off for long: /24 or /48."""
+    return _within(address, 24, 48)
+
+
+def _within(address: str | None, bits: int, bits_v6: int) -> str:
+    parsed = _parsed(address)
+    if parsed is None:
+        return address or "unknown"
+    size = bits_v6 if isinstance(parsed, ipaddress.IPv6Address) else bits
+    if size == parsed.max_prefixlen:
+        return str(parsed)
+    # By its number: a zone (fe80::1%eth0) names no network.
+    return str(ipaddress.ip_network((int(parsed), size), strict=False))
+
+
+def _parsed(address: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         parsed = ipaddress.ip_address(address or "")
     except ValueError:
-        return address or "unknown"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_network((int(parsed), 64), strict=False))
-    return str(parsed)
+        return None
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return mapped or parsed

@@ -7,7 +7,8 @@ from uuid import UUID, uuid4
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from moorage_controller.auth.passwords import hash_password
+from moorage_controller.auth.line import Place
+from moorage_controller.auth.passwords import Passwords
 from moorage_controller.auth.roles import Actor
 from moorage_controller.errors import ConflictError, ForbiddenError, NotFoundError
 from moorage_controller.services.audit import Action, record
@@ -23,8 +24,9 @@ _PUBLIC_NAMES = {"full_name": "fullName", "is_active": "isActive"}
 class Accounts:
     """Decides about users."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, passwords: Passwords) -> None:
         self._database = database
+        self._passwords = passwords
 
     async def all(self) -> Sequence[User]:
         """Return all users by name."""
@@ -38,7 +40,7 @@ class Accounts:
 
     async def create(self, fields: Mapping[str, Any], password: str, actor: Actor, once: Once[User] = UNKEYED) -> User:
         """Make a user; `fields` are columns. Raises ConflictError when the name is taken."""
-        password_hash = await hash_password(password)
+        password_hash = await self._passwords.hash(password, _place(actor))
         try:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
@@ -72,7 +74,7 @@ class Accounts:
         """
         if password is not None and user_id == actor.user_id:
             raise ForbiddenError("own_password", "Change your own password with POST /api/auth/password.")
-        password_hash = None if password is None else await hash_password(password)
+        password_hash = None if password is None else await self._passwords.hash(password, _place(actor))
         try:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
@@ -116,6 +118,10 @@ async def _end(connection: AsyncConnection, user_id: UUID, *, sessions: bool, to
     ended = await store.end_sessions(connection, user_id) if sessions else 0
     revoked = await api_tokens.remove_all(connection, user_id) if tokens else 0
     return {"sessionsEnded": ended, "tokensRevoked": revoked}
+
+
+def _place(actor: Actor) -> Place:
+    return Place(str(actor.user_id), known=True)
 
 
 def _keep_last(admins: set[UUID], user: User) -> None:

@@ -39,6 +39,13 @@ class ApiTokens:
         async with self._database.read() as connection:
             return await store.of_user(connection, principal.user_id)
 
+    async def of_user(self, user_id: UUID) -> Sequence[ApiToken]:
+        """Return another user's tokens by name, for an admin. Raises NotFoundError."""
+        async with self._database.read() as connection:
+            if await user_store.by_id(connection, user_id) is None:
+                raise NotFoundError("user_not_found", "There is no user of that id.")
+            return await store.of_user(connection, user_id)
+
     async def create(
         self, principal: Principal, name: str, scopes: Sequence[str], expires_at: datetime | None, actor: Actor
     ) -> tuple[ApiToken, str]:
@@ -63,14 +70,20 @@ class ApiTokens:
         return token, secret
 
     async def revoke(self, principal: Principal, token_id: UUID, actor: Actor) -> None:
-        """Kill one of the caller's tokens. Raises NotFoundError, for another user's too."""
+        """Kill one of the caller's tokens; an admin kills any user's. Raises NotFoundError."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             token = await store.get(connection, token_id)
-            if token is None or token.user_id != principal.user_id or not await store.remove(connection, token_id):
+            owner = None if token is None else await user_store.by_id(connection, token.user_id)
+            if token is None or owner is None or not (owner.id == principal.user_id or principal.may_administer):
                 raise NotFoundError("token_not_found", "You have no API token of that id.")
-            sentence = f"{principal.username} revoked the API token {token.name}."
-            await record(connection, now, actor, Action.TOKEN_REVOKE, ("token", token_id, token.name), sentence)
+            await store.remove(connection, token_id)
+            whose = "" if owner.id == principal.user_id else f" of {owner.username}"
+            sentence = f"{principal.username} revoked the API token {token.name}{whose}."
+            details = {"owner": owner.username} if whose else None
+            await record(
+                connection, now, actor, Action.TOKEN_REVOKE, ("token", token_id, token.name), sentence, details
+            )
         self._noted.pop(token_id, None)
 
     async def authenticate(self, secret: str) -> Principal:

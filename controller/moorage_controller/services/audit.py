@@ -1,11 +1,13 @@
 """Audit entries, written in the transaction of the change they tell of."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
+from moorage_common.untrusted import clean_line
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -13,6 +15,9 @@ from moorage_controller.auth.roles import AUTO_STOP, DEAD_MAN, Actor
 from moorage_controller.store import audit as store
 from moorage_controller.store.apps import App
 from moorage_controller.store.operations import Operation
+
+_MOST_NAME, _MOST_TEXT, _MOST_AGENT, _MOST_ADDRESS = 255, 2000, 500, 45
+"""Characters."""
 
 log = structlog.get_logger(__name__)
 
@@ -51,24 +56,36 @@ async def record(
     message: str,
     details: dict[str, Any] | None = None,
 ) -> None:
-    """Append an entry. `resource` is type, id and name; `message` a sentence; `details` never holds a secret."""
+    """Append an entry. `resource` is type, id and name; `message` a sentence; `details` never holds a secret.
+
+    Whatever callers and hosts have made up in it is cleaned here: it is read on terminals.
+    """
     kind, resource_id, resource_name = resource
+    address, agent = actor.origin.ip_address, actor.origin.user_agent
     entry = store.AuditEntry(
         id=uuid4(),
         user_id=actor.user_id,
-        username=actor.name,
+        username=clean_line(actor.name, _MOST_NAME),
         action=action.value,
         resource_type=kind,
         resource_id=resource_id,
-        resource_name=resource_name,
-        message=message,
-        details=details,
-        ip_address=actor.origin.ip_address,
-        user_agent=actor.origin.user_agent,
+        resource_name=None if resource_name is None else clean_line(resource_name, _MOST_NAME),
+        message=clean_line(message, _MOST_TEXT),
+        details=_cleaned(details),
+        ip_address=None if address is None else clean_line(address, _MOST_ADDRESS),
+        user_agent=None if agent is None else clean_line(agent, _MOST_AGENT) or None,
         created_at=now,
     )
     await store.add(connection, entry)
     _log_after_commit(connection, entry)
+
+
+def _cleaned(value: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, str):
+        return clean_line(value, _MOST_TEXT)
+    if isinstance(value, Mapping):
+        return {clean_line(str(name), _MOST_NAME): _cleaned(each) for name, each in value.items()}
+    return [_cleaned(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _log_after_commit(connection: AsyncConnection, entry: store.AuditEntry) -> None:

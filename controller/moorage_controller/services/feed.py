@@ -1,11 +1,13 @@
 """What changes, told to whoever listens: each app, server and operation as it is once it has changed.
 
 The numbers of the changes are the database's, so a listener who was away goes on where he was, with any controller.
-The newest are kept in memory, once for all listeners; one who lags behind reads the database, where what changed many
-times meanwhile is one row. So a listener who is slow costs nothing, and none holds up another.
+The newest are kept in memory, once for all listeners, up to a number and a size; one who lags behind reads the
+database, where what changed many times meanwhile is one row. So a listener who is slow costs nothing, and none holds up
+another. What is read at once is bounded in bytes too: a listener holds no more than that.
 """
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +27,11 @@ from moorage_controller.store.operations import Operation
 from moorage_controller.store.servers import Server
 
 _MOST_KEPT = 2000
+_MOST_BYTES = 16 * 1024 * 1024
+"""Of the texts that are kept in memory."""
+_READ_AT_ONCE = 25
+_MOST_READ = 1024 * 1024
+"""Bytes after which no more is read for one listener until he has those."""
 _LOOK_SECONDS = 0.2
 """How often to look for what other controllers have written; one's own writes are told at once."""
 
@@ -58,6 +65,7 @@ class Feed:
         self._show = show
         self._stirred = asyncio.Event()
         self._news: deque[News] = deque()
+        self._size = 0
         self._floor = 0
         """What comes after this number is in memory."""
         self._last = 0
@@ -122,9 +130,12 @@ class Feed:
 
     def _keep(self, found: Sequence[News]) -> None:
         self._news.extend(found)
+        self._size += sum(_size(news) for news in found)
         self._last = found[-1].number
-        while len(self._news) > _MOST_KEPT:
-            self._floor = self._news.popleft().number
+        while len(self._news) > _MOST_KEPT or self._size > _MOST_BYTES:
+            oldest = self._news.popleft()
+            self._size -= _size(oldest)
+            self._floor = oldest.number
         arrived, self._arrived = self._arrived, asyncio.Event()
         arrived.set()
 
@@ -137,10 +148,23 @@ class Feed:
         return found[::-1]
 
     async def _read(self, number: int) -> Sequence[News]:
+        found: list[News] = []
+        size = 0
         async with self._database.read() as connection:
             changes = await store.after(connection, number)
-            resources = await _load(connection, changes) if changes else {}
-        return [News(c.number, c.kind, self._show(c.resource_id, resources.get(c.resource_id))) for c in changes]
+            for begin in range(0, len(changes), _READ_AT_ONCE):
+                some = changes[begin : begin + _READ_AT_ONCE]
+                resources = await _load(connection, some)
+                found += [News(c.number, c.kind, self._show(c.resource_id, resources.get(c.resource_id))) for c in some]
+                size += sum(_size(news) for news in found[begin:])
+                if size > _MOST_READ:
+                    break
+        return found
+
+
+def _size(news: News) -> int:
+    """Return the bytes that a text takes: up to four a character."""
+    return sys.getsizeof(news.text)
 
 
 async def _load(connection: AsyncConnection, changes: Sequence[Change]) -> Mapping[UUID, Resource]:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import NoReturn, TypeVar
 from uuid import UUID
 
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import ContainerState
 
+from moorage_controller.auth.stream_shares import StreamShares
 from moorage_controller.errors import ConflictError, ForbiddenError, HostUnreachableError, NotFoundError
 from moorage_controller.hosts.transport import (
     ContactLostError,
@@ -16,7 +17,6 @@ from moorage_controller.hosts.transport import (
     HostProject,
     HostRefusedError,
     Hosts,
-    HostTransport,
 )
 from moorage_controller.services.runs import host_app
 from moorage_controller.store import apps as app_store
@@ -34,14 +34,15 @@ _FIRST_SECONDS = 3.0
 class Inspection:
     """Asks hosts, now. Every method raises HostUnreachableError, and NotFoundError for what isn't there."""
 
-    def __init__(self, database: Database, hosts: Hosts) -> None:
+    def __init__(self, database: Database, hosts: Hosts, shares: StreamShares) -> None:
         self._database = database
         self._hosts = hosts
+        self._shares = shares
 
     async def services(self, app_id: UUID) -> Sequence[ContainerState]:
         """Return an app's containers by service and name. Raises ForbiddenError: the host's policy."""
-        transport, app = await self._app(app_id)
-        seen = await _told(transport.look(app))
+        server, app = await self._app(app_id)
+        seen = await _told(self._hosts.transport(server).look(app))
         return sorted(seen.containers, key=lambda c: (c.service, c.name))
 
     async def discover(self, server_id: UUID) -> Sequence[HostProject]:
@@ -56,13 +57,15 @@ class Inspection:
         unnamed = [project for project in found if project.project.directory not in named]
         return sorted(unnamed, key=lambda each: (each.project.name, each.project.directory))
 
-    async def logs(self, app_id: UUID, wanted: LogsWanted) -> Lines:
+    async def logs(self, app_id: UUID, wanted: LogsWanted, held: ExitStack) -> Lines:
         """Return batches of what an app's containers write; what the host objects to is raised here already.
 
-        Raises NotFoundError `service_not_found`; ConflictError `too_many_logs`; ForbiddenError.
+        It holds a place of the host's until `held` is closed. Raises NotFoundError `service_not_found`; ConflictError
+        `too_many_logs`; TooManyRequestsError `too_many_streams`; ForbiddenError.
         """
-        transport, app = await self._app(app_id)
-        lines = transport.logs(app, wanted)
+        server, app = await self._app(app_id)
+        held.enter_context(self._shares.of_host(server.id))
+        lines = self._hosts.transport(server).logs(app, wanted)
         first = asyncio.ensure_future(anext(lines, None))
         try:
             await asyncio.wait({first}, timeout=_FIRST_SECONDS if wanted.follow else None)
@@ -75,7 +78,7 @@ class Inspection:
             raise
         return _going_on(first, lines)
 
-    async def _app(self, app_id: UUID) -> tuple[HostTransport, HostApp]:
+    async def _app(self, app_id: UUID) -> tuple[Server, HostApp]:
         server: Server | None = None
         async with self._database.read() as connection:
             app = await app_store.get(connection, app_id)
@@ -83,7 +86,7 @@ class Inspection:
                 server = await server_store.get(connection, app.server_id)
         if app is None or server is None:
             raise NotFoundError("app_not_found", "There is no app of that id.")
-        return self._hosts.transport(server), host_app(app)
+        return server, host_app(app)
 
 
 async def _going_on(first: "asyncio.Future[Sequence[LogLine] | None]", lines: Lines) -> Lines:

@@ -7,23 +7,30 @@ from uuid import uuid4
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.auth import tokens
-from moorage_controller.auth.passwords import MAX_BYTES, hash_password, verify_password
+from moorage_controller.auth.line import Place
+from moorage_controller.auth.passwords import MAX_BYTES, Passwords
 from moorage_controller.auth.roles import Actor, Origin, Principal
 from moorage_controller.errors import InvalidError, NotAuthenticatedError, StartupError
 from moorage_controller.services import api_tokens, login_limits
 from moorage_controller.services.api_tokens import ROLES, ApiTokens
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.login_limits import Attempt
+from moorage_controller.store import api_tokens as token_store
 from moorage_controller.store import users as store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.users import User
+
+_MOST_REMEMBERED = 4096
 
 
 class Users:
     """Decides who somebody is. `secret` signs login tokens."""
 
-    def __init__(self, database: Database, secret: str, api_tokens: ApiTokens) -> None:
+    def __init__(self, database: Database, secret: str, api_tokens: ApiTokens, passwords: Passwords) -> None:
         self._database = database
+        self._passwords = passwords
+        self._known: set[str] = set()
+        """Pairs of a name and an address that were known lately: those are worth a look into the database."""
         self._secret = secret
         self._api_tokens = api_tokens
 
@@ -39,7 +46,7 @@ class Users:
         if len(password.encode()) > MAX_BYTES:
             raise StartupError("long_password", f"ADMIN_PASSWORD is too long: use {MAX_BYTES} bytes at most.")
         made = None if password else secrets.token_urlsafe(12)
-        password_hash = await hash_password(made or password)
+        password_hash = await self._passwords.hash(made or password, Place("first admin", known=True))
         async with self._database.write() as connection:
             if await store.count(connection) > 0:
                 return None
@@ -60,10 +67,13 @@ class Users:
         # What no database can store no name has.
         username = username.encode(errors="replace").decode().replace("\0", "?")
         attempt = Attempt.of(username, origin.ip_address)
+        if attempt.pair not in self._known:
+            self._passwords.check(Place(attempt.neighbourhood, known=False))
         async with self._database.read() as connection:
-            await login_limits.check(connection, attempt, await self._database.now(connection))
+            place = await login_limits.check(connection, attempt, await self._database.now(connection))
             user = await store.by_name(connection, username)
-        right = await verify_password(password, user.password_hash if user is not None and user.is_active else None)
+        known = user.password_hash if user is not None and user.is_active else None
+        right = await self._passwords.verify(password, known, place)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             # Again, in the transaction that counts: many tries at once must learn no more than as many in a row.
@@ -84,7 +94,13 @@ class Users:
                 await record(connection, now, actor, Action.LOGIN, resource, f"{fresh.username} logged in.")
         if fresh is None:
             raise NotAuthenticatedError("bad_credentials", "The username or the password is wrong.")
+        self._remember(attempt.pair)
         return fresh, token
+
+    def _remember(self, pair: str) -> None:
+        if len(self._known) >= _MOST_REMEMBERED:
+            self._known.clear()
+        self._known.add(pair)
 
     async def _new_session(self, connection: AsyncConnection, user: User, now: datetime) -> str:
         jti = uuid4()
@@ -121,8 +137,10 @@ class Users:
             resource = ("user", principal.user_id, principal.username)
             await record(connection, now, actor, Action.LOGOUT, resource, f"{principal.username} logged out.")
 
-    async def change_password(self, principal: Principal, current: str, new: str, actor: Actor) -> None:
-        """Set one's own password, and end one's other sessions: the calling one goes on, and so do API tokens.
+    async def change_password(
+        self, principal: Principal, current: str, new: str, actor: Actor, *, keep_tokens: bool = True
+    ) -> None:
+        """Set one's own password, and end one's other sessions; API tokens go on if they are to be kept.
 
         Raises InvalidError for a wrong current password, which counts as a failed login does: TooManyRequestsError.
         """
@@ -130,8 +148,9 @@ class Users:
         async with self._database.read() as connection:
             await login_limits.check(connection, attempt, await self._database.now(connection))
             user = await store.by_id(connection, principal.user_id)
-        right = await verify_password(current, None if user is None else user.password_hash)
-        new_hash = await hash_password(new) if right else ""
+        place = Place(str(principal.user_id), known=True)
+        right = await self._passwords.verify(current, None if user is None else user.password_hash, place)
+        new_hash = await self._passwords.hash(new, place) if right else ""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             await login_limits.check(connection, attempt, now)
@@ -146,6 +165,8 @@ class Users:
                 resource = ("user", principal.user_id, principal.username)
                 sentence = f"{principal.username} changed the password."
                 details = {"sessionsEnded": ended}
+                if not keep_tokens:
+                    details["tokensRevoked"] = await token_store.remove_all(connection, principal.user_id)
                 await record(connection, now, actor, Action.PASSWORD_CHANGE, resource, sentence, details)
         if not right:
             raise InvalidError({"currentPassword": "It is not your current password."}, "wrong_password")

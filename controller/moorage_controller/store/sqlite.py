@@ -1,6 +1,7 @@
 """SQLite's driver, made safe against cancellation: no call goes on, and no lock stays, behind a caller who is gone."""
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -31,8 +32,8 @@ class Connection(aiosqlite.Connection):
 
 
 async def connect(path: str) -> Connection:
-    """Open a database file."""
-    connection = Connection(partial(sqlite3.connect, path, check_same_thread=False), _ROWS_AT_ONCE)
+    """Open a database file; it is made where there is none."""
+    connection = Connection(partial(_open, path), _ROWS_AT_ONCE)
     connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does: it must not keep the program from ending
     try:
         await to_its_end(_opened(connection))
@@ -40,6 +41,12 @@ async def connect(path: str) -> Connection:
         await connection.close()
         raise
     return connection
+
+
+def _open(path: str) -> sqlite3.Connection:
+    # For its owner alone from the start, whatever the umask; SQLite gives its other two files the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return sqlite3.connect(path, check_same_thread=False)
 
 
 async def _opened(connection: Connection) -> None:

@@ -1,0 +1,96 @@
+"""One user, or one host, can't take all streams of a controller; whoever hangs up gives his place back at once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+import pytest
+from attacked import attacked
+from factories import Api, World
+from fakes import FakeHost
+from moorage_controller.auth import stream_shares
+from moorage_controller.auth.stream_shares import Kind
+from moorage_lab.waiting import eventually_async
+from sse import listening
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """Return a controller, and callers who may open as many connections as they like."""
+    async with (
+        attacked(tmp_path) as world,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+    ):
+        world.admin, world.user = (Api(session, api.url, api.token) for api in (world.admin, world.user))
+        yield world
+
+
+@pytest.fixture
+async def app(world: World) -> tuple[str, FakeHost]:
+    """Return an app that never ends to start, and its host."""
+    server_id, host = await world.new_host()
+    return await world.new_app(server_id), host
+
+
+async def refused(api: Api, path: str) -> None:
+    reply = await api.get(path)
+    reply.expect(429, "too_many_streams")
+    assert int(reply.headers["Retry-After"]) >= 1
+
+
+async def fill(api: Api, path: str, count: int, streams: AsyncExitStack) -> None:
+    """Open so many streams, and find the next one refused."""
+    await asyncio.gather(*(streams.enter_async_context(listening(api, path)) for _ in range(count)))
+    await refused(api, path)
+
+
+async def test_events_of_one_user_leave_room_for_others_and_come_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stream_shares.MOST_OF_USER, Kind.EVENTS, 30)
+    async with AsyncExitStack() as streams:
+        await fill(world.user, "/api/events", 30, streams)
+        token = (await world.user.post("/api/tokens", {"name": "ci", "scopes": ["read"]})).expect(201)["token"]
+        await refused(Api(world.user.session, world.user.url, token), "/api/events")
+        async with listening(world.admin, "/api/events") as stream:
+            await stream.until("ready")
+
+    async def let_in() -> bool:
+        async with listening(world.user, "/api/events") as stream:
+            return bool(await stream.until("ready"))
+
+    await eventually_async(let_in, timeout=3, what="the places of those who hung up")
+
+
+async def test_an_output_has_a_share_and_all_streams_have_an_end(
+    world: World, app: tuple[str, FakeHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app_id, host = app
+    host.hold()
+    output = f"/api/operations/{await world.begin(app_id)}/output"
+    async with AsyncExitStack() as streams:
+        await fill(world.user, output, stream_shares.MOST_OF_USER[Kind.OUTPUT], streams)
+        monkeypatch.setattr(stream_shares, "MOST", stream_shares.MOST_OF_USER[Kind.OUTPUT] + 2)
+        await fill(world.admin, "/api/events", 2, streams)
+        (await world.admin.get("/api/apps")).expect(200)
+    host.let_go()
+
+
+async def test_followed_logs_have_a_share_of_each_user_and_host(
+    world: World, app: tuple[str, FakeHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/api/apps/{app[0]}/logs?follow=true"
+    monkeypatch.setattr(stream_shares, "MOST_OF_HOST", 25)
+    (await world.admin.post(f"/api/apps/{app[0]}/start")).expect(200)
+    async with AsyncExitStack() as streams:
+        await fill(world.user, path, stream_shares.MOST_OF_USER[Kind.LOGS], streams)
+        await fill(world.admin, path, 5, streams)
+        async with listening(world.admin, "/api/events") as stream:
+            await stream.until("ready")
+
+
+async def test_what_is_refused_by_the_host_holds_no_place(world: World) -> None:
+    for _ in range(stream_shares.MOST_OF_USER[Kind.LOGS] + 1):
+        (await world.user.get("/api/apps/00000000-0000-4000-8000-000000000000/logs?follow=true")).expect(404)

@@ -50,6 +50,8 @@ class Identities:
         self._compose = compose
         self._environment = environment
         self._known: dict[str, _Known] = {}
+        self._seen: dict[str, Project] = {}
+        """By real directory, the last project that was read there, whatever became of its files."""
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(self, cd_path: str, last_project: Project | None) -> AppIdentity:
@@ -60,6 +62,19 @@ class Identities:
         real = await asyncio.to_thread(self._policy.real_directory, cd_path)
         reading = await self._read(real)
         identity = await asyncio.to_thread(self._allowed, reading.identity(cd_path, real, last_project))
+        if not identity.real_directory:
+            raise RefusalError(identity.problem_code, identity.problem)
+        return identity
+
+    async def for_stop(self, cd_path: str, last_project: Project | None) -> AppIdentity:
+        """Return what is known of an app without reading anything in its folder, nor asking Compose.
+
+        That is its real directory, and the project it was last read as, besides the given one. Raises RefusalError
+        where the policy doesn't allow the directory.
+        """
+        real = await asyncio.to_thread(self._policy.real_directory, cd_path)
+        known = AppIdentity(cd_path, real, self._seen.get(real), last_project)
+        identity = await asyncio.to_thread(self._allowed, known)
         if not identity.real_directory:
             raise RefusalError(identity.problem_code, identity.problem)
         return identity
@@ -116,6 +131,8 @@ class Identities:
         async with self._turns:
             began_ns = time.time_ns()
             reading = await read_project(self._compose, real, self._environment)
+        if reading.project is not None:
+            self._seen[real] = reading.project
         stamp = await asyncio.to_thread(_stamp, reading.files)
         if any(about is not None and about[0] >= began_ns - _CLOCK_TICK_NS for about in stamp):
             # Changed while it was read, or in the same tick of the file system's clock: not to be relied on.

@@ -54,11 +54,6 @@ class AppIdentity:
         """Whether its problem is one that Compose itself wouldn't tell."""
         return self.problem_code not in _TOLD_BY_COMPOSE
 
-    @property
-    def is_missing(self) -> bool:
-        """Whether there is no such directory."""
-        return self.problem_code in {"directory_missing", "not_a_directory"}
-
     def refusal(self, names: Iterable[str], containers: Iterable[Container]) -> Refused | None:
         """Return why no operation may work on these project names: one is in use by another directory."""
         wanted = set(names)

@@ -17,6 +17,7 @@ from moorage_common.app_identity import (
 )
 from moorage_common.compose import clean_environment
 from moorage_common.compose_output import error_sentence
+from moorage_common.states import Project
 
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.link import Link
@@ -43,6 +44,8 @@ class Identities:
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
+        self._seen: dict[str, Project] = {}
+        """By real directory, the last project that was read there, whatever became of its files."""
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(self, link: Link, compose: HostCompose, app: HostApp) -> AppIdentity:
@@ -52,6 +55,17 @@ class Identities:
         check_path(real)
         reading = await self._read(link, compose, real)
         return reading.identity(app.cd_path, real, app.last_project)
+
+    async def for_stop(self, link: Link, app: HostApp) -> AppIdentity:
+        """Return what is known of an app without reading anything in its folder, nor asking Compose.
+
+        That is its real directory, and the project it was last read as, besides the one that the app names. Raises
+        ContactLostError, HostRefusedError for a path that can't be one.
+        """
+        link.forget_paths()
+        real = (await link.real_paths([app.cd_path]))[app.cd_path]
+        check_path(real)
+        return AppIdentity(app.cd_path, real, self._seen.get(real), app.last_project)
 
     async def current(self, link: Link, compose: HostCompose, apps: Sequence[HostApp]) -> list[AppIdentity]:
         """Return what apps are, in their order; Compose is asked only where its files changed since it was asked."""
@@ -84,6 +98,8 @@ class Identities:
             fields = (await link.slow(call, seconds=_READ_SECONDS)).fields
             reading = await _reading(link, real, fields)
             stamp = (await self._stamps(link, {real: reading.files}))[real]
+        if reading.project is not None:
+            self._seen[real] = reading.project
         if reading.files == files and before != stamp:
             self._known.pop(real, None)  # changed while it was read: not to be relied on
         else:

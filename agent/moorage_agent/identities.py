@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moorage_common.app_identity import AppIdentity, Reading
+import structlog
+from moorage_common.app_identity import UNREADABLE, AppIdentity, Reading, nonsense
 from moorage_common.states import Project
 
 from moorage_agent.errors import RefusalError
 from moorage_agent.policy import Policy
 from moorage_agent.projects import read_project
+
+log = structlog.get_logger(__name__)
 
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
@@ -52,6 +55,7 @@ class Identities:
         self._known: dict[str, _Known] = {}
         self._seen: dict[str, Project] = {}
         """By real directory, the last project that was read there, whatever became of its files."""
+        self._said: set[str] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(self, cd_path: str, last_project: Project | None) -> AppIdentity:
@@ -60,7 +64,7 @@ class Identities:
         A compose file elsewhere, which Compose found above or a setting names, is a problem that forbids a start.
         """
         real = await asyncio.to_thread(self._policy.real_directory, cd_path)
-        reading = await self._read(real)
+        reading = await self._read_alone(real)
         identity = await asyncio.to_thread(self._allowed, reading.identity(cd_path, real, last_project))
         if not identity.real_directory:
             raise RefusalError(identity.problem_code, identity.problem)
@@ -93,6 +97,8 @@ class Identities:
             real = self._policy.real_directory(app.cd_path)
         except RefusalError as error:
             return error, None
+        except (OSError, ValueError) as error:
+            return RefusalError("invalid_request", f"{app.cd_path!a} can't be a directory on the host: {error}."), None
         known = self._known.get(real)
         if known is None or time.monotonic() > known.until or _stamp(known.reading.files) != known.stamp:
             return real, None
@@ -101,7 +107,7 @@ class Identities:
     async def _answer(self, app: WatchedApp, real: str | RefusalError, reading: Reading | None) -> AppIdentity:
         if isinstance(real, RefusalError):
             return _reason(app.cd_path, real)
-        return (reading or await self._read(real)).identity(app.cd_path, real, app.last_project)
+        return (reading or await self._read_alone(real)).identity(app.cd_path, real, app.last_project)
 
     def _allowed(self, identity: AppIdentity) -> AppIdentity:
         """Take away what lies outside the policy: nobody's app is reached, or shown, through another's directory."""
@@ -126,6 +132,24 @@ class Identities:
         except RefusalError as error:
             return error
         return None
+
+    async def _read_alone(self, real: str) -> Reading:
+        """Read one directory; whatever goes wrong with it is no other's trouble."""
+        try:
+            reading = await self._read(real)
+        except Exception as error:  # noqa: BLE001 - logged below, and told as this app's problem
+            self._say(real, nonsense(real, ()), error)
+            return nonsense(real, ())
+        self._say(real, reading)
+        return reading
+
+    def _say(self, real: str, reading: Reading, error: Exception | None = None) -> None:
+        """Log once, not with each look, that a directory can't be made sense of."""
+        if reading.problem_code != UNREADABLE:
+            self._said.discard(real)
+        elif real not in self._said:
+            self._said.add(real)
+            log.warning(UNREADABLE, directory=real, exc_info=error)
 
     async def _read(self, real: str) -> Reading:
         async with self._turns:

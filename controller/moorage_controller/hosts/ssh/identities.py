@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from posixpath import dirname, join, normpath
 
+import structlog
 from moorage_common.app_identity import (
     COMPOSE_FILES,
     OVERRIDE_FILES,
+    UNREADABLE,
     AppIdentity,
     Reading,
     no_directory,
+    nonsense,
     read_config,
     unreadable,
 )
@@ -23,6 +26,8 @@ from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.shell import quote
 from moorage_controller.hosts.transport import ContactLostError, HostApp, HostRefusedError
+
+log = structlog.get_logger(__name__)
 
 _READ_SECONDS = 90.0
 _KEEP_SECONDS = 600.0
@@ -46,6 +51,8 @@ class Identities:
         self._known: dict[str, _Known] = {}
         self._seen: dict[str, Project] = {}
         """By real directory, the last project that was read there, whatever became of its files."""
+        self._said: set[str] = set()
+        """The directories of which it is logged already that they can't be made sense of."""
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(self, link: Link, compose: HostCompose, app: HostApp) -> AppIdentity:
@@ -53,7 +60,7 @@ class Identities:
         link.forget_paths()
         real = (await link.real_paths([app.cd_path]))[app.cd_path]
         check_path(real)
-        reading = await self._read(link, compose, real)
+        reading = await self._read_or_refuse(link, compose, real)
         return reading.identity(app.cd_path, real, app.last_project)
 
     async def for_stop(self, link: Link, app: HostApp) -> AppIdentity:
@@ -81,11 +88,23 @@ class Identities:
         return [readings[real[a.cd_path]].identity(a.cd_path, real[a.cd_path], a.last_project) for a in apps]
 
     async def _read_or_refuse(self, link: Link, compose: HostCompose, real: str) -> Reading:
+        """Read one directory; whatever goes wrong with it is no other's trouble. Raises ContactLostError."""
+        failure: Exception | None = None
         try:
             check_path(real)
+            reading = await self._read(link, compose, real)
+        except ContactLostError:
+            raise
         except HostRefusedError as error:
-            return Reading(None, (), error.code, error.sentence)
-        return await self._read(link, compose, real)
+            reading = Reading(None, (), error.code, error.sentence)
+        except Exception as error:  # noqa: BLE001 - logged below, and told as this app's problem
+            reading, failure = nonsense(real, ()), error
+        if reading.problem_code != UNREADABLE:
+            self._said.discard(real)
+        elif real not in self._said:
+            self._said.add(real)
+            log.warning(UNREADABLE, directory=real, exc_info=failure)
+        return reading
 
     async def _read(self, link: Link, compose: HostCompose, real: str) -> Reading:
         """Ask Compose what the project is called, and where its containers will say they come from."""

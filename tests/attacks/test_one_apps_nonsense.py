@@ -20,7 +20,7 @@ from moorage_lab.waiting import eventually_async
 from stack import SLEEPER
 from ways import Way
 
-_DEEP = f"x-a: {'[' * 1500}{']' * 1500}\n{SLEEPER}"
+_DEEP = f"x-a: {'[' * 1100}{']' * 1100}\n{SLEEPER}"
 _MANY = "services:\n" + "".join(f"  {'s' * 60}{n}: {{image: x}}\n" for n in range(400))
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -134,7 +134,7 @@ async def test_any_fault_in_reading_one_app_is_its_own(tmp_path: Path) -> None:
     program.write_text(
         "#!/bin/sh\n"
         'case "$PWD $*" in\n'
-        "*bad*environment) printf 'COMPOSE_FILE=a\\0b\\n' ;;\n"
+        "*bad*environment) printf 'COMPOSE_FILE=a\\0b/c\\n' ;;\n"
         "*environment) ;;\n"
         """*) echo '{"name": "x", "services": {}}' ;;\n"""
         "esac\n"

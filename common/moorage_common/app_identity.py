@@ -88,7 +88,8 @@ class AppIdentity:
         try:
             cd_path, real_directory = str(spec["cd_path"]), str(spec["real_directory"])
             project, last_project = _project(spec.get("project")), _project(spec.get("last_project"))
-            replicas = {str(name): int(count) for name, count in dict(spec.get("replicas") or {}).items()}
+            told = spec.get("replicas")
+            replicas = {str(name): int(count) for name, count in told.items()} if isinstance(told, dict) else {}
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
         return cls(cd_path, real_directory, project, last_project, replicas=replicas) if cd_path else None

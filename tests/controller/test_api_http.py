@@ -244,7 +244,7 @@ async def test_a_caller_who_hangs_up_in_his_body_is_no_error_of_ours(world: Worl
     assert "Traceback" not in logs.getvalue()
     assert '"cut": true' in told or "cut=True" in told, told
     assert "400" in told
-    (await world.nobody.get("/api/health")).expect(200)
+    (await world.nobody.get("/healthz")).expect(200)
 
 
 async def test_a_fault_of_ours_tells_a_caller_nothing_but_where_to_look(

@@ -9,7 +9,7 @@ import docker
 from host_calls import order, run
 from moorage_common.states import OperationKind
 from moorage_controller.hosts.transport import End, HostTransport
-from moorage_lab.engine import PrivateEngine
+from moorage_lab.engine import Engine
 
 _DIRECTORY = "com.docker.compose.project.working_dir"
 
@@ -20,7 +20,7 @@ class Way:
 
     transport: HostTransport
     apps: Path
-    engine: PrivateEngine
+    engine: Engine
 
     def app(self, compose: str, name: str = "") -> Path:
         """Make an app's directory with a compose file."""

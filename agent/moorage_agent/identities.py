@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
 """A file that the compose file includes may have mended it: that changes none of the files looked at."""
+_PATIENCE_SECONDS = 5.0
 _AT_ONCE = 2
 """Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
 
@@ -55,6 +56,8 @@ class Identities:
         self._known: dict[str, _Known] = {}
         self._seen: dict[str, Project] = {}
         """By real directory, the last project that was read there, whatever became of its files."""
+        self._last: dict[str, Reading] = {}
+        self._reading: dict[str, asyncio.Task[Reading]] = {}
         self._said: set[str] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
@@ -107,7 +110,7 @@ class Identities:
     async def _answer(self, app: WatchedApp, real: str | RefusalError, reading: Reading | None) -> AppIdentity:
         if isinstance(real, RefusalError):
             return _reason(app.cd_path, real)
-        return (reading or await self._read_alone(real)).identity(app.cd_path, real, app.last_project)
+        return (reading or await self._read_soon(real)).identity(app.cd_path, real, app.last_project)
 
     def _allowed(self, identity: AppIdentity) -> AppIdentity:
         """Take away what lies outside the policy: nobody's app is reached, or shown, through another's directory."""
@@ -133,14 +136,26 @@ class Identities:
             return error
         return None
 
+    async def _read_soon(self, real: str) -> Reading:
+        """Read one directory, or return what it was last read as where that takes long: the others don't wait."""
+        reading = self._reading.get(real)
+        if reading is None:
+            reading = self._reading[real] = asyncio.create_task(self._read_alone(real), name=f"read {real}")
+            reading.add_done_callback(lambda _: self._reading.pop(real, None))
+        last = self._last.get(real)
+        done, _ = await asyncio.wait({reading}, timeout=None if last is None else _PATIENCE_SECONDS)
+        return last if last is not None and not done else await reading
+
     async def _read_alone(self, real: str) -> Reading:
         """Read one directory; whatever goes wrong with it is no other's trouble."""
         try:
             reading = await self._read(real)
         except Exception as error:  # noqa: BLE001 - logged below, and told as this app's problem
-            self._say(real, nonsense(real, ()), error)
-            return nonsense(real, ())
+            self._last[real] = nonsense(real, ())
+            self._say(real, self._last[real], error)
+            return self._last[real]
         self._say(real, reading)
+        self._last[real] = reading
         return reading
 
     def _say(self, real: str, reading: Reading, error: Exception | None = None) -> None:

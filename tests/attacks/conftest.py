@@ -33,7 +33,7 @@ def lone_agent(
 def lone_sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
     """Return an sshd with the user `op`."""
     assert sample_image == IMAGE
-    with PrivateSshd(short_folder / "ssh", engine, [LabUser("op")]) as running:
+    with PrivateSshd(short_folder / "attacked", engine, [LabUser("op")]) as running:
         yield running
         remove_ssh_apps(running, engine)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from contextlib import aclosing
 from pathlib import Path
 
@@ -151,6 +152,38 @@ async def test_any_fault_in_reading_one_app_is_its_own(tmp_path: Path) -> None:
         return bad.problem_code == UNREADABLE and good.project == Project("x", str(tmp_path / "good"))
 
     await eventually_async(seen, what="each as it is")
+
+
+async def test_an_app_that_takes_long_to_read_keeps_no_neighbour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moorage_agent.identities._PATIENCE_SECONDS", 0.3)
+    write_policy(tmp_path / "policy.toml", [str(tmp_path)])
+    program, slow = tmp_path / "compose", tmp_path / "slow"
+    program.write_text(
+        "#!/bin/sh\n"
+        'case "$PWD" in *bad) while [ -e ../slow ]; do sleep 0.1; done ;; esac\n'
+        """case "$*" in *json) echo '{"name": "x", "services": {}}' ;; esac\n"""
+    )
+    program.chmod(0o755)
+    for name in ("bad", "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "compose.yaml").write_text(SLEEPER)
+    identities = Identities(Policy(tmp_path / "policy.toml"), str(program), {})
+    apps = [WatchedApp(str(tmp_path / name), None) for name in ("bad", "good")]
+    assert [app.problem_code for app in await identities.current(apps)] == ["", ""]
+    slow.touch()
+    for name in ("bad", "good"):
+        (tmp_path / name / ".env").write_text("CHANGED=1\n")
+    began = time.monotonic()
+    for _ in range(3):
+        bad, good = await identities.current(apps)
+        assert bad.project == Project("x", str(tmp_path / "bad")), "as it was last read"
+        assert good.project == Project("x", str(tmp_path / "good"))
+    assert time.monotonic() - began < 5
+    assert (await identities.for_stop(str(tmp_path / "bad"), None)).project == bad.project
+    slow.unlink()
+    await eventually_async(lambda: not identities._reading, what="the reading's end")
 
 
 def _fits_into_an_order(reading: Reading) -> None:

@@ -33,6 +33,7 @@ _READ_SECONDS = 90.0
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
 """A file that the compose file includes may have mended it: that changes none of the files looked at."""
+_PATIENCE_SECONDS = 5.0
 _AT_ONCE = 2
 """Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
 
@@ -51,6 +52,8 @@ class Identities:
         self._known: dict[str, _Known] = {}
         self._seen: dict[str, Project] = {}
         """By real directory, the last project that was read there, whatever became of its files."""
+        self._last: dict[str, Reading] = {}
+        self._reading: dict[str, asyncio.Task[Reading]] = {}
         self._said: set[str] = set()
         """The directories of which it is logged already that they can't be made sense of."""
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -83,9 +86,24 @@ class Identities:
         now = time.monotonic()
         fresh = {path for path, entry in known.items() if stamps[path] == entry.stamp and now < entry.until}
         stale = [path for path in dict.fromkeys(real.values()) if path not in fresh]
-        read = await asyncio.gather(*(self._read_or_refuse(link, compose, path) for path in stale))
+        read = await asyncio.gather(*(self._read_soon(link, compose, path) for path in stale))
         readings = {path: known[path].reading for path in fresh} | dict(zip(stale, read, strict=True))
         return [readings[real[a.cd_path]].identity(a.cd_path, real[a.cd_path], a.last_project) for a in apps]
+
+    async def _read_soon(self, link: Link, compose: HostCompose, real: str) -> Reading:
+        """Read one directory, or return what it was last read as where that takes long: the others don't wait."""
+        reading = self._reading.get(real)
+        if reading is None:
+            reading = self._reading[real] = asyncio.create_task(self._read_or_refuse(link, compose, real))
+            reading.add_done_callback(lambda done: self._forget(real, done))
+        last = self._last.get(real)
+        done, _ = await asyncio.wait({reading}, timeout=None if last is None else _PATIENCE_SECONDS)
+        return last if last is not None and not done else await reading
+
+    def _forget(self, real: str, reading: asyncio.Task[Reading]) -> None:
+        self._reading.pop(real, None)
+        if not reading.cancelled():
+            reading.exception()  # of a connection that was lost: whoever uses it hears of that
 
     async def _read_or_refuse(self, link: Link, compose: HostCompose, real: str) -> Reading:
         """Read one directory; whatever goes wrong with it is no other's trouble. Raises ContactLostError."""
@@ -99,6 +117,7 @@ class Identities:
             reading = Reading(None, (), error.code, error.sentence)
         except Exception as error:  # noqa: BLE001 - logged below, and told as this app's problem
             reading, failure = nonsense(real, ()), error
+        self._last[real] = reading
         if reading.problem_code != UNREADABLE:
             self._said.discard(real)
         elif real not in self._said:

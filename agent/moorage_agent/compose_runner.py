@@ -11,6 +11,7 @@ from moorage_common.journal import CancelOutcome, Guard, Journal, Launch, Order,
 from moorage_common.states import OperationKind, Project
 
 from moorage_agent import sweep
+from moorage_agent.deadlines import Deadlines
 from moorage_agent.engine import Engine
 from moorage_agent.errors import RefusalError
 from moorage_agent.identities import Identities
@@ -34,9 +35,16 @@ class ComposeRunner:
     """Runs operations. `environment` is what a clean environment is made from: DOCKER_HOST is in it."""
 
     def __init__(
-        self, journal: Journal, engine: Engine, identities: Identities, compose: str, environment: Mapping[str, str]
+        self,
+        journal: Journal,
+        engine: Engine,
+        identities: Identities,
+        deadlines: Deadlines,
+        compose: str,
+        environment: Mapping[str, str],
     ) -> None:
         self._journal = journal
+        self._deadlines = deadlines
         self._engine = engine
         self._identities = identities
         self._compose = compose
@@ -50,7 +58,7 @@ class ComposeRunner:
         """
         if await asyncio.to_thread(self._journal.read, operation_id) is not None:
             return True
-        identity = await self._identities.ask(cd_path, last_project)
+        identity = await self._identify(kind, cd_path, last_project)
         order, names = await self._order(operation_id, kind, identity)
         launch = await self._journal.launch(order, self._guard(identity, names))
         log.info("operation_launched", operation_id=operation_id, kind=kind.value, outcome=launch.value)
@@ -93,6 +101,15 @@ class ComposeRunner:
         for record in await asyncio.to_thread(self._journal.running):
             if record.cancelled_by:
                 self._begin_to_kill(record.operation_id)
+
+    async def _identify(self, kind: OperationKind, cd_path: str, last_project: Project | None) -> AppIdentity:
+        if kind is OperationKind.DOWN:
+            return await self._identities.for_stop(cd_path, last_project)
+        identity = await self._identities.ask(cd_path, last_project)
+        if identity.project is not None:
+            # A stop asks nobody what the app is called, not even one after a restart of this agent.
+            await self._deadlines.called(cd_path, identity.project)
+        return identity
 
     async def _order(self, operation_id: str, kind: OperationKind, identity: AppIdentity) -> tuple[Order, set[str]]:
         if kind is OperationKind.DOWN:

@@ -121,7 +121,19 @@ class Deadlines:
             return
         same = known is not None and known.run_id == run_id and known.number == number
         tries = known.tries if same and known is not None else 0
-        await self._change(Held(app_id, app.cd_path, app.last_project, number, run_id, now + remaining, now, tries))
+        project = app.last_project
+        if project is None and known is not None and known.cd_path == app.cd_path:
+            project = known.project
+        await self._change(Held(app_id, app.cd_path, project, number, run_id, now + remaining, now, tries))
+
+    async def called(self, cd_path: str, project: Project) -> None:
+        """Note the project that the apps of a directory are started as: a stop works by it.
+
+        Raises RefusalError where the disk doesn't take it.
+        """
+        for held in self.held:
+            if held.cd_path == cd_path and held.project != project:
+                await self._change(replace(held, project=project))
 
     async def tried(self, held: Held, *, stopped: bool) -> None:
         """Note how this agent's own stop ended; where the app is stopped, its deadline is over."""

@@ -57,7 +57,7 @@ class Engine:
         """Look at all containers of Compose projects, by id, each inspected: health and exit codes are only there."""
         with self._talking() as client:
             rows = client.containers(all=True, filters={"label": PROJECT})
-        found = (self.container(row["Id"]) for row in rows if wanted(of_labels(row["Labels"], os.path.realpath)))
+        found = (self.container(row["Id"]) for row in rows if wanted(of_labels(row["Labels"], _real_path)))
         return {c.state.id: c for c in found if c is not None}
 
     def states(self) -> dict[str, str]:
@@ -73,7 +73,7 @@ class Engine:
                 about = client.inspect_container(container_id)
             except docker.errors.NotFound:
                 return None
-        return of_inspection(about, os.path.realpath)
+        return of_inspection(about, _real_path)
 
     def events(self, since: int) -> EventStream:
         """Open the stream of container events from an Engine's time (epoch seconds) on."""
@@ -146,6 +146,14 @@ class Engine:
             OSError,
         ) as error:
             raise EngineUnreachableError(_sentence(self.host, error)) from error
+
+
+def _real_path(path: str) -> str:
+    """Resolve the links of a path; a label that can't be one stays as it is."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return path
 
 
 def _sentence(host: str, error: Exception) -> str:

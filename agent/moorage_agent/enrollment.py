@@ -13,6 +13,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from moorage_common import x509
 from moorage_common.join_token import JoinToken
+from moorage_common.untrusted import clean_line, parse_json
 
 from moorage_agent import certificates
 from moorage_agent.build import build
@@ -21,6 +22,8 @@ from moorage_agent.policy import write_policy
 from moorage_agent.settings import Membership, Settings
 
 _TIMEOUT_SECONDS = 30
+_LONGEST_ANSWER = 256 << 10
+_LONGEST_DETAIL = 500
 BOOTSTRAP = "bootstrap"
 """The purpose of a key that a controller asks for over SSH."""
 
@@ -63,7 +66,7 @@ def accept(
     authority: no token names it.
     """
     try:
-        told = json.loads(answer)
+        told = parse_json(answer, _LONGEST_ANSWER)
         certificate, ca, name = (str(told[field]) for field in ("certificate", "ca", "agentName"))
         membership = Membership(listen=listen, advertise=advertise, controller=controller, agent_name=name)
         _keep(settings, BOOTSTRAP, membership, (certificate, ca, x509.fingerprint(ca.encode())), roots)
@@ -104,7 +107,7 @@ def _request(controller: str, token: JoinToken, key: ec.EllipticCurvePrivateKey,
     )
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as reply:  # noqa: S310 - the scheme was checked
-            answer = json.load(reply)
+            answer = parse_json(reply.read(_LONGEST_ANSWER + 1), _LONGEST_ANSWER)
     except urllib.error.HTTPError as error:
         raise SetupError(f"The controller refused: {_problem(error)}") from None
     except (OSError, HTTPException, ValueError) as error:
@@ -116,7 +119,8 @@ def _request(controller: str, token: JoinToken, key: ec.EllipticCurvePrivateKey,
 
 def _problem(error: urllib.error.HTTPError) -> str:
     try:
-        return str(json.load(error)["detail"])
+        told = parse_json(error.read(_LONGEST_ANSWER + 1), _LONGEST_ANSWER)
+        return clean_line(str(told["detail"]), _LONGEST_DETAIL)
     except (ValueError, KeyError, TypeError):
         return f"HTTP status {error.code}"
 

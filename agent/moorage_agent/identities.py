@@ -7,16 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moorage_common.app_identity import AppIdentity, Reading
+import structlog
+from moorage_common.app_identity import UNREADABLE, AppIdentity, Reading, nonsense
 from moorage_common.states import Project
 
 from moorage_agent.errors import RefusalError
 from moorage_agent.policy import Policy
 from moorage_agent.projects import read_project
 
+log = structlog.get_logger(__name__)
+
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
 """A file that the compose file includes may have mended it: that changes none of the files looked at."""
+_PATIENCE_SECONDS = 5.0
 _AT_ONCE = 2
 """Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
 
@@ -50,6 +54,11 @@ class Identities:
         self._compose = compose
         self._environment = environment
         self._known: dict[str, _Known] = {}
+        self._seen: dict[str, Project] = {}
+        """By real directory, the last project that was read there, whatever became of its files."""
+        self._last: dict[str, Reading] = {}
+        self._reading: dict[str, asyncio.Task[Reading]] = {}
+        self._said: set[str] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(self, cd_path: str, last_project: Project | None) -> AppIdentity:
@@ -58,8 +67,21 @@ class Identities:
         A compose file elsewhere, which Compose found above or a setting names, is a problem that forbids a start.
         """
         real = await asyncio.to_thread(self._policy.real_directory, cd_path)
-        reading = await self._read(real)
+        reading = await self._read_alone(real)
         identity = await asyncio.to_thread(self._allowed, reading.identity(cd_path, real, last_project))
+        if not identity.real_directory:
+            raise RefusalError(identity.problem_code, identity.problem)
+        return identity
+
+    async def for_stop(self, cd_path: str, last_project: Project | None) -> AppIdentity:
+        """Return what is known of an app without reading anything in its folder, nor asking Compose.
+
+        That is its real directory, and the project it was last read as, besides the given one. Raises RefusalError
+        where the policy doesn't allow the directory.
+        """
+        real = await asyncio.to_thread(self._policy.real_directory, cd_path)
+        known = AppIdentity(cd_path, real, self._seen.get(real), last_project)
+        identity = await asyncio.to_thread(self._allowed, known)
         if not identity.real_directory:
             raise RefusalError(identity.problem_code, identity.problem)
         return identity
@@ -78,6 +100,8 @@ class Identities:
             real = self._policy.real_directory(app.cd_path)
         except RefusalError as error:
             return error, None
+        except (OSError, ValueError) as error:
+            return RefusalError("invalid_request", f"{app.cd_path!a} can't be a directory on the host: {error}."), None
         known = self._known.get(real)
         if known is None or time.monotonic() > known.until or _stamp(known.reading.files) != known.stamp:
             return real, None
@@ -86,7 +110,7 @@ class Identities:
     async def _answer(self, app: WatchedApp, real: str | RefusalError, reading: Reading | None) -> AppIdentity:
         if isinstance(real, RefusalError):
             return _reason(app.cd_path, real)
-        return (reading or await self._read(real)).identity(app.cd_path, real, app.last_project)
+        return (reading or await self._read_soon(real)).identity(app.cd_path, real, app.last_project)
 
     def _allowed(self, identity: AppIdentity) -> AppIdentity:
         """Take away what lies outside the policy: nobody's app is reached, or shown, through another's directory."""
@@ -112,10 +136,42 @@ class Identities:
             return error
         return None
 
+    async def _read_soon(self, real: str) -> Reading:
+        """Read one directory, or return what it was last read as where that takes long: the others don't wait."""
+        reading = self._reading.get(real)
+        if reading is None:
+            reading = self._reading[real] = asyncio.create_task(self._read_alone(real), name=f"read {real}")
+            reading.add_done_callback(lambda _: self._reading.pop(real, None))
+        last = self._last.get(real)
+        done, _ = await asyncio.wait({reading}, timeout=None if last is None else _PATIENCE_SECONDS)
+        return last if last is not None and not done else await reading
+
+    async def _read_alone(self, real: str) -> Reading:
+        """Read one directory; whatever goes wrong with it is no other's trouble."""
+        try:
+            reading = await self._read(real)
+        except Exception as error:  # noqa: BLE001 - logged below, and told as this app's problem
+            self._last[real] = nonsense(real, ())
+            self._say(real, self._last[real], error)
+            return self._last[real]
+        self._say(real, reading)
+        self._last[real] = reading
+        return reading
+
+    def _say(self, real: str, reading: Reading, error: Exception | None = None) -> None:
+        """Log once, not with each look, that a directory can't be made sense of."""
+        if reading.problem_code != UNREADABLE:
+            self._said.discard(real)
+        elif real not in self._said:
+            self._said.add(real)
+            log.warning(UNREADABLE, directory=real, exc_info=error)
+
     async def _read(self, real: str) -> Reading:
         async with self._turns:
             began_ns = time.time_ns()
             reading = await read_project(self._compose, real, self._environment)
+        if reading.project is not None:
+            self._seen[real] = reading.project
         stamp = await asyncio.to_thread(_stamp, reading.files)
         if any(about is not None and about[0] >= began_ns - _CLOCK_TICK_NS for about in stamp):
             # Changed while it was read, or in the same tick of the file system's clock: not to be relied on.

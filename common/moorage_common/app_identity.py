@@ -5,7 +5,6 @@ directory is this real directory whatever their project's name, and those of the
 directories of the same name have the same project name: each has its own containers, and never the other's.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +12,16 @@ from typing import Any
 from moorage_common.containers import Container
 from moorage_common.journal_types import Refused
 from moorage_common.states import Project
+from moorage_common.untrusted import UntrustedError, parse_json
 
 COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
 OVERRIDE_FILES = tuple(name.replace("compose.", "compose.override.") for name in COMPOSE_FILES)
+UNREADABLE = "unreadable_compose_file"
+"""The problem of an app of which Compose says what we can't make sense of; it is that app's alone."""
+_MOST_CONFIG = 8 << 20
+_MOST_NAMES = 16 << 10
+"""Bytes of all names together: they are kept in each order of the journal, which has room for 64 KiB."""
+_MOST_REPLICAS = 100_000
 NO_FILE = "no configuration file provided"
 """Compose's words where it finds no file."""
 _TOLD_BY_COMPOSE = frozenset({"", "compose_file_missing", "compose_file_invalid"})
@@ -54,11 +60,6 @@ class AppIdentity:
         """Whether its problem is one that Compose itself wouldn't tell."""
         return self.problem_code not in _TOLD_BY_COMPOSE
 
-    @property
-    def is_missing(self) -> bool:
-        """Whether there is no such directory."""
-        return self.problem_code in {"directory_missing", "not_a_directory"}
-
     def refusal(self, names: Iterable[str], containers: Iterable[Container]) -> Refused | None:
         """Return why no operation may work on these project names: one is in use by another directory."""
         wanted = set(names)
@@ -83,13 +84,15 @@ class AppIdentity:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, object]) -> "AppIdentity | None":
-        """Return the app as it was when it was ordered; None where the order was never written."""
-        if not spec.get("cd_path"):
+        """Return the app as it was when it was ordered; None where the order was never written, or is none of ours."""
+        try:
+            cd_path, real_directory = str(spec["cd_path"]), str(spec["real_directory"])
+            project, last_project = _project(spec.get("project")), _project(spec.get("last_project"))
+            told = spec.get("replicas")
+            replicas = {str(name): int(count) for name, count in told.items()} if isinstance(told, dict) else {}
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
-        project, last_project = _project(spec.get("project")), _project(spec.get("last_project"))
-        replicas = spec.get("replicas")
-        known = replicas if isinstance(replicas, dict) else {}
-        return cls(str(spec["cd_path"]), str(spec["real_directory"]), project, last_project, replicas=known)
+        return cls(cd_path, real_directory, project, last_project, replicas=replicas) if cd_path else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +113,29 @@ class Reading:
 
 
 def read_config(config: str, directory: str, files: Sequence[str]) -> Reading:
-    """Return the reading of what `config --format json` printed.
+    """Return the reading of what `config --format json` printed, whatever that is.
 
     `directory` is that of the first file, links resolved.
     """
-    told = json.loads(config)
-    services = told.get("services") or {}
-    replicas = {name: _replicas(service) for name, service in services.items()}
-    return Reading(Project(told["name"], directory), files, replicas=replicas)
+    try:
+        told = parse_json(config, _MOST_CONFIG)
+        name, services = told["name"], told.get("services") or {}
+        replicas = {service: _replicas(about) for service, about in services.items()}
+        named = "".join([name, *replicas]).encode()
+        if not name or len(named) > _MOST_NAMES:
+            return nonsense(directory, files)
+    except (UntrustedError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+        return nonsense(directory, files)
+    return Reading(Project(name, directory), files, replicas=replicas)
+
+
+def nonsense(directory: str, files: Sequence[str]) -> Reading:
+    """Return the reading of a directory that we can't make sense of, for whatever reason."""
+    problem = (
+        f"What Compose reads in {directory} can't be made sense of: run `docker compose config` there, and look for "
+        "parts that are nested very deep, are very large, or are numbers out of all proportion."
+    )
+    return Reading(None, files, UNREADABLE, problem)
 
 
 def no_directory(real_directory: str, *, is_file: bool) -> Reading:
@@ -137,7 +155,10 @@ def _replicas(service: Mapping[str, Any]) -> int:
     scale = service.get("scale")
     if scale is None:
         scale = (service.get("deploy") or {}).get("replicas")
-    return 1 if scale is None else int(scale)
+    count = 1 if scale is None else int(scale)
+    if not 0 <= count <= _MOST_REPLICAS:
+        raise ValueError("so many replicas can't be meant")
+    return count
 
 
 def _pair(project: Project | None) -> list[str] | None:
@@ -145,4 +166,7 @@ def _pair(project: Project | None) -> list[str] | None:
 
 
 def _project(pair: object) -> Project | None:
-    return Project(*pair) if isinstance(pair, list) else None
+    if not isinstance(pair, list):
+        return None
+    name, directory = pair
+    return Project(str(name), str(directory))

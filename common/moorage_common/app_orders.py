@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from moorage_common.app_identity import AppIdentity
-from moorage_common.compose import clean_environment, down_command, start_command, steps_command
+from moorage_common.compose import PROJECT_NAME, clean_environment, down_command, start_command, steps_command
 from moorage_common.containers import Container
 from moorage_common.journal_types import Order
 from moorage_common.logging import request_id
@@ -26,7 +26,7 @@ def up_order(
     if before:
         argv = steps_command([*before, argv])
     name = identity.project.name if identity.project else ""
-    return _order(operation_id, kind, identity, argv, environment), {name}
+    return _order(operation_id, kind, identity, argv, identity.real_directory, environment), {name}
 
 
 def down_order(
@@ -39,24 +39,31 @@ def down_order(
 ) -> tuple[Order, set[str]]:
     """Return the order of a stop, and the project names it works on.
 
-    `down` by the file, then by each other name, then `sweep`; never by a name that others bear.
+    It runs in `/` and reads nothing in the app's folder, which may hold anything by now: `down` by each name, in the
+    order and with the grace periods that the containers' labels tell, then `sweep`; never by a name that others bear.
     """
     names = {c.project for c in containers if identity.owns(c)}
     names |= {p.name for p in (identity.project, identity.last_project) if p is not None}
-    safe = sorted(name for name in names if not any(identity.is_foreign(c, name) for c in containers))
-    by_file = {identity.project.name} & set(safe) if identity.project is not None else set()
-    steps = [down_command(compose) for _ in by_file]
-    # Not by the file's own name once more: what its `down` leaves, orphans and all, the sweep takes.
-    steps += [down_command(compose, name) for name in safe if name not in by_file]
-    steps.append(list(sweep))
-    return _order(operation_id, OperationKind.DOWN, identity, steps_command(steps), environment), set(safe)
+    # What bears a name that Compose takes for none is left to the sweep, which knows it by its directory.
+    safe = sorted(
+        name
+        for name in names
+        if PROJECT_NAME.fullmatch(name) and not any(identity.is_foreign(c, name) for c in containers)
+    )
+    steps = [*(down_command(compose, name) for name in safe), list(sweep)]
+    argv = steps_command(steps)
+    return _order(operation_id, OperationKind.DOWN, identity, argv, "/", environment), set(safe)
 
 
 def _order(
-    operation_id: str, kind: OperationKind, identity: AppIdentity, argv: list[str], environment: Mapping[str, str]
+    operation_id: str,
+    kind: OperationKind,
+    identity: AppIdentity,
+    argv: list[str],
+    directory: str,
+    environment: Mapping[str, str],
 ) -> Order:
     asked = request_id()
-    directory = "/" if identity.is_missing else identity.real_directory
     return Order(
         operation_id=operation_id,
         spec={"kind": kind.value, **identity.to_spec(), **({"request_id": asked} if asked else {})},

@@ -1,6 +1,7 @@
 """An operation as an argv: the one command definition for both transports."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 from moorage_common.states import OperationKind
@@ -24,6 +25,8 @@ exit $code
 """Runs argvs given as COUNT ARG... one after the other; the last one's code counts. What `eval` sees is only
 references to positional parameters ("${2}" "${3}"), never an argument's text."""
 
+PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+"""What Compose takes as a project's name."""
 CLEAN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KEPT = ("HOME", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY")
 
@@ -36,11 +39,14 @@ def start_command(compose: str | Sequence[str], kind: OperationKind) -> list[str
     return argv
 
 
-def down_command(compose: str | Sequence[str], project: str | None = None) -> list[str]:
-    """Return the argv of a `down`: by the file in the directory, or by name alone, which works without the file."""
-    if project is None:
-        return [*_base(compose), "down"]
-    return [*_base(compose), "-p", project, "down", "--remove-orphans"]
+def down_command(compose: str | Sequence[str], project: str) -> list[str]:
+    """Return the argv of a `down` by the project's name alone, from the labels of its containers: run it in `/`.
+
+    It reads no compose file and no `.env`. Raises ValueError for a name that Compose wouldn't take as one.
+    """
+    if not PROJECT_NAME.fullmatch(project):
+        raise ValueError("the name of a Compose project is lower case letters, digits, dashes and underscores")
+    return [*_base(compose), "--env-file", os.devnull, "-p", project, "down", "--remove-orphans"]
 
 
 def config_command(compose: str | Sequence[str], *, environment: bool = False) -> list[str]:

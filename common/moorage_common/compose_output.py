@@ -1,10 +1,13 @@
 """What Compose prints, for people: JSON progress as lines, everything else as it is."""
 
-import json
 import re
 from collections.abc import Iterator
 
+from moorage_common.untrusted import UntrustedError, parse_json
+
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_LONGEST_ENTRY = 1 << 20
+"""A longer line is no entry of Compose's."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -63,8 +66,8 @@ def _json(line: str) -> dict[str, object] | None:
     if not line.startswith("{"):
         return None
     try:
-        entry = json.loads(line)
-    except ValueError:
+        entry = parse_json(line, _LONGEST_ENTRY)
+    except UntrustedError:
         return None
     return entry if isinstance(entry, dict) else None
 

@@ -1,13 +1,14 @@
 """The Docker Engine's own HTTP API over any stream of bytes to it: a socket here, or one that SSH forwards."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Protocol
 
 import h11
+
+from moorage_common.untrusted import UntrustedError, parse_json
 
 _READ_BYTES = 1 << 16
 
@@ -73,8 +74,8 @@ class Talk:
         async with aclosing(self.body()) as body:
             answer = b"".join([data async for data in body])
         try:
-            return status, json.loads(answer)
-        except ValueError:
+            return status, parse_json(answer, len(answer))
+        except UntrustedError:
             raise EngineProblemError("The Docker Engine answered with something that isn't JSON.") from None
 
     async def get(self, path: str) -> Any | None:  # noqa: ANN401 - JSON

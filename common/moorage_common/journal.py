@@ -29,6 +29,7 @@ from moorage_common import journal_files as files
 from moorage_common.journal_files import Ending, Exit, JournalError, full_disk
 from moorage_common.journal_supervisor import Supervisor, lock_name, supervisor_text
 from moorage_common.journal_types import (
+    SPEC_BYTES,
     CancelOutcome,
     Guard,
     Launch,
@@ -39,6 +40,7 @@ from moorage_common.journal_types import (
     check_code,
     check_id,
 )
+from moorage_common.untrusted import parse_json
 
 __all__ = [
     "CancelOutcome",
@@ -379,7 +381,7 @@ def _record(operation_id: str, folder: int, found: Exit | None) -> Record:
 
 def _read_spec(folder: int) -> dict[str, object]:
     try:
-        spec = json.loads(files.read_file(folder, "spec") or b"{}")
+        spec = parse_json(files.read_file(folder, "spec") or b"{}", SPEC_BYTES)
     except ValueError:
         return {}  # buried before its order was whole
     return spec if isinstance(spec, dict) else {}

@@ -2,13 +2,13 @@
 
 import functools
 import importlib.resources
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moorage_common.journal_files import WHO_BYTES, one_line, parse_exit
-from moorage_common.journal_types import Record, State, check_id
+from moorage_common.journal_types import SPEC_BYTES, Record, State, check_id
+from moorage_common.untrusted import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def _record(operation_id: str, parts: Mapping[str, bytes], length: int, *, runni
 
 def _spec(text: bytes) -> dict[str, object]:
     try:
-        spec = json.loads(text or b"{}")
+        spec = parse_json(text or b"{}", SPEC_BYTES)
     except ValueError:
         return {}  # buried before its order was whole
     return spec if isinstance(spec, dict) else {}

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-_SPEC_BYTES = 1 << 16
+SPEC_BYTES = 1 << 16
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CODE = re.compile(r"[a-z0-9_]+")
 
@@ -90,7 +90,7 @@ class Order:
         for name in self.environment:
             if not _VARIABLE.fullmatch(name) or name.startswith("mj_"):
                 raise ValueError(f"{name!r} can't be the name of a variable")
-        if len(json.dumps(dict(self.spec))) > _SPEC_BYTES:
+        if len(json.dumps(dict(self.spec))) > SPEC_BYTES:
             raise ValueError("the specification of the order is too long")
 
 

@@ -37,6 +37,7 @@ from moorage_controller.services.accounts import Accounts
 from moorage_controller.services.agents import Agents
 from moorage_controller.services.api_tokens import ApiTokens
 from moorage_controller.services.apps import Apps
+from moorage_controller.services.audit_archive import AuditArchive
 from moorage_controller.services.audit_log import AuditLog
 from moorage_controller.services.bootstrap import Bootstrap
 from moorage_controller.services.checks import Checks
@@ -164,7 +165,7 @@ class Controller:
             Loop("feed", feed.run, clock),
             Loop("host-watcher", watcher.run, clock),
             Loop("certificates", CertificateRenewal(Renewals(database, authority, channels), clock).run, clock),
-            Loop("retention", Retention(History(database, _keeps(settings)), clock).run, clock),
+            Loop("retention", _retention(database, settings, clock).run, clock),
             Loop("auto-stop", AutoStop(ends, timekeeper, signals, clock).run, clock),
             *([Loop("take-over", TakeOver(operations, timekeeper).run, clock)] if database.is_shared else []),
         )
@@ -269,6 +270,12 @@ def _rules(settings: Settings) -> Rules:
 
 def _queue(settings: Settings) -> Queue:
     return Queue(on_a_host=settings.operations_per_host, in_all=settings.operations_at_once)
+
+
+def _retention(database: Database, settings: Settings, clock: Clock) -> Retention:
+    keep = timedelta(days=settings.audit_days) if settings.audit_days else None
+    archive = AuditArchive(database, settings.moorage_data_dir / "audit", keep)
+    return Retention(History(database, _keeps(settings)), archive, clock)
 
 
 def _keeps(settings: Settings) -> Keeps:

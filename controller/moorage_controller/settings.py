@@ -102,6 +102,15 @@ class Settings(BaseSettings):
     operation_output_days: Annotated[
         int, Field(ge=1, le=3650, description="Days for which the output of an operation that has ended is kept.")
     ] = 7
+    audit_days: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=36_500,
+            description="Days after which entries of the audit log leave the database for files (JSON Lines, gzip) in "
+            "the data folder's `audit`; 0: never.",
+        ),
+    ] = 0
     moorage_agent_bundle: Annotated[
         Path | None, Field(description="The agent's bundle (tar.gz), which is installed on hosts over SSH.")
     ] = None

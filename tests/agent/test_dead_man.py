@@ -29,8 +29,8 @@ async def watched(agent: LoneAgent) -> AsyncIterator[Deadlines]:
     environment = {"DOCKER_HOST": agent.engine.host}
     identities = Identities(Policy(agent.data / "policy.toml"), installed("docker-compose"), environment)
     journal = Journal(agent.data)
-    runner = ComposeRunner(journal, engine, identities, installed("docker-compose"), environment)
     deadlines = Deadlines(agent.folder / "deadlines.json", "boot")
+    runner = ComposeRunner(journal, engine, identities, deadlines, installed("docker-compose"), environment)
     running = asyncio.create_task(DeadMan(deadlines, runner).run())
     try:
         yield deadlines

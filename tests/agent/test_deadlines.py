@@ -134,6 +134,20 @@ async def test_a_file_that_can_t_be_read_is_laid_aside(tmp_path: Path, machine: 
     assert only(opened(tmp_path, machine)).number == 1
 
 
+async def test_what_a_start_calls_an_app_is_known_to_a_later_stop(tmp_path: Path, machine: Machine) -> None:
+    deadlines = opened(tmp_path, machine)
+    nameless = WatchedApp("/srv/shop", None)
+    await deadlines.set(nameless, APP, 1, RUN, 600)
+    below = Project("deploy", "/srv/shop/deploy")
+    await deadlines.called("/srv/other", Project("other", "/srv/other"))
+    await deadlines.called("/srv/shop", below)
+    assert only(opened(tmp_path, machine)).project == below
+    await deadlines.set(nameless, APP, 2, RUN, 900)
+    assert only(opened(tmp_path, machine)).project == below
+    await deadlines.set(SHOP, APP, 3, RUN, 900)
+    assert only(deadlines).project == SHOP.last_project
+
+
 async def test_its_own_stops_are_told_until_they_are_followed(tmp_path: Path, machine: Machine) -> None:
     deadlines = opened(tmp_path, machine)
     await deadlines.set(SHOP, APP, 1, RUN, 600)

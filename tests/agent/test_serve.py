@@ -18,6 +18,7 @@ import pytest
 from lone_agent import DOWN, UP, Desk, LoneAgent, code_of
 from moorage_agent import compose_runner
 from moorage_agent.compose_runner import Chunk, ComposeRunner
+from moorage_agent.deadlines import Deadlines
 from moorage_agent.engine import Engine
 from moorage_agent.identities import Identities
 from moorage_agent.policy import Policy, write_policy
@@ -232,7 +233,8 @@ async def test_what_ignores_a_cancellation_is_killed_even_if_the_agent_was_resta
     identities = Identities(Policy(tmp_path / "policy.toml"), str(stubborn), environment)
 
     def runner_of_an_agent() -> ComposeRunner:
-        return ComposeRunner(journal, Engine(engine.host), identities, str(stubborn), environment)
+        deadlines = Deadlines(tmp_path / "deadlines.json", "boot")
+        return ComposeRunner(journal, Engine(engine.host), identities, deadlines, str(stubborn), environment)
 
     runner = runner_of_an_agent()
     operation_id = str(uuid4())

@@ -68,8 +68,8 @@ def test_the_commands_are_those_of_the_guide() -> None:
     base = ["compose", "--progress", "json", "--ansi", "never"]
     assert start_command("compose", OperationKind.UP) == [*base, "up", "-d"]
     assert start_command("compose", OperationKind.RESTART) == [*base, "up", "-d", "--force-recreate"]
-    assert down_command("compose") == [*base, "down"]
-    assert down_command("compose", "web") == [*base, "-p", "web", "down", "--remove-orphans"]
+    down = [*base, "--env-file", "/dev/null", "-p", "web", "down", "--remove-orphans"]
+    assert down_command("compose", "web") == down
     assert config_command("compose") == ["compose", "config", "--format", "json"]
     assert config_command("compose", environment=True) == ["compose", "config", "--environment"]
 

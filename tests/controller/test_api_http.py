@@ -3,11 +3,14 @@
 import asyncio
 import io
 import re
+import socket
+import struct
 import uuid
 
 import pytest
 from factories import World
 from moorage_controller.services.projects import Projects
+from moorage_lab.waiting import eventually_async
 
 SQLITE_ONLY = "what lies between the socket and the services asks no database"
 
@@ -218,6 +221,30 @@ async def test_bytes_that_are_no_text_are_a_caller_s_fault(world: World, logs: i
     await writer.wait_closed()
     assert answer.split(b" ")[1] in {b"200", b"400", b"401", b"404", b"422"}, answer
     assert "request_failed" not in logs.getvalue()
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+async def test_a_caller_who_hangs_up_in_his_body_is_no_error_of_ours(world: World, logs: io.StringIO, end: str) -> None:
+    host, port = world.nobody.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /api/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+    writer.write(b'Content-Length: 100\r\n\r\n{"username')
+    await writer.drain()
+    if end == "reset":
+        linger = struct.pack("ii", 1, 0)
+        writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+    else:
+        writer.close()
+    told = await eventually_async(
+        lambda: next((line for line in logs.getvalue().splitlines() if "/api/auth/login" in line), None),
+        what="the access log",
+    )
+    assert "request_failed" not in logs.getvalue()
+    assert "Traceback" not in logs.getvalue()
+    assert '"cut": true' in told or "cut=True" in told, told
+    assert "400" in told
+    (await world.nobody.get("/healthz")).expect(200)
 
 
 async def test_a_fault_of_ours_tells_a_caller_nothing_but_where_to_look(

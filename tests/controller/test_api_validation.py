@@ -2,6 +2,12 @@
 
 import pytest
 from factories import PATH, World
+from moorage_common.clock import SystemClock
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts import endpoint
+from moorage_controller.hosts.pools import AgentChannels
+from moorage_controller.pki.authority import Authority
+from moorage_controller.pki.identity import ControllerIdentity
 
 SQLITE_ONLY = "what lies between the socket and the services asks no database"
 
@@ -126,13 +132,82 @@ async def test_a_name_is_one_line_of_255_characters_at_most(world: World, kind: 
         assert (await world.admin.post(f"/api/{kind}", {**good, "name": name})).expect(201)["name"] == name
 
 
+NO_ENDPOINTS = [
+    "host",
+    "host:",
+    ":7443",
+    "host:0",
+    "host:65536",
+    "host:x",
+    "host:-1",
+    "host:٣",
+    "unix:/run/docker.sock:1",
+    "unix:///run/docker.sock:1",
+    "unix-abstract:name:1",
+    "vsock:2:1",
+    "dns:host:1",
+    "dns:///host:1",
+    "dns://1.1.1.1/host:1",
+    "xds:///host:1",
+    "ipv4:10.0.0.1:1",
+    "ipv4:10.0.0.1:1,10.0.0.2:1",
+    "ipv6:[::1]:1",
+    "http://host:1",
+    "host/path:1",
+    "host:1/path",
+    "user@host:1",
+    "host%2f:1",
+    "::1:7443",
+    "[::1:7443",
+    "[10.0.0.1]:1",
+    "[host]:1",
+    "[]:1",
+    "-host:1",
+    "10.0.0:1",
+    "host..x:1",
+    "host:01",
+    "host:1:2",
+]
+
+
+async def test_an_agent_s_endpoint_is_a_host_and_a_port(world: World) -> None:
+    good = {"name": "s", "address": "10.0.0.1"}
+    for value in NO_ENDPOINTS:
+        body = {"token": "t", "csr": "c", "version": "1", "endpoint": value}
+        errors = (await world.nobody.post("/api/enroll", body)).expect(422, "invalid_field")["errors"]
+        assert [each["field"] for each in errors] == ["endpoint"], value
+        assert str(errors[0]["message"]).startswith("It must be HOST:PORT"), value
+    for value in ("host:1", "db-1.example.com:7443", "bücher.example:65535", "10.0.0.1:7443", "[::1]:7443"):
+        made = (await world.admin.post("/api/servers", {**good, "apiEndpoint": value})).expect(201)
+        assert made["apiEndpoint"] == value
+
+
+def test_a_channel_is_made_of_host_and_port_alone() -> None:
+    targets = {
+        "host.example:1": "dns:///host.example:1",
+        "10.0.0.1:7443": "ipv4:10.0.0.1:7443",
+        "[::1]:7443": "ipv6:[::1]:7443",
+        "[fe80::1%eth0]:7443": "ipv6:[fe80::1%25eth0]:7443",
+    }
+    assert {text: endpoint.parse(text).target for text in targets} == targets
+
+
+async def test_a_stored_endpoint_that_is_none_is_never_dialled() -> None:
+    identity = ControllerIdentity(Authority.create(SystemClock().now())[0], SystemClock())
+    channels = AgentChannels(identity.current)
+    for value in NO_ENDPOINTS:
+        with pytest.raises(HostUnreachableError, match="HOST:PORT"):
+            channels.get(value, "a.agents.moorage")
+    await channels.close()
+
+
 async def test_a_server_s_other_fields_are_checked(world: World) -> None:
     good = {"name": "s", "address": "10.0.0.1"}
     bad: dict[str, list[object]] = {
         "address": ["", " ", "a b", "a\nb", "x" * 256, None, 7],
         "sshPort": [0, 65_536, -1, "ssh", 1.5, None, True],
         "sshUser": ["a b", "a\nb", "x" * 256, 7],
-        "apiEndpoint": ["host", "host:", ":7443", "host:0", "host:65536", "host:x", "host:-1", "a b:1", "host:٣", 7],
+        "apiEndpoint": ["a b:1", 7, *NO_ENDPOINTS],
     }
     server_id = (await world.admin.post("/api/servers", good)).expect(201)["id"]
     for field, values in bad.items():

@@ -1,5 +1,6 @@
 """/metrics: what the guide says to monitor, told to who has the token, with few values for each label."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from uuid import uuid4
 
@@ -49,6 +50,15 @@ async def test_they_are_for_who_has_the_token(world: World) -> None:
     (await world.nobody.get("/metrics")).expect(401, "bad_token")
     (await world.admin.get("/metrics")).expect(401, "bad_token")
     (await world.nobody.get("/metrics", Authorization=f"Basic {TOKEN}")).expect(401, "bad_token")
+    host, port = world.nobody.url.removeprefix("http://").split(":")
+    for token in (b"\xff", TOKEN.encode()[:-1] + b"\xff", "é".encode()):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer " + token)
+        writer.write(b"\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        assert answer.startswith(b"HTTP/1.1 401 "), answer
     assert (await scrape(world.nobody)).value("moorage_database_up") == 1
 
 

@@ -36,6 +36,8 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 BODY_LIMIT = 1024 * 1024
+CUT = web.RequestKey("cut", bool)
+"""Set where the caller hung up, or sent nonsense, before all of the body had come."""
 _FRAMEWORK = {
     404: ("not_found", "There is no such path in this API."),
     405: ("method_not_allowed", "This path doesn't take that method."),
@@ -86,6 +88,7 @@ def _tell(request: web.Request, response: web.StreamResponse, seconds: float, su
         status=response.status,
         milliseconds=round(seconds * 1000, 1),
         address=surface.proxies.client(request),
+        **({"cut": True} if CUT in request else {}),
     )
 
 
@@ -197,7 +200,11 @@ async def _authenticate(route: Route, request: web.Request, services: Services) 
 
 async def _read_body(model: type[BaseModel], request: web.Request) -> BaseModel:
     """Read and check a body. None at all is an empty object: dashboards send stop just so."""
-    raw = await request.read()
+    try:
+        raw = await request.read()
+    except (OSError, web.RequestPayloadError):
+        request[CUT] = True
+        raise UnreadableError("request_cut", "The body broke off before all of it had come: send it again.") from None
     if raw.strip() and request.content_type not in {"application/json", "application/octet-stream"}:
         raise UnsupportedMediaError("unsupported_media_type", "Send the body as Content-Type: application/json.")
     try:

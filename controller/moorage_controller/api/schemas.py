@@ -7,6 +7,8 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
+from moorage_controller.hosts import endpoint
+
 MAX_MINUTES = 43_200
 MAX_MILLIS = 253_402_300_799_000
 """The end of the year 9999, the last one that databases and people know."""
@@ -44,11 +46,9 @@ def _url(url: str) -> str:
     return url
 
 
-def _endpoint(endpoint: str) -> str:
-    host, _, port = endpoint.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65_536:  # noqa: PLR2004 - TCP's ports
-        raise ValueError("It must be HOST:PORT.")
-    return endpoint
+def _endpoint(text: str) -> str:
+    endpoint.parse(text)
+    return text
 
 
 def _no_boolean(value: object) -> object:

@@ -1,7 +1,8 @@
 """Watches every host, by its agent or by SSH, and keeps what is known of servers and apps true."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from uuid import UUID
 
 import structlog
@@ -104,6 +105,7 @@ class HostWatcher:
                 pass  # logged where it was met
             except Exception:
                 log.exception("host_watch_failed", server_id=str(server_id))
+                await self._lost_sense(server_id)
             if self._clock.monotonic() - started > _LAST_RETRY:
                 retry, waited = _FIRST_RETRY, True
             if heard and waited:
@@ -111,6 +113,13 @@ class HostWatcher:
                 continue
             await self._clock.sleep(jittered(retry))
             retry, waited = min(retry * 2, _LAST_RETRY), True
+
+    async def _lost_sense(self, server_id: UUID) -> None:
+        """Say that nothing is known of a host any more: what was seen of it last must not stand for ever."""
+        with suppress(Exception):  # whatever it is, the watch goes on
+            await self._observations.host_lost(
+                server_id, "The host answers, and what it says makes no sense: see the controller's log."
+            )
 
     async def _watch_once(self, server_id: UUID) -> bool:
         """Watch until the connection breaks; False when there is nothing to watch: no such server, or no way to it.
@@ -134,18 +143,22 @@ class HostWatcher:
         return True
 
     async def _apply(self, server_id: UUID, apps: Sequence[App], item: WatchItem) -> None:
-        """Apply one item. One that can't be applied ends the watch only where it would be lost: no database."""
+        """Apply one item. What can't be applied is no other's trouble, and ends the watch only without a database."""
+        match item:
+            case Snapshot(host, observations):
+                for observation in observations:
+                    await self._alone(server_id, self._app_seen(apps, observation))
+                await self._alone(server_id, self._observations.host_seen(server_id, host))
+                self._signals.host_seen.emit(server_id)
+            case HostInfo():
+                await self._alone(server_id, self._observations.host_seen(server_id, item))
+            case AppObservation():
+                await self._alone(server_id, self._app_seen(apps, item))
+
+    @staticmethod
+    async def _alone(server_id: UUID, applying: Awaitable[object]) -> None:
         try:
-            match item:
-                case Snapshot(host, observations):
-                    for observation in observations:
-                        await self._app_seen(apps, observation)
-                    await self._observations.host_seen(server_id, host)
-                    self._signals.host_seen.emit(server_id)
-                case HostInfo():
-                    await self._observations.host_seen(server_id, item)
-                case AppObservation():
-                    await self._app_seen(apps, item)
+            await applying
         except DatabaseUnavailableError:
             # The next watch begins with a snapshot, which has it.
             raise

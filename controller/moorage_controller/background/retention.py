@@ -2,6 +2,7 @@
 
 from moorage_common.clock import Clock
 
+from moorage_controller.services.audit_archive import AuditArchive
 from moorage_controller.services.history import History
 
 _EVERY_SECONDS = 3600.0
@@ -12,8 +13,9 @@ _FIRST_SECONDS = 60.0
 class Retention:
     """Has what is too old forgotten, every hour."""
 
-    def __init__(self, history: History, clock: Clock) -> None:
+    def __init__(self, history: History, archive: AuditArchive, clock: Clock) -> None:
         self._history = history
+        self._archive = archive
         self._clock = clock
 
     async def run(self) -> None:
@@ -21,4 +23,5 @@ class Retention:
         await self._clock.sleep(_FIRST_SECONDS)
         while True:
             await self._history.forget_old()
+            await self._archive.move_old()
             await self._clock.sleep(_EVERY_SECONDS)

@@ -7,6 +7,9 @@ import grpc
 import grpc.aio
 from moorage_common.tls import ClientIdentity
 
+from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts.endpoint import parse
+
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     # Each channel has its own connection: another enrolment's must never be reused.
@@ -29,7 +32,16 @@ class AgentChannels:
         self._closing: set[asyncio.Task[None]] = set()
 
     def get(self, endpoint: str, agent_name: str) -> grpc.aio.Channel:
-        """Return the channel to an endpoint, on which only the holder of that enrolment's name can answer."""
+        """Return the channel to an endpoint, on which only the holder of that enrolment's name can answer.
+
+        Raises HostUnreachableError for an endpoint that is none.
+        """
+        try:
+            target = parse(endpoint).target
+        except ValueError:
+            raise HostUnreachableError(
+                "The server's apiEndpoint is no HOST:PORT: change it there, or enrol the host again."
+            ) from None
         mine = self._identity()
         identity, channel = self._channels.get((endpoint, agent_name), (None, None))
         if channel is not None and identity is mine:
@@ -41,11 +53,11 @@ class AgentChannels:
             task.add_done_callback(self._closing.discard)
         credentials = grpc.ssl_channel_credentials(mine.ca, mine.key, mine.certificate)
         options = (*_OPTIONS, ("grpc.ssl_target_name_override", agent_name))
-        opened = grpc.aio.secure_channel(endpoint, credentials, options)
+        opened = grpc.aio.secure_channel(target, credentials, options)
         self._channels[endpoint, agent_name] = (mine, opened)
         return opened
 
     async def close(self) -> None:
         """Close all channels; calls under way end as lost contact."""
         channels, self._channels = list(self._channels.values()), {}
-        await asyncio.gather(*(channel.close(None) for _, channel in channels), *self._closing)
+        await asyncio.gather(*(channel.close(None) for _, channel in channels), *self._closing, return_exceptions=True)

@@ -72,7 +72,7 @@ class Metrics:
         """
         if not self._token:
             raise NotFoundError("metrics_off", "Metrics are off: set METRICS_TOKEN, and show it as a bearer token.")
-        if not hmac.compare_digest(token.encode(), self._token.encode()):
+        if not hmac.compare_digest(token.encode(errors="surrogateescape"), self._token.encode()):
             raise NotAuthenticatedError("bad_token", "Send Authorization: Bearer METRICS_TOKEN.")
         parts = self._parts
         gauges = _of_this_controller(parts)

@@ -12,7 +12,7 @@ import structlog
 from moorage_common import x509
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from moorage_controller.errors import HostUnreachableError
+from moorage_controller.errors import DatabaseUnavailableError, HostUnreachableError
 from moorage_controller.hosts.agent import AgentTransport
 from moorage_controller.hosts.pools import AgentChannels
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
@@ -46,6 +46,11 @@ class Renewals:
                     await self._renew(enrollment)
                 except (HostUnreachableError, ContactLostError, HostRefusedError) as error:
                     log.warning("certificate_not_renewed", error=str(error))
+                except DatabaseUnavailableError:
+                    raise
+                except Exception:
+                    # One host's trouble is no other's.
+                    log.exception("certificate_not_renewed")
 
     async def _due(self) -> Sequence[Enrollment]:
         async with self._database.read() as connection:

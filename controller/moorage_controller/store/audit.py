@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, insert, select
+from sqlalchemy import ColumnElement, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store.rows import columns, to_dataclass, to_values
@@ -60,6 +60,18 @@ async def page(
     query = query.order_by(audit_logs.c.created_at.desc(), audit_logs.c.id).limit(limit).offset(offset)
     rows = [to_dataclass(AuditEntry, row) for row in await connection.execute(query)]
     return rows, (await connection.execute(total)).scalar_one()
+
+
+async def oldest(connection: AsyncConnection, before: datetime, limit: int) -> Sequence[AuditEntry]:
+    """Return entries from before a moment, the oldest first."""
+    query = select(*columns(AuditEntry, audit_logs)).where(audit_logs.c.created_at < before)
+    query = query.order_by(audit_logs.c.created_at, audit_logs.c.id).limit(limit)
+    return [to_dataclass(AuditEntry, row) for row in await connection.execute(query)]
+
+
+async def remove(connection: AsyncConnection, ids: Sequence[UUID]) -> None:
+    """Delete entries."""
+    await connection.execute(delete(audit_logs).where(audit_logs.c.id.in_(ids)))
 
 
 def _conditions(wanted: AuditFilter) -> Iterator[ColumnElement[bool]]:

@@ -6,27 +6,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from posixpath import dirname, join, normpath
 
+import structlog
 from moorage_common.app_identity import (
     COMPOSE_FILES,
     OVERRIDE_FILES,
+    UNREADABLE,
     AppIdentity,
     Reading,
     no_directory,
+    nonsense,
     read_config,
     unreadable,
 )
 from moorage_common.compose import clean_environment
 from moorage_common.compose_output import error_sentence
+from moorage_common.states import Project
 
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.shell import quote
 from moorage_controller.hosts.transport import ContactLostError, HostApp, HostRefusedError
 
+log = structlog.get_logger(__name__)
+
 _READ_SECONDS = 90.0
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
 """A file that the compose file includes may have mended it: that changes none of the files looked at."""
+_PATIENCE_SECONDS = 5.0
 _AT_ONCE = 2
 """Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
 
@@ -43,6 +50,12 @@ class Identities:
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
+        self._seen: dict[str, Project] = {}
+        """By real directory, the last project that was read there, whatever became of its files."""
+        self._last: dict[str, Reading] = {}
+        self._reading: dict[str, asyncio.Task[Reading]] = {}
+        self._said: set[str] = set()
+        """The directories of which it is logged already that they can't be made sense of."""
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(self, link: Link, compose: HostCompose, app: HostApp) -> AppIdentity:
@@ -50,8 +63,19 @@ class Identities:
         link.forget_paths()
         real = (await link.real_paths([app.cd_path]))[app.cd_path]
         check_path(real)
-        reading = await self._read(link, compose, real)
+        reading = await self._read_or_refuse(link, compose, real)
         return reading.identity(app.cd_path, real, app.last_project)
+
+    async def for_stop(self, link: Link, app: HostApp) -> AppIdentity:
+        """Return what is known of an app without reading anything in its folder, nor asking Compose.
+
+        That is its real directory, and the project it was last read as, besides the one that the app names. Raises
+        ContactLostError, HostRefusedError for a path that can't be one.
+        """
+        link.forget_paths()
+        real = (await link.real_paths([app.cd_path]))[app.cd_path]
+        check_path(real)
+        return AppIdentity(app.cd_path, real, self._seen.get(real), app.last_project)
 
     async def current(self, link: Link, compose: HostCompose, apps: Sequence[HostApp]) -> list[AppIdentity]:
         """Return what apps are, in their order; Compose is asked only where its files changed since it was asked."""
@@ -62,16 +86,44 @@ class Identities:
         now = time.monotonic()
         fresh = {path for path, entry in known.items() if stamps[path] == entry.stamp and now < entry.until}
         stale = [path for path in dict.fromkeys(real.values()) if path not in fresh]
-        read = await asyncio.gather(*(self._read_or_refuse(link, compose, path) for path in stale))
+        read = await asyncio.gather(*(self._read_soon(link, compose, path) for path in stale))
         readings = {path: known[path].reading for path in fresh} | dict(zip(stale, read, strict=True))
         return [readings[real[a.cd_path]].identity(a.cd_path, real[a.cd_path], a.last_project) for a in apps]
 
+    async def _read_soon(self, link: Link, compose: HostCompose, real: str) -> Reading:
+        """Read one directory, or return what it was last read as where that takes long: the others don't wait."""
+        reading = self._reading.get(real)
+        if reading is None:
+            reading = self._reading[real] = asyncio.create_task(self._read_or_refuse(link, compose, real))
+            reading.add_done_callback(lambda done: self._forget(real, done))
+        last = self._last.get(real)
+        done, _ = await asyncio.wait({reading}, timeout=None if last is None else _PATIENCE_SECONDS)
+        return last if last is not None and not done else await reading
+
+    def _forget(self, real: str, reading: asyncio.Task[Reading]) -> None:
+        self._reading.pop(real, None)
+        if not reading.cancelled():
+            reading.exception()  # of a connection that was lost: whoever uses it hears of that
+
     async def _read_or_refuse(self, link: Link, compose: HostCompose, real: str) -> Reading:
+        """Read one directory; whatever goes wrong with it is no other's trouble. Raises ContactLostError."""
+        failure: Exception | None = None
         try:
             check_path(real)
+            reading = await self._read(link, compose, real)
+        except ContactLostError:
+            raise
         except HostRefusedError as error:
-            return Reading(None, (), error.code, error.sentence)
-        return await self._read(link, compose, real)
+            reading = Reading(None, (), error.code, error.sentence)
+        except Exception as error:  # noqa: BLE001 - logged below, and told as this app's problem
+            reading, failure = nonsense(real, ()), error
+        self._last[real] = reading
+        if reading.problem_code != UNREADABLE:
+            self._said.discard(real)
+        elif real not in self._said:
+            self._said.add(real)
+            log.warning(UNREADABLE, directory=real, exc_info=failure)
+        return reading
 
     async def _read(self, link: Link, compose: HostCompose, real: str) -> Reading:
         """Ask Compose what the project is called, and where its containers will say they come from."""
@@ -84,6 +136,8 @@ class Identities:
             fields = (await link.slow(call, seconds=_READ_SECONDS)).fields
             reading = await _reading(link, real, fields)
             stamp = (await self._stamps(link, {real: reading.files}))[real]
+        if reading.project is not None:
+            self._seen[real] = reading.project
         if reading.files == files and before != stamp:
             self._known.pop(real, None)  # changed while it was read: not to be relied on
         else:

@@ -80,7 +80,10 @@ class SshTransport:
             if await site.journal.read(operation_id) is not None:
                 return
             compose = await site.provide_compose()
-            identity = await site.identities.ask(link, compose, order.app)
+            if order.kind is OperationKind.DOWN:
+                identity = await site.identities.for_stop(link, order.app)
+            else:
+                identity = await site.identities.ask(link, compose, order.app)
             try:
                 made, names = await self._order(link, compose, order, identity)
 

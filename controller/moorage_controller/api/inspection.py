@@ -1,5 +1,6 @@
 """What is on hosts, over HTTP: an app's containers, its logs, and projects that are no app yet."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from moorage_controller.api.call import Call
 from moorage_controller.api.replies import Raw, Reply, now, stream
 from moorage_controller.api.schemas import ContainerOut, ProjectFoundOut
-from moorage_controller.api.sse import Event, Events
+from moorage_controller.api.sse import Event, Events, while_connected
 from moorage_controller.hosts.transport import HostProject
 from moorage_controller.services.inspection import Lines
 
@@ -44,12 +45,18 @@ async def show_logs(call: Call) -> Reply:
     if follow and _TIME.fullmatch(call.last_event_id):
         after, tail = call.last_event_id, -1
     wanted = LogsWanted(call.query_word("service") or "", tail, after, follow)
-    lines = await call.services.inspection.logs(call.id(), wanted)
     if follow:
-        return stream(_events(lines))
-    async with aclosing(lines):
-        text = "".join([f"{_text(line)}\n" async for batch in lines for line in batch])
-    return Reply(Raw(text.encode(), "text/plain"))
+        return stream(_events(await call.services.inspection.logs(call.id(), wanted)))
+    return Reply(Raw(await while_connected(call.request, _whole(call, wanted)), "text/plain"))
+
+
+async def _whole(call: Call, wanted: LogsWanted) -> bytes:
+    text = bytearray()
+    async with aclosing(await call.services.inspection.logs(call.id(), wanted)) as lines:
+        async for batch in lines:
+            text += "".join(f"{_text(line)}\n" for line in batch).encode()
+            await asyncio.sleep(0)
+    return bytes(text)
 
 
 async def _events(lines: Lines) -> Events:

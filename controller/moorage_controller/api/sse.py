@@ -2,16 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
-from moorage_controller.errors import MoorageError
+from moorage_controller.errors import MoorageError, UnreadableError
 
 log = structlog.get_logger(__name__)
 
@@ -20,6 +20,9 @@ _SEND_SECONDS = 30.0
 """How long a reader may take nothing at all until he is dropped; whatever he reads of goes on."""
 _ADMIT_SECONDS = 30.0
 """How long a stream may outlive the token that opened it."""
+_CONNECTED_SECONDS = 0.25
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,20 @@ class Stream:
     """The body of a reply that goes on."""
 
     events: Events
+
+
+async def while_connected(request: web.Request, answer: Coroutine[Any, Any, T]) -> T:
+    """Return an answer that takes a while; it is given up as soon as the caller hangs up (UnreadableError)."""
+    task = asyncio.ensure_future(answer)
+    try:
+        while not task.done():
+            if request.transport is None or request.transport.is_closing():
+                raise UnreadableError("caller_gone", "The caller hung up.")
+            await asyncio.wait({task}, timeout=_CONNECTED_SECONDS)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class Streams:

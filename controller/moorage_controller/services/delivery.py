@@ -10,10 +10,12 @@ import structlog
 from moorage_common.clock import Clock, jittered
 from moorage_common.compose_output import error_sentence
 from moorage_common.states import OperationKind
+from moorage_common.untrusted import clean_sentence
 
 from moorage_controller.auth.roles import DEAD_MAN
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import (
+    SAID_TOO_MUCH,
     CancelOutcome,
     ContactLostError,
     End,
@@ -114,12 +116,14 @@ class Delivery:
                     await self._note_way(transport)
                 self._heard_at = self._clock.monotonic()
                 async for item in transport.follow(order.operation_id, self._offset):
+                    if not isinstance(item, End) and item.offset != self._offset:
+                        raise ContactLostError("The host sent output from another place than was asked for.")
                     retry = _FIRST_RETRY
                     self._heard_at = self._clock.monotonic()
                     if isinstance(item, End):
                         return await self._outcome(item)
                     await self._transcript.add(item.data)
-                    self._offset = item.offset + len(item.data)
+                    self._offset += len(item.data)
             except HostRefusedError as error:
                 if error.code == "operation_unknown":
                     await self._bury(transport)
@@ -130,7 +134,9 @@ class Delivery:
                     log.warning("host_refused", code=error.code, error=error.sentence)
                     self._refusal, send = error, False
             except (ContactLostError, HostUnreachableError) as error:
-                log.warning("host_contact_lost", error=str(error))
+                log.warning("host_contact_lost", error=str(error), code=error.code)
+                if error.code == SAID_TOO_MUCH:
+                    retry = _LAST_RETRY
             self._heard_at = None
             await self._clock.sleep(jittered(retry))
             retry = min(retry * 2, _LAST_RETRY)
@@ -259,4 +265,4 @@ class Delivery:
             return "cancelled", "operation_cancelled", f"The operation was cancelled by {end.cancelled_by}."
         output = (await self._transcript.tail(TAIL_BYTES)).decode(errors="replace")
         said = error_sentence(output) or f"Compose ended with exit code {end.exit_code} and said nothing."
-        return "failed", "compose_failed", said
+        return "failed", "compose_failed", clean_sentence(said)

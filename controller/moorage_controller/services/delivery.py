@@ -24,6 +24,7 @@ from moorage_controller.hosts.transport import (
     Hosts,
     HostTransport,
     Order,
+    Output,
 )
 from moorage_controller.services.deadlines import provisional_deadline
 from moorage_controller.services.outputs import TAIL_BYTES
@@ -41,6 +42,8 @@ from moorage_controller.store.turns import Urgency, urgency
 log = structlog.get_logger(__name__)
 
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
+_RETRIES = {SAID_TOO_MUCH: _LAST_RETRY}
+"""How long to wait at least after an error of some code."""
 DEADLINE = "the operation's time limit"
 SILENCE = "the operation's no-progress limit"
 """Who cancelled, as the host's journal has it, when nobody but a limit did."""
@@ -116,14 +119,11 @@ class Delivery:
                     await self._note_way(transport)
                 self._heard_at = self._clock.monotonic()
                 async for item in transport.follow(order.operation_id, self._offset):
-                    if not isinstance(item, End) and item.offset != self._offset:
-                        raise ContactLostError("The host sent output from another place than was asked for.")
-                    retry = _FIRST_RETRY
-                    self._heard_at = self._clock.monotonic()
                     if isinstance(item, End):
                         return await self._outcome(item)
-                    await self._transcript.add(item.data)
-                    self._offset += len(item.data)
+                    await self._take(item)
+                    retry = _FIRST_RETRY
+                    self._heard_at = self._clock.monotonic()
             except HostRefusedError as error:
                 if error.code == "operation_unknown":
                     await self._bury(transport)
@@ -135,11 +135,16 @@ class Delivery:
                     self._refusal, send = error, False
             except (ContactLostError, HostUnreachableError) as error:
                 log.warning("host_contact_lost", error=str(error), code=error.code)
-                if error.code == SAID_TOO_MUCH:
-                    retry = _LAST_RETRY
+                retry = max(retry, _RETRIES.get(error.code, 0.0))
             self._heard_at = None
             await self._clock.sleep(jittered(retry))
             retry = min(retry * 2, _LAST_RETRY)
+
+    async def _take(self, item: Output) -> None:
+        if item.offset != self._offset:
+            raise ContactLostError("The host sent output from another place than was asked for.")
+        await self._transcript.add(item.data)
+        self._offset += len(item.data)
 
     def _may_still_start(self) -> bool:
         """Whether an operation that may never have been sent is still wanted: a start only within its limit.

@@ -114,7 +114,7 @@ class Agent:
         line = pb.LogLine(time="2026-01-01T00:00:00.000000000Z", container="web-1", service="web", text="A" * 3_900_000)
         large = pb.LogsResponse(lines=[line]).SerializeToString()
         short = pb.LogLine(time=line.time, container=line.container, service=line.service, text=ESCAPES)
-        many = pb.LogsResponse(lines=[short] * 9_000).SerializeToString()
+        many = pb.LogsResponse(lines=[short] * 1_900).SerializeToString()
         try:
             while context.is_active():
                 yield large

@@ -164,14 +164,17 @@ class Logs:
                 parts = Parts(tty=bool(about["Config"]["Tty"]))
             async with aclosing(talk.body()) as body:
                 async for data in body:
-                    told = (
-                        LogLine(time, container.name, container.service, text)
-                        for time, text in parts.take(data)
-                        if time > since
-                    )
-                    while lines := list(islice(told, _BATCH_LINES)):
-                        await self.pace.take(sum(line.cost for line in lines))
-                        yield lines
+                    entries = parts.take(data)
+                    while some := list(islice(entries, _BATCH_LINES)):
+                        # Those that aren't wanted take their time, too.
+                        await self.pace.take(LIMITS.line_cost * len(some))
+                        lines = [
+                            LogLine(time, container.name, container.service, text)
+                            for time, text in some
+                            if not since or time > since
+                        ]
+                        if lines:
+                            yield lines
 
 
 class _Newest:

@@ -39,7 +39,7 @@ class Limits:
     projects: int = 2000
     services: int = 1000
     deadlines: int = 1000
-    log_lines: int = 10_000
+    log_lines: int = 2000
     # Numbers.
     count: int = 1_000_000
     int32: int = (1 << 31) - 1

@@ -98,7 +98,7 @@ def test_an_engine_behind_ssh_without_end_holds_up_nobody(siege: Siege, short_fo
     socket = folder / "docker.sock"
     siege.run("engine", "engine", {"socket": str(socket), "mode": mode, "directory": "/srv/shop"})
     eventually(socket.exists, timeout=30, what="the Engine")
-    with PrivateSshd(short_folder / f"ssh-{mode}", Listening(f"unix://{socket}"), [LabUser("op")]) as sshd:
+    with PrivateSshd(short_folder / f"ssh-{mode}", Engine(f"unix://{socket}"), [LabUser("op")]) as sshd:
         with siege.measured() as figures:
             body = {"name": "ssh", "address": "127.0.0.1", "sshUser": "op", "sshPort": sshd.port}
             server = siege.api.post("/api/servers", {**body, "sshPrivateKey": sshd.key.read_text()}).expect(201)["id"]
@@ -106,18 +106,6 @@ def test_an_engine_behind_ssh_without_end_holds_up_nobody(siege: Siege, short_fo
             for query in ("", "?follow=true"):
                 hang_up(siege, f"/api/apps/{app}/logs{query}")
         check(figures)
-
-
-class Listening(Engine):
-    """An Engine that listens somewhere, whoever it is."""
-
-    def __init__(self, host: str) -> None:
-        self._host = host
-
-    @property
-    def host(self) -> str:
-        """Its address."""
-        return self._host
 
 
 def hang_up(siege: Siege, path: str) -> None:

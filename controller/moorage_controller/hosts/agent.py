@@ -162,11 +162,10 @@ class AgentTransport:
         budget = None if wanted.follow else ByteBudget("A log", LIMITS.log)
         try:
             async for raw in call:
+                if budget is not None and isinstance(raw, bytes):
+                    budget.take(len(raw))
                 lines = messages.log_lines(await self._read(pb.LogsResponse, raw))
-                cost = sum(line.cost for line in lines)
-                if budget is not None:
-                    budget.take(cost)
-                await self._pace.take(cost)
+                await self._pace.take(LIMITS.line_cost * len(lines))
                 yield lines
         except _FAILURES as error:
             self._raise(error)

@@ -77,6 +77,8 @@ class Sessions:
 
     def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
         self._connection = connection
+        # Kept, since a connection that has ended doesn't know it any more.
+        self._place = "{}, port {}".format(*connection.get_extra_info("peername", ("?", "?")))
         self.pace = Pace()
         """How fast the host is read, over all sessions."""
         self._limit = _SESSIONS
@@ -113,9 +115,8 @@ class Sessions:
 
     def end(self, error: UntrustedError) -> ContactLostError:
         """End the connection: the host broke a limit. Returns what to raise."""
-        address, port, *_ = self._connection.get_extra_info("peername") or ("?", 0)
         self._connection.abort()
-        return said_too_much(f"The host at {address}, port {port},", error)
+        return said_too_much(f"The host at {self._place},", error)
 
     async def _closed(self, session: Process | asyncssh.SFTPClient) -> None:
         try:

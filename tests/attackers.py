@@ -1,11 +1,12 @@
-"""Hosts that were taken over, as programs of their own: an agent, an Engine and an sshd that say what no honest one does.
+"""Hosts that were taken over, as programs of their own: an agent, an Engine, an sshd that say what no honest one does.
 
-Run as `python attackers.py agent|engine|sshd CONFIG`, a JSON file. An agent with `mode` `good` is an honest one whose apps
-run, and that notes in `notes` when a stop of each arrives.
+Run as `python attackers.py agent|engine|sshd CONFIG`, a JSON file. An agent with `mode` `good` is an honest one whose
+apps run, and that notes in `notes` when a stop of each arrives.
 """
 
 import asyncio
 import json
+import os
 import sys
 import threading
 import time
@@ -52,7 +53,9 @@ class Agent:
             "Watch": self.watch, "FollowOperation": self.follow, "Logs": self.logs,
         }  # fmt: skip
         kinds = {name: getattr(pb, f"{name}Request").FromString for name in (*calls, *streams)}
-        found = {name: grpc.unary_unary_rpc_method_handler(call, kinds[name]) for name, call in calls.items()}
+        found: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(call, kinds[name]) for name, call in calls.items()
+        }
         found |= {name: grpc.unary_stream_rpc_method_handler(call, kinds[name]) for name, call in streams.items()}
         return grpc.method_handlers_generic_handler("moorage.agent.v1.Agent", found)
 
@@ -179,8 +182,8 @@ class Engine:
 
     async def serve(self) -> None:
         """Serve for ever."""
+        os.umask(0)  # whoever logs in may use it
         server = await asyncio.start_unix_server(self._talk, self._socket)
-        Path(self._socket).chmod(0o666)
         await server.serve_forever()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

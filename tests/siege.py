@@ -53,8 +53,9 @@ class Figures:
         """Return them as a row."""
         late = f"{max(self.late):.2f} s at most, of {len(self.late)}" if self.late else "none was due"
         return (
-            f"memory {self.before:.0f} -> {self.peak:.0f} (+{self.grown:.0f}) -> {self.after:.0f} MiB; {len(self.reads)} "
-            f"reads: median {statistics.median(self.reads):.0f} ms, p99 {self.p99:.0f} ms; stops late: {late}"
+            f"memory {self.before:.0f} -> {self.peak:.0f} (+{self.grown:.0f}) -> {self.after:.0f} MiB; "
+            f"{len(self.reads)} reads: median {statistics.median(self.reads):.0f} ms, p99 {self.p99:.0f} ms; "
+            f"stops late: {late}"
         )
 
 

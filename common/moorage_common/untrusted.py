@@ -79,6 +79,8 @@ _UNSAFE = re.compile(
     "\u2060-\u206f\ud800-\udfff\ufeff\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
 )
+_UNCLEAN = re.compile(f"[\t\n]|{_UNSAFE.pattern}")
+"""What no name has that something is found by."""
 _UNFIT = re.compile("[\x00\n\r\ud800-\udfff]")
 """What no path of an app has; everything else is odd, but may be somebody's, and is cleaned where it is shown."""
 _CUT = "…"
@@ -132,7 +134,7 @@ def key_id(text: object) -> str:
 
 def key_name(text: object) -> str:
     """Return a name that something is found by, as it is. Raises UntrustedError for a long, empty or unclean one."""
-    return _key(text, LIMITS.name, _UNSAFE)
+    return _key(text, LIMITS.name, _UNCLEAN)
 
 
 def key_path(text: object) -> str:

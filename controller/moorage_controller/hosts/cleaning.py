@@ -45,7 +45,7 @@ def observation(told: AppObservation) -> AppObservation:
     at_most("deadlines", max(len(told.deadlines), len(told.stops)), LIMITS.deadlines)
     return replace(
         told,
-        cd_path=clean_text(told.cd_path, LIMITS.path) if len(told.cd_path) > LIMITS.path else told.cd_path,
+        cd_path=_path_or_nothing(told.cd_path),
         project=None if told.project is None else project(told.project),
         looked_at=number(told.looked_at, 0, LIMITS.int64),
         boot_id=clean_line(told.boot_id, LIMITS.id),

@@ -153,10 +153,12 @@ def projects(found: Mapping[Project, Sequence[ContainerState]]) -> pb.ListProjec
 
 
 def _fitting(message: Shown, containers: Iterable[pb.Container]) -> Shown:
-    """Leave the ports out where they alone make it large: there may be very many of them."""
+    """Leave out the ports of what would be too large, and cut its names: both are somebody's on this host."""
     if message.ByteSize() > _MESSAGE_BYTES:
         for container in containers:
             del container.ports[:]
+            container.name, container.service = container.name[: LIMITS.word], container.service[: LIMITS.word]
+            container.image = container.image[: LIMITS.word]
     return message
 
 

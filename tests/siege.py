@@ -22,7 +22,7 @@ from moorage_lab.network import free_port, listens
 from moorage_lab.processes import Process
 from moorage_lab.waiting import eventually
 
-SECONDS = float(os.environ.get("MOORAGE_ATTACK_SECONDS", "8"))
+SECONDS = float(os.environ.get("MOORAGE_ATTACK_SECONDS", "5"))
 """How long an attack lasts. With 100 and more, runs of a minute end meanwhile, and it is seen how late."""
 _APPS = 5
 _ATTACKERS = Path(__file__).parent / "attackers.py"
@@ -64,7 +64,7 @@ class Siege:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        environment = {"RATE_LIMIT_PER_MINUTE": "0", "AUTH_RATE_LIMIT_PER_MINUTE": "0"}
+        environment = {"RATE_LIMIT_PER_MINUTE": "0"}
         self.controller = ControllerProcess(folder / "controller", environment=environment)
         self._processes: list[Process] = []
         self._stops: dict[str, float] = {}

@@ -92,7 +92,8 @@ def log_line(told: LogLine) -> LogLine:
         time=clean_line(told.time, LIMITS.word),
         container=clean_line(told.container, LIMITS.name),
         service=clean_line(told.service, LIMITS.name),
-        text=clean_text(told.text, LIMITS.log_text),
+        # One line, so that none looks as if another container had written it.
+        text=clean_text(told.text, LIMITS.log_text).replace("\n", " "),
     )
 
 

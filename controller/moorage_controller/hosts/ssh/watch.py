@@ -119,7 +119,8 @@ class Watch:
     async def _pump(self, events: AsyncGenerator[str, None]) -> None:
         try:
             async for container_id in events:
-                self._dirty.add(container_id)
+                if len(self._dirty) <= LIMITS.containers:  # all are dirty, else
+                    self._dirty.add(container_id)
                 self._stirred.set()
         finally:
             self._stirred.set()
@@ -128,11 +129,12 @@ class Watch:
         """Look at what was stirred, and at what is not as it was known: an event may be later than this look."""
         engine, ids, began = self._link.engine, set(self._dirty), boot_nanoseconds()
         self._dirty.clear()
+        all_dirty = len(ids) > LIMITS.containers
         states = await engine.states()
         containers = {
             container_id: known
             for container_id, known in before.containers.items()
-            if container_id not in ids and states.get(container_id) == known.state.state
+            if container_id not in ids and not all_dirty and states.get(container_id) == known.state.state
         }
         containers |= await engine.inspected(list(states.keys() - containers.keys()))
         return Seen(containers, began, await engine.facts())

@@ -24,7 +24,7 @@ class Stream(Protocol):
     """Bytes to and from the Engine."""
 
     async def read(self, limit: int) -> bytes:
-        """Return what came, empty at the end."""
+        """Return what came, empty at the end; it may be more than `limit`, which says how much is useful."""
 
     def write(self, data: bytes) -> None:
         """Send."""

@@ -260,7 +260,7 @@ class _Forwarded:
         self._pace = pace
 
     async def read(self, limit: int) -> bytes:
-        data = await self._reader.read(limit)
+        data = await self._reader.read(max(limit, WINDOW_BYTES))
         await self._pace.take(len(data))
         return data
 
@@ -282,7 +282,7 @@ class _Stdio:
         self._answered = answered
 
     async def read(self, limit: int) -> bytes:
-        data = self._framed.take() or await self._process.stdout.read(limit)
+        data = self._framed.take() or await self._process.stdout.read(max(limit, WINDOW_BYTES))
         await self._pace.take(len(data))
         if data:
             self._answered()

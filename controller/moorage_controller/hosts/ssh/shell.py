@@ -30,10 +30,13 @@ export LC_ALL PATH
 _SESSIONS = 8
 """OpenSSH allows 10 by default; the rest is for people."""
 _REFUSED = 5
-_READ_BYTES = 1 << 16
 _CLOSE_SECONDS = 2.0
 WINDOW_BYTES = 256 * 1024
-"""What a host may send on a channel before it is read."""
+"""What a host may send on a channel before it is read.
+
+Read no less at once: asyncssh gives a whole window anew for any part of one that is read, and would keep what is
+between.
+"""
 lost_errors = (asyncssh.Error, OSError)
 """What asyncssh raises when a connection breaks."""
 
@@ -250,7 +253,7 @@ class Framed:
             if len(self._read) >= limit + len(mark):
                 raise UntrustedError(f"A command printed more than {limit} bytes where that was the most.")
             looked = max(len(self._read) - len(mark), 0)
-            data = await self._process.stdout.read(_READ_BYTES)
+            data = await self._process.stdout.read(WINDOW_BYTES)
             if not data:
                 said = bytes(self._read) + await self._process.stderr.read(LIMITS.login_noise)
                 raise ScriptError(said.decode(errors="replace").strip())

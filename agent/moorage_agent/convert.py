@@ -1,14 +1,17 @@
 """Wire messages to the agent's types and back; the only place that knows both."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
+from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from moorage_common.journal import CancelOutcome, Record, State
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.states import ContainerState, OperationKind, Project
+from moorage_common.untrusted import LIMITS, clean_sentence
 
 from moorage_agent.build import build
 from moorage_agent.errors import RefusalError
@@ -17,6 +20,8 @@ from moorage_agent.watch import Everything, HostState, Observation, WatchItem
 
 _BATCH_CHARACTERS = 64 * 1024
 _BATCH_LINES = 1000
+_MESSAGE_BYTES = LIMITS.message // 4
+Shown = TypeVar("Shown", pb.AppObservation, pb.HostProject)
 _KINDS = {
     pb.OPERATION_KIND_UP: OperationKind.UP,
     pb.OPERATION_KIND_DOWN: OperationKind.DOWN,
@@ -75,19 +80,20 @@ def host(state: HostState, about: About) -> pb.Host:
 def observation(seen: Observation, boot_id: str) -> pb.AppObservation:
     """Show what was seen of an app."""
     project = seen.identity.named
-    return pb.AppObservation(
+    message = pb.AppObservation(
         cd_path=seen.identity.cd_path,
         real_directory=seen.identity.real_directory,
         project=None if project is None else pb.Project(name=project.name, directory=project.directory),
         containers=[_container(c) for c in seen.containers],
         problem_code=seen.identity.problem_code,
-        problem=seen.identity.problem,
+        problem=clean_sentence(seen.identity.problem),
         looked_at=seen.looked_at,
         boot_id=boot_id,
-        replicas=dict(seen.identity.replicas),
+        replicas=dict(islice(seen.identity.replicas.items(), LIMITS.services)),
         deadlines=dict(seen.known.deadlines),
         stops=dict(seen.known.stops),
     )
+    return _fitting(message, message.containers)
 
 
 def end(record: Record, observed: pb.AppObservation | None) -> pb.End:
@@ -108,32 +114,52 @@ def cancel_outcome(outcome: CancelOutcome) -> "pb.CancelOutcome.ValueType":
     return _CANCELS[outcome]
 
 
-def watch_item(item: WatchItem, about: About) -> pb.WatchResponse:
-    """Show an item of a watch."""
+def watch_items(item: WatchItem, about: About) -> Iterator[pb.WatchResponse]:
+    """Show an item of a watch; of everything, what doesn't fit into one message comes after it as changes."""
     match item:
         case Everything():
-            apps = [observation(app, about.boot_id) for app in item.apps]
-            snapshot = pb.Snapshot(host=host(item.host, about), apps=apps)
-            return pb.WatchResponse(snapshot=snapshot)
+            snapshot, later, size = pb.Snapshot(host=host(item.host, about)), [], 0
+            for app in item.apps:
+                message = observation(app, about.boot_id)
+                size += message.ByteSize()
+                if size <= _MESSAGE_BYTES:
+                    snapshot.apps.append(message)
+                else:
+                    later.append(message)
+            yield pb.WatchResponse(snapshot=snapshot)
+            for message in later:
+                yield pb.WatchResponse(app=message)
         case Observation():
-            return pb.WatchResponse(app=observation(item, about.boot_id))
+            yield pb.WatchResponse(app=observation(item, about.boot_id))
         case HostState():
-            return pb.WatchResponse(host=host(item, about))
+            yield pb.WatchResponse(host=host(item, about))
         case _:
-            return pb.WatchResponse(heartbeat=pb.Heartbeat())
+            yield pb.WatchResponse(heartbeat=pb.Heartbeat())
 
 
 def projects(found: Mapping[Project, Sequence[ContainerState]]) -> pb.ListProjectsResponse:
-    """Show the projects of the host."""
-    return pb.ListProjectsResponse(
-        projects=[
-            pb.HostProject(
-                project=pb.Project(name=project.name, directory=project.directory),
-                containers=[_container(state) for state in states],
-            )
-            for project, states in found.items()
-        ]
-    )
+    """Show the projects of the host, as many as fit into one message."""
+    reply, size = pb.ListProjectsResponse(), 0
+    for project, states in islice(found.items(), LIMITS.projects):
+        message = pb.HostProject(
+            project=pb.Project(name=project.name, directory=project.directory),
+            containers=[_container(state) for state in states],
+        )
+        size += _fitting(message, message.containers).ByteSize()
+        if size > LIMITS.message // 2:
+            break
+        reply.projects.append(message)
+    return reply
+
+
+def _fitting(message: Shown, containers: Iterable[pb.Container]) -> Shown:
+    """Leave out the ports of what would be too large, and cut its names: both are somebody's on this host."""
+    if message.ByteSize() > _MESSAGE_BYTES:
+        for container in containers:
+            del container.ports[:]
+            container.name, container.service = container.name[: LIMITS.word], container.service[: LIMITS.word]
+            container.image = container.image[: LIMITS.word]
+    return message
 
 
 def logs_wanted(message: pb.LogsRequest) -> LogsWanted:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Any, Protocol
 
 import docker
 import docker.errors
 import requests.exceptions
 import urllib3.exceptions
-from moorage_common.containers import EVENTS, PROJECT, Container, of_inspection, of_labels
+from moorage_common.containers import EVENTS, PROJECT, Container, of_inspection, of_labels, state_word
+from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, clean_sentence, key_id, number
 
 from moorage_agent.errors import EngineUnreachableError
 
@@ -50,21 +52,23 @@ class Engine:
         """Ask version, running containers (all, not only Compose's) and time."""
         with self._talking() as client:
             info = client.info()
-        moment = datetime.fromisoformat(info["SystemTime"])
-        return EngineFacts(info["ServerVersion"], info["ContainersRunning"], int(moment.timestamp()))
+            moment = datetime.fromisoformat(info["SystemTime"])
+            running = number(info["ContainersRunning"], 0, LIMITS.count)
+            return EngineFacts(clean_line(info["ServerVersion"], LIMITS.version), running, int(moment.timestamp()))
 
     def containers(self, wanted: Callable[[Container], bool] = lambda _: True) -> dict[str, Container]:
         """Look at all containers of Compose projects, by id, each inspected: health and exit codes are only there."""
         with self._talking() as client:
             rows = client.containers(all=True, filters={"label": PROJECT})
-        found = (self.container(row["Id"]) for row in rows if wanted(of_labels(row["Labels"], _real_path)))
-        return {c.state.id: c for c in found if c is not None}
+            labelled = [(key_id(row["Id"]), of_labels(row["Labels"], _real_path)) for row in rows]
+        found = (self.container(each) for each, label in labelled if label is not None and wanted(label))
+        return {c.state.id: c for c in islice(filter(None, found), LIMITS.containers)}
 
     def states(self) -> dict[str, str]:
         """Look at the states alone of all containers of Compose projects, by id: one cheap call."""
         with self._talking() as client:
             rows = client.containers(all=True, filters={"label": PROJECT})
-        return {row["Id"]: row["State"] for row in rows}
+            return {key_id(row["Id"]): state_word(row["State"]) for row in rows[: LIMITS.containers]}
 
     def container(self, container_id: str) -> Container | None:
         """Look at one container; None where it is gone, or of no Compose project."""
@@ -73,7 +77,10 @@ class Engine:
                 about = client.inspect_container(container_id)
             except docker.errors.NotFound:
                 return None
-        return of_inspection(about, _real_path)
+            try:
+                return of_inspection(about, _real_path)
+            except UntrustedError:
+                return None  # one alone that can't be read is none of ours
 
     def events(self, since: int) -> EventStream:
         """Open the stream of container events from an Engine's time (epoch seconds) on."""
@@ -146,6 +153,10 @@ class Engine:
             OSError,
         ) as error:
             raise EngineUnreachableError(_sentence(self.host, error)) from error
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise EngineUnreachableError(
+                f"The Docker Engine at {self.host} answered with what isn't its API: see on the host what it is."
+            ) from error
 
 
 def _real_path(path: str) -> str:
@@ -158,5 +169,5 @@ def _real_path(path: str) -> str:
 
 def _sentence(host: str, error: Exception) -> str:
     if isinstance(error, docker.errors.APIError):
-        return f"The Docker Engine answered with an error: {error.explanation or error}"
+        return clean_sentence(f"The Docker Engine answered with an error: {error.explanation or error}")
     return f"The Docker Engine at {host} doesn't answer: see on the host that it runs ({type(error).__name__})."

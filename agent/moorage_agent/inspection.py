@@ -10,6 +10,7 @@ from moorage_common.containers import by_project
 from moorage_common.engine_http import EngineProblemError, Stream
 from moorage_common.logs import Budget, LogLine, Logs, LogsWanted
 from moorage_common.states import ContainerState, Project
+from moorage_common.untrusted import UntrustedError
 
 from moorage_agent.engine import Engine
 from moorage_agent.errors import RefusalError
@@ -81,6 +82,8 @@ class Inspection:
             ) from None
         try:
             yield _Socket(reader, writer)
+        except UntrustedError as error:
+            raise EngineProblemError(f"The Docker Engine said too much: {error}") from None
         except ConnectionError as error:
             raise EngineProblemError(f"The Docker Engine broke off ({error}): see on the host that it runs.") from None
         finally:

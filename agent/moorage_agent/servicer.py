@@ -15,6 +15,7 @@ from moorage_common.journal import JournalError, Record, Refused
 from moorage_common.logs import TooManyLogsError, UnknownServiceError
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1 import agent_pb2_grpc
+from moorage_common.untrusted import clean_sentence
 
 from moorage_agent import certificates, convert
 from moorage_agent.compose_runner import Chunk, ComposeRunner
@@ -120,7 +121,8 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         """Send everything, then changes."""
         async with _statuses(context):
             async for item in self._watcher.watch([convert.watched_app(a) for a in request.apps]):
-                yield convert.watch_item(item, self._about)
+                for message in convert.watch_items(item, self._about):
+                    yield message
 
     async def GetApp(  # noqa: N802 - gRPC's
         self, request: pb.GetAppRequest, context: Context
@@ -226,5 +228,6 @@ async def _abort(error: Exception, context: Context) -> NoReturn:
         log.error("rpc_failed", exc_info=error)
         code, sentence = "agent_fault", "Something went wrong in the agent: see its log on the host."
     status = _STATUS.get(code, grpc.StatusCode.FAILED_PRECONDITION)
-    await context.abort(status, sentence, ((CODE_KEY, code),))
+    # A controller takes so many bytes of it and no more, and words of a compose file may be in it.
+    await context.abort(status, clean_sentence(sentence), ((CODE_KEY, code),))
     raise AssertionError("abort raises")

@@ -1,11 +1,22 @@
 """Containers of Compose projects, as the Engine's API (any version since 1.24) shows them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from moorage_common.states import ContainerState, Project, unsettled
+from moorage_common.untrusted import (
+    LIMITS,
+    UntrustedError,
+    clean_line,
+    key_id,
+    key_name,
+    key_path,
+    known_word,
+    number,
+)
 
 PROJECT = "com.docker.compose.project"
 DIRECTORY = "com.docker.compose.project.working_dir"
@@ -26,6 +37,9 @@ EVENTS = (
     "health_status",
 )
 """All but the noise: each health check alone makes three exec events."""
+_STATES = frozenset({"created", "running", "paused", "restarting", "removing", "exited", "dead", "stopping", "stopped"})
+"""The last two are Podman's."""
+_HEALTHS = frozenset({"starting", "healthy", "unhealthy"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +74,51 @@ def by_project(containers: Iterable[Container]) -> dict[Project, list[ContainerS
     return found
 
 
-def of_labels(labels: Mapping[str, str], real_path: RealPath) -> Container:
-    """Return whose a container is, from its labels alone: its state is left empty."""
-    state = ContainerState(id="", name="", service=labels.get(SERVICE, ""), image="", state="")
-    return Container(state, labels[PROJECT], real_path(named_directory(labels)))
+def of_labels(labels: Mapping[str, str], real_path: RealPath) -> Container | None:
+    """Return whose a container is, from its labels alone: its state is left empty. None for one of no project."""
+    owner = _owner(labels)
+    if owner is None:
+        return None
+    service = clean_line(labels.get(SERVICE, ""), LIMITS.name)
+    state = ContainerState(id="", name="", service=service, image="", state="")
+    return Container(state, owner.name, real_path(owner.directory))
+
+
+def owner_directory(about: Mapping[str, Any]) -> str | None:
+    """Return the directory that an inspected container's labels name, None for one of no Compose project."""
+    owner = _owner(about["Config"]["Labels"] or {})
+    return None if owner is None else owner.directory
+
+
+def state_word(word: object) -> str:
+    """Return the Engine's word for a container's state; `unknown` for what is none."""
+    return known_word(word, _STATES)
+
+
+def clean_state(seen: ContainerState) -> ContainerState:
+    """Return a container as it may be kept and shown. Raises UntrustedError for one whose id can't be one."""
+    return replace(
+        seen,
+        id=key_id(seen.id),
+        name=clean_line(seen.name, LIMITS.name),
+        service=clean_line(seen.service, LIMITS.name),
+        image=clean_line(seen.image, LIMITS.image),
+        state=state_word(seen.state),
+        health=known_word(seen.health, _HEALTHS, ""),
+        exit_code=number(seen.exit_code, -LIMITS.int32, LIMITS.int32),
+        ports=_some([clean_line(port, LIMITS.port) for port in seen.ports[: LIMITS.ports + 1]]),
+        restarts=number(seen.restarts, 0, LIMITS.int32),
+    )
 
 
 def of_inspection(about: Mapping[str, Any], real_path: RealPath) -> Container | None:
-    """Read what the Engine says of a container that is inspected; None for one of no Compose project."""
+    """Read what the Engine says of a container that is inspected; None for one of no Compose project.
+
+    Raises UntrustedError, and what reading another shape raises: see `engine_http.understanding`.
+    """
     labels = about["Config"]["Labels"] or {}
-    if PROJECT not in labels:
+    owner = _owner(labels)
+    if owner is None:
         return None
     state = about["State"]
     seen = ContainerState(
@@ -78,25 +127,43 @@ def of_inspection(about: Mapping[str, Any], real_path: RealPath) -> Container | 
         service=labels.get(SERVICE, ""),
         image=about["Config"]["Image"],
         state=state["Status"],
-        health=(state.get("Health") or {}).get("Status", "").replace("none", ""),
+        health=(state.get("Health") or {}).get("Status", ""),
         exit_code=state["ExitCode"],
         one_off=labels.get(ONE_OFF, "").lower() == "true",
         started_at=_moment(state["StartedAt"]),
         finished_at=_moment(state["FinishedAt"]),
-        ports=tuple(_ports((about.get("NetworkSettings") or {}).get("Ports") or {})),
+        ports=tuple(islice(_ports((about.get("NetworkSettings") or {}).get("Ports") or {}), LIMITS.ports + 1)),
         restarts=about.get("RestartCount", 0),
     )
-    return Container(seen, labels[PROJECT], real_path(named_directory(labels)))
+    return Container(clean_state(seen), owner.name, real_path(owner.directory))
+
+
+def _owner(labels: Mapping[str, str]) -> Project | None:
+    """Return the project and the directory that labels name; None where there is none, or nobody could have it."""
+    try:
+        return Project(key_name(labels[PROJECT]), key_path(named_directory(labels))) if PROJECT in labels else None
+    except UntrustedError:
+        return None
+
+
+def _some(ports: Sequence[str]) -> tuple[str, ...]:
+    return tuple(ports) if len(ports) <= LIMITS.ports else (*ports[: LIMITS.ports - 1], "…")
 
 
 def _moment(text: str) -> datetime | None:
     # The Engine writes year 1 for "never".
-    return None if text.startswith("0001-") else datetime.fromisoformat(text)
+    if text.startswith("0001-"):
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UntrustedError("A time was none.") from None
 
 
 def _ports(ports: Mapping[str, Iterable[Mapping[str, str]] | None]) -> Iterator[str]:
-    for inner, outer in sorted(ports.items()):
+    # One more than is shown tells that there are more.
+    for inner, outer in islice(sorted(ports.items()), LIMITS.ports + 1):
         if not outer:
             yield inner
-        for place in outer or ():
+        for place in islice(outer or (), LIMITS.ports + 1):
             yield f"{place['HostIp']}:{place['HostPort']}->{inner}"

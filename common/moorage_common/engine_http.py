@@ -1,14 +1,14 @@
 """The Docker Engine's own HTTP API over any stream of bytes to it: a socket here, or one that SSH forwards."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from http import HTTPStatus
 from typing import Any, Protocol
 
 import h11
 
-from moorage_common.untrusted import UntrustedError, parse_json
+from moorage_common.untrusted import LIMITS, ByteBudget, UntrustedError, clean_sentence, parse_json
 
 _READ_BYTES = 1 << 16
 
@@ -16,15 +16,31 @@ _READ_BYTES = 1 << 16
 class EngineProblemError(Exception):
     """The host answers, its Engine doesn't; `str()` is a sentence."""
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(clean_sentence(sentence))
+
 
 class Stream(Protocol):
     """Bytes to and from the Engine."""
 
     async def read(self, limit: int) -> bytes:
-        """Return what came, empty at the end."""
+        """Return what came, empty at the end; it may be more than `limit`, which says how much is useful."""
 
     def write(self, data: bytes) -> None:
         """Send."""
+
+
+@contextmanager
+def understanding() -> Iterator[None]:
+    """Tell what the Engine says in another shape than its API has as EngineProblemError."""
+    try:
+        yield
+    except UntrustedError as error:
+        raise EngineProblemError(f"The Docker Engine can't be believed: see on the host what it is. {error}") from None
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
+        raise EngineProblemError(
+            "The Docker Engine answered with something that isn't its API: see on the host what it is."
+        ) from None
 
 
 @asynccontextmanager
@@ -44,7 +60,10 @@ Dial = Callable[[], AbstractAsyncContextManager[Stream]]
 
 
 class Talk:
-    """Requests and answers on one stream, one after the other."""
+    """Requests and answers on one stream, one after the other.
+
+    Every method that reads raises UntrustedError where the Engine says more than it may.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -68,19 +87,27 @@ class Talk:
         while isinstance(event := await self._next(), h11.Data):
             yield bytes(event.data)
 
-    async def read(self, path: str) -> tuple[int, Any]:
+    async def whole(self, limit: int) -> bytes:
+        """Return the body of the answer."""
+        budget, answer = ByteBudget("An answer of the Docker Engine", limit), bytearray()
+        async with aclosing(self.body()) as body:
+            async for data in body:
+                budget.take(len(data))
+                answer += data
+        return bytes(answer)
+
+    async def read(self, path: str, limit: int = LIMITS.engine_answer) -> tuple[int, Any]:
         """Ask, and return status and body, read as JSON. Raises EngineProblemError where it is none."""
         status = await self.ask(path)
-        async with aclosing(self.body()) as body:
-            answer = b"".join([data async for data in body])
+        answer = await self.whole(limit)
         try:
-            return status, parse_json(answer, len(answer))
+            return status, parse_json(answer, limit)
         except UntrustedError:
             raise EngineProblemError("The Docker Engine answered with something that isn't JSON.") from None
 
-    async def get(self, path: str) -> Any | None:  # noqa: ANN401 - JSON
+    async def get(self, path: str, limit: int = LIMITS.engine_answer) -> Any | None:  # noqa: ANN401 - JSON
         """Ask, and return the answer; None for what the Engine doesn't know. Raises EngineProblemError."""
-        status, told = await self.read(path)
+        status, told = await self.read(path, limit)
         if status == HTTPStatus.NOT_FOUND:
             return None
         if status >= HTTPStatus.BAD_REQUEST:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from moorage_common.journal_files import WHO_BYTES, one_line, parse_exit
 from moorage_common.journal_types import SPEC_BYTES, Record, State, check_id
-from moorage_common.untrusted import parse_json
+from moorage_common.untrusted import LIMITS, UntrustedError, parse_json
+
+_LOOKS = frozenset({"running", "ended", "unknown"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,20 @@ def look_call(root: str, operation_id: str, after: int, limit: int) -> str:
     return f"(mj_look {shlex.quote(root)} {operation_id} {after} {limit})"
 
 
-def read_looks(printed: bytes, count: int) -> list[Look]:
-    """Read what so many look calls printed, one after the other. Raises ValueError where that broke off."""
-    looks = []
+def read_looks(printed: bytes, count: int, limit: int) -> list[Look]:
+    """Read what so many look calls of `limit` bytes printed, one after the other.
+
+    Raises ValueError where that broke off, or can't be right.
+    """
+    looks, position = [], 0
     for _ in range(count):
-        head, _, printed = printed.partition(b"\n")
-        word, _, length = head.decode(errors="replace").partition(" ")
-        looks.append(Look(word, printed[: int(length)]))
-        printed = printed[int(length) :]
+        end = printed.index(b"\n", position)
+        word, _, told = printed[position:end].decode(errors="replace").partition(" ")
+        position, length = end + 1, int(told)
+        if not 0 <= length <= limit or word not in _LOOKS:
+            raise ValueError("a look at an operation can't be right")
+        looks.append(Look(word, printed[position : position + length]))
+        position += length
     return looks
 
 
@@ -61,10 +69,13 @@ def read_record(operation_id: str, printed: bytes) -> Record | None:
     while rest and length is None:
         head, _, rest = rest.partition(b"\n")
         name, _, count = head.decode(errors="replace").partition(" ")
+        size = int(count)
+        if not 0 <= size <= LIMITS.int64:
+            raise ValueError("the record of the operation can't be right")
         if name == "out":
-            length = int(count)
+            length = size
         else:
-            parts[name], rest = rest[: int(count)], rest[int(count) :]
+            parts[name], rest = rest[:size], rest[size:]
     if length is None or word not in {b"running", b"ended"}:
         raise ValueError("the record of the operation broke off")
     return _record(operation_id, parts, length, running=word == b"running")
@@ -103,6 +114,6 @@ def _record(operation_id: str, parts: Mapping[str, bytes], length: int, *, runni
 def _spec(text: bytes) -> dict[str, object]:
     try:
         spec = parse_json(text or b"{}", SPEC_BYTES)
-    except ValueError:
+    except UntrustedError:
         return {}  # buried before its order was whole
     return spec if isinstance(spec, dict) else {}

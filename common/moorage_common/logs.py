@@ -1,21 +1,24 @@
 """What the containers of an app write, read by the Engine's own API, once or for as long as somebody listens."""
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
+from itertools import islice
 from operator import attrgetter
 from urllib.parse import quote, urlencode
 
-from moorage_common.compose_output import printable
-from moorage_common.engine_http import Dial, EngineProblemError, Talk, answering
+from moorage_common.engine_http import Dial, EngineProblemError, Talk, answering, understanding
 from moorage_common.states import ContainerState
+from moorage_common.untrusted import LIMITS, ByteBudget, Pace, UntrustedError, clean_line, clean_text
 
-_LONGEST = 16 * 1024
 _MOST_BYTES = 8 << 20
+_PIECE_BYTES = 64 * 1024
+"""A line, or an entry of the Engine's, that is longer is told in pieces before its end came."""
 _BATCH_LINES = 500
 _ANSWER_SECONDS = 10.0
 _READ_SECONDS = 60.0
@@ -24,6 +27,7 @@ _GATHER_SECONDS = 0.1
 _LOOK_SECONDS = 2.0
 """How often to look for containers that were started or made meanwhile."""
 _HEADER = 8
+_TIME = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ")
 
 
 class UnknownServiceError(Exception):
@@ -47,6 +51,12 @@ class LogLine:
     container: str
     service: str
     text: str
+
+    @property
+    def cost(self) -> int:
+        """About how many bytes it takes, wherever it is kept."""
+        text = self.text
+        return LIMITS.line_cost + (len(text) if text.isascii() else len(text.encode()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,7 @@ class Logs:
     known: Containers
     wanted: LogsWanted
     budget: Budget
+    pace: Pace = field(default_factory=Pace)
 
     async def lines(self) -> AsyncGenerator[Sequence[LogLine], None]:
         """Yield batches of lines. Raises UnknownServiceError, TooManyLogsError, EngineProblemError."""
@@ -114,12 +125,18 @@ class Logs:
 
     async def _read_all(self, containers: Sequence[ContainerState]) -> list[LogLine]:
         """Return the lines of all in order; where they are too many, the newest, and a remark."""
-        newest = _Newest()
+        newest, budget = _Newest(), ByteBudget("A log", LIMITS.log_read)
         for container in containers:
+            kept = _Newest()
             async with aclosing(self.of(container, self.wanted.tail, self.wanted.since, follow=False)) as batches:
-                kept = _Newest()
-                async for batch in batches:
-                    kept.add(batch)
+                try:
+                    async for batch in batches:
+                        budget.take(sum(line.cost for line in batch))
+                        kept.add(batch)
+                except UntrustedError:
+                    newest.merge(kept)
+                    remark = _remark(container.name, container.service, "its log is too long: ask for fewer lines")
+                    return [*newest.lines, remark]
             newest.merge(kept)
         if newest.left_out:
             return [_remark("", "", f"{newest.left_out} older lines are left out"), *newest.lines]
@@ -135,24 +152,29 @@ class Logs:
         async with self.dial() as stream:
             talk = Talk(stream)
             async with answering(_ANSWER_SECONDS):
-                about = await talk.get(f"/containers/{name}/json")
+                about = await talk.get(f"/containers/{name}/json", LIMITS.engine_inspection)
                 if about is None:
                     return  # gone meanwhile
                 status = await talk.ask(f"/containers/{name}/logs?{urlencode(query)}")
-            parts = Parts(tty=about["Config"]["Tty"])
-            async with aclosing(talk.body()) as body:
                 if status != HTTPStatus.OK:
-                    answer = b"".join([data async for data in body]).decode(errors="replace")
-                    yield [_remark(container.name, container.service, f"its log can't be read: {answer.strip()}")]
+                    answer = clean_line((await talk.whole(LIMITS.script)).decode(errors="replace"), LIMITS.sentence)
+                    yield [_remark(container.name, container.service, f"its log can't be read: {answer}")]
                     return
+            with understanding():
+                parts = Parts(tty=bool(about["Config"]["Tty"]))
+            async with aclosing(talk.body()) as body:
                 async for data in body:
-                    lines = [
-                        LogLine(time, container.name, container.service, text)
-                        for time, text in parts.take(data)
-                        if time > since
-                    ]
-                    if lines:
-                        yield lines
+                    entries = parts.take(data)
+                    while some := list(islice(entries, _BATCH_LINES)):
+                        # Those that aren't wanted take their time, too.
+                        await self.pace.take(LIMITS.line_cost * len(some))
+                        lines = [
+                            LogLine(time, container.name, container.service, text)
+                            for time, text in some
+                            if not since or time > since
+                        ]
+                        if lines:
+                            yield lines
 
 
 class _Newest:
@@ -166,9 +188,9 @@ class _Newest:
     def add(self, lines: Iterable[LogLine]) -> None:
         for line in lines:
             self.lines.append(line)
-            self._size += len(line.text)
+            self._size += line.cost
         while self._size > _MOST_BYTES:
-            self._size -= len(self.lines.popleft().text)
+            self._size -= self.lines.popleft().cost
             self.left_out += 1
 
     def merge(self, other: "_Newest") -> None:
@@ -189,7 +211,7 @@ class _Following:
         self._known: set[str] = set()
         self._following: dict[str, asyncio.Task[None]] = {}
         self._unreadable: set[str] = set()
-        self._lines: asyncio.Queue[list[LogLine]] = asyncio.Queue(64)
+        self._lines = _Waiting()
 
     async def batches(self) -> AsyncGenerator[Sequence[LogLine], None]:
         looking = asyncio.create_task(self._look_for_more())
@@ -206,9 +228,7 @@ class _Following:
                 finally:
                     coming.cancel()
                 await asyncio.sleep(_GATHER_SECONDS)
-                while not self._lines.empty():
-                    batch += self._lines.get_nowait()
-                yield sorted(batch, key=attrgetter("time"))
+                yield sorted(batch + self._lines.take(), key=attrgetter("time"))
         finally:
             tasks = [looking, *self._following.values()]
             for task in tasks:
@@ -255,43 +275,104 @@ class _Following:
             pass  # whoever looks for more hears of it as well, and says so
 
 
+class _Waiting:
+    """Lines that nobody took yet, of all containers: so many bytes, then whoever adds waits."""
+
+    def __init__(self) -> None:
+        self._lines: list[LogLine] = []
+        self._size = 0
+        self._changed = asyncio.Condition()
+
+    async def put(self, lines: list[LogLine]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._size < LIMITS.log_waiting)
+            self._lines += lines
+            self._size += sum(line.cost for line in lines)
+            self._changed.notify_all()
+
+    async def get(self) -> list[LogLine]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._lines))
+            lines = self.take()
+            self._changed.notify_all()
+            return lines
+
+    def take(self) -> list[LogLine]:
+        """Return what there is just now; who waits for room goes on with the next `get`."""
+        lines, self._lines, self._size = self._lines, [], 0
+        return lines
+
+
 class Parts:
     """Takes the Engine's stream of a log apart: lines with their times.
 
     Without a terminal each entry has a header of 8 bytes (its last four are the length); with one they are plain lines.
+    An entry of whatever length takes as much time as it has bytes, and the memory of one piece.
     """
 
     def __init__(self, *, tty: bool) -> None:
         self._tty = tty
-        self._rest = b""
+        self._header = b""
+        self._left = 0
+        """Of the entry that is coming in, where its length is known."""
+        self._entry = bytearray()
+        self._time: str | None = None
+        """Of the entry that is coming in; None before its first piece is told."""
 
     def take(self, data: bytes) -> Iterator[tuple[str, str]]:
         """Yield time and text of each line that is whole now; a very long one in pieces of the same time."""
-        self._rest += data
-        for entry in self._lines() if self._tty else self._frames():
-            time, _, text = entry.decode(errors="replace").partition(" ")
-            shown = printable(text.rstrip("\r\n"))
-            for n in range(0, max(len(shown), 1), _LONGEST):
-                yield time, shown[n : n + _LONGEST]
+        for part, whole in self._lines(data) if self._tty else self._frames(data):
+            self._entry += part
+            if whole or len(self._entry) >= _PIECE_BYTES:
+                yield from self._told()
+            if whole:
+                self._time = None
 
-    def _lines(self) -> list[bytes]:
-        *whole, self._rest = self._rest.split(b"\n")
-        return whole
+    def _told(self) -> Iterator[tuple[str, str]]:
+        entry, self._entry = bytes(self._entry), bytearray()
+        if self._time is None:
+            found = _TIME.match(entry)
+            self._time = found[1].decode() if found else ""
+            entry = entry[found.end() :] if found else entry
+        elif not entry:
+            return  # the end of what was told already
+        # By lines of ours, which no limit of a text cuts.
+        text = entry.decode(errors="replace").rstrip("\r\n")
+        for n in range(0, max(len(text), 1), LIMITS.log_text):
+            yield self._time, clean_text(text[n : n + LIMITS.log_text], LIMITS.log_text)
 
-    def _frames(self) -> Iterator[bytes]:
+    @staticmethod
+    def _lines(data: bytes) -> Iterator[tuple[bytes, bool]]:
+        start = 0
+        while (end := data.find(b"\n", start)) >= 0:
+            yield data[start:end], True
+            start = end + 1
+        yield data[start:], False
+
+    def _frames(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
         position = 0
-        while len(self._rest) - position >= _HEADER:
-            end = position + _HEADER + int.from_bytes(self._rest[position + 4 : position + _HEADER])
-            if len(self._rest) < end:
-                break
-            yield self._rest[position + _HEADER : end]
-            position = end
-        self._rest = self._rest[position:]
+        while position < len(data):
+            if len(self._header) < _HEADER:
+                taken = data[position : position + _HEADER - len(self._header)]
+                self._header += taken
+                position += len(taken)
+                if len(self._header) < _HEADER:
+                    return
+                self._left = int.from_bytes(self._header[4:])
+            part = data[position : position + self._left]
+            position += len(part)
+            self._left -= len(part)
+            if not self._left:
+                self._header = b""
+            yield part, not self._left
 
 
 def _seconds(time: str) -> int:
     """Return a line's time in whole epoch seconds: what is older than wanted is left out afterwards."""
-    return int(datetime.fromisoformat(time).timestamp())
+    try:
+        return int(datetime.fromisoformat(time).timestamp())
+    except (ValueError, OverflowError):
+        return 0  # of a host that says what is no time: all of it
 
 
 def _remark(container: str, service: str, text: str) -> LogLine:

@@ -3,6 +3,8 @@
 The API maps the classes to HTTP (`api/problems.py`); nothing below it knows a status number.
 """
 
+from moorage_common.untrusted import clean_code, clean_sentence
+
 
 class MoorageError(Exception):
     """Base of all errors that a caller is told about.
@@ -77,7 +79,7 @@ class HostUnreachableError(MoorageError):
     """The host can't be reached: nothing was sent."""
 
     def __init__(self, sentence: str, code: str = "host_unreachable") -> None:
-        super().__init__(code, sentence)
+        super().__init__(clean_code(code, "host_unreachable"), clean_sentence(sentence))
 
 
 class DatabaseUnavailableError(MoorageError):

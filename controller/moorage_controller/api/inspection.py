@@ -1,5 +1,6 @@
 """What is on hosts, over HTTP: an app's containers, its logs, and projects that are no app yet."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack, aclosing
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from moorage_controller.api.app_schemas import ContainerOut, ProjectFoundOut
 from moorage_controller.api.call import Call
 from moorage_controller.api.replies import Raw, Reply, now, stream
-from moorage_controller.api.sse import Event, Events
+from moorage_controller.api.sse import Event, Events, while_connected
 from moorage_controller.auth.stream_shares import Kind
 from moorage_controller.hosts.transport import HostProject
 from moorage_controller.services.inspection import Lines
@@ -47,12 +48,18 @@ async def show_logs(call: Call) -> Reply:
     wanted = LogsWanted(call.query_word("service") or "", tail, after, follow)
     with ExitStack() as held:
         held.enter_context(call.services.stream_shares.of_user(Kind.LOGS, call.principal.user_id))
-        lines = await call.services.inspection.logs(call.id(), wanted, held)
         if follow:
-            return stream(_events(lines), held)
-        async with aclosing(lines):
-            text = "".join([f"{_text(line)}\n" async for batch in lines for line in batch])
-    return Reply(Raw(text.encode(), "text/plain"))
+            return stream(_events(await call.services.inspection.logs(call.id(), wanted, held)), held)
+        return Reply(Raw(await while_connected(call.request, _whole(call, wanted, held)), "text/plain"))
+
+
+async def _whole(call: Call, wanted: LogsWanted, held: ExitStack) -> bytes:
+    text = bytearray()
+    async with aclosing(await call.services.inspection.logs(call.id(), wanted, held)) as lines:
+        async for batch in lines:
+            text += "".join(f"{_text(line)}\n" for line in batch).encode()
+            await asyncio.sleep(0)
+    return bytes(text)
 
 
 async def _events(lines: Lines) -> Events:

@@ -2,16 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
-from moorage_controller.errors import MoorageError
+from moorage_controller.errors import MoorageError, UnreadableError
 
 log = structlog.get_logger(__name__)
 
@@ -22,6 +22,9 @@ _LOOK_SECONDS = 0.5
 """How often to look for callers who hung up, of all streams at once: the library tells it to nobody."""
 _ADMIT_SECONDS = 30.0
 """How long a stream may outlive the token that opened it."""
+_CONNECTED_SECONDS = 0.25
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,20 @@ class Stream:
     events: Events
     held: ExitStack
     """What is held for as long as it goes on."""
+
+
+async def while_connected(request: web.Request, answer: Coroutine[Any, Any, T]) -> T:
+    """Return an answer that takes a while; it is given up as soon as the caller hangs up (UnreadableError)."""
+    task = asyncio.ensure_future(answer)
+    try:
+        while not task.done():
+            if request.transport is None or request.transport.is_closing():
+                raise UnreadableError("caller_gone", "The caller hung up.")
+            await asyncio.wait({task}, timeout=_CONNECTED_SECONDS)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class Streams:

@@ -10,6 +10,7 @@ from moorage_common.clock import Clock, jittered
 
 from moorage_controller.errors import DatabaseUnavailableError, HostUnreachableError
 from moorage_controller.hosts.transport import (
+    SAID_TOO_MUCH,
     AppObservation,
     ContactLostError,
     HostInfo,
@@ -32,6 +33,8 @@ from moorage_controller.store.turns import Urgency, urgency
 log = structlog.get_logger(__name__)
 
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
+_LEFT_ALONE_SECONDS = 60.0
+"""How long a host isn't watched that broke a limit of what it may say."""
 _EVERYTHING_SECONDS = 600.0
 """How often each host is watched anew: a watch begins with everything, whatever went wrong before."""
 
@@ -101,6 +104,9 @@ class HostWatcher:
                     heard = True
                 except (ContactLostError, HostRefusedError, HostUnreachableError) as error:
                     await self._observations.host_lost(server_id, str(error))
+                    if error.code == SAID_TOO_MUCH:
+                        log.warning(SAID_TOO_MUCH, server_id=str(server_id), error=str(error))
+                        await self._clock.sleep(jittered(_LEFT_ALONE_SECONDS))
             except DatabaseUnavailableError:
                 pass  # logged where it was met
             except Exception:
@@ -125,7 +131,7 @@ class HostWatcher:
         """Watch until the connection breaks; False when there is nothing to watch: no such server, or no way to it.
 
         Raises ContactLostError, HostRefusedError, HostUnreachableError where nothing was heard at all: a watch that was
-        cut proves nothing, only a host that doesn't answer now is offline.
+        cut proves nothing, only a host that doesn't answer now is offline; or one that broke a limit.
         """
         async with self._database.read() as connection:
             server = await server_store.get(connection, server_id)
@@ -137,8 +143,8 @@ class HostWatcher:
             async for item in transport.watch([host_app(app) for app in apps]):
                 heard = True
                 await self._apply(server_id, apps, item)
-        except (ContactLostError, HostRefusedError, HostUnreachableError):
-            if not heard:
+        except (ContactLostError, HostRefusedError, HostUnreachableError) as error:
+            if not heard or error.code == SAID_TOO_MUCH:
                 raise
         return True
 

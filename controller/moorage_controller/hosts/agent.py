@@ -2,18 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import NoReturn, cast
+from typing import NoReturn, TypeVar, cast
 from uuid import UUID
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 from moorage_common.logging import REQUEST_ID_KEY, request_id
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
+from moorage_common.untrusted import KIB, LIMITS, ByteBudget, UntrustedError
 
 from moorage_controller.errors import HostUnreachableError
-from moorage_controller.hosts import messages
+from moorage_controller.hosts import messages, wire
+from moorage_controller.hosts.pools import AgentChannel
 from moorage_controller.hosts.transport import (
     AppObservation,
     CancelOutcome,
@@ -27,6 +29,7 @@ from moorage_controller.hosts.transport import (
     Order,
     Output,
     WatchItem,
+    said_too_much,
 )
 
 _CONNECT_SECONDS = 5.0
@@ -35,16 +38,23 @@ _LOOK_SECONDS = 10.0
 _HEARTBEAT_SECONDS = 35.0
 """Three missed heartbeats of ten seconds, and some: then a watch is taken for lost."""
 
+_SMALL = 64 * KIB
+"""The most bytes of an answer without lists."""
+_FAILURES = (grpc.aio.AioRpcError, UntrustedError)
+Failure = grpc.aio.AioRpcError | UntrustedError
+
+M = TypeVar("M", bound=Message)
+
 
 class AgentTransport:
     """One host's agent behind the common interface."""
 
     name = "agent"
 
-    def __init__(self, channel: grpc.aio.Channel, endpoint: str) -> None:
-        self._channel = channel
+    def __init__(self, channel: AgentChannel, endpoint: str) -> None:
+        self._pace = channel.pace
         self._endpoint = endpoint
-        self._stub = AgentStub(channel)
+        self._stub = channel.stub
 
     async def connect(self) -> None:
         """Ask for the host's facts: the cheapest call that proves both ends, and that changes nothing."""
@@ -53,25 +63,25 @@ class AgentTransport:
     async def info(self) -> HostInfo:
         """Ask the host's facts now. Raises HostUnreachableError after five seconds at most."""
         try:
-            reply = await self._stub.GetInfo(pb.GetInfoRequest(), timeout=_CONNECT_SECONDS)
-        except grpc.aio.AioRpcError as error:
+            raw = await self._stub.GetInfo(pb.GetInfoRequest(), timeout=_CONNECT_SECONDS)
+            return messages.host_info(wire.read(pb.GetInfoResponse, raw, _SMALL).host)
+        except _FAILURES as error:
             raise self._unreachable(error) from None
-        return messages.host_info(reply.host)
 
     async def prepare_renewal(self) -> bytes:
         """Have the host make a new key, and return its request (PEM). Raises ContactLostError, HostRefusedError."""
         try:
-            reply = await self._stub.PrepareRenewal(pb.PrepareRenewalRequest(), timeout=_CALL_SECONDS)
-        except grpc.aio.AioRpcError as error:
+            raw = await self._stub.PrepareRenewal(pb.PrepareRenewalRequest(), timeout=_CALL_SECONDS)
+            return wire.read(pb.PrepareRenewalResponse, raw, _SMALL).signing_request
+        except _FAILURES as error:
             self._raise(error)
-        return reply.signing_request
 
     async def install_certificate(self, certificate: bytes) -> None:
         """Give the host the certificate (PEM) for that key. Raises ContactLostError, HostRefusedError."""
         request = pb.InstallCertificateRequest(certificate=certificate)
         try:
             await self._stub.InstallCertificate(request, timeout=_CALL_SECONDS)
-        except grpc.aio.AioRpcError as error:
+        except _FAILURES as error:
             self._raise(error)
 
     async def start(self, order: Order) -> None:
@@ -79,46 +89,52 @@ class AgentTransport:
         try:
             request = messages.start_request(order)
             await self._stub.StartOperation(request, timeout=_CALL_SECONDS, metadata=_asked())
-        except grpc.aio.AioRpcError as error:
+        except _FAILURES as error:
             self._raise(error)
 
     async def follow(self, operation_id: UUID, after: int) -> AsyncGenerator[Output | End, None]:
         """Yield output from an offset on, then the end."""
-        request = pb.FollowOperationRequest(operation_id=str(operation_id), after=after)
+        call = self._stub.FollowOperation(pb.FollowOperationRequest(operation_id=str(operation_id), after=after))
         try:
-            async for reply in self._stub.FollowOperation(request):
+            async for raw in call:
+                reply = await self._read(pb.FollowOperationResponse, raw)
                 if reply.WhichOneof("content") == "end":
                     yield messages.end(reply.end)
                     return
-                yield Output(reply.output.offset, reply.output.data)
-        except grpc.aio.AioRpcError as error:
+                if reply.output.data:
+                    yield messages.output(reply.output)
+        except _FAILURES as error:
             self._raise(error)
+        finally:
+            call.cancel()
         raise ContactLostError(f"The agent at {self._endpoint} ended the stream before the operation's end.")
 
     async def cancel(self, operation_id: UUID, by: str) -> CancelOutcome:
         """Stop a start's command, or bury it."""
         request = pb.CancelOperationRequest(operation_id=str(operation_id), by=by)
         try:
-            reply = await self._stub.CancelOperation(request, timeout=_CALL_SECONDS, metadata=_asked())
-        except grpc.aio.AioRpcError as error:
+            raw = await self._stub.CancelOperation(request, timeout=_CALL_SECONDS, metadata=_asked())
+            return messages.cancel_outcome(wire.read(pb.CancelOperationResponse, raw, _SMALL).outcome)
+        except _FAILURES as error:
             self._raise(error)
-        return messages.cancel_outcome(reply.outcome)
 
     async def watch(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
         """Yield a snapshot, then every change; heartbeats only keep it alive."""
         call = self._stub.Watch(pb.WatchRequest(apps=[messages.app(a) for a in apps]))
+        asked = {app.cd_path for app in apps}
         try:
             while True:
                 async with asyncio.timeout(_HEARTBEAT_SECONDS):
-                    reply = await call.read()
-                if not isinstance(reply, pb.WatchResponse):
+                    raw = await call.read()
+                if raw is grpc.aio.EOF:
                     raise ContactLostError(f"The agent at {self._endpoint} ended the watch.")
-                item = messages.watch_item(reply)
+                # Each change is work for the database. What isn't read yet, the agent brings up to date.
+                item = messages.watch_item(await self._read(pb.WatchResponse, raw, LIMITS.change_cost), asked)
                 if item is not None:
                     yield item
         except TimeoutError:
             raise ContactLostError(f"The agent at {self._endpoint} has not been heard of for a while.") from None
-        except grpc.aio.AioRpcError as error:
+        except _FAILURES as error:
             self._raise(error)
         finally:
             call.cancel()
@@ -127,26 +143,31 @@ class AgentTransport:
         """Look at an app now. Raises HostUnreachableError, HostRefusedError."""
         request = pb.GetAppRequest(app=messages.app(app))
         try:
-            reply = await self._stub.GetApp(request, timeout=_LOOK_SECONDS)
-        except grpc.aio.AioRpcError as error:
+            raw = await self._stub.GetApp(request, timeout=_LOOK_SECONDS)
+            return messages.observation((await self._read(pb.GetAppResponse, raw)).app)
+        except _FAILURES as error:
             raise self._refused(error) or self._unreachable(error) from None
-        return messages.observation(reply.app)
 
     async def projects(self) -> Sequence[HostProject]:
         """List the Compose projects that the host lets us see. Raises HostUnreachableError, HostRefusedError."""
         try:
-            reply = await self._stub.ListProjects(pb.ListProjectsRequest(), timeout=_CALL_SECONDS)
-        except grpc.aio.AioRpcError as error:
+            raw = await self._stub.ListProjects(pb.ListProjectsRequest(), timeout=_CALL_SECONDS)
+            return messages.projects(await self._read(pb.ListProjectsResponse, raw))
+        except _FAILURES as error:
             raise self._refused(error) or self._unreachable(error) from None
-        return [messages.project(project) for project in reply.projects]
 
     async def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
         """Yield batches of what an app's containers write."""
         call = self._stub.Logs(messages.logs_request(app, wanted))
+        budget = None if wanted.follow else ByteBudget("A log", LIMITS.log)
         try:
-            async for reply in call:
-                yield messages.log_lines(reply)
-        except grpc.aio.AioRpcError as error:
+            async for raw in call:
+                if budget is not None and isinstance(raw, bytes):
+                    budget.take(len(raw))
+                lines = messages.log_lines(await self._read(pb.LogsResponse, raw))
+                await self._pace.take(LIMITS.line_cost * len(lines))
+                yield lines
+        except _FAILURES as error:
             self._raise(error)
         finally:
             call.cancel()
@@ -156,17 +177,27 @@ class AgentTransport:
         request = pb.SetDeadlineRequest(app=messages.app(app), deadline=messages.deadline(deadline))
         try:
             await self._stub.SetDeadline(request, timeout=_CONNECT_SECONDS)
-        except grpc.aio.AioRpcError as error:
+        except _FAILURES as error:
             raise self._refused(error) or self._unreachable(error) from None
 
-    def _unreachable(self, error: grpc.aio.AioRpcError) -> HostUnreachableError:
+    async def _read(self, kind: type[M], raw: object, cost: int = 0) -> M:
+        """Read a message at the host's pace; `cost` is what it costs beside its bytes. Raises UntrustedError."""
+        await self._pace.take(cost + (len(raw) if isinstance(raw, bytes) else 0))
+        return wire.read(kind, raw)
+
+    def _unreachable(self, error: Failure) -> HostUnreachableError:
+        if self._is_too_much(error):
+            lost = self._too_much(error)
+            return HostUnreachableError(str(lost), lost.code)
         details = _details(error)
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             details = "no answer in time"
         return HostUnreachableError(f"The agent at {self._endpoint} can't be reached: {details}")
 
-    def _refused(self, error: grpc.aio.AioRpcError) -> HostRefusedError | None:
+    def _refused(self, error: Failure) -> HostRefusedError | None:
         """Return the definite answer that a status with a code of ours is; None for any other."""
+        if isinstance(error, UntrustedError):
+            return None
         code = _moorage_code(error)
         if code is not None:
             return HostRefusedError(code, _details(error))
@@ -175,13 +206,27 @@ class AgentTransport:
             return HostRefusedError("agent_too_old", sentence)
         return None
 
-    def _raise(self, error: grpc.aio.AioRpcError) -> NoReturn:
+    def _raise(self, error: Failure) -> NoReturn:
         """Raise HostRefusedError for a definite answer, else ContactLostError."""
+        if self._is_too_much(error):
+            raise self._too_much(error) from None
         lost = ContactLostError(f"The connection to the agent at {self._endpoint} was lost: {_details(error)}")
         raise self._refused(error) or lost from None
 
+    def _is_too_much(self, error: Failure) -> bool:
+        """Whether it is a limit that the agent broke: ours, or gRPC's, which has no code of the agent's."""
+        if isinstance(error, UntrustedError):
+            return True
+        return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _moorage_code(error) is None
 
-def _details(error: grpc.aio.AioRpcError) -> str:
+    def _too_much(self, error: Failure) -> ContactLostError:
+        broken = error if isinstance(error, UntrustedError) else UntrustedError("A message was too large.")
+        return said_too_much(f"The agent at {self._endpoint}", broken)
+
+
+def _details(error: Failure) -> str:
+    if isinstance(error, UntrustedError):
+        return str(error)
     return error.details() or error.code().name
 
 

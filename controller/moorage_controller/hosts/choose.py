@@ -167,7 +167,7 @@ class AgentFirst:
             return await self._choose()
         except HostUnreachableError as error:
             # What is asked about here may have been sent before: that nobody answers proves nothing.
-            raise ContactLostError(error.sentence) from None
+            raise ContactLostError(error.sentence, error.code) from None
 
     async def _choose(self) -> HostTransport:
         if self._chosen is not None:

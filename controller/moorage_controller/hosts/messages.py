@@ -1,13 +1,18 @@
-"""Wire messages to the transport's types and back; the only place that knows both."""
+"""Wire messages to the transport's types, cleaned, and back; the only place that knows both."""
 
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from moorage_common.containers import clean_state
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.states import ContainerState, OperationKind, Project
+from moorage_common.untrusted import LIMITS, UntrustedError, at_most
 
+from moorage_controller.hosts import cleaning
 from moorage_controller.hosts.transport import (
     AppObservation,
     CancelOutcome,
@@ -18,6 +23,7 @@ from moorage_controller.hosts.transport import (
     HostInfo,
     HostProject,
     Order,
+    Output,
     Snapshot,
     WatchItem,
 )
@@ -65,71 +71,102 @@ def deadline(told: Deadline) -> pb.Deadline:
 
 def host_info(host: pb.Host) -> HostInfo:
     """Read a host's facts."""
-    return HostInfo(
-        engine_reachable=host.engine_reachable,
-        engine_problem=host.engine_problem,
-        running_containers=host.running_containers,
-        uptime=host.uptime,
-        agent_version=host.agent_version,
-        engine_version=host.engine_version,
-        compose_version=host.compose_version,
-        journal=host.journal,
-        keeps_deadlines=host.keeps_deadlines,
+    return cleaning.host_info(
+        HostInfo(
+            engine_reachable=host.engine_reachable,
+            engine_problem=host.engine_problem,
+            running_containers=host.running_containers,
+            uptime=host.uptime,
+            agent_version=host.agent_version,
+            engine_version=host.engine_version,
+            compose_version=host.compose_version,
+            journal=host.journal,
+            keeps_deadlines=host.keeps_deadlines,
+        )
     )
 
 
 def observation(message: pb.AppObservation) -> AppObservation:
-    """Read what was seen of an app."""
+    """Read what was seen of an app. Raises UntrustedError."""
+    at_most("containers of an app", len(message.containers), LIMITS.containers)
     named = message.HasField("project") and message.project.name
-    return AppObservation(
-        cd_path=message.cd_path,
-        project=Project(message.project.name, message.project.directory) if named else None,
-        containers=tuple(_container(c) for c in message.containers),
-        looked_at=message.looked_at,
-        boot_id=message.boot_id,
-        problem_code=message.problem_code,
-        problem=message.problem,
-        replicas=dict(message.replicas),
-        deadlines={UUID(app_id): number for app_id, number in message.deadlines.items()},
-        stops={UUID(app_id): UUID(operation_id) for app_id, operation_id in message.stops.items()},
+    stops = {_uuid(app_id): _uuid(operation_id) for app_id, operation_id in message.stops.items()}
+    deadlines = {_uuid(app_id): count for app_id, count in message.deadlines.items()}
+    return cleaning.observation(
+        AppObservation(
+            cd_path=message.cd_path,
+            project=Project(message.project.name, message.project.directory) if named else None,
+            containers=_containers(message.containers),
+            looked_at=message.looked_at,
+            boot_id=message.boot_id,
+            problem_code=message.problem_code,
+            problem=message.problem,
+            replicas=dict(message.replicas),
+            deadlines={app_id: count for app_id, count in deadlines.items() if app_id is not None},
+            stops={app: stop for app, stop in stops.items() if app is not None and stop is not None},
+        )
     )
 
 
 def end(message: pb.End) -> End:
-    """Read the end of an operation."""
-    return End(
-        kind=_ENDS[message.end],
-        exit_code=message.exit_code,
-        length=message.length,
-        cancelled_by=message.cancelled_by,
-        code=message.code,
-        reason=message.reason,
-        observed=observation(message.observed) if message.HasField("observed") else None,
+    """Read the end of an operation. Raises UntrustedError."""
+    return cleaning.end(
+        End(
+            # How it ended is not known, should a newer agent have another word for it.
+            kind=_ENDS.get(message.end, EndKind.LOST),
+            exit_code=message.exit_code,
+            length=message.length,
+            cancelled_by=message.cancelled_by,
+            code=message.code,
+            reason=message.reason,
+            observed=observation(message.observed) if message.HasField("observed") else None,
+        )
     )
 
 
+def output(message: pb.Output) -> Output:
+    """Read a piece of output. Raises UntrustedError."""
+    at_most("bytes of output before the first", -message.offset, 0)
+    return Output(message.offset, message.data)
+
+
 def cancel_outcome(outcome: pb.CancelOutcome.ValueType) -> CancelOutcome:
-    """Read what became of a cancel."""
-    return _CANCELS[outcome]
+    """Read what became of a cancel. Raises UntrustedError for a word that isn't known."""
+    found = _CANCELS.get(outcome)
+    if found is None:
+        raise UntrustedError("It said of a cancellation what isn't known.")
+    return found
 
 
-def watch_item(message: pb.WatchResponse) -> WatchItem | None:
-    """Read an item of a watch; None for a heartbeat, and for what a newer agent may send."""
+def watch_item(message: pb.WatchResponse, asked: Collection[str]) -> WatchItem | None:
+    """Read an item of a watch, of the apps that were `asked` for, by directory. Raises UntrustedError.
+
+    None for a heartbeat, and for what nobody asked for, or a newer agent may send.
+    """
     match message.WhichOneof("content"):
         case "snapshot":
-            return Snapshot(host_info(message.snapshot.host), tuple(observation(a) for a in message.snapshot.apps))
+            at_most("apps", len(message.snapshot.apps), LIMITS.apps)
+            # The last word on each app, should there be several.
+            last = {seen.cd_path: seen for seen in message.snapshot.apps if seen.cd_path in asked}
+            return Snapshot(host_info(message.snapshot.host), tuple(observation(seen) for seen in last.values()))
         case "app":
-            return observation(message.app)
+            return observation(message.app) if message.app.cd_path in asked else None
         case "host":
             return host_info(message.host)
         case _:
             return None
 
 
-def project(message: pb.HostProject) -> HostProject:
-    """Read a project of the host."""
-    named = Project(message.project.name, message.project.directory)
-    return HostProject(named, tuple(_container(c) for c in message.containers))
+def projects(message: pb.ListProjectsResponse) -> list[HostProject]:
+    """Read the projects of the host; one that nobody could have is left out. Raises UntrustedError."""
+    at_most("projects", len(message.projects), LIMITS.projects)
+    found = []
+    for each in message.projects:
+        at_most("containers of a project", len(each.containers), LIMITS.containers)
+        named = cleaning.project(Project(each.project.name, each.project.directory))
+        if named is not None:
+            found.append(HostProject(named, _containers(each.containers)))
+    return found
 
 
 def logs_request(host_app: HostApp, wanted: LogsWanted) -> pb.LogsRequest:
@@ -140,8 +177,18 @@ def logs_request(host_app: HostApp, wanted: LogsWanted) -> pb.LogsRequest:
 
 
 def log_lines(message: pb.LogsResponse) -> list[LogLine]:
-    """Read lines."""
-    return [LogLine(line.time, line.container, line.service, line.text) for line in message.lines]
+    """Read lines. Raises UntrustedError."""
+    at_most("lines in a message", len(message.lines), LIMITS.log_lines)
+    return [cleaning.log_line(LogLine(line.time, line.container, line.service, line.text)) for line in message.lines]
+
+
+def _containers(several: Iterable[pb.Container]) -> tuple[ContainerState, ...]:
+    """Read containers; one whose id can't be one is left out."""
+    found = []
+    for message in several:
+        with suppress(UntrustedError):
+            found.append(clean_state(_container(message)))
+    return tuple(found)
 
 
 def _container(message: pb.Container) -> ContainerState:
@@ -156,11 +203,21 @@ def _container(message: pb.Container) -> ContainerState:
         one_off=message.one_off,
         started_at=_moment(message.started_at) if message.HasField("started_at") else None,
         finished_at=_moment(message.finished_at) if message.HasField("finished_at") else None,
-        ports=tuple(message.ports),
+        ports=message.ports[: LIMITS.ports + 1],
         restarts=message.restarts,
         unsettled=message.unsettled,
     )
 
 
-def _moment(message: Timestamp) -> datetime:
-    return message.ToDatetime(tzinfo=UTC)
+def _moment(message: Timestamp) -> datetime | None:
+    try:
+        return message.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text) if len(text) <= LIMITS.word else None
+    except ValueError:
+        return None

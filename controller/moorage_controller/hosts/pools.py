@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any, cast
 
 import grpc
 import grpc.aio
+from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
 from moorage_common.tls import ClientIdentity
+from moorage_common.untrusted import KIB, LIMITS, Pace
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.endpoint import parse
@@ -20,7 +23,39 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # What an agent may have on its way to us before we read it.
+    ("grpc.max_receive_message_length", LIMITS.message),
+    ("grpc.max_metadata_size", LIMITS.metadata),
+    ("grpc.absolute_max_metadata_size", LIMITS.metadata),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 256 * KIB),
+    # Nobody but the agent itself says how it is called.
+    ("grpc.service_config_disable_resolution", 1),
 )
+
+
+class AgentChannel:
+    """A channel with what its agent said left as the bytes that came: gRPC itself only logs what it can't read.
+
+    `pace` is how fast that agent is read, over all its calls.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self.stub = AgentStub(cast("grpc.aio.Channel", self))
+        self.pace = Pace()
+
+    def unary_unary(self, method: str, **options: Any) -> Any:  # noqa: ANN401 - as the stub calls it
+        """Return a call whose reply is bytes."""
+        return self._channel.unary_unary(method, **{**options, "response_deserializer": None})
+
+    def unary_stream(self, method: str, **options: Any) -> Any:  # noqa: ANN401 - as the stub calls it
+        """Return a call whose replies are bytes."""
+        return self._channel.unary_stream(method, **{**options, "response_deserializer": None})
+
+    async def close(self) -> None:
+        """Close it; calls under way end as lost contact."""
+        await self._channel.close(None)
 
 
 class AgentChannels:
@@ -28,10 +63,10 @@ class AgentChannels:
 
     def __init__(self, identity: Callable[[], ClientIdentity]) -> None:
         self._identity = identity
-        self._channels: dict[tuple[str, str], tuple[ClientIdentity, grpc.aio.Channel]] = {}
+        self._channels: dict[tuple[str, str], tuple[ClientIdentity, AgentChannel]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def get(self, endpoint: str, agent_name: str) -> grpc.aio.Channel:
+    def get(self, endpoint: str, agent_name: str) -> AgentChannel:
         """Return the channel to an endpoint, on which only the holder of that enrolment's name can answer.
 
         Raises HostUnreachableError for an endpoint that is none.
@@ -48,16 +83,16 @@ class AgentChannels:
             return channel
         if channel is not None:
             # Calls on the old one end as lost contact, and are taken up again on the new one.
-            task = asyncio.create_task(channel.close(None))
+            task = asyncio.create_task(channel.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
         credentials = grpc.ssl_channel_credentials(mine.ca, mine.key, mine.certificate)
         options = (*_OPTIONS, ("grpc.ssl_target_name_override", agent_name))
-        opened = grpc.aio.secure_channel(target, credentials, options)
+        opened = AgentChannel(grpc.aio.secure_channel(target, credentials, options))
         self._channels[endpoint, agent_name] = (mine, opened)
         return opened
 
     async def close(self) -> None:
         """Close all channels; calls under way end as lost contact."""
         channels, self._channels = list(self._channels.values()), {}
-        await asyncio.gather(*(channel.close(None) for _, channel in channels), *self._closing, return_exceptions=True)
+        await asyncio.gather(*(channel.close() for _, channel in channels), *self._closing, return_exceptions=True)

@@ -13,19 +13,35 @@ from uuid import UUID
 
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import ContainerState, OperationKind, Project
+from moorage_common.untrusted import UntrustedError, clean_code, clean_sentence
+
+SAID_TOO_MUCH = "host_said_too_much"
 
 
 class ContactLostError(Exception):
-    """The connection broke after something was sent: what became of it is not known."""
+    """The connection broke after something was sent: what became of it is not known.
+
+    `code` is stable; `SAID_TOO_MUCH` where we ended it, since the host broke a limit of what it may say.
+    """
+
+    def __init__(self, sentence: str, code: str = "host_unreachable") -> None:
+        super().__init__(clean_sentence(sentence))
+        self.code = code
+
+
+def said_too_much(place: str, error: UntrustedError) -> ContactLostError:
+    """Return the end of contact with a host that broke a limit; `place` begins a sentence."""
+    sentence = f"{place} broke a limit of what a host may say: {error} Its connection was ended; see what runs there."
+    return ContactLostError(sentence, SAID_TOO_MUCH)
 
 
 class HostRefusedError(Exception):
     """The host said no, and will say no again: `code` is stable, the text a sentence."""
 
     def __init__(self, code: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.code = code
-        self.sentence = sentence
+        self.code = clean_code(code, "host_refused")
+        self.sentence = clean_sentence(sentence)
+        super().__init__(self.sentence)
 
 
 @dataclass(frozen=True, slots=True)

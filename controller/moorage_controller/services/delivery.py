@@ -10,10 +10,12 @@ import structlog
 from moorage_common.clock import Clock, jittered
 from moorage_common.compose_output import error_sentence
 from moorage_common.states import OperationKind
+from moorage_common.untrusted import clean_sentence
 
 from moorage_controller.auth.roles import DEAD_MAN
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import (
+    SAID_TOO_MUCH,
     CancelOutcome,
     ContactLostError,
     End,
@@ -22,6 +24,7 @@ from moorage_controller.hosts.transport import (
     Hosts,
     HostTransport,
     Order,
+    Output,
 )
 from moorage_controller.services.deadlines import provisional_deadline
 from moorage_controller.services.outputs import TAIL_BYTES
@@ -39,6 +42,8 @@ from moorage_controller.store.turns import Urgency, urgency
 log = structlog.get_logger(__name__)
 
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
+_RETRIES = {SAID_TOO_MUCH: _LAST_RETRY}
+"""How long to wait at least after an error of some code."""
 DEADLINE = "the operation's time limit"
 SILENCE = "the operation's no-progress limit"
 """Who cancelled, as the host's journal has it, when nobody but a limit did."""
@@ -114,12 +119,11 @@ class Delivery:
                     await self._note_way(transport)
                 self._heard_at = self._clock.monotonic()
                 async for item in transport.follow(order.operation_id, self._offset):
-                    retry = _FIRST_RETRY
-                    self._heard_at = self._clock.monotonic()
                     if isinstance(item, End):
                         return await self._outcome(item)
-                    await self._transcript.add(item.data)
-                    self._offset = item.offset + len(item.data)
+                    await self._take(item)
+                    retry = _FIRST_RETRY
+                    self._heard_at = self._clock.monotonic()
             except HostRefusedError as error:
                 if error.code == "operation_unknown":
                     await self._bury(transport)
@@ -130,10 +134,17 @@ class Delivery:
                     log.warning("host_refused", code=error.code, error=error.sentence)
                     self._refusal, send = error, False
             except (ContactLostError, HostUnreachableError) as error:
-                log.warning("host_contact_lost", error=str(error))
+                log.warning("host_contact_lost", error=str(error), code=error.code)
+                retry = max(retry, _RETRIES.get(error.code, 0.0))
             self._heard_at = None
             await self._clock.sleep(jittered(retry))
             retry = min(retry * 2, _LAST_RETRY)
+
+    async def _take(self, item: Output) -> None:
+        if item.offset != self._offset:
+            raise ContactLostError("The host sent output from another place than was asked for.")
+        await self._transcript.add(item.data)
+        self._offset += len(item.data)
 
     def _may_still_start(self) -> bool:
         """Whether an operation that may never have been sent is still wanted: a start only within its limit.
@@ -259,4 +270,4 @@ class Delivery:
             return "cancelled", "operation_cancelled", f"The operation was cancelled by {end.cancelled_by}."
         output = (await self._transcript.tail(TAIL_BYTES)).decode(errors="replace")
         said = error_sentence(output) or f"Compose ended with exit code {end.exit_code} and said nothing."
-        return "failed", "compose_failed", said
+        return "failed", "compose_failed", clean_sentence(said)

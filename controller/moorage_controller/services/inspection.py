@@ -27,6 +27,8 @@ from moorage_controller.store.servers import Server
 T = TypeVar("T")
 Lines = AsyncGenerator[Sequence[LogLine], None]
 
+_WHOLE_SECONDS = 75.0
+"""How long a log that isn't followed may take in all; the host itself gives up after a minute."""
 _FIRST_SECONDS = 3.0
 """How long to wait for what a host may object to a log that it is asked to follow; a quiet one says nothing."""
 
@@ -65,7 +67,8 @@ class Inspection:
         """
         server, app = await self._app(app_id)
         held.enter_context(self._shares.of_host(server.id))
-        lines = self._hosts.transport(server).logs(app, wanted)
+        told = self._hosts.transport(server).logs(app, wanted)
+        lines = told if wanted.follow else _within(told, _WHOLE_SECONDS)
         first = asyncio.ensure_future(anext(lines, None))
         try:
             await asyncio.wait({first}, timeout=_FIRST_SECONDS if wanted.follow else None)
@@ -89,6 +92,21 @@ class Inspection:
         return server, host_app(app)
 
 
+async def _within(lines: Lines, seconds: float) -> Lines:
+    """Go on for so long in all: a host that never ends holds nobody up for ever. Raises ContactLostError."""
+    limit = asyncio.get_running_loop().time() + seconds
+    async with aclosing(lines):
+        try:
+            while True:
+                async with asyncio.timeout_at(limit):
+                    batch = await anext(lines, None)
+                if batch is None:
+                    return
+                yield batch
+        except TimeoutError:
+            raise ContactLostError(f"The host did not send the whole log within {seconds:.0f} seconds.") from None
+
+
 async def _going_on(first: "asyncio.Future[Sequence[LogLine] | None]", lines: Lines) -> Lines:
     try:
         async with aclosing(lines):
@@ -107,7 +125,7 @@ async def _told(answer: Awaitable[T]) -> T:
     except HostRefusedError as error:
         _raise(error)
     except ContactLostError as error:
-        raise HostUnreachableError(str(error)) from None
+        raise HostUnreachableError(str(error), error.code) from None
 
 
 def _raise(error: HostRefusedError) -> NoReturn:

@@ -20,6 +20,7 @@ from moorage_common.states import (
     observed_health,
     observed_status,
 )
+from moorage_common.untrusted import clean_sentence
 
 from moorage_controller.hosts.transport import AppObservation, HostApp
 from moorage_controller.store.apps import App
@@ -243,7 +244,7 @@ def observe(
 def why_stopped(containers: Sequence[ContainerState]) -> str:
     """Return why an app that nobody stopped runs no more, as a part of a sentence."""
     ended = [f"{c.service or c.name} {_ended(c)}" for c in containers if not c.one_off]
-    return ", ".join(ended) if ended else "its containers were removed"
+    return clean_sentence(", ".join(ended)) if ended else "its containers were removed"
 
 
 def _ended(container: ContainerState) -> str:

@@ -6,6 +6,7 @@ from uuid import UUID
 import structlog
 from moorage_common.clock import Clock
 from moorage_common.compose_output import render
+from moorage_common.untrusted import LIMITS
 
 from moorage_controller.signals import Signals
 from moorage_controller.store import output as store
@@ -33,16 +34,27 @@ class Transcript:
         self._kept_at = -_EVERY_SECONDS
         self._keeping = asyncio.Lock()
         self._end = b""
+        self._is_full = False
         self._later: asyncio.Task[None] | None = None
 
     async def open(self) -> int:
         """Return the offset to go on from: what an earlier controller kept is there."""
         async with self._database.read() as connection:
             self._start = await store.length(connection, self._operation_id)
+        self._is_full = self._start > LIMITS.output
         return self._start
 
     async def add(self, data: bytes) -> None:
-        """Take what comes next. Raises DatabaseUnavailableError, at the latest with the next part."""
+        """Take what comes next; beyond 64 MiB a remark alone.
+
+        Raises DatabaseUnavailableError, at the latest with the next part.
+        """
+        room = max(LIMITS.output - self._start - len(self._waiting), 0)
+        if len(data) > room:
+            remark = b"" if self._is_full else b"\n[More than 64 MiB of output: the rest is left out.]\n"
+            data, self._is_full = data[:room] + remark, True
+            if not data:
+                return
         self._waiting += data
         self._end = (self._end + data)[-_LOGGED_BYTES:]
         if self._later is not None and self._later.done():

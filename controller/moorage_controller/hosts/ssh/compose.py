@@ -14,6 +14,7 @@ from pathlib import Path
 
 import asyncssh
 import structlog
+from moorage_common.untrusted import LIMITS, clean_line
 
 from moorage_controller.hosts.ssh.link import Link, refusal
 from moorage_controller.hosts.ssh.shell import quote
@@ -113,7 +114,7 @@ async def _own(link: Link, why: str) -> HostCompose:
 async def _asked(link: Link, argv: Sequence[str]) -> str:
     """Return the version that a Compose says it has, empty where it doesn't run."""
     ran = await link.slow(f"timeout 20 {quote(*argv)} version --short 2>/dev/null", seconds=_ASK_SECONDS)
-    told = ran.text.strip().removeprefix("v")
+    told = clean_line(ran.text, LIMITS.version).removeprefix("v")
     return told if ran.code == 0 and re.match(r"\d+\.\d+", told) else ""
 
 

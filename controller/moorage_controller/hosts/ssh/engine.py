@@ -2,19 +2,24 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
-from moorage_common.containers import EVENTS, PROJECT, Container, named_directory, of_inspection
-from moorage_common.engine_http import Dial, EngineProblemError, Talk, answering
+from moorage_common.containers import EVENTS, PROJECT, Container, of_inspection, state_word
+from moorage_common.engine_http import Dial, EngineProblemError, Talk, answering, understanding
+from moorage_common.untrusted import LIMITS, Lines, UntrustedError, at_most, clean_line, key_id, number
 
 _CALL_SECONDS = 10.0
 _STREAMS = 4
 """How many at once to look at many containers, where the way to the Engine allows it."""
+_EVENT_ID = re.compile(rb'"(?:id|ID)":\s*"([0-9a-f]{12,64})"')
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +42,27 @@ class Engine:
 
     async def facts(self, *, seconds: float = _CALL_SECONDS) -> EngineFacts:
         """Ask version, running containers (all, not only Compose's) and time."""
-        (info,) = await self._get(["/info"], seconds=seconds)
-        moment = datetime.fromisoformat(info["SystemTime"])
-        return EngineFacts(info["ServerVersion"], info["ContainersRunning"], int(moment.timestamp()))
+        (info,) = await self._get(["/info"], _facts, seconds=seconds)
+        if info is None:
+            raise EngineProblemError("The Docker Engine says nothing of itself: see on the host what it is.")
+        return info
 
     async def states(self) -> dict[str, str]:
         """Look at the states alone of all containers of Compose projects, by id: one cheap call."""
-        return {row["Id"]: row["State"] for row in await self._rows()}
+        return dict(await self._rows())
 
     async def containers(self) -> dict[str, Container]:
         """Look at all containers of Compose projects, by id, each inspected: health and exit codes are only there."""
-        return await self.inspected([row["Id"] for row in await self._rows()])
+        return await self.inspected([container_id for container_id, _ in await self._rows()])
 
     async def inspected(self, ids: Sequence[str]) -> dict[str, Container]:
         """Look at some containers, by id; those that are gone, or of no Compose project, are left out."""
         paths = [f"/containers/{quote(container_id, safe='')}/json" for container_id in ids]
         shares = [share for n in range(self.streams) if (share := paths[n :: self.streams])]
-        told = await asyncio.gather(*(self._get(share) for share in shares))
-        abouts = [about for share in told for about in share if about is not None]
-        real = await self._resolve([named for about in abouts if (named := _named(about)) is not None])
-        found = (of_inspection(about, real.__getitem__) for about in abouts)
-        return {c.state.id: c for c in found if c is not None}
+        told = await asyncio.gather(*(self._get(share, _unresolved, inspects=True) for share in shares))
+        found = [container for share in told for one in share if one is not None for container in one]
+        real = await self._resolve([container.directory for container in found])
+        return {c.state.id: replace(c, directory=real[c.directory]) for c in found}
 
     async def events(self, since: int) -> AsyncGenerator[str, None]:
         """Yield the id of each container that something happens to, from an Engine's time (epoch seconds) on.
@@ -66,7 +71,7 @@ class Engine:
         """
         filters = json.dumps({"type": ["container"], "event": list(EVENTS)})
         path = f"/events?{urlencode({'since': since, 'filters': filters})}"
-        rest = b""
+        lines = Lines(LIMITS.engine_event)
         async with self.dial() as stream:
             talk = Talk(stream)
             async with answering(_CALL_SECONDS):
@@ -74,25 +79,35 @@ class Engine:
             yield ""
             async with aclosing(talk.body()) as body:
                 async for data in body:
-                    *lines, rest = (rest + data).split(b"\n")
-                    for line in filter(None, lines):
-                        yield json.loads(line)["Actor"]["ID"]
+                    for line in filter(None, lines.take(data)):
+                        found = _EVENT_ID.search(line)
+                        # Whose it is can't be seen where its labels are too long: each look asks for all states anyway.
+                        yield found[1].decode() if found else ""
         raise EngineProblemError("The Docker Engine closed the stream of its events: see on the host that it runs.")
 
-    async def _rows(self) -> list[dict[str, Any]]:
+    async def _rows(self) -> list[tuple[str, str]]:
+        """Return id and state of all containers of Compose projects."""
         filters = urlencode({"all": 1, "filters": json.dumps({"label": [PROJECT]})})
-        (rows,) = await self._get([f"/containers/json?{filters}"])
-        return list(rows)
+        (rows,) = await self._get([f"/containers/json?{filters}"], _states)
+        return rows or []
 
-    async def _get(self, paths: Sequence[str], *, seconds: float = _CALL_SECONDS) -> list[Any]:
-        """Ask one thing after the other on one stream; None for what the Engine doesn't know."""
+    async def _get(
+        self, paths: Sequence[str], read: Callable[[Any], T], *, seconds: float = _CALL_SECONDS, inspects: bool = False
+    ) -> list[T | None]:
+        """Ask one thing after the other on one stream, and read each answer; None for what the Engine doesn't know.
+
+        Read at once: the little that is needed of it is kept, not the whole.
+        """
+        limit = LIMITS.engine_inspection if inspects else LIMITS.engine_answer
+        answers: list[T | None] = []
         async with self.dial() as stream:
             talk = Talk(stream)
-            answers = []
             for path in paths:
                 async with answering(seconds):
-                    answers.append(await talk.get(path))
-            return answers
+                    told = await talk.get(path, limit)
+                with understanding():
+                    answers.append(None if told is None else read(told))
+        return answers
 
 
 class Resolve(Protocol):
@@ -102,6 +117,21 @@ class Resolve(Protocol):
         """Return each path's real one. Raises ContactLostError."""
 
 
-def _named(about: Mapping[str, Any]) -> str | None:
-    labels = about["Config"]["Labels"] or {}
-    return named_directory(labels) if PROJECT in labels else None
+def _facts(info: Mapping[str, Any]) -> EngineFacts:
+    moment = datetime.fromisoformat(info["SystemTime"])
+    running = number(info["ContainersRunning"], 0, LIMITS.count)
+    return EngineFacts(clean_line(info["ServerVersion"], LIMITS.version), running, int(moment.timestamp()))
+
+
+def _states(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    at_most("containers", len(rows), LIMITS.containers)
+    return [(key_id(row["Id"]), state_word(row["State"])) for row in rows]
+
+
+def _unresolved(about: Mapping[str, Any]) -> Sequence[Container]:
+    """Read a container, its directory as its labels name it; none where it isn't Compose's, or can't be read."""
+    try:
+        found = of_inspection(about, str)
+    except UntrustedError:
+        return ()
+    return () if found is None else (found,)

@@ -21,6 +21,7 @@ from moorage_common.app_identity import (
 from moorage_common.compose import clean_environment
 from moorage_common.compose_output import error_sentence
 from moorage_common.states import Project
+from moorage_common.untrusted import LIMITS
 
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.link import Link
@@ -133,7 +134,7 @@ class Identities:
             environment = clean_environment(real, link.survey.environment)
             argv = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *compose.argv]
             call = f"mo_read_app {quote(real, ' '.join(COMPOSE_FILES), *argv)}"
-            fields = (await link.slow(call, seconds=_READ_SECONDS)).fields
+            fields = (await link.slow(call, seconds=_READ_SECONDS, limit=LIMITS.script_config)).fields
             reading = await _reading(link, real, fields)
             stamp = (await self._stamps(link, {real: reading.files}))[real]
         if reading.project is not None:

@@ -9,6 +9,7 @@ from moorage_common.engine_http import EngineProblemError
 from moorage_common.logs import LogLine, Logs, LogsWanted, TooManyLogsError, UnknownServiceError
 from moorage_common.states import ContainerState
 
+from moorage_controller.hosts import cleaning
 from moorage_controller.hosts.ssh import watch as watches
 from moorage_controller.hosts.ssh.site import Site
 from moorage_controller.hosts.transport import AppObservation, HostApp, HostProject, HostRefusedError
@@ -28,7 +29,8 @@ async def projects(site: Site) -> Sequence[HostProject]:
         containers = await site.link.engine.containers()
     except EngineProblemError as error:
         raise HostRefusedError("engine_unreachable", str(error)) from None
-    return [HostProject(project, states) for project, states in by_project(containers.values()).items()]
+    found = by_project(containers.values()).items()
+    return [HostProject(project, states) for named, states in found if (project := cleaning.project(named)) is not None]
 
 
 async def logs(site: Site, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
@@ -40,11 +42,11 @@ async def logs(site: Site, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[S
         site.count_log_streams()  # only now it is known by which way the Engine is reached
         return [container.state for container in found.values() if identity.owns(container)]
 
-    reading = Logs(site.link.engine.dial, look, look, wanted, site.logs)
+    reading = Logs(site.link.engine.dial, look, look, wanted, site.logs, site.link.sessions.pace)
     try:
         async with aclosing(reading.lines()) as batches:
             async for batch in batches:
-                yield batch
+                yield [cleaning.log_line(line) for line in batch]
     except UnknownServiceError as error:
         raise HostRefusedError("service_not_found", str(error)) from None
     except TooManyLogsError as error:

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import asyncssh
+from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, number_text, parse_json
 
 from moorage_controller.hosts.bundle import Bundle
 from moorage_controller.hosts.ssh import survey as surveys
@@ -99,9 +100,11 @@ class Installer:
         """Return what `moorage-agent status --json` says."""
         ran = await self._agent(build, "status", "--json")
         try:
-            told: Mapping[str, Any] = json.loads(ran.text)
-        except ValueError:
-            raise HostRefusedError("agent_broken", f"The agent doesn't say how it is: {_last(ran)}") from None
+            told = parse_json(ran.output, LIMITS.script)
+        except UntrustedError:
+            told = None
+        if not isinstance(told, dict):
+            raise HostRefusedError("agent_broken", f"The agent doesn't say how it is: {_last(ran)}")
         return told
 
     async def request_certificate(self, build: str) -> bytes:
@@ -134,7 +137,7 @@ class Installer:
 
     async def why(self) -> str:
         """Return the last words of the service, empty for none."""
-        return " ".join((await self._root("mi_why")).text.split())
+        return clean_line((await self._root("mi_why")).text, LIMITS.sentence)
 
     async def remove(self) -> None:
         """Remove the agent and all that its installation made."""
@@ -183,8 +186,11 @@ _BY_PACKAGE = "The agent on this host came as a Debian package: upgrade or remov
 def _obstacles(told: Mapping[str, str], port: int) -> Sequence[tuple[bool, str, str]]:
     """Return what may stand in the way: whether it does, its code, its sentence."""
     machine = told.get("machine", "")
-    off = abs(int(told.get("now") or 0) - time.time())
-    room = int(told.get("room") or 0)
+    try:
+        off = abs(number_text(told.get("now") or "0", 0, LIMITS.int64) - time.time())
+        room = number_text(told.get("room") or "0", 0, LIMITS.int64)
+    except UntrustedError:
+        raise HostRefusedError("host_strange", "The host says of itself what can't be.") from None
     return (
         ("package" in told, "installed_by_package", _BY_PACKAGE),
         ("systemd" not in told, "no_systemd", "The host isn't run by systemd, which the agent needs as its keeper."),

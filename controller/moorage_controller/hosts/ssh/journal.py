@@ -16,6 +16,7 @@ from moorage_common.journal_shell import (
     show_call,
 )
 from moorage_common.journal_types import CancelOutcome, Guard, Order, Record, Refused, check_code
+from moorage_common.untrusted import LIMITS, UntrustedError
 
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.shell import Framed, ScriptError, lost_errors, quote
@@ -40,7 +41,7 @@ class Journal:
 
     async def read(self, operation_id: str) -> Record | None:
         """Return what is known, None for an operation that was never started here."""
-        printed = (await self._link.quick(show_call(self._root, operation_id))).output
+        printed = (await self._link.quick(show_call(self._root, operation_id), limit=LIMITS.record)).output
         try:
             return read_record(operation_id, printed)
         except ValueError:
@@ -105,8 +106,9 @@ class Journal:
 
     async def _look_for(self, wanted: Sequence[tuple[str, asyncio.Future[Look]]]) -> None:
         try:
-            ran = await self._link.quick("\n".join(call for call, _ in wanted))
-            looks = read_looks(ran.output, len(wanted))
+            most = len(wanted) * (_LOOK_BYTES + LIMITS.word)
+            ran = await self._link.quick("\n".join(call for call, _ in wanted), limit=most)
+            looks = read_looks(ran.output, len(wanted), _LOOK_BYTES)
             for (_, found), look in zip(wanted, looks, strict=True):
                 if not found.done():
                     found.set_result(look)
@@ -122,12 +124,14 @@ class Journal:
         """Run one supervisor and return its last word: started, held, ended, busy ..., or buried."""
         try:
             async with asyncio.timeout(_LAUNCH_SECONDS), self._link.sessions.open() as process:
-                framed = Framed(process)
+                framed = Framed(process, self._link.sessions.pace)
                 await framed.begin(self._invocation(order))
                 word = await framed.line()
                 if word == "locked":
                     framed.say(await _decision(guard))
                     word = await framed.line()
+        except UntrustedError as error:
+            raise self._link.sessions.end(error) from None
         except ScriptError as error:
             raise HostRefusedError(
                 "journal_unavailable", f"The operation's supervisor failed on the host: {error.output or 'no word'}."

@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager, suppress
 import asyncssh
 from moorage_common.engine_http import EngineProblemError, Stream
 from moorage_common.journal_shell import journal_text
+from moorage_common.untrusted import LIMITS, Pace, UntrustedError
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh.engine import Engine
 from moorage_controller.hosts.ssh.shell import (
+    WINDOW_BYTES,
     Framed,
     Line,
     Ran,
@@ -63,7 +65,7 @@ class Link:
         except ScriptError as error:
             raise surveys.no_shell(error, username) from None
         except ContactLostError as error:
-            raise HostUnreachableError(str(error)) from None
+            raise HostUnreachableError(str(error), error.code) from None
         return cls(connection, surveys.read(ran, username))
 
     @property
@@ -92,8 +94,8 @@ class Link:
         if self._line_task is not None:
             await asyncio.gather(self._line_task, return_exceptions=True)
 
-    async def quick(self, call: str, *, seconds: float = _QUICK_SECONDS) -> Ran:
-        """Run a short script that may use remote.sh and the journal's functions.
+    async def quick(self, call: str, *, seconds: float = _QUICK_SECONDS, limit: int = LIMITS.script) -> Ran:
+        """Run a short script that may use remote.sh and the journal's functions, and may print `limit` bytes.
 
         Over the one long-lived shell; where the Engine's events or a strict server leave no session for that, in one of
         its own. Raises ContactLostError, HostRefusedError.
@@ -105,15 +107,15 @@ class Link:
             raise ContactLostError(f"The host opened no session within {seconds:.0f} seconds.") from None
         try:
             if line is not None:
-                return await line.run(call, seconds=seconds)
-            return await run_once(self.sessions, f"{_functions()}\n{call}", seconds=seconds)
+                return await line.run(call, seconds=seconds, limit=limit)
+            return await run_once(self.sessions, f"{_functions()}\n{call}", seconds=seconds, limit=limit)
         except ScriptError as error:
             raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
 
-    async def slow(self, script: str, *, seconds: float, sent: bytes = b"") -> Ran:
-        """Run a script in a session of its own. Raises ContactLostError."""
+    async def slow(self, script: str, *, seconds: float, sent: bytes = b"", limit: int = LIMITS.script) -> Ran:
+        """Run a script in a session of its own; it may print `limit` bytes. Raises ContactLostError."""
         try:
-            return await run_once(self.sessions, f"{_functions()}\n{script}", seconds=seconds, sent=sent)
+            return await run_once(self.sessions, f"{_functions()}\n{script}", seconds=seconds, sent=sent, limit=limit)
         except ScriptError as error:
             raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
 
@@ -131,7 +133,10 @@ class Link:
         wanted = [path for path in dict.fromkeys(paths) if path not in self._real]
         if wanted:
             ran = await self.quick(f'for mo_each in {quote(*wanted)}; do mo_real "$mo_each"; done')
-            self._real |= dict(zip(wanted, ran.fields, strict=True))
+            found = ran.fields
+            if len(found) != len(wanted):
+                raise ContactLostError("The host's shell broke off while it resolved links.")
+            self._real |= dict(zip(wanted, found, strict=True))
         return {path: self._real[path] for path in paths}
 
     def forget_paths(self) -> None:
@@ -160,7 +165,7 @@ class Link:
             async with self.sessions.open() as process:
                 if opened.cancelled():
                     return
-                line = Line(process, f"exec 2>/dev/null\n{_functions()}\n")
+                line = Line(self.sessions, process, f"exec 2>/dev/null\n{_functions()}\n")
                 opened.set_result(line)
                 ended = asyncio.create_task(process.wait_closed())
                 left = asyncio.create_task(leave.wait())
@@ -188,6 +193,8 @@ class Link:
         try:
             async with self._stream() as stream:
                 yield stream
+        except UntrustedError as error:
+            raise self.sessions.end(error) from None
         except lost_errors as error:
             raise lost(error) from None
 
@@ -200,7 +207,7 @@ class Link:
                 self._forwards, self._doubts = True, False
                 reader, writer = forwarded
                 try:
-                    yield _Forwarded(reader, writer)
+                    yield _Forwarded(reader, writer, self.sessions.pace)
                 finally:
                     writer.channel.abort()
                 return
@@ -210,7 +217,7 @@ class Link:
     async def _forward(self) -> tuple[asyncssh.SSHReader[bytes], asyncssh.SSHWriter[bytes]] | None:
         try:
             async with asyncio.timeout(_FORWARD_SECONDS):
-                opening = self.connection.open_unix_connection(self.survey.socket, encoding=None)
+                opening = self.connection.open_unix_connection(self.survey.socket, encoding=None, window=WINDOW_BYTES)
                 return await whole(opening, lambda opened: opened[1].channel.abort())
         except TimeoutError:
             raise EngineProblemError(
@@ -233,12 +240,12 @@ class Link:
         environment = shlex.join(f"{name}={value}" for name, value in self.survey.environment.items())
         command = f"exec env {environment} {quote(*self.survey.docker)} system dial-stdio <&3"
         async with self.sessions.open() as process:
-            framed = Framed(process)
+            framed = Framed(process, self.sessions.pace)
             try:
                 await framed.begin(command)
             except ScriptError as error:
                 raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
-            yield _Stdio(framed, process, self._stdio_answered)
+            yield _Stdio(framed, process, self.sessions.pace, self._stdio_answered)
 
     def _stdio_answered(self) -> None:
         """Note that the Engine lives, so that it is the forwarding that is refused."""
@@ -247,25 +254,36 @@ class Link:
 
 
 class _Forwarded:
-    def __init__(self, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
+    def __init__(self, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes], pace: Pace) -> None:
         self._reader = reader
         self._writer = writer
+        self._pace = pace
 
     async def read(self, limit: int) -> bytes:
-        return await self._reader.read(limit)
+        data = await self._reader.read(max(limit, WINDOW_BYTES))
+        await self._pace.take(len(data))
+        return data
 
     def write(self, data: bytes) -> None:
         self._writer.write(data)
 
 
 class _Stdio:
-    def __init__(self, framed: Framed, process: asyncssh.SSHClientProcess[bytes], answered: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        framed: Framed,
+        process: asyncssh.SSHClientProcess[bytes],
+        pace: Pace,
+        answered: Callable[[], None],
+    ) -> None:
         self._framed = framed
         self._process = process
+        self._pace = pace
         self._answered = answered
 
     async def read(self, limit: int) -> bytes:
-        data = self._framed.take() or await self._process.stdout.read(limit)
+        data = self._framed.take() or await self._process.stdout.read(max(limit, WINDOW_BYTES))
+        await self._pace.take(len(data))
         if data:
             self._answered()
         return data

@@ -225,4 +225,4 @@ async def contact(host: SshHost) -> AsyncIterator[Site]:
         async with host.site() as site:
             yield site
     except HostUnreachableError as error:
-        raise ContactLostError(error.sentence) from None
+        raise ContactLostError(error.sentence, error.code) from None

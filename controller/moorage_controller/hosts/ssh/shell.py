@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import asyncssh
+from moorage_common.untrusted import LIMITS, Pace, UntrustedError, clean_sentence
 
-from moorage_controller.hosts.transport import ContactLostError
+from moorage_controller.hosts.transport import ContactLostError, said_too_much
 
 SHELL = "/bin/sh"
 _PREAMBLE = """\
@@ -29,8 +30,13 @@ export LC_ALL PATH
 _SESSIONS = 8
 """OpenSSH allows 10 by default; the rest is for people."""
 _REFUSED = 5
-_READ_BYTES = 1 << 16
 _CLOSE_SECONDS = 2.0
+WINDOW_BYTES = 256 * 1024
+"""What a host may send on a channel before it is read.
+
+Read no less at once: asyncssh gives a whole window anew for any part of one that is read, and would keep what is
+between.
+"""
 lost_errors = (asyncssh.Error, OSError)
 """What asyncssh raises when a connection breaks."""
 
@@ -39,11 +45,11 @@ Process = asyncssh.SSHClientProcess[bytes]
 
 
 class ScriptError(Exception):
-    """A script did not come to its end on the host; `output` is what came instead, whoever printed it."""
+    """A script did not come to its end on the host; `output` is what came instead, cleaned, whoever printed it."""
 
     def __init__(self, output: str) -> None:
-        super().__init__(output)
-        self.output = output
+        self.output = clean_sentence(output)
+        super().__init__(self.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,10 @@ class Sessions:
 
     def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
         self._connection = connection
+        # Kept, since a connection that has ended doesn't know it any more.
+        self._place = "{}, port {}".format(*connection.get_extra_info("peername", ("?", "?")))
+        self.pace = Pace()
+        """How fast the host is read, over all sessions."""
         self._limit = _SESSIONS
         self._open = 0
         self._freed = asyncio.Event()
@@ -87,7 +97,8 @@ class Sessions:
     async def open(self) -> AsyncIterator[Process]:
         """Open a `/bin/sh`, waiting for a turn; closes it at the end. Raises ContactLostError."""
         process = await self._turn(
-            lambda: self._connection.create_process(SHELL, encoding=None), lambda opened: opened.close()
+            lambda: self._connection.create_process(SHELL, encoding=None, window=WINDOW_BYTES),
+            lambda opened: opened.close(),
         )
         try:
             yield process
@@ -104,6 +115,11 @@ class Sessions:
         finally:
             client.exit()
             await self._closed(client)
+
+    def end(self, error: UntrustedError) -> ContactLostError:
+        """End the connection: the host broke a limit. Returns what to raise."""
+        self._connection.abort()
+        return said_too_much(f"The host at {self._place},", error)
 
     async def _closed(self, session: Process | asyncssh.SFTPClient) -> None:
         try:
@@ -165,19 +181,23 @@ async def whole(opening: Awaitable[T], close: Callable[[T], object]) -> T:
         raise
 
 
-async def run_once(sessions: Sessions, script: str, *, seconds: float, sent: bytes = b"") -> Ran:
-    """Run a script in a session of its own, with `sent` as what its descriptor 3 reads.
+async def run_once(
+    sessions: Sessions, script: str, *, seconds: float, sent: bytes = b"", limit: int = LIMITS.script
+) -> Ran:
+    """Run a script in a session of its own, with `sent` as what its descriptor 3 reads; it may print `limit` bytes.
 
     Raises ContactLostError, ScriptError. On the host it may run on after the time limit: give it one there, too.
     """
     try:
         async with asyncio.timeout(seconds), sessions.open() as process:
-            framed = Framed(process)
+            framed = Framed(process, sessions.pace)
             await framed.begin(script)
             if sent:
                 process.stdin.write(sent)
             process.stdin.write_eof()
-            return await framed.end()
+            return await framed.end(limit)
+    except UntrustedError as error:
+        raise sessions.end(error) from None
     except TimeoutError:
         raise ContactLostError(f"The host did not answer a command within {seconds:.0f} seconds.") from None
     except lost_errors as error:
@@ -185,12 +205,16 @@ async def run_once(sessions: Sessions, script: str, *, seconds: float, sent: byt
 
 
 class Framed:
-    """A script on its way in a session: between two markers, so that whatever else is printed is told from it."""
+    """A script on its way in a session: between two markers, so that whatever else is printed is told from it.
 
-    def __init__(self, process: Process) -> None:
+    Every method that reads raises UntrustedError where the host prints more than it may.
+    """
+
+    def __init__(self, process: Process, pace: Pace) -> None:
         self._process = process
+        self._pace = pace
         self._mark = secrets.token_hex(8)
-        self._read = b""
+        self._read = bytearray()
 
     async def begin(self, script: str) -> None:
         """Send the script, and return when it runs. Raises ScriptError where no shell takes it."""
@@ -200,11 +224,11 @@ class Framed:
             f"printf '\\n%s %d\\n' 'end-{self._mark}' \"$?\"\n}}\n"
         )
         self._process.stdin.write(text.encode(errors="surrogateescape"))
-        await self._until(f"\nbegin-{self._mark}\n".encode())
+        await self._until(f"\nbegin-{self._mark}\n".encode(), LIMITS.login_noise)
 
     async def line(self) -> str:
         """Return the next line the script prints. Raises ScriptError where it broke off."""
-        return (await self._until(b"\n")).decode(errors="replace")
+        return (await self._until(b"\n", LIMITS.script_line)).decode(errors="replace")
 
     def say(self, line: str) -> None:
         """Send a line to the script's descriptor 3."""
@@ -212,31 +236,39 @@ class Framed:
 
     def take(self) -> bytes:
         """Return what was read already beyond what was asked for."""
-        taken, self._read = self._read, b""
+        taken = bytes(self._read)
+        self._read.clear()
         return taken
 
-    async def end(self) -> Ran:
-        """Return what else the script printed, when it is over. Raises ScriptError where it broke off."""
-        output = await self._until(f"\nend-{self._mark} ".encode())
-        return Ran(int(await self._until(b"\n")), output)
+    async def end(self, limit: int) -> Ran:
+        """Return what else the script printed, `limit` bytes at most. Raises ScriptError where it broke off."""
+        output = await self._until(f"\nend-{self._mark} ".encode(), limit)
+        code = await self._until(b"\n", LIMITS.word)
+        return Ran(int(code) if code.isdigit() else 1, output)
 
-    async def _until(self, mark: bytes) -> bytes:
+    async def _until(self, mark: bytes, limit: int) -> bytes:
+        """Return what comes before a mark, in time and memory of as many bytes as there are."""
         looked = 0
-        while (found := self._read.find(mark, looked)) < 0:
+        while (found := self._read.find(mark, looked, limit + len(mark))) < 0:
+            if len(self._read) >= limit + len(mark):
+                raise UntrustedError(f"A command printed more than {limit} bytes where that was the most.")
             looked = max(len(self._read) - len(mark), 0)
-            data = await self._process.stdout.read(_READ_BYTES)
+            data = await self._process.stdout.read(WINDOW_BYTES)
             if not data:
-                said = self._read + await self._process.stderr.read()
+                said = bytes(self._read) + await self._process.stderr.read(LIMITS.login_noise)
                 raise ScriptError(said.decode(errors="replace").strip())
+            await self._pace.take(len(data))
             self._read += data
-        before, self._read = self._read[:found], self._read[found + len(mark) :]
+        before = bytes(self._read[:found])
+        del self._read[: found + len(mark)]
         return before
 
 
 class Line:
     """One long-lived shell on a host for quick scripts, one after the other; it ends with its connection."""
 
-    def __init__(self, process: Process, prologue: str) -> None:
+    def __init__(self, sessions: Sessions, process: Process, prologue: str) -> None:
+        self._sessions = sessions
         self._process = process
         self._prologue = prologue
         self.turn = asyncio.Lock()
@@ -247,8 +279,11 @@ class Line:
         """Whether the shell is gone."""
         return self._process.is_closing() or self._process.stdout.at_eof()
 
-    async def run(self, script: str, *, seconds: float) -> Ran:
-        """Run a script; one that takes too long breaks the line. Raises ContactLostError, ScriptError."""
+    async def run(self, script: str, *, seconds: float, limit: int = LIMITS.script) -> Ran:
+        """Run a script; one that takes too long, or prints too much, breaks the line.
+
+        Raises ContactLostError, ScriptError.
+        """
         async with self.turn:
             if self.ended:
                 raise ContactLostError("The shell on the host has ended.")
@@ -258,11 +293,13 @@ class Line:
                     prologue, self._prologue = self._prologue, ""
                     if prologue:
                         self._process.stdin.write(prologue.encode())
-                    framed = Framed(self._process)
+                    framed = Framed(self._process, self._sessions.pace)
                     await framed.begin(script)
-                    ran = await framed.end()
+                    ran = await framed.end(limit)
                     whole = True
                     return ran
+            except UntrustedError as error:
+                raise self._sessions.end(error) from None
             except TimeoutError:
                 raise ContactLostError(f"The host did not answer within {seconds:.0f} seconds.") from None
             except lost_errors as error:

@@ -6,10 +6,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, key_path, number_text
+
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.shell import Ran, ScriptError
 
 _TOLD_BYTES = 200
+_TOLD = frozenset({"endpoint", "missing", "machine", "root", "bin", "home", "docker", "docker_config", "uptime"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,13 @@ def script(name: str) -> str:
 def read(ran: Ran, username: str) -> Survey:
     """Read what survey.sh printed. Raises HostUnreachableError for a host that nothing can be done with."""
     told = dict(field.partition("=")[::2] for field in ran.fields)
-    if "endpoint" not in told:
+    if not told.keys() >= _TOLD:
         raise HostUnreachableError("The host's shell broke off when it was asked what there is.", "host_strange")
+    try:
+        uptime = number_text(told["uptime"], 0, LIMITS.int32)
+        root, folder = key_path(told["root"]), key_path(told["bin"])
+    except UntrustedError:
+        raise HostUnreachableError("The host says of itself what can't be.", "host_strange") from None
     if told["missing"]:
         raise HostUnreachableError(
             f"The host lacks what an operation needs ({', '.join(told['missing'].split())}): install it there "
@@ -68,13 +76,13 @@ def read(ran: Ran, username: str) -> Survey:
     socket = endpoint.removeprefix("unix://") if access == "direct" else ""
     environment = {"HOME": told["home"], "DOCKER_CONFIG": told["docker_config"], "DOCKER_HOST": endpoint}
     return Survey(
-        machine=told["machine"],
-        root=told["root"],
-        bin=told["bin"],
+        machine=clean_line(told["machine"], LIMITS.word),
+        root=root,
+        bin=folder,
         docker=("sudo", "-n", "docker") if access == "sudo" else ("docker",),
         socket=socket,
         environment={name: value for name, value in environment.items() if value},
-        booted=time.monotonic() - float(told["uptime"]),
+        booted=time.monotonic() - uptime,
         engine_problem="" if access and told["docker"] else _why_no_engine(told, username),
         state_problem=_why_no_state(told),
     )

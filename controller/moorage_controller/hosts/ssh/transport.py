@@ -14,8 +14,10 @@ from moorage_common.journal_types import Order as JournalOrder
 from moorage_common.journal_types import Record, Refused, State
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import OperationKind
+from moorage_common.untrusted import LIMITS
 
 from moorage_controller.errors import HostUnreachableError
+from moorage_controller.hosts import cleaning
 from moorage_controller.hosts.ssh import compose as composes
 from moorage_controller.hosts.ssh import inspection
 from moorage_controller.hosts.ssh import survey as surveys
@@ -130,6 +132,8 @@ class SshTransport:
             watched = _Watched(site, apps)
             async with aclosing(watches.Watch(site.link, watched).items()) as items:
                 async for item in items:
+                    # Each change is work for the database; what comes meanwhile is in the next look.
+                    await site.link.sessions.pace.take(LIMITS.change_cost)
                     yield item
 
     async def look(self, app: HostApp) -> AppObservation:
@@ -159,7 +163,7 @@ class SshTransport:
                     return await question(site)
                 except ContactLostError as error:
                     if last or site.link.alive:
-                        raise HostUnreachableError(str(error)) from None
+                        raise HostUnreachableError(str(error), error.code) from None
         raise AssertionError("the last attempt returns or raises")
 
     async def _order(
@@ -181,18 +185,23 @@ class SshTransport:
         record = await site.journal.read(operation_id)
         if record is None or record.state is State.RUNNING:
             raise ContactLostError("The host's journal changed while it was read.")
-        return End(
-            kind=_ENDS[record.state],
-            exit_code=record.exit_code or 0,
-            length=record.length,
-            cancelled_by=record.cancelled_by,
-            code=record.code,
-            reason=record.reason,
-            observed=await self._observed(site.link, record),
+        return cleaning.end(
+            End(
+                kind=_ENDS[record.state],
+                exit_code=record.exit_code or 0,
+                length=record.length,
+                cancelled_by=record.cancelled_by,
+                code=record.code,
+                reason=record.reason,
+                observed=await self._observed(site.link, record),
+            )
         )
 
     async def _observed(self, link: Link, record: Record) -> AppObservation | None:
-        identity = AppIdentity.from_spec(record.spec)
+        try:
+            identity = AppIdentity.from_spec(record.spec)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            identity = None  # somebody else wrote it
         if identity is None:
             return None
         try:

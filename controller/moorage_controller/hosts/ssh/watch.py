@@ -10,13 +10,16 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from moorage_common.app_identity import AppIdentity
 from moorage_common.clock import jittered
 from moorage_common.containers import Container, settled_states
 from moorage_common.engine_http import EngineProblemError
+from moorage_common.untrusted import LIMITS
 
+from moorage_controller.hosts import cleaning
 from moorage_controller.hosts.ssh.compose import HostCompose, pinned
 from moorage_controller.hosts.ssh.engine import EngineFacts
 from moorage_controller.hosts.ssh.link import Link
@@ -116,7 +119,8 @@ class Watch:
     async def _pump(self, events: AsyncGenerator[str, None]) -> None:
         try:
             async for container_id in events:
-                self._dirty.add(container_id)
+                if len(self._dirty) <= LIMITS.containers:  # all are dirty, else
+                    self._dirty.add(container_id)
                 self._stirred.set()
         finally:
             self._stirred.set()
@@ -125,11 +129,12 @@ class Watch:
         """Look at what was stirred, and at what is not as it was known: an event may be later than this look."""
         engine, ids, began = self._link.engine, set(self._dirty), boot_nanoseconds()
         self._dirty.clear()
+        all_dirty = len(ids) > LIMITS.containers
         states = await engine.states()
         containers = {
             container_id: known
             for container_id, known in before.containers.items()
-            if container_id not in ids and states.get(container_id) == known.state.state
+            if container_id not in ids and not all_dirty and states.get(container_id) == known.state.state
         }
         containers |= await engine.inspected(list(states.keys() - containers.keys()))
         return Seen(containers, began, await engine.facts())
@@ -164,28 +169,32 @@ async def look(link: Link, identity: AppIdentity) -> AppObservation:
 
 def observation(identity: AppIdentity, seen: Seen) -> AppObservation:
     """Return what was seen of an app."""
-    return AppObservation(
-        cd_path=identity.cd_path,
-        project=identity.named,
-        containers=settled_states((c for c in seen.containers.values() if identity.owns(c)), seen.facts.time),
-        looked_at=seen.looked_at,
-        boot_id=BOOT_ID,
-        problem_code=identity.problem_code,
-        problem=identity.problem,
-        replicas=identity.replicas,
+    return cleaning.observation(
+        AppObservation(
+            cd_path=identity.cd_path,
+            project=identity.named,
+            containers=settled_states((c for c in seen.containers.values() if identity.owns(c)), seen.facts.time),
+            looked_at=seen.looked_at,
+            boot_id=BOOT_ID,
+            problem_code=identity.problem_code,
+            problem=identity.problem,
+            replicas=dict(islice(identity.replicas.items(), LIMITS.services)),
+        )
     )
 
 
 def host_info(link: Link, compose: HostCompose | None, facts: EngineFacts | None, problem: str = "") -> HostInfo:
     """Return a host's facts; without those of the Engine, with what is wrong with it."""
-    return HostInfo(
-        engine_reachable=facts is not None,
-        engine_problem=problem,
-        running_containers=facts.running_containers if facts else 0,
-        uptime=link.survey.uptime,
-        agent_version="",
-        engine_version=facts.version if facts else "",
-        compose_version=compose.version if compose else _pinned_version(),
+    return cleaning.host_info(
+        HostInfo(
+            engine_reachable=facts is not None,
+            engine_problem=problem,
+            running_containers=facts.running_containers if facts else 0,
+            uptime=link.survey.uptime,
+            agent_version="",
+            engine_version=facts.version if facts else "",
+            compose_version=compose.version if compose else _pinned_version(),
+        )
     )
 
 

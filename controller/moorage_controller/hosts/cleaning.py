@@ -1,0 +1,104 @@
+"""What hosts say, as it may be kept, shown and logged, whichever way it came: each of the transport's types, cleaned.
+
+Containers are cleaned where they are read: `moorage_common.containers.clean_state`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from moorage_common.logs import LogLine
+from moorage_common.states import Project
+from moorage_common.untrusted import (
+    LIMITS,
+    UntrustedError,
+    at_most,
+    clean_code,
+    clean_line,
+    clean_sentence,
+    clean_text,
+    key_name,
+    key_path,
+    number,
+)
+
+from moorage_controller.hosts.transport import AppObservation, End, HostInfo
+
+
+def host_info(told: HostInfo) -> HostInfo:
+    """Return a host's facts."""
+    return replace(
+        told,
+        engine_problem=clean_sentence(told.engine_problem),
+        running_containers=number(told.running_containers, 0, LIMITS.count),
+        uptime=number(told.uptime, 0, LIMITS.int32),
+        agent_version=clean_line(told.agent_version, LIMITS.version),
+        engine_version=clean_line(told.engine_version, LIMITS.version),
+        compose_version=clean_line(told.compose_version, LIMITS.version),
+        journal=_path_or_nothing(told.journal),
+        fallback=clean_sentence(told.fallback),
+    )
+
+
+def observation(told: AppObservation) -> AppObservation:
+    """Return what was seen of an app. Raises UntrustedError where there is more of it than of any app."""
+    at_most("containers of an app", len(told.containers), LIMITS.containers)
+    at_most("deadlines", max(len(told.deadlines), len(told.stops)), LIMITS.deadlines)
+    return replace(
+        told,
+        cd_path=_path_or_nothing(told.cd_path),
+        project=None if told.project is None else project(told.project),
+        looked_at=number(told.looked_at, 0, LIMITS.int64),
+        boot_id=clean_line(told.boot_id, LIMITS.id),
+        problem_code=told.problem_code and clean_code(told.problem_code, "unknown"),
+        problem=clean_sentence(told.problem),
+        replicas=replicas(told.replicas),
+        deadlines={app_id: number(count, 0, LIMITS.int64) for app_id, count in told.deadlines.items()},
+    )
+
+
+def project(told: Project) -> Project | None:
+    """Return a project; None for one that nobody could have."""
+    try:
+        return Project(key_name(told.name), key_path(told.directory))
+    except UntrustedError:
+        return None
+
+
+def replicas(told: Mapping[str, int]) -> dict[str, int]:
+    """Return how many containers services are to have; those whose number is none are left out."""
+    at_most("services of an app", len(told), LIMITS.services)
+    return {
+        clean_line(name, LIMITS.name): number(count, 0, LIMITS.count)
+        for name, count in told.items()
+        if isinstance(name, str) and isinstance(count, int)
+    }
+
+
+def end(told: End) -> End:
+    """Return the end of an operation."""
+    return replace(
+        told,
+        exit_code=number(told.exit_code, -LIMITS.int32, LIMITS.int32),
+        length=number(told.length, 0, LIMITS.int64),
+        cancelled_by=clean_line(told.cancelled_by, LIMITS.name),
+        code=told.code and clean_code(told.code, "unknown"),
+        reason=clean_sentence(told.reason),
+    )
+
+
+def log_line(told: LogLine) -> LogLine:
+    """Return a line of a log."""
+    return LogLine(
+        time=clean_line(told.time, LIMITS.word),
+        container=clean_line(told.container, LIMITS.name),
+        service=clean_line(told.service, LIMITS.name),
+        # One line, so that none looks as if another container had written it.
+        text=clean_text(told.text, LIMITS.log_text).replace("\n", " "),
+    )
+
+
+def _path_or_nothing(path: str) -> str:
+    try:
+        return key_path(path) if path else ""
+    except UntrustedError:
+        return ""

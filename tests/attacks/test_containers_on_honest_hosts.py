@@ -1,0 +1,61 @@
+"""Containers that say more than any container should, on a host whose agent is honest: it stays within its limits."""
+
+from moorage_agent import convert
+from moorage_agent.watch import Everything, HostState, Observation
+from moorage_common.app_identity import AppIdentity
+from moorage_common.containers import clean_state
+from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_common.states import ContainerState, Project
+from moorage_common.untrusted import LIMITS
+from moorage_controller.hosts import messages, wire
+
+ABOUT = convert.About("2", "boot", "/var/lib/moorage-agent")
+HOST = HostState(engine_problem="", running_containers=1, uptime=1, engine_version="28")
+
+
+def loud(number: int) -> ContainerState:
+    """Return a container each text of which is as long as an Engine lets it be, or longer."""
+    long = "é" * 100_000
+    return clean_state(
+        ContainerState(
+            id=f"{number:064x}",
+            name=long,
+            service=long,
+            image=long,
+            state="running",
+            ports=[f"{n}:{long}" for n in range(1000)],
+        )
+    )
+
+
+def app(path: str, containers: int) -> Observation:
+    """Return an app of so many such containers."""
+    problem = "A compose file says " + "é" * 1_000_000
+    identity = AppIdentity(path, path, Project("shop", path), None, "compose_file_invalid", problem)
+    return Observation(identity, [loud(n) for n in range(containers)], 1)
+
+
+def test_an_app_of_very_many_loud_containers_fits_into_a_message() -> None:
+    seen = app("/srv/app", LIMITS.containers)
+    (message,) = convert.watch_items(seen, ABOUT)
+    raw = message.SerializeToString()
+    read = messages.watch_item(wire.read(pb.WatchResponse, raw), {"/srv/app"})
+    assert read is not None
+    assert len(read.containers) == LIMITS.containers  # type: ignore[union-attr]  # it is an observation
+
+
+def test_a_snapshot_that_is_too_large_goes_on_as_changes() -> None:
+    paths = [f"/srv/{n}" for n in range(60)]
+    everything = Everything(HOST, [app(path, 10) for path in paths])
+    told = list(convert.watch_items(everything, ABOUT))
+    assert len(told) > 1
+    assert all(message.ByteSize() < LIMITS.message for message in told)
+    named = [seen.cd_path for seen in told[0].snapshot.apps] + [message.app.cd_path for message in told[1:]]
+    assert named == paths
+
+
+def test_projects_that_are_too_many_are_cut_to_a_message() -> None:
+    found = {Project(f"p{n}", f"/srv/{n}"): [loud(m) for m in range(5)] for n in range(300)}
+    reply = convert.projects(found)
+    assert reply.ByteSize() < LIMITS.message
+    assert len(messages.projects(wire.read(pb.ListProjectsResponse, reply.SerializeToString()))) > 30

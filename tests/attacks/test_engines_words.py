@@ -1,0 +1,177 @@
+"""What an Engine may say of a container, an image or itself, and what the two ways to it make of it."""
+
+import copy
+import json
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+from moorage_common.containers import DIRECTORY, PROJECT, SERVICE, of_inspection, of_labels
+from moorage_common.engine_http import EngineProblemError, understanding
+from moorage_common.logs import Parts
+from moorage_common.states import ContainerState
+from moorage_common.untrusted import LIMITS, Lines, UntrustedError, clean_line, clean_text, parse_json
+from moorage_controller.hosts.ssh import engine
+
+ESCAPES = "\x1b]52;c;aGFoYQ==\x07\x1b[31mred\u202e\x00\x9b2J\r\n"
+ODD: tuple[Any, ...] = (
+    None, True, -1, 2**70, float("nan"), float("inf"), "", ESCAPES, "A" * 1_000_000, "/\0", "é" * 9_000, [], {},
+    [None] * 9_000, {ESCAPES: ESCAPES}, [[1]], {"a": {"b": []}}, "9999-99-99T99:99:99Z", "0000-00-00",
+)  # fmt: skip
+ABOUT = {
+    "Id": "c" * 64,
+    "Name": "/shop-web-1",
+    "RestartCount": 1,
+    "Config": {
+        "Image": "web",
+        "Labels": {PROJECT: "shop", DIRECTORY: "/srv/shop", SERVICE: "web", "com.docker.compose.oneoff": "False"},
+    },
+    "State": {
+        "Status": "running",
+        "ExitCode": 0,
+        "StartedAt": "2026-01-01T00:00:00.1Z",
+        "FinishedAt": "0001-01-01T00:00:00Z",
+        "Health": {"Status": "healthy"},
+    },
+    "NetworkSettings": {"Ports": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}], "90/tcp": None}},  # noqa: S104 - as the Engine shows it
+}
+INFO = {"SystemTime": "2026-01-01T00:00:00Z", "ServerVersion": "28", "ContainersRunning": 3}
+ROWS = [{"Id": "c" * 64, "State": "running"}]
+
+
+def spoiled(told: Any) -> Iterator[Any]:  # noqa: ANN401 - JSON
+    """Yield it with each part of it in turn replaced by each odd value, and taken away."""
+    for path in paths(told):
+        for odd in ODD:
+            yield changed(told, path, partial(put, odd))
+        yield changed(told, path, operator.delitem)
+
+
+def put(value: Any, place: Any, key: Any) -> None:  # noqa: ANN401 - JSON
+    """Set a part."""
+    place[key] = value
+
+
+def paths(told: Any) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401 - JSON
+    """Yield the way to each part."""
+    several = told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ()
+    for key, inner in several:
+        yield (key,)
+        for path in paths(inner):
+            yield (key, *path)
+
+
+def changed(told: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> Any:  # noqa: ANN401 - JSON
+    """Return a copy with one place changed."""
+    made = copy.deepcopy(told)
+    place = made
+    for key in path[:-1]:
+        place = place[key]
+    change(place, path[-1])
+    return made
+
+
+def assert_clean(state: ContainerState) -> None:
+    """See that a container is bounded and clean."""
+    for text in (state.name, state.service, state.image, *state.ports):
+        assert text == clean_line(text, LIMITS.image)
+    assert len(state.ports) <= LIMITS.ports
+    assert state.state in {"running", "unknown"}
+    assert state.health in {"healthy", ""}
+    assert abs(state.exit_code) <= LIMITS.int32
+    assert 0 <= state.restarts <= LIMITS.int32
+    for moment in (state.started_at, state.finished_at):
+        assert moment is None or moment.tzinfo is not None
+
+
+def test_a_container_of_odd_parts_is_clean_or_not_taken() -> None:
+    taken = 0
+    for about in spoiled(ABOUT):
+        with suppress(EngineProblemError, UntrustedError), understanding():
+            found = of_inspection(about, str)
+            if found is not None:
+                taken += 1
+                assert_clean(found.state)
+                assert len(found.directory) <= LIMITS.path
+                assert len(found.project) <= LIMITS.name
+    assert taken > 50
+
+
+@pytest.mark.parametrize(("told", "read"), [(INFO, engine._facts), (ROWS, engine._states)])
+def test_facts_and_lists_of_odd_parts_are_one_kind_of_error(told: object, read: Callable[[Any], object]) -> None:
+    assert read(told)
+    for odd in spoiled(told):
+        with suppress(EngineProblemError), understanding():
+            read(odd)
+
+
+def test_labels_that_nobody_could_have_are_of_no_app() -> None:
+    for label in (PROJECT, DIRECTORY):
+        for odd in ("/\0", "A" * 5_000, "\n"):
+            assert of_labels({PROJECT: "shop", DIRECTORY: "/srv", label: odd}, str) is None
+
+
+def test_ten_thousand_ports_are_cut_and_told_so() -> None:
+    about = copy.deepcopy(ABOUT)
+    about["NetworkSettings"] = {"Ports": {f"{n}/udp": [{"HostIp": "", "HostPort": str(n)}] for n in range(10_000)}}
+    found = of_inspection(about, str)
+    assert found is not None
+    assert len(found.state.ports) == LIMITS.ports
+    assert found.state.ports[-1] == "…"
+
+
+def test_json_that_would_fill_the_memory_is_not_read() -> None:
+    for bomb in (b"[" * 1_000_000, b"[" + b"{}," * 600_000 + b"{}]", b'["' + b'\\"' * 600_000, b"NaN,", b"\xff"):
+        with pytest.raises(UntrustedError):
+            parse_json(bomb, LIMITS.engine_answer)
+    commas = json.dumps({"label": "," * 1_000_000}).encode()
+    assert parse_json(commas, LIMITS.engine_answer)["label"]
+
+
+def test_lines_without_an_end_take_no_more_than_their_limit() -> None:
+    lines = Lines(10)
+    assert lines.take(b"one\ntwo") == [b"one"]
+    assert lines.take(b"\n" + b"A" * 100) == [b"two", b"A" * 10]
+    for _ in range(1000):
+        assert lines.take(b"A" * 65536) == []
+    assert lines.take(b"A\nlast\n") == [b"last"]
+
+
+def test_a_log_without_line_breaks_is_told_in_pieces_at_once() -> None:
+    parts = Parts(tty=True)
+    told = list(parts.take(b"2026-01-01T00:00:00.000000001Z " + b"A" * 65536))
+    assert len("".join(text for _, text in told)) == 65536
+    assert {time for time, _ in told} == {"2026-01-01T00:00:00.000000001Z"}
+    assert len(list(parts.take(b"B" * 65536))) == 65536 // LIMITS.log_text
+    assert list(parts.take(b"\n2026-01-01T00:00:00.000000002Z next\n")) == [("2026-01-01T00:00:00.000000002Z", "next")]
+
+
+def test_an_entry_of_four_gibibytes_is_not_waited_for() -> None:
+    parts = Parts(tty=False)
+    told = list(parts.take(b"\x01\0\0\0\xff\xff\xff\xff2026-01-01T00:00:00Z " + b"A" * 70_000))
+    assert sum(len(text) for _, text in told) == 70_000
+    for _ in range(100):
+        assert sum(len(text) for _, text in parts.take(b"A" * 65536)) == 65536
+
+
+def test_entries_in_any_pieces_are_the_same_lines() -> None:
+    def entry(text: bytes) -> bytes:
+        return b"\x01\0\0\0" + len(text).to_bytes(4, "big") + text
+
+    lines = [f"2026-01-01T00:00:0{n}Z {'é' * n}\n".encode() for n in range(10)]
+    stream = b"".join(map(entry, lines))
+    whole = list(Parts(tty=False).take(stream))
+    for size in (1, 3, 7, 50):
+        parts = Parts(tty=False)
+        told = [line for n in range(0, len(stream), size) for line in parts.take(stream[n : n + size])]
+        assert told == whole
+    assert [text for _, text in whole] == ["é" * n for n in range(10)]
+
+
+def test_texts_are_cut_and_cleaned() -> None:
+    assert clean_text(ESCAPES, 100) == "red\n"
+    assert clean_line(ESCAPES + "\tblue", 100) == "red blue"
+    assert len(clean_text("A" * 1_000_000, 100)) == 100

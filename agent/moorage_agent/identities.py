@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moorage_common.app_identity import AppIdentity, Reading
+from moorage_common.journal_types import Refused
 from moorage_common.states import Project
 
 from moorage_agent.errors import RefusalError
 from moorage_agent.policy import Policy
-from moorage_agent.projects import read_project
+from moorage_agent.projects import look_through, read_project
 
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
@@ -63,6 +64,16 @@ class Identities:
         if not identity.real_directory:
             raise RefusalError(identity.problem_code, identity.problem)
         return identity
+
+    async def recheck(self, identity: AppIdentity) -> Refused | None:
+        """Look through an app's files once more, right before Compose works with them."""
+        real = identity.real_directory
+        try:
+            rules = await asyncio.to_thread(self._policy.rules)
+            walked = await asyncio.to_thread(look_through, real, self._environment, rules)
+        except RefusalError as error:
+            return Refused(error.code, str(error))
+        return walked.refusal
 
     async def current(self, apps: Sequence[WatchedApp]) -> list[AppIdentity]:
         """Return what apps are, in their order; Compose is asked only where its files changed since it was asked.
@@ -115,7 +126,8 @@ class Identities:
     async def _read(self, real: str) -> Reading:
         async with self._turns:
             began_ns = time.time_ns()
-            reading = await read_project(self._compose, real, self._environment)
+            rules = await asyncio.to_thread(self._policy.rules)
+            reading = await read_project(self._compose, real, self._environment, rules)
         stamp = await asyncio.to_thread(_stamp, reading.files)
         if any(about is not None and about[0] >= began_ns - _CLOCK_TICK_NS for about in stamp):
             # Changed while it was read, or in the same tick of the file system's clock: not to be relied on.

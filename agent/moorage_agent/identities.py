@@ -126,7 +126,10 @@ class Identities:
     async def _read(self, real: str) -> Reading:
         async with self._turns:
             began_ns = time.time_ns()
-            rules = await asyncio.to_thread(self._policy.rules)
+            try:
+                rules = await asyncio.to_thread(self._policy.rules)
+            except RefusalError as error:
+                return Reading(None, (), error.code, str(error))
             reading = await read_project(self._compose, real, self._environment, rules)
         stamp = await asyncio.to_thread(_stamp, reading.files)
         if any(about is not None and about[0] >= began_ns - _CLOCK_TICK_NS for about in stamp):

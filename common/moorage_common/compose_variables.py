@@ -8,6 +8,7 @@ _KEY = re.compile(r"(?:export[ \t]+)?([A-Za-z0-9_.\-\[\]]+)[ \t]*([=:\n])")
 _BLANKS = " \t\r\v\f\x85\xa0"
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _AFTER_QUOTE = re.compile(r"[ \t\r]*(?:#[^\n]*)?(?:\n|\Z)")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATOR = re.compile(r":?[-+?]")
 _DEPTH = 8
@@ -124,7 +125,9 @@ class _File:
                 end += 2 if text[end] == "\\" else 1
             if end >= len(text) or (after := _AFTER_QUOTE.match(text, end + 1)) is None:
                 return None
-            inner = text[position + 1 : end]
+            inner = _ESCAPED.sub(lambda m: quote if m[1] == quote else m[0], text[position + 1 : end])
+            if quote == '"':
+                inner = _ESCAPED.sub(lambda m: "$$" if m[1] == "$" else m[0], inner)
             self._note(name, inner, plain=quote == "'")
             return after.end()
         line, _, _ = text[position:].partition("\n")

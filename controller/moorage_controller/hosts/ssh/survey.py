@@ -30,6 +30,8 @@ class Survey:
     booted: float
     engine_problem: str = ""
     state_problem: str = ""
+    policy: str = ""
+    """What the policy file of an agent there says, empty where there is none."""
 
     @property
     def uptime(self) -> int:
@@ -77,6 +79,7 @@ def read(ran: Ran, username: str) -> Survey:
         booted=time.monotonic() - float(told["uptime"]),
         engine_problem="" if access and told["docker"] else _why_no_engine(told, username),
         state_problem=_why_no_state(told),
+        policy=told.get("policy", ""),
     )
 
 

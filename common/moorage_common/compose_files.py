@@ -66,11 +66,12 @@ class Walked:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A compose file to look through. Relative paths begin at `base`; `service` is the only one that matters."""
+    """A compose file to look through, named at `place`. Relative paths begin at `base`; `service` alone matters."""
 
     file: str
     base: str
     variables: Variables
+    place: str
     service: str | None = None
 
     @property
@@ -137,7 +138,7 @@ class _AppWalk:
             variables = yield from self._with_files(variables, [settings], where(settings))
         yield from self._look_up([Ask(file, content=True) for file in files])
         self._name_project(files, base, variables)
-        tasks, seen = [_Task(file, base, variables) for file in files], set[object]()
+        tasks, seen = [_Task(file, base, variables, self._named_at(file)) for file in files], set[object]()
         while tasks:
             new = [task for task in tasks if task.key not in seen]
             seen |= {task.key for task in new}
@@ -146,7 +147,7 @@ class _AppWalk:
             yield from self._look_up([Ask(task.file, content=True) for task in new])
             tasks = []
             for task in new:
-                for document in self._documents(task.file):
+                for document in self._documents(task.file, task.place):
                     tasks += yield from self._document(document, task)
         yield from self.check_places()
 
@@ -181,16 +182,17 @@ class _AppWalk:
     def _content(self, path: str, place: str) -> bytes | None:
         """Return what an ordinary file that may be read holds; None where there is none, which Compose says best."""
         about = self.found[path]
-        if about.kind is Kind.OTHER and path != "/dev/null":
-            raise Refusal("unreadable_compose_file", f"{place}: {path} is no ordinary file.")
-        if about.kind is not Kind.FILE:
+        if path == "/dev/null":
             return None
         if not is_below(about.real, self.rules.readable):
-            raise Refusal(
-                "path_not_allowed",
-                f"{place}: {path} is outside the directories that this host's policy allows "
-                f"({', '.join(self.rules.readable) or 'nothing yet'}).",
-            )
+            # The path itself is not shown: a variable may have put a secret into it.
+            allowed = ", ".join(self.rules.readable) or "nothing yet"
+            sentence = f"{place}: it leads outside the directories that the host's policy allows ({allowed})."
+            raise Refusal("path_not_allowed", sentence)
+        if about.kind is Kind.OTHER:
+            raise Refusal("unreadable_compose_file", f"{place}: it is no ordinary file of a usual size.")
+        if about.kind is not Kind.FILE:
+            return None
         self._note_quotable(about.real)
         return about.content
 
@@ -208,7 +210,7 @@ class _AppWalk:
                 try:
                     text = content.decode("utf-8-sig")
                 except UnicodeDecodeError:
-                    raise Refusal("unreadable_compose_file", f"{place}: {file} is not UTF-8.") from None
+                    raise Refusal("unreadable_compose_file", f"{place}: it is not UTF-8.") from None
                 variables = variables.with_file(text)
         return variables
 
@@ -242,15 +244,21 @@ class _AppWalk:
         try:
             name = variables.get("COMPOSE_PROJECT_NAME") or ""
             if not name:
-                named = [n for f in files for d in self._documents(f) for n in d.texts("name") if n]
+                named = [n for f in files for d in self._documents(f, self._named_at(f)) for n in d.texts("name") if n]
                 name = variables.fill(named[-1]) if named else basename(base)
         except UnsureError:
             return
         plain = "".join(c for c in name.lower() if c.isascii() and (c.isalnum() or c in "_-")).lstrip("_-")
         variables.set("COMPOSE_PROJECT_NAME", plain)
 
-    def _documents(self, file: str) -> Sequence[Node]:
-        content = self._content(file, where(self.directory))
+    def _named_at(self, file: str) -> str:
+        """Return where a first file is named: nowhere, when it bears one of the known names."""
+        return (
+            where(file) if basename(file) in _DEFAULT_FILES else where(join(self.directory, ".env"), key="COMPOSE_FILE")
+        )
+
+    def _documents(self, file: str, place: str) -> Sequence[Node]:
+        content = self._content(file, place)
         try:
             return parse(content) if content is not None else ()
         except UnreadableError as error:
@@ -259,8 +267,8 @@ class _AppWalk:
     def _document(self, document: Node, task: _Task) -> Generator[Sequence[Ask], Mapping[str, Found], list[_Task]]:
         self.places.services(document, where(task.file), task.base, task.variables, task.service)
         more = [
-            _Task(file or task.file, dirname(file) or "/" if file else task.base, task.variables, service)
-            for file, service in self.places.take_extended()
+            _Task(file or task.file, dirname(file) or "/" if file else task.base, task.variables, place, service)
+            for file, service, place in self.places.take_extended()
         ]
         if task.service is None:
             for element in document.elements("include"):
@@ -283,5 +291,5 @@ class _AppWalk:
         made = []
         for base in bases or [dirname(files[0]) or "/"]:
             variables = yield from self._with_files(task.variables, named or [join(base, ".env")], place)
-            made += [_Task(file, base, variables) for file in files]
+            made += [_Task(file, base, variables, place) for file in files]
         return made

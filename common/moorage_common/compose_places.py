@@ -55,11 +55,11 @@ class Places:
     rules: Rules
     home: str
     named: list[Place] = field(default_factory=list)
-    _extended: list[tuple[str, str]] = field(default_factory=list)
+    _extended: list[tuple[str, str, str]] = field(default_factory=list)
     _at: "_At" = field(init=False)
 
-    def take_extended(self) -> list[tuple[str, str]]:
-        """Return file (empty: the same) and service of what was extended since it was last asked."""
+    def take_extended(self) -> list[tuple[str, str, str]]:
+        """Return file (empty: the same), service and place of what was extended since it was last asked."""
         taken, self._extended = self._extended, []
         return taken
 
@@ -140,14 +140,15 @@ class Places:
 
     def _extends(self, extends: Node) -> None:
         if extends.text is not None:
-            self._extended.append(("", self._told(extends.text, "extends")))
+            self._extended.append(("", self._told(extends.text, "extends"), self._at.place("extends")))
             return
         files = [
             self.local(text, self._at.place("extends.file"), self._at.base, self._at.variables)
             for text in extends.texts("file")
         ]
         for service in extends.texts("service"):
-            self._extended += [(file, self._told(service, "extends")) for file in files or [""]]
+            named = self._told(service, "extends")
+            self._extended += [(file, named, self._at.place("extends.file")) for file in files or [""]]
 
     def _build(self, build: Node) -> None:
         if build.text is not None and not build.null:

@@ -68,4 +68,4 @@ def _paths(name: str, listed: object) -> Sequence[str]:
         isinstance(p, str) and p.startswith("/") and "\0" not in p for p in listed
     ):
         raise ValueError(f"{name} must be a list of absolute paths")
-    return listed
+    return tuple(listed)

@@ -125,7 +125,7 @@ class _Builder:
                 return self._put(self._anchors[event.anchor])
             case yaml.ScalarEvent():
                 _check_tag(event.tag)
-                null = event.style is None and event.tag is None and event.value in {"", "~", "null", "Null", "NULL"}
+                null = not event.style and event.tag is None and event.value in {"", "~", "null", "Null", "NULL"}
                 node = Node(text=event.value, null=null)
                 if event.anchor is not None:
                     self._anchors[event.anchor] = node

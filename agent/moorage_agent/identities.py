@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moorage_common.app_identity import AppIdentity, Reading
+from moorage_common.compose_rules import Rules
 from moorage_common.journal_types import Refused
 from moorage_common.states import Project
 
@@ -39,6 +40,7 @@ class WatchedApp:
 @dataclass(frozen=True, slots=True)
 class _Known:
     reading: Reading
+    rules: Rules
     stamp: _Stamp
     until: float
 
@@ -87,10 +89,13 @@ class Identities:
     def _look(self, app: WatchedApp) -> tuple[str | RefusalError, Reading | None]:
         try:
             real = self._policy.real_directory(app.cd_path)
+            rules = self._policy.rules()
         except RefusalError as error:
             return error, None
         known = self._known.get(real)
-        if known is None or time.monotonic() > known.until or _stamp(known.reading.files) != known.stamp:
+        if known is None or time.monotonic() > known.until or rules != known.rules:
+            return real, None
+        if _stamp(known.reading.files) != known.stamp:
             return real, None
         return real, known.reading
 
@@ -137,7 +142,7 @@ class Identities:
             self._known.pop(real, None)
         else:
             keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
-            self._known[real] = _Known(reading, stamp, time.monotonic() + keep)
+            self._known[real] = _Known(reading, rules, stamp, time.monotonic() + keep)
         return reading
 
 

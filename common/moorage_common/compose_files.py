@@ -187,7 +187,8 @@ class _AppWalk:
         if not is_below(about.real, self.rules.readable):
             # The path itself is not shown: a variable may have put a secret into it.
             allowed = ", ".join(self.rules.readable) or "nothing yet"
-            sentence = f"{place}: it leads outside the directories that the host's policy allows ({allowed})."
+            subject = f"{dirname(about.real) or '/'} is" if place == path else "it leads"
+            sentence = f"{place}: {subject} outside the directories that the host's policy allows ({allowed})."
             raise Refusal("path_not_allowed", sentence)
         if about.kind is Kind.OTHER:
             raise Refusal("unreadable_compose_file", f"{place}: it is no ordinary file of a usual size.")

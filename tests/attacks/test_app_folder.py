@@ -151,7 +151,6 @@ async def test_a_provider_runs_only_where_the_policy_lists_it(agent: LoneAgent, 
     assert not mark.exists()
     policy = agent.data / "policy.toml"
     policy.write_text(policy.read_text() + 'allow_providers = ["./evil"]\n')
-    os.utime(directory / "compose.yaml")
     await caller.run(UP, directory)
     assert mark.exists()
 
@@ -237,7 +236,6 @@ async def test_what_the_policy_names_may_be_read(agent: LoneAgent, caller: Calle
     assert (await refusal(caller, directory))[0] == "path_not_allowed"
     policy = agent.data / "policy.toml"
     policy.write_text(policy.read_text() + f'allow_paths = ["{outside}"]\n')
-    os.utime(directory / "compose.yaml")
     assert (await caller.run(UP, directory)).end.exit_code == 0
 
 
@@ -261,7 +259,6 @@ async def test_bind_mounts_are_the_policy_s_to_allow(
     before = policy.read_text()
     for allowed, code in (("false", "bind_mount_not_allowed"), ('["/srv"]', "bind_mount_not_allowed"), ('["/"]', "")):
         policy.write_text(f"{before}allow_bind_mounts = {allowed}\n")
-        os.utime(directory / "compose.yaml")
         assert (await seen(caller, directory)).problem_code == code
 
 

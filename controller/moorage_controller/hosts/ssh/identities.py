@@ -40,6 +40,7 @@ _AT_ONCE = 2
 @dataclass(frozen=True, slots=True)
 class _Known:
     reading: Reading
+    policy: str
     stamp: tuple[str, ...]
     until: float
 
@@ -72,7 +73,8 @@ class Identities:
         known = {path: self._known[path] for path in real.values() if path in self._known}
         stamps = await self._stamps(link, {path: entry.reading.files for path, entry in known.items()})
         now = time.monotonic()
-        fresh = {path for path, entry in known.items() if stamps[path] == entry.stamp and now < entry.until}
+        same = {path: entry for path, entry in known.items() if entry.policy == link.survey.policy}
+        fresh = {path for path, entry in same.items() if stamps[path] == entry.stamp and now < entry.until}
         stale = [path for path in dict.fromkeys(real.values()) if path not in fresh]
         read = await asyncio.gather(*(self._read_or_refuse(link, compose, path) for path in stale))
         readings = {path: known[path].reading for path in fresh} | dict(zip(stale, read, strict=True))
@@ -96,7 +98,7 @@ class Identities:
             self._known.pop(real, None)  # changed while it was read: not to be relied on
         else:
             keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
-            self._known[real] = _Known(reading, stamp, time.monotonic() + keep)
+            self._known[real] = _Known(reading, link.survey.policy, stamp, time.monotonic() + keep)
         return reading
 
     @staticmethod

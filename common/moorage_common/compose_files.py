@@ -248,6 +248,7 @@ class _AppWalk:
                 named = [n for f in files for d in self._documents(f, self._named_at(f)) for n in d.texts("name") if n]
                 name = variables.fill(named[-1]) if named else basename(base)
         except UnsureError:
+            variables.doubt("COMPOSE_PROJECT_NAME")
             return
         plain = "".join(c for c in name.lower() if c.isascii() and (c.isalnum() or c in "_-")).lstrip("_-")
         variables.set("COMPOSE_PROJECT_NAME", plain)

@@ -47,6 +47,12 @@ class Variables:
         self._known[name] = value
         self._fixed |= {name}
 
+    def doubt(self, name: str) -> None:
+        """Note that nobody knows what a variable is."""
+        self._known.pop(name, None)
+        self._fixed -= {name}
+        self._unsure.add(name)
+
     def with_file(self, text: str) -> "Variables":
         """Return these with those of a file of variables (`.env`) beneath: what is set already stays."""
         merged = Variables(self._known)

@@ -37,12 +37,15 @@ class Node:
     null: bool = False
 
     def get(self, *keys: str) -> Iterator["Node"]:
-        """Yield what stands under a key, or under each key of a path, in a mapping; nothing elsewhere."""
+        """Yield what stands under a key, or under each key of a path, in a mapping; nothing elsewhere.
+
+        Keys are given in lower case, and found in any: Compose takes `Path` for `path` in an `include`.
+        """
         if not keys:
             yield self
             return
         for name, value in self.members():
-            if name == keys[0]:
+            if name.casefold() == keys[0]:
                 yield from value.get(*keys[1:])
 
     def entries(self, *keys: str) -> Iterator[tuple[str, "Node"]]:

@@ -187,6 +187,8 @@ OUTSIDE: dict[str, tuple[str | None, Callable[[Path, Path], None] | None]] = {
     "include": ("include: [SECRET]\n", None),
     "include-path": ("include: [{path: SECRET}]\n", None),
     "include-list": ("include: [{path: [inner.yaml, SECRET]}]\n", _written("inner.yaml", WEB)),
+    "include-capital": ("include: [{Path: SECRET}]\n", None),
+    "include-env-capital": ("include: [{path: inner.yaml, Env_File: SECRET}]\n", _written("inner.yaml", WEB)),
     "include-dots": ("include: [../../outside/secret]\n", None),
     "include-link": ("include: [inner.yaml]\n", _linked("inner.yaml")),
     "include-include": ("include: [inner.yaml]\n", _written("inner.yaml", "include: [../../outside/secret]\n")),

@@ -138,7 +138,7 @@ def test_an_include_has_variables_of_its_own() -> None:
 
 def test_the_project_s_name_is_known_to_paths() -> None:
     assert code("name: My-App\n" + service("env_file: './${COMPOSE_PROJECT_NAME}.env'")) == ""
-    assert code("name: '${X'\n" + service("env_file: './${COMPOSE_PROJECT_NAME}.env'")) == ""
+    assert code("name: '${X'\n" + service("env_file: './${COMPOSE_PROJECT_NAME}.env'")) == "path_not_allowed"
     links = {"/srv/app/my-app.env": "/etc/x"}
     text = "name: My-App\n" + service("env_file: './${COMPOSE_PROJECT_NAME}.env'")
     told = walked({"/srv/app/compose.yaml": text}, links=links)

@@ -32,7 +32,7 @@ from moorage_controller.hosts.transport import ContactLostError, HostApp, HostRe
 _READ_SECONDS = 90.0
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
-"""A file that the compose file includes may have mended it: that changes none of the files looked at."""
+"""What mends it need not be one of the files that were looked at."""
 _AT_ONCE = 2
 """Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
 

@@ -176,7 +176,10 @@ async def test_a_provider_is_found_wherever_it_hides(
 
 
 def _written(name: str, text: str) -> Callable[[Path, Path], None]:
-    return lambda directory, _: (directory / name).write_text(text) and None
+    def lay_out(directory: Path, _: Path) -> None:
+        (directory / name).write_text(text)
+
+    return lay_out
 
 
 def _linked(name: str) -> Callable[[Path, Path], None]:

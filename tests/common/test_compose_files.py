@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from moorage_lab.processes import installed
 ROOTS = Rules(["/srv"])
 
 
-def walked(files: dict[str, str | bytes], rules: Rules = ROOTS, links: dict[str, str] | None = None) -> Walked:
+def walked(files: Mapping[str, str | bytes], rules: Rules = ROOTS, links: dict[str, str] | None = None) -> Walked:
     """Walk through the app in /srv/app of a host that has these files."""
     asked: list[str] = []
     walk = walk_app("/srv/app", Variables({"HOME": "/root", "PATH": "/usr/bin"}), "/root", rules)
@@ -41,9 +42,10 @@ def walked(files: dict[str, str | bytes], rules: Rules = ROOTS, links: dict[str,
         return told
 
 
-def code(text: str, rules: Rules = ROOTS, **files: str) -> str:
+def code(text: str, rules: Rules = ROOTS, *, files: Mapping[str, str] | None = None) -> str:
     """Return the code with which an app with this compose file is refused, empty where it isn't."""
-    told = walked({"/srv/app/compose.yaml": text} | {f"/srv/app/{name}": text for name, text in files.items()}, rules)
+    beside = {f"/srv/app/{name}": content for name, content in (files or {}).items()}
+    told = walked({"/srv/app/compose.yaml": text} | beside, rules)
     return told.refusal.code if told.refusal is not None else ""
 
 
@@ -107,10 +109,11 @@ def test_what_leads_out_of_the_roots_is_refused(text: str, expected: str) -> Non
 
 
 def test_an_extended_file_counts_by_its_service_alone() -> None:
+    text = service("extends: {file: base.yaml, service: a}")
     base = "services: {a: {image: x, extends: b}, b: {image: x}, c: {provider: {type: x}}}\n"
-    assert code(service("extends: {file: base.yaml, service: a}"), **{"base.yaml": base}) == ""
+    assert code(text, files={"base.yaml": base}) == ""
     hidden = base.replace("b: {image: x}", "b: {extends: c}")
-    assert code(service("extends: {file: base.yaml, service: a}"), **{"base.yaml": hidden}) == "provider_not_allowed"
+    assert code(text, files={"base.yaml": hidden}) == "provider_not_allowed"
 
 
 def test_paths_begin_where_compose_has_them_begin() -> None:
@@ -132,8 +135,8 @@ def test_an_include_has_variables_of_its_own() -> None:
     include = "include: [{path: a.yaml, env_file: one.env}, {path: a.yaml, env_file: two.env}]\n"
     inner = service("env_file: '${X}'")
     files = {"a.yaml": inner, "one.env": "X=fine\n", "two.env": "X=/etc/x\n"}
-    assert code(include, **files) == "path_not_allowed"
-    assert code(include, **files, **{".env": "X=fine\n"}) == ""
+    assert code(include, files=files) == "path_not_allowed"
+    assert code(include, files=files | {".env": "X=fine\n"}) == ""
 
 
 def test_the_project_s_name_is_known_to_paths() -> None:
@@ -147,11 +150,11 @@ def test_the_project_s_name_is_known_to_paths() -> None:
 
 
 def test_circles_come_to_an_end() -> None:
-    assert code("include: [a.yaml]\n", **{"a.yaml": "include: [compose.yaml]\n"}) == ""
+    assert code("include: [a.yaml]\n", files={"a.yaml": "include: [compose.yaml]\n"}) == ""
     assert code("services: {a: {extends: b}, b: {extends: a}}\n") == ""
     env = {f"{n}.env": f"V{n}=1\n" for n in range(9)}
     entries = ", ".join(f"{{path: compose.yaml, env_file: {n}.env}}" for n in range(9))
-    assert code(f"include: [{entries}]\n", **env) == "unreadable_compose_file"
+    assert code(f"include: [{entries}]\n", files=env) == "unreadable_compose_file"
 
 
 def test_what_may_be_quoted_lies_in_the_app_s_own_directory_or_a_root() -> None:

@@ -11,15 +11,10 @@ import grpc
 import grpc.aio
 import pytest
 from lone_agent import UP, Caller, Desk, LoneAgent, code_of
-from moorage_agent.app_files import opened
-from moorage_agent.projects import read_project
 from moorage_common.compose import clean_environment
-from moorage_common.compose_rules import Rules
-from moorage_common.journal import Journal, Order, Refused, State
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.processes import installed
-from moorage_lab.waiting import eventually_async
 from stack import IMAGE, SLEEPER
 
 SECRET = "root:$6$not-for-you:20000:0:99999:7:::\n"  # noqa: S105 - what such a file looks like
@@ -345,57 +340,3 @@ async def test_usual_apps_go_on_as_before(agent: LoneAgent, caller: Caller) -> N
     done = await caller.run(UP, directory)
     assert done.end.exit_code == 0, done.output
     assert sorted(agent.containers(directory)) == ["usual-once-1", "usual-web-1"]
-
-
-async def test_a_directory_that_became_a_link_is_not_entered(tmp_path: Path) -> None:
-    """Between the check of an operation's directory and its command."""
-    journal, elsewhere, app = Journal(tmp_path / "journal"), tmp_path / "elsewhere", tmp_path / "apps" / "app"
-    journal.prepare()
-    elsewhere.mkdir()
-    app.mkdir(parents=True)
-
-    async def swap() -> Refused | None:
-        app.rename(tmp_path / "moved")
-        app.symlink_to(elsewhere)
-        return None
-
-    order = Order(
-        operation_id="6f2d3c1e-8a5b-4c7d-9e0f-1a2b3c4d5e6f",
-        spec={},
-        argv=["touch", "here"],
-        environment=clean_environment(str(app), {}),
-        directory=str(app),
-        app_directory=str(app),
-        project=None,
-    )
-    await journal.launch(order, swap)
-
-    def ended() -> bool:
-        record = journal.read(order.operation_id)
-        return record is not None and record.state is State.EXITED and record.exit_code == 125
-
-    await eventually_async(ended)
-    assert b"symbolic link" in journal.read_output(order.operation_id, 0, 1000)
-    assert not list(elsewhere.iterdir())
-    assert not (tmp_path / "moved" / "here").exists()
-
-
-async def test_compose_reads_no_directory_that_became_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look through an app's files and Compose."""
-    app, elsewhere = tmp_path / "apps" / "app", tmp_path / "elsewhere"
-    app.mkdir(parents=True)
-    elsewhere.mkdir()
-    (app / "compose.yaml").write_text("name: checked\nservices: {a: {image: x}}\n")
-    (elsewhere / "compose.yaml").write_text("not-for-you: {}\n")
-
-    def swap(path: str) -> object:
-        if not app.is_symlink():
-            app.rename(tmp_path / "moved")
-            app.symlink_to(elsewhere)
-        return opened(path)
-
-    monkeypatch.setattr("moorage_agent.projects.opened", swap)
-    reading = await read_project(installed("docker-compose"), str(app), {}, Rules([str(tmp_path / "apps")]))
-    assert reading.project is None
-    assert reading.problem_code == "unreadable_compose_file"
-    assert "not-for-you" not in reading.problem

@@ -12,12 +12,15 @@ from moorage_common.app_identity import COMPOSE_FILES, OVERRIDE_FILES
 from moorage_common.compose_places import Places, Refusal, where
 from moorage_common.compose_rules import EVERYWHERE, Rules, is_below
 from moorage_common.compose_variables import UnsureError, Variables
-from moorage_common.compose_yaml import Node, UnreadableError, parse
+from moorage_common.compose_yaml import Node, UnreadableError, parse, weigh
 from moorage_common.journal_types import Refused
 
 _MOST_FILES = 64
 _MOST_PATHS = 2000
 _MOST_TASKS = 256
+_MOST_BYTES = 4 << 20
+_MOST_NODES = 1_000_000
+"""Looked at in all: a file that is included again and again costs its nodes each time."""
 _DEFAULT_FILES = (*COMPOSE_FILES, *OVERRIDE_FILES)
 _RESOLVED_BYTES = 8 << 20
 
@@ -118,6 +121,8 @@ class _AppWalk:
     found: dict[str, Found] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     stamped: set[str] = field(default_factory=set)
+    parsed: dict[str, tuple[Sequence[Node], int]] = field(default_factory=dict)
+    weight: int = 0
     places: Places = field(init=False)
     quotable: bool = True
 
@@ -140,8 +145,9 @@ class _AppWalk:
         self._name_project(files, base, variables)
         tasks, seen = [_Task(file, base, variables, self._named_at(file)) for file in files], set[object]()
         while tasks:
-            new = [task for task in tasks if task.key not in seen]
-            seen |= {task.key for task in new}
+            fresh = {task.key: task for task in tasks if task.key not in seen}
+            seen |= fresh.keys()
+            new = list(fresh.values())
             if len(seen) > _MOST_TASKS:
                 raise self._too_many()
             yield from self._look_up([Ask(task.file, content=True) for task in new])
@@ -175,9 +181,14 @@ class _AppWalk:
             raise self._too_many()
         if new:
             self.found |= yield new
+            if sum(len(about.content or b"") for about in self.found.values()) > _MOST_BYTES:
+                raise self._too_many()
 
     def _too_many(self) -> Refusal:
-        return Refusal("unreadable_compose_file", f"The compose files in {self.directory} name too many other files.")
+        return Refusal(
+            "unreadable_compose_file",
+            f"The compose files in {self.directory} name too many other files, or too much in them.",
+        )
 
     def _content(self, path: str, place: str) -> bytes | None:
         """Return what an ordinary file that may be read holds; None where there is none, which Compose says best."""
@@ -262,9 +273,16 @@ class _AppWalk:
     def _documents(self, file: str, place: str) -> Sequence[Node]:
         content = self._content(file, place)
         try:
-            return parse(content) if content is not None else ()
+            if file not in self.parsed:
+                documents = parse(content) if content is not None else ()
+                self.parsed[file] = documents, sum(weigh(document) for document in documents)
         except UnreadableError as error:
             raise Refusal("unreadable_compose_file", f"{file} can't be read as a compose file: {error}.") from None
+        found, weight = self.parsed[file]
+        self.weight += weight
+        if self.weight > _MOST_NODES:
+            raise self._too_many()
+        return found
 
     def _document(self, document: Node, task: _Task) -> Generator[Sequence[Ask], Mapping[str, Found], list[_Task]]:
         self.places.services(document, where(task.file), task.base, task.variables, task.service)

@@ -97,7 +97,7 @@ def parse(content: bytes, limit: int = FILE_BYTES) -> list[Node]:
         line = f"line {mark.line + 1} is not YAML" if mark is not None else "it is not YAML"
         raise UnreadableError(line) from None
     for document in documents:
-        _measure(document)
+        weigh(document)
     return documents
 
 
@@ -169,8 +169,8 @@ def _check_tag(tag: str | None) -> None:
         raise UnreadableError("it has a tag that Compose doesn't know")
 
 
-def _measure(document: Node) -> None:
-    """Refuse what is small as text, and huge or deep when its aliases are followed."""
+def weigh(document: Node) -> int:
+    """Return how many nodes a document has with its aliases followed. Raises UnreadableError: too many, or too deep."""
     visits, pending = 0, [(document, 0)]
     while pending:
         node, depth = pending.pop()
@@ -179,3 +179,4 @@ def _measure(document: Node) -> None:
             raise UnreadableError("its aliases unfold to too much")
         pending += [(child, depth + 1) for child in node.items or ()]
         pending += [(child, depth + 1) for _, child in node.pairs or ()]
+    return visits

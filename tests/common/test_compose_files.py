@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -277,3 +278,15 @@ def test_a_policy_says_what_it_allows_and_else_it_is_as_before() -> None:
         "allow_remote_resources = true\nallow_bind_mounts = ['/b']\n"
     )
     assert every == Rules((), ("/a",), frozenset({"model"}), remote=True, binds=("/b",))
+
+
+def test_a_large_file_is_not_looked_through_for_ever() -> None:
+    large = "x: [" + "a, " * 90_000 + "]\n"
+    entries = ", ".join(f"{{path: large.yaml, env_file: {n}.env}}" for n in range(20))
+    files = {f"{n}.env": f"V{n}=1\n" for n in range(20)} | {"large.yaml": large}
+    began = time.monotonic()
+    assert code(f"include: [{entries}]\n", files=files) == "unreadable_compose_file"
+    assert (
+        code("include: [1.y, 2.y, 3.y, 4.y, 5.y]\n", files={f"{n}.y": "# " + "x" * 900_000 for n in range(1, 6)}) != ""
+    )
+    assert time.monotonic() - began < 30

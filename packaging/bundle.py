@@ -61,7 +61,6 @@ _DEVELOPERS = (
     "rich",
     "setuptools",
     "tkinter",
-    "yaml",
 )
 RECIPES = {
     "agent": Recipe(

@@ -60,7 +60,7 @@ class ComposeRunner:
             return True
         identity = await self._identify(kind, cd_path, last_project)
         order, names = await self._order(operation_id, kind, identity)
-        launch = await self._journal.launch(order, self._guard(identity, names))
+        launch = await self._journal.launch(order, self._guard(kind, identity, names))
         log.info("operation_launched", operation_id=operation_id, kind=kind.value, outcome=launch.value)
         return launch is not Launch.STARTED
 
@@ -120,12 +120,15 @@ class ComposeRunner:
             raise RefusalError(identity.problem_code, identity.problem)
         return up_order(operation_id, kind, identity, self._compose, self._environment)
 
-    def _guard(self, identity: AppIdentity, names: set[str]) -> Guard:
-        """Refuse, under the locks, to work on a project name whose containers belong to another directory."""
+    def _guard(self, kind: OperationKind, identity: AppIdentity, names: set[str]) -> Guard:
+        """Refuse, under the locks, a project name whose containers belong to another directory, and files of harm."""
 
         async def guard() -> Refused | None:
             containers = await asyncio.to_thread(self._engine.containers)
-            return identity.refusal(names, containers.values())
+            taken = identity.refusal(names, containers.values())
+            if taken is not None or kind is OperationKind.DOWN:
+                return taken
+            return await self._identities.recheck(identity)
 
         return guard
 

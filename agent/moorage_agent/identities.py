@@ -9,17 +9,19 @@ from pathlib import Path
 
 import structlog
 from moorage_common.app_identity import UNREADABLE, AppIdentity, Reading, nonsense
+from moorage_common.compose_rules import Rules
+from moorage_common.journal_types import Refused
 from moorage_common.states import Project
 
 from moorage_agent.errors import RefusalError
 from moorage_agent.policy import Policy
-from moorage_agent.projects import read_project
+from moorage_agent.projects import look_through, read_project
 
 log = structlog.get_logger(__name__)
 
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
-"""A file that the compose file includes may have mended it: that changes none of the files looked at."""
+"""What mends it need not be one of the files that were looked at."""
 _PATIENCE_SECONDS = 5.0
 _AT_ONCE = 2
 """Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
@@ -42,6 +44,7 @@ class WatchedApp:
 @dataclass(frozen=True, slots=True)
 class _Known:
     reading: Reading
+    rules: Rules
     stamp: _Stamp
     until: float
 
@@ -86,6 +89,16 @@ class Identities:
             raise RefusalError(identity.problem_code, identity.problem)
         return identity
 
+    async def recheck(self, identity: AppIdentity) -> Refused | None:
+        """Look through an app's files once more, right before Compose works with them."""
+        real = identity.real_directory
+        try:
+            rules = await asyncio.to_thread(self._policy.rules)
+            walked = await asyncio.to_thread(look_through, real, self._environment, rules)
+        except RefusalError as error:
+            return Refused(error.code, str(error))
+        return walked.refusal
+
     async def current(self, apps: Sequence[WatchedApp]) -> list[AppIdentity]:
         """Return what apps are, in their order; Compose is asked only where its files changed since it was asked.
 
@@ -98,12 +111,15 @@ class Identities:
     def _look(self, app: WatchedApp) -> tuple[str | RefusalError, Reading | None]:
         try:
             real = self._policy.real_directory(app.cd_path)
+            rules = self._policy.rules()
         except RefusalError as error:
             return error, None
         except (OSError, ValueError) as error:
             return RefusalError("invalid_request", f"{app.cd_path!a} can't be a directory on the host: {error}."), None
         known = self._known.get(real)
-        if known is None or time.monotonic() > known.until or _stamp(known.reading.files) != known.stamp:
+        if known is None or time.monotonic() > known.until or rules != known.rules:
+            return real, None
+        if _stamp(known.reading.files) != known.stamp:
             return real, None
         return real, known.reading
 
@@ -169,7 +185,11 @@ class Identities:
     async def _read(self, real: str) -> Reading:
         async with self._turns:
             began_ns = time.time_ns()
-            reading = await read_project(self._compose, real, self._environment)
+            try:
+                rules = await asyncio.to_thread(self._policy.rules)
+            except RefusalError as error:
+                return Reading(None, (), error.code, str(error))
+            reading = await read_project(self._compose, real, self._environment, rules)
         if reading.project is not None:
             self._seen[real] = reading.project
         stamp = await asyncio.to_thread(_stamp, reading.files)
@@ -178,7 +198,7 @@ class Identities:
             self._known.pop(real, None)
         else:
             keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
-            self._known[real] = _Known(reading, stamp, time.monotonic() + keep)
+            self._known[real] = _Known(reading, rules, stamp, time.monotonic() + keep)
         return reading
 
 

@@ -1,17 +1,28 @@
-"""The host's own policy: the directories below which apps may lie. Whatever a controller says, this holds."""
+"""The host's own policy: where apps may lie, and what their files may make the host do. Whatever a controller says."""
 
 import os
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+
+from moorage_common.compose_rules import Rules, is_below, parse_rules
 
 from moorage_agent.errors import RefusalError
 from moorage_agent.settings import write_file
 
 _HEADER = """\
-# Directories below which a controller may run Compose apps, as absolute paths. An app's directory, and that of its
-# compose file, are compared with their symbolic links resolved. Nothing listed means nothing allowed. A change counts
-# from the next call on, without a restart.
+# What a controller may have done on this host. A change counts from the next call on, without a restart.
+#
+# allowed_roots           Directories below which Compose apps may lie, as absolute paths. An app's directory, that of
+#                         its compose file, and all that its compose files name (include, extends, env_file, secrets,
+#                         build and so on) are compared with their symbolic links resolved. Nothing listed means
+#                         nothing allowed.
+# allow_paths             More files and directories that compose files may name, where no apps lie: ["/etc/ssl/certs"].
+# allow_bind_mounts       true (the default): containers may mount anything of this host, as with Docker itself, which
+#                         makes who writes a compose file root here. false: nothing. Or a list of directories.
+# allow_providers         Types that `provider:` may name: ["model"]. Each is a program that Compose runs on this host,
+#                         with the variables of the app's .env. None by default.
+# allow_remote_resources  true: images may be built from git and web addresses. false by default. (Compose files are
+#                         never fetched from elsewhere.)
 """
 
 
@@ -20,17 +31,22 @@ class Policy:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._read: tuple[tuple[int, ...], Sequence[str]] = ((), ())
+        self._read: tuple[tuple[int, ...], Rules] = ((), Rules(()))
 
     def roots(self) -> Sequence[str]:
         """Return the allowed roots, links resolved. Raises RefusalError where the file can't be read."""
+        return self.rules().roots
+
+    def rules(self) -> Rules:
+        """Return what the policy says, links resolved. Raises RefusalError where the file can't be read."""
         try:
             about = self._file.stat()
             # The size, too: a file that is being written anew is empty for a moment, within one tick of the clock.
             stamp = (about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_size)
             if self._read[0] != stamp:
-                self._read = (stamp, _listed(self._file.read_text(encoding="utf-8")))
-            return tuple(os.path.realpath(root) for root in self._read[1])
+                self._read = (stamp, parse_rules(self._file.read_text(encoding="utf-8")))
+            listed = self._read[1]
+            return listed.resolved({path: os.path.realpath(path) for path in listed.listed})
         except (OSError, ValueError) as error:
             raise RefusalError(
                 "policy_unreadable", f"The policy {self._file} on the host can't be read ({error}): mend it there."
@@ -50,7 +66,7 @@ class Policy:
                 "invalid_request", f"The directory {path!a} has a line break in it, or is not UTF-8: rename it."
             )
         roots = self.roots()
-        if not any(real == root or real.startswith(root.rstrip("/") + "/") for root in roots):
+        if not is_below(real, roots):
             allowed = ", ".join(roots) or "nothing yet"
             raise RefusalError(
                 "path_not_allowed",
@@ -64,15 +80,6 @@ def write_policy(file: Path, roots: Sequence[str]) -> None:
     """Write a policy file that allows these roots. Raises ValueError for one that isn't UTF-8."""
     lines = "".join(f"    {_toml_string(root)},\n" for root in roots)
     write_file(file, f"{_HEADER}allowed_roots = [\n{lines}]\n".encode(), mode=0o644)
-
-
-def _listed(text: str) -> Sequence[str]:
-    """Return the roots a policy lists. Raises ValueError for anything but a list of absolute paths."""
-    listed = tomllib.loads(text).get("allowed_roots", [])
-    # Strict: a lone string would be read letter by letter, "" would be the agent's own directory.
-    if not isinstance(listed, list) or not all(isinstance(r, str) and r.startswith("/") for r in listed):
-        raise ValueError("allowed_roots must be a list of absolute paths")
-    return listed
 
 
 def _speakable(path: str) -> bool:

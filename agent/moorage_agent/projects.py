@@ -7,26 +7,75 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from moorage_common.app_identity import COMPOSE_FILES, OVERRIDE_FILES, Reading, no_directory, read_config, unreadable
+from moorage_common.app_identity import (
+    COMPOSE_FILES,
+    OVERRIDE_FILES,
+    Reading,
+    no_directory,
+    not_quotable,
+    read_config,
+    refused,
+    unreadable,
+)
 from moorage_common.compose import clean_environment, config_command
+from moorage_common.compose_files import Walked, walk_app, walk_resolved
 from moorage_common.compose_output import error_sentence
+from moorage_common.compose_rules import Rules
+from moorage_common.compose_variables import Variables
+
+from moorage_agent.app_files import opened, run_walk
 
 _CONFIG_SECONDS = 20.0
 
 
-async def read_project(compose: str, real_directory: str, environment: Mapping[str, str]) -> Reading:
-    """Ask Compose what the project in a directory is called, and where its containers will say they come from."""
+async def read_project(compose: str, real_directory: str, environment: Mapping[str, str], rules: Rules) -> Reading:
+    """Ask Compose what the project in a directory is called, and where its containers will say they come from.
+
+    Compose is asked only where `rules` allow all that the project's files make it read, run or fetch.
+    """
     kind = await asyncio.to_thread(_kind_of, real_directory)
     if kind != "directory":
         return no_directory(real_directory, is_file=kind == "file")
+    walked, before = await asyncio.to_thread(_looked_through, real_directory, environment, rules)
+    if walked.refusal is not None:
+        return refused(walked.refusal, walked.files)
     config, variables = await asyncio.gather(
         _run(config_command(compose), real_directory, environment),
         _run(config_command(compose, environment=True), real_directory, environment),
     )
     directory, files = await asyncio.to_thread(_places, real_directory, variables.output)
+    files = tuple(dict.fromkeys([*files, *walked.files]))
     if config.code != 0 or variables.code != 0:
+        again, after = await asyncio.to_thread(_looked_through, real_directory, environment, rules)
+        if before != after or again.refusal is not None or not again.quotable:
+            return not_quotable(real_directory, files)
         return unreadable(config.complaint if config.code else variables.complaint, files)
+    resolved = await asyncio.to_thread(run_walk, walk_resolved(config.output, directory, rules))
+    if resolved.refusal is not None:
+        return refused(resolved.refusal, files)
     return read_config(config.output, directory, files)
+
+
+def look_through(real_directory: str, environment: Mapping[str, str], rules: Rules) -> Walked:
+    """Look through an app's compose files, before Compose does."""
+    clean = clean_environment(real_directory, environment)
+    return run_walk(walk_app(real_directory, Variables(clean), clean["HOME"], rules))
+
+
+def _looked_through(
+    real_directory: str, environment: Mapping[str, str], rules: Rules
+) -> tuple[Walked, Sequence[object]]:
+    """Return the walk, and the state of its files after it: who changes them meanwhile is told nothing of them."""
+    walked = look_through(real_directory, environment, rules)
+    return walked, [(_about(file, follow=False), _about(file, follow=True)) for file in walked.files]
+
+
+def _about(file: str, *, follow: bool) -> object:
+    try:
+        about = Path(file).stat(follow_symlinks=follow)
+    except OSError:
+        return None
+    return about.st_ctime_ns, about.st_ino, about.st_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +87,15 @@ class _Ran:
 
 async def _run(argv: Sequence[str], directory: str, environment: Mapping[str, str]) -> _Ran:
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            cwd=directory,
-            env=clean_environment(directory, environment),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        with opened(directory) as handle:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                cwd=f"/proc/self/fd/{handle}",  # the very directory that was opened, whatever bears its name by now
+                env=clean_environment(directory, environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
     except OSError as error:
         return _Ran(1, "", f"{argv[0]} can't be run in {directory}: {error.strerror}")
     try:

@@ -151,6 +151,20 @@ def unreadable(complaint: str, files: Sequence[str]) -> Reading:
     return Reading(None, files, code, f"Compose says: {complaint}")
 
 
+def refused(refusal: Refused, files: Sequence[str]) -> Reading:
+    """Return the reading of a directory that Compose must not read."""
+    return Reading(None, files, refusal.code, str(refusal))
+
+
+def not_quotable(real_directory: str, files: Sequence[str]) -> Reading:
+    """Return the reading of a directory of which Compose complains, where that may quote a file of somebody else's."""
+    problem = (
+        f"Compose can't read the project in {real_directory}, whose files lead outside that directory or were just "
+        "being changed: run `docker compose config` there to see why."
+    )
+    return Reading(None, files, "unreadable_compose_file", problem)
+
+
 def _replicas(service: Mapping[str, Any]) -> int:
     scale = service.get("scale")
     if scale is None:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from posixpath import normpath
 
 from moorage_common.states import OperationKind
 
@@ -29,6 +30,20 @@ PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """What Compose takes as a project's name."""
 CLEAN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KEPT = ("HOME", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY")
+_FIRM = {
+    # Else Compose runs git in the app's folder, and git what that folder's .git/config says.
+    "COMPOSE_EXPERIMENTAL_GIT_REMOTE": "false",
+    "COMPOSE_EXPERIMENTAL_OCI_REMOTE": "false",
+    # Compose must read what was looked through: with these a `.env` changes what its own lines, and paths, mean.
+    "COMPOSE_DISABLE_ENV_FILE": "false",
+    "COMPOSE_CONVERT_WINDOWS_PATHS": "false",
+    # buildx asks git about the folder, with the environment that a `.env` adds to.
+    "BUILDX_GIT_INFO": "false",
+    "BUILDX_GIT_CHECK_DIRTY": "false",
+    "BUILDX_GIT_LABELS": "",
+}
+"""What the environment of Compose says, a `.env` in the app's folder can't say otherwise."""
+_NO_CONFIG = "/nonexistent"
 
 
 def start_command(compose: str | Sequence[str], kind: OperationKind) -> list[str]:
@@ -64,11 +79,17 @@ def clean_environment(directory: str, base: Mapping[str, str] | None = None) -> 
     """Return the whole environment of a Compose command run in `directory`.
 
     Only what Docker needs is kept of `base` (this process's own by default): a variable of ours must not
-    interpolate into somebody's compose file, nor a bundled interpreter's library path reach a child.
+    interpolate into somebody's compose file, nor a bundled interpreter's library path reach a child. Docker's folder
+    of settings names programs (plugins, credential helpers): it is never one inside the app's own directory.
     """
     base = os.environ if base is None else base
     kept = {name: base[name] for name in _KEPT if name in base}
-    return {"HOME": "/root", **kept, "PATH": CLEAN_PATH, "LANG": "C.UTF-8", "PWD": directory}
+    home = kept.get("HOME", "/root")
+    config = kept.get("DOCKER_CONFIG") or f"{home.rstrip('/')}/.docker"
+    if directory != "/" and f"{normpath(config)}/".startswith(f"{directory}/"):
+        config = _NO_CONFIG
+    settings = {"DOCKER_CONFIG": config, "BUILDX_CONFIG": f"{config}/buildx"}
+    return {**_FIRM, **kept, **settings, "HOME": home, "PATH": CLEAN_PATH, "LANG": "C.UTF-8", "PWD": directory}
 
 
 def _words(compose: str | Sequence[str]) -> list[str]:

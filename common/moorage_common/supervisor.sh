@@ -57,6 +57,11 @@ cd -- "$2" 2>/dev/null || {
     printf "The directory %s can not be entered: see that it is there and may be read.\n" "$2"
     exit 125
 }
+# It was checked with its links resolved: whoever made one of it since then would lead us elsewhere.
+[ "$(pwd -P)" = "$2" ] || {
+    printf "The directory %s is another one by now: it leads through a symbolic link.\n" "$2"
+    exit 125
+}
 shift 2
 unset OLDPWD
 exec "$@"

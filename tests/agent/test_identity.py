@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 from lone_agent import DIRECTORY_LABEL, DOWN, UP, Caller, LoneAgent, code_of, compose
 from moorage_agent.projects import read_project
+from moorage_common.compose_rules import Rules
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.processes import installed
@@ -106,7 +107,8 @@ async def test_the_project_is_what_compose_labels(
     directory = tmp_path / "some Dir"
     directory.mkdir()
     lay_out(directory)
-    reading = await read_project(installed("docker-compose"), str(directory), {"DOCKER_HOST": engine.host})
+    environment, rules = {"DOCKER_HOST": engine.host}, Rules([os.path.realpath(tmp_path)])  # noqa: ASYNC240 - of a test's own
+    reading = await read_project(installed("docker-compose"), str(directory), environment, rules)
     assert reading.project is not None
     await asyncio.to_thread(compose, engine, directory, "create")
     try:

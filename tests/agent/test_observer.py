@@ -22,6 +22,7 @@ from moorage_agent.policy import Policy, write_policy
 from moorage_agent.projects import read_project
 from moorage_agent.watch import Everything, Heartbeat, HostState, Observation, Watcher, WatchItem
 from moorage_common.app_identity import Reading
+from moorage_common.compose_rules import Rules
 from moorage_common.containers import Container
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.images import ensure_sample_image
@@ -196,9 +197,9 @@ async def test_compose_is_asked_again_only_where_its_files_changed(
 ) -> None:
     asked: list[str] = []
 
-    async def counted(compose: str, real_directory: str, environment: Mapping[str, str]) -> Reading:
+    async def counted(compose: str, real_directory: str, environment: Mapping[str, str], rules: Rules) -> Reading:
         asked.append(real_directory)
-        return await read_project(compose, real_directory, environment)
+        return await read_project(compose, real_directory, environment, rules)
 
     monkeypatch.setattr(identities, "read_project", counted)
     file = running_app.parent / "policy.toml"

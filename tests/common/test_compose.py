@@ -87,6 +87,14 @@ def test_the_environment_is_clean() -> None:
         "PWD": "/wrong",
     }
     assert clean_environment("/srv/app", base) == {
+        "BUILDX_CONFIG": "/cfg/buildx",
+        "BUILDX_GIT_CHECK_DIRTY": "false",
+        "BUILDX_GIT_INFO": "false",
+        "BUILDX_GIT_LABELS": "",
+        "COMPOSE_CONVERT_WINDOWS_PATHS": "false",
+        "COMPOSE_DISABLE_ENV_FILE": "false",
+        "COMPOSE_EXPERIMENTAL_GIT_REMOTE": "false",
+        "COMPOSE_EXPERIMENTAL_OCI_REMOTE": "false",
         "HOME": "/home/x",
         "DOCKER_HOST": "unix:///x.sock",
         "DOCKER_CONFIG": "/cfg",
@@ -95,6 +103,13 @@ def test_the_environment_is_clean() -> None:
         "PWD": "/srv/app",
     }
     assert clean_environment("/srv/app", {})["HOME"] == "/root"
+    assert clean_environment("/srv/app", {})["DOCKER_CONFIG"] == "/root/.docker"
+
+
+@pytest.mark.parametrize("base", [{"HOME": "/srv/app"}, {"HOME": "/root", "DOCKER_CONFIG": "/srv/app/./x/.."}])
+def test_no_app_says_which_programs_docker_has(base: dict[str, str]) -> None:
+    assert clean_environment("/srv/app", base)["DOCKER_CONFIG"] == "/nonexistent"
+    assert clean_environment("/srv/app-beside", base)["DOCKER_CONFIG"] != "/nonexistent"
 
 
 def test_the_environment_is_this_process_s_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

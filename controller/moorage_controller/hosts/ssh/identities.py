@@ -15,14 +15,20 @@ from moorage_common.app_identity import (
     Reading,
     no_directory,
     nonsense,
+    not_quotable,
     read_config,
+    refused,
     unreadable,
 )
 from moorage_common.compose import clean_environment
+from moorage_common.compose_files import Walked, walk_resolved
 from moorage_common.compose_output import error_sentence
+from moorage_common.compose_rules import Rules, is_below
+from moorage_common.journal_types import Refused
 from moorage_common.states import Project
 from moorage_common.untrusted import LIMITS
 
+from moorage_controller.hosts.ssh.app_files import look_through, rules_of, run_walk
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.shell import quote
@@ -33,7 +39,7 @@ log = structlog.get_logger(__name__)
 _READ_SECONDS = 90.0
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
-"""A file that the compose file includes may have mended it: that changes none of the files looked at."""
+"""What mends it need not be one of the files that were looked at."""
 _PATIENCE_SECONDS = 5.0
 _AT_ONCE = 2
 """Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
@@ -42,6 +48,7 @@ _AT_ONCE = 2
 @dataclass(frozen=True, slots=True)
 class _Known:
     reading: Reading
+    policy: str
     stamp: tuple[str, ...]
     until: float
 
@@ -78,6 +85,12 @@ class Identities:
         check_path(real)
         return AppIdentity(app.cd_path, real, self._seen.get(real), app.last_project)
 
+    @staticmethod
+    async def recheck(link: Link, identity: AppIdentity) -> Refused | None:
+        """Look through an app's files once more, right before Compose works with them. Raises as `ask`."""
+        walked = await look_through(link, identity.real_directory, await rules_of(link))
+        return walked.refusal
+
     async def current(self, link: Link, compose: HostCompose, apps: Sequence[HostApp]) -> list[AppIdentity]:
         """Return what apps are, in their order; Compose is asked only where its files changed since it was asked."""
         link.forget_paths()
@@ -85,7 +98,8 @@ class Identities:
         known = {path: self._known[path] for path in real.values() if path in self._known}
         stamps = await self._stamps(link, {path: entry.reading.files for path, entry in known.items()})
         now = time.monotonic()
-        fresh = {path for path, entry in known.items() if stamps[path] == entry.stamp and now < entry.until}
+        same = {path: entry for path, entry in known.items() if entry.policy == link.survey.policy}
+        fresh = {path for path, entry in same.items() if stamps[path] == entry.stamp and now < entry.until}
         stale = [path for path in dict.fromkeys(real.values()) if path not in fresh]
         read = await asyncio.gather(*(self._read_soon(link, compose, path) for path in stale))
         readings = {path: known[path].reading for path in fresh} | dict(zip(stale, read, strict=True))
@@ -131,11 +145,7 @@ class Identities:
         async with self._turns:
             files = self._known[real].reading.files if real in self._known else ()
             before = (await self._stamps(link, {real: files}))[real]
-            environment = clean_environment(real, link.survey.environment)
-            argv = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *compose.argv]
-            call = f"mo_read_app {quote(real, ' '.join(COMPOSE_FILES), *argv)}"
-            fields = (await link.slow(call, seconds=_READ_SECONDS, limit=LIMITS.script_config)).fields
-            reading = await _reading(link, real, fields)
+            reading = await _read(link, compose, real)
             stamp = (await self._stamps(link, {real: reading.files}))[real]
         if reading.project is not None:
             self._seen[real] = reading.project
@@ -143,7 +153,7 @@ class Identities:
             self._known.pop(real, None)  # changed while it was read: not to be relied on
         else:
             keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
-            self._known[real] = _Known(reading, stamp, time.monotonic() + keep)
+            self._known[real] = _Known(reading, link.survey.policy, stamp, time.monotonic() + keep)
         return reading
 
     @staticmethod
@@ -171,17 +181,46 @@ def check_path(path: str) -> None:
         raise HostRefusedError("invalid_request", "The directory of an app must be an absolute path.")
 
 
-async def _reading(link: Link, real: str, fields: Sequence[str]) -> Reading:
-    match fields:  # what mo_read_app prints
+async def _read(link: Link, compose: HostCompose, real: str) -> Reading:
+    """Ask Compose, where the host's policy allows what the app's files make it do."""
+    try:
+        rules = await rules_of(link)
+    except HostRefusedError as error:
+        return Reading(None, (), error.code, error.sentence)
+    if not is_below(real, rules.roots):
+        sentence = (
+            f"{real} is outside the directories that the host's policy allows ({', '.join(rules.roots)}): "
+            "an admin of the host can add it there."
+        )
+        return Reading(None, (), "path_not_allowed", sentence)
+    walked = await look_through(link, real, rules)
+    if walked.refusal is not None:
+        return refused(walked.refusal, walked.files)
+    return await _ask(link, compose, real, rules, walked)
+
+
+async def _ask(link: Link, compose: HostCompose, real: str, rules: Rules, walked: Walked) -> Reading:
+    """Ask Compose what it makes of files that were looked through."""
+    environment = clean_environment(real, link.survey.environment)
+    argv = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *compose.argv]
+    call = f"mo_read_app {quote(real, ' '.join(COMPOSE_FILES), *argv)}"
+    match (await link.slow(call, seconds=_READ_SECONDS, limit=LIMITS.script_config)).fields:  # as mo_read_app prints it
         case ["file" | "nothing" as kind]:
             return no_directory(real, is_file=kind == "file")
         case ["directory", config_code, config, variables_code, variables, complaint, above]:
             pass
         case _:
             raise ContactLostError("The host's shell broke off while it asked Compose.")
-    directory, files = await _places(link, real, variables, above)
+    directory, places = await _places(link, real, variables, above)
+    files = tuple(dict.fromkeys([*places, *walked.files]))
     if config_code != "0" or variables_code != "0":
+        again = await look_through(link, real, rules)
+        if not walked.quotable or not again.quotable or again.refusal is not None:
+            return not_quotable(real, files)
         return unreadable(error_sentence(complaint) or "nothing", files)
+    resolved = await run_walk(link, walk_resolved(config, directory, rules))
+    if resolved.refusal is not None:
+        return refused(resolved.refusal, files)
     return read_config(config, directory, files)
 
 

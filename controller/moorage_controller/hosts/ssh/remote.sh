@@ -27,6 +27,36 @@ mo_stamp() {
     done
 }
 
+# mo_look_up LIMIT ROOM [r|s PATH]...: prints three NUL-ended texts for each path: what it is (file, directory, nothing,
+# other, barred: a file that can't be read), its real path, and of an `r` LIMIT bytes at most, its NULs as \001. What
+# doesn't fit into ROOM bytes for all is `other`. Only an ordinary file is ever opened, and none is waited for.
+mo_look_up() {
+    mo_limit=$1 mo_room=$2
+    shift 2
+    while [ $# -gt 1 ]; do
+        mo_file=$2 mo_kind=other mo_size=0
+        if [ -f "$mo_file" ]; then
+            mo_kind=barred
+            [ ! -r "$mo_file" ] || mo_kind=file
+        elif [ -d "$mo_file" ]; then
+            mo_kind=directory
+        elif [ ! -e "$mo_file" ]; then
+            mo_kind=nothing
+        fi
+        if [ "$1" = r ] && [ "$mo_kind" = file ]; then
+            mo_size=$(stat -L -c %s -- "$mo_file" 2>/dev/null) && [ "$mo_size" -le "$mo_room" ] || mo_kind=other
+            mo_room=$((mo_room - ${mo_size:-0}))
+        fi
+        printf '%s\0' "$mo_kind"
+        mo_real "$mo_file"
+        if [ "$1" = r ] && [ "$mo_kind" = file ]; then
+            timeout 5 head -c "$mo_limit" -- "$mo_file" 2>/dev/null | tr '\000' '\001'
+        fi
+        printf '\0'
+        shift 2
+    done
+}
+
 # mo_read_app DIRECTORY NAMES COMPOSE...: prints what Compose says of the project in a directory, as NUL-ended texts: what
 # it is (directory, file, nothing), code and output of `config` and of `config --environment`, what is complained of, and
 # the nearest directory upwards that holds a file of one of the names.
@@ -39,8 +69,9 @@ mo_read_app() {
     fi
     printf 'directory\0'
     mo_complaint=
-    if ! cd -- "$mo_directory"; then
-        printf '1\0\0001\0\0%s\0\0' "its directory can't be entered by this SSH user"
+    # It has its links resolved: whoever made one of it since then would lead us elsewhere.
+    if ! cd -- "$mo_directory" || [ "$(pwd -P)" != "$mo_directory" ]; then
+        printf '1\0\0001\0\0%s\0\0' "its directory can't be entered by this SSH user, or is a symbolic link by now"
         return
     fi
     mo_config "$@" config --format json

@@ -33,6 +33,8 @@ class Survey:
     booted: float
     engine_problem: str = ""
     state_problem: str = ""
+    policy: str = ""
+    """What the policy file of an agent there says, empty where there is none."""
 
     @property
     def uptime(self) -> int:
@@ -85,6 +87,7 @@ def read(ran: Ran, username: str) -> Survey:
         booted=time.monotonic() - uptime,
         engine_problem="" if access and told["docker"] else _why_no_engine(told, username),
         state_problem=_why_no_state(told),
+        policy=told.get("policy", ""),
     )
 
 

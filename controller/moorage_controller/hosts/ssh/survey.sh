@@ -32,6 +32,10 @@ bin=${XDG_STATE_HOME:-$HOME/.local/state}/moorage/bin
 mkdir -p "$bin" 2>/dev/null
 say bin "$bin"
 
+# What a host with an agent allows, it allows over SSH.
+policy=${policy:-/etc/moorage-agent/policy.toml}
+[ ! -f "$policy" ] || [ ! -r "$policy" ] || say policy "$(timeout 5 head -c 65536 "$policy")"
+
 say docker "$(command -v docker)"
 endpoint=$DOCKER_HOST
 [ -n "$endpoint" ] || endpoint=$(timeout 10 docker context inspect --format '{{.Endpoints.docker.Host}}' 2>/dev/null)

@@ -1,0 +1,84 @@
+"""A walk through an app's compose files on a host that is reached by SSH, and what the host's policy says of them."""
+
+from collections.abc import Mapping, Sequence
+
+from moorage_common.compose import clean_environment
+from moorage_common.compose_files import Ask, Found, Kind, Walk, Walked, walk_app
+from moorage_common.compose_rules import EVERYWHERE, Rules, parse_rules
+from moorage_common.compose_variables import Variables
+from moorage_common.compose_yaml import FILE_BYTES
+from moorage_common.untrusted import LIMITS
+
+from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.ssh.shell import quote
+from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
+
+_ROOM_BYTES = 4 << 20
+_SET_BY_SUDO = (
+    *("COLORS", "DISPLAY", "HOSTNAME", "KRB5CCNAME", "LOGNAME", "LS_COLORS", "MAIL", "PS1", "PS2", "SHELL"),
+    *("SUDO_COMMAND", "SUDO_GID", "SUDO_HOME", "SUDO_TTY", "SUDO_UID", "SUDO_USER", "TERM", "TZ", "USER", "XAUTHORITY"),
+)
+
+
+async def rules_of(link: Link) -> Rules:
+    """Return what the host's policy says, links resolved. Raises ContactLostError, HostRefusedError.
+
+    Without a policy, or where it lists no roots, the rights of the SSH user decide where apps lie.
+    """
+    try:
+        listed = parse_rules(link.survey.policy)
+        real = await link.real_paths(listed.listed)
+    except ValueError:
+        raise HostRefusedError(
+            "policy_unreadable", "The agent's policy on the host is not what such a file can be: mend it there."
+        ) from None
+    resolved = listed.resolved(real)
+    return (
+        resolved
+        if resolved.roots
+        else Rules(EVERYWHERE, resolved.paths, resolved.providers, remote=resolved.remote, binds=resolved.binds)
+    )
+
+
+async def look_through(link: Link, real: str, rules: Rules) -> Walked:
+    """Look through the compose files of an app. Raises ContactLostError, HostRefusedError."""
+    clean = clean_environment(real, link.survey.environment)
+    variables = Variables(clean)
+    if link.survey.by_sudo:
+        # sudo has an environment of its own.
+        variables = Variables({}, [*clean, *_SET_BY_SUDO])
+    return await run_walk(link, walk_app(real, variables, clean["HOME"], rules))
+
+
+async def run_walk(link: Link, walk: Walk) -> Walked:
+    """Run a walk on the host. Raises ContactLostError, HostRefusedError."""
+    try:
+        asks = next(walk)
+        while True:
+            asks = walk.send(await _look_up(link, asks))
+    except StopIteration as ended:
+        walked: Walked = ended.value
+        return walked
+
+
+async def _look_up(link: Link, asks: Sequence[Ask]) -> Mapping[str, Found]:
+    words = [word for ask in asks for word in ("r" if ask.content else "s", ask.path)]
+    script = f"mo_look_up {FILE_BYTES + 1} {_ROOM_BYTES} {quote(*words)}"
+    told = (await link.quick(script, limit=LIMITS.script_config)).fields
+    if len(told) != 3 * len(asks):
+        raise ContactLostError("The host's shell broke off while it looked at an app's files.")
+    found = zip(asks, told[::3], told[1::3], told[2::3], strict=True)
+    return {ask.path: _found(link, ask, kind, real, content) for ask, kind, real, content in found}
+
+
+def _found(link: Link, ask: Ask, kind: str, real: str, content: str) -> Found:
+    match kind:
+        case "file":
+            return Found(Kind.FILE, real, content.encode(errors="surrogateescape") if ask.content else None)
+        case "barred":
+            # By sudo Compose may read what this user may not: then nobody has looked through it.
+            return Found(Kind.OTHER if link.survey.by_sudo else Kind.FILE, real)
+        case "directory" | "nothing":
+            return Found(Kind(kind), real)
+        case _:
+            return Found(Kind.OTHER, real)

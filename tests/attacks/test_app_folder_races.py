@@ -1,0 +1,97 @@
+"""An app's folder that becomes another one between the look at it and its use."""
+
+from pathlib import Path
+
+import pytest
+from moorage_agent.app_files import opened
+from moorage_agent.projects import read_project
+from moorage_common.compose import clean_environment
+from moorage_common.compose_rules import Rules
+from moorage_common.journal import Journal, Order, Refused, State
+from moorage_lab.processes import installed
+from moorage_lab.waiting import eventually_async
+
+
+async def test_a_directory_that_became_a_link_is_not_entered(tmp_path: Path) -> None:
+    """Between the check of an operation's directory and its command."""
+    journal, elsewhere, app = Journal(tmp_path / "journal"), tmp_path / "elsewhere", tmp_path / "apps" / "app"
+    journal.prepare()
+    elsewhere.mkdir()
+    app.mkdir(parents=True)
+
+    async def swap() -> Refused | None:
+        app.rename(tmp_path / "moved")
+        app.symlink_to(elsewhere)
+        return None
+
+    order = Order(
+        operation_id="6f2d3c1e-8a5b-4c7d-9e0f-1a2b3c4d5e6f",
+        spec={},
+        argv=["touch", "here"],
+        environment=clean_environment(str(app), {}),
+        directory=str(app),
+        app_directory=str(app),
+        project=None,
+    )
+    await journal.launch(order, swap)
+
+    def ended() -> bool:
+        record = journal.read(order.operation_id)
+        return record is not None and record.state is State.EXITED and record.exit_code == 125
+
+    await eventually_async(ended)
+    assert b"symbolic link" in journal.read_output(order.operation_id, 0, 1000)
+    assert not list(elsewhere.iterdir())
+    assert not (tmp_path / "moved" / "here").exists()
+
+
+async def test_compose_reads_no_directory_that_became_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look through an app's files and Compose."""
+    app, elsewhere = tmp_path / "apps" / "app", tmp_path / "elsewhere"
+    app.mkdir(parents=True)
+    elsewhere.mkdir()
+    (app / "compose.yaml").write_text("name: checked\nservices: {a: {image: x}}\n")
+    (elsewhere / "compose.yaml").write_text("not-for-you: {}\n")
+
+    def swap(path: str) -> object:
+        if not app.is_symlink():
+            app.rename(tmp_path / "moved")
+            app.symlink_to(elsewhere)
+        return opened(path)
+
+    monkeypatch.setattr("moorage_agent.projects.opened", swap)
+    reading = await read_project(installed("docker-compose"), str(app), {}, Rules([str(tmp_path / "apps")]))
+    assert reading.project is None
+    assert reading.problem_code == "unreadable_compose_file"
+    assert "not-for-you" not in reading.problem
+
+
+async def test_a_file_that_is_swapped_while_compose_reads_is_not_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Good when it is looked through, and good again when it is looked through once more."""
+    app, secret = tmp_path / "app", tmp_path / "secret"
+    app.mkdir()
+    secret.write_text("not-for-you:x:1:\n")
+    file, good = app / "compose.yaml", "name: checked\nservices: {a: {image: x}}\n"
+    file.write_text(good)
+    swaps = 0
+
+    def swap(path: str) -> object:
+        nonlocal swaps
+        swaps += 1
+        file.unlink()
+        file.symlink_to(secret)
+        return opened(path)
+
+    def swap_back(raw: str) -> str:
+        file.unlink(missing_ok=True)
+        file.write_text(good)
+        return raw
+
+    monkeypatch.setattr("moorage_agent.projects.opened", swap)
+    monkeypatch.setattr("moorage_agent.projects.error_sentence", swap_back)
+    reading = await read_project(installed("docker-compose"), str(app), {}, Rules([str(app)]))
+    assert swaps
+    assert reading.problem_code == "unreadable_compose_file"
+    assert "not-for-you" not in reading.problem

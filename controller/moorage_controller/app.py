@@ -129,7 +129,7 @@ class Controller:
         channels = AgentChannels(ControllerIdentity(authority, clock).current)
         self._stack.push_async_callback(channels.close)
         credentials = Credentials(database, keyring)
-        pool = SshPool(credentials.credentials_of, PinnedKeys(database).pin)
+        pool = SshPool(credentials.access_of, PinnedKeys(database).pin)
         pool.tried.connect(metrics.meters.ssh_connect)
         self._stack.push_async_callback(pool.close)
         hosts = self._make_hosts(channels, pool)

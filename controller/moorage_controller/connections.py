@@ -36,7 +36,7 @@ class Limits:
     """
 
     total: int
-    each: int = 256
+    each: int
     headers: float = 10.0
     idle: float = 30.0
     idle_proxy: float = 3630.0
@@ -45,7 +45,8 @@ class Limits:
     @classmethod
     def of_files(cls, most: int) -> "Limits":
         """Return the limits for a process that may open so many files: it needs some for itself, and its hosts."""
-        return cls(total=min(4096, most // 2))
+        total = min(4096, most // 2)
+        return cls(total, each=min(256, total // 2))
 
 
 class Connection(RequestHandler):
@@ -66,9 +67,11 @@ class Connection(RequestHandler):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being answered: all that was asked is answered, or nothing was asked yet."""
+        """Whether it waits for its caller: for a request, for the rest of one, or for TLS."""
         if self.transport is None:
             return True
+        if self._current_request is not None:
+            return not self._current_request.content.is_eof()
         return self._waiter is not None and not self._waiter.done() and not self._messages
 
     def data_received(self, data: bytes) -> None:
@@ -77,7 +80,7 @@ class Connection(RequestHandler):
         if self._request_count != self._begun:
             self._begun = self._request_count
             self._stop_reading_timer()
-        elif self._reading is None and self.idle:
+        elif self._reading is None and self._current_request is None and self.idle:
             self._reading = self._loop.call_later(self._limits.headers, self.end, "headers")
 
     def pause_writing(self) -> None:

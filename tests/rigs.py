@@ -11,7 +11,7 @@ from lone_agent import LoneAgent
 from moorage_controller.hosts.agent import AgentTransport
 from moorage_controller.hosts.credentials import SshCredentials
 from moorage_controller.hosts.pools import AgentChannels
-from moorage_controller.hosts.ssh.connection import SshTarget
+from moorage_controller.hosts.ssh.connection import SshAccess, SshTarget
 from moorage_controller.hosts.ssh.pool import SshPool
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import HostTransport
@@ -166,7 +166,7 @@ class SshDesk:
         self.sshd = sshd
         self.credentials: SshCredentials | None = SshCredentials(private_key=sshd.key.read_text())
         self.pinned: dict[UUID, str] = {}
-        self.pool = SshPool(self._credentials_of, self._pin)
+        self.pool = SshPool(self._access_of, self._pin)
 
     def target(self, user: str = "op", server_id: UUID | None = None, port: int | None = None) -> SshTarget:
         """Return where a user of the host is reached."""
@@ -177,12 +177,11 @@ class SshDesk:
         """Return a way to the host as that user, over a connection of its own."""
         return SshTransport(self.pool.host(self.target(user, port=port)))
 
-    async def _credentials_of(self, server_id: UUID) -> SshCredentials | None:
-        del server_id
-        return self.credentials
+    async def _access_of(self, server_id: UUID) -> SshAccess:
+        return SshAccess(self.credentials, self.pinned.get(server_id, ""))
 
-    async def _pin(self, server_id: UUID, host_key: str) -> str:
-        return self.pinned.setdefault(server_id, host_key)
+    async def _pin(self, target: SshTarget, host_key: str) -> str:
+        return self.pinned.setdefault(target.server_id, host_key)
 
 
 class SshRig:

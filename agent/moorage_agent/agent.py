@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 import structlog
-from moorage_common import x509
+from moorage_common import open_files, x509
 from moorage_common.clock import SystemClock
 from moorage_common.journal import Journal, JournalError
 from moorage_common.systemd import notify, prove_alive
@@ -44,6 +44,7 @@ async def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM; operations go on without the agent. Raises SetupError."""
     membership = settings.membership()
     _check_certificate(settings)
+    open_files.raise_limit()
     compose = compose_binary()
     version = compose_version(compose)
     journal = open_journal(settings)

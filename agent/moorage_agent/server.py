@@ -23,6 +23,8 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Whoever connects without a certificate holds a file for as long as this, and no longer; gRPC's own is two minutes.
+    ("grpc.server_handshake_timeout_ms", 5_000),
 )
 Context = grpc.aio.ServicerContext[Any, Any]
 

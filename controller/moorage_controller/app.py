@@ -8,11 +8,13 @@ from types import TracebackType
 from typing import Self
 
 from aiohttp import web
+from moorage_common import open_files
 from moorage_common.clock import Clock, SystemClock
 
 from moorage_controller import settings as settings_module
 from moorage_controller.api import events, middleware
 from moorage_controller.api.call import Services
+from moorage_controller.api.proxies import TrustedProxies
 from moorage_controller.api.surface import Surface
 from moorage_controller.auth.passwords import Passwords
 from moorage_controller.auth.rate_limit import budgets
@@ -23,6 +25,7 @@ from moorage_controller.background.host_watcher import HostWatcher
 from moorage_controller.background.loop import Loop
 from moorage_controller.background.retention import Retention
 from moorage_controller.background.take_over import TakeOver
+from moorage_controller.connections import Limits, Listener
 from moorage_controller.data_folder import lock
 from moorage_controller.database import open_database
 from moorage_controller.errors import StartupError
@@ -43,7 +46,7 @@ from moorage_controller.services.bootstrap import Bootstrap
 from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.deadlines import Deadlines
-from moorage_controller.services.delivery import Limits
+from moorage_controller.services.delivery import Limits as OperationLimits
 from moorage_controller.services.enrollment import Enrollments, load_authority
 from moorage_controller.services.extensions import Extensions
 from moorage_controller.services.feed import Feed
@@ -129,7 +132,7 @@ class Controller:
         channels = AgentChannels(ControllerIdentity(authority, clock).current)
         self._stack.push_async_callback(channels.close)
         credentials = Credentials(database, keyring)
-        pool = SshPool(credentials.credentials_of, PinnedKeys(database).pin)
+        pool = SshPool(credentials.access_of, PinnedKeys(database).pin)
         pool.tried.connect(metrics.meters.ssh_connect)
         self._stack.push_async_callback(pool.close)
         hosts = self._make_hosts(channels, pool)
@@ -232,16 +235,18 @@ class Controller:
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
+        assert runner.server is not None, "it was set up"
+        trusts = TrustedProxies(self._settings.proxies).trusts
+        listener = Listener(runner.server, Limits.of_files(open_files.raise_limit()), trusts, self._tls())
         try:
-            site = web.TCPSite(runner, self._settings.host, self._settings.port, ssl_context=self._tls())
-            await site.start()
+            host, port = await listener.open(self._settings.host, self._settings.port)
         except OSError as error:
             raise StartupError(
                 "address_in_use",
                 f"{self._settings.host}:{self._settings.port} can't be listened on ({error.strerror}): "
                 "set HOST or PORT to another, or stop what uses it.",
             ) from None
-        host, port = runner.addresses[0][:2]
+        self._stack.push_async_callback(listener.close)
         self.address = f"{host}:{port}"
 
     def _tls(self) -> ssl.SSLContext | None:
@@ -255,8 +260,8 @@ class Controller:
         return certificates.context
 
 
-def _limits(settings: Settings) -> Limits:
-    return Limits(
+def _limits(settings: Settings) -> OperationLimits:
+    return OperationLimits(
         total=timedelta(minutes=settings.operation_limit_minutes),
         no_progress=timedelta(minutes=settings.operation_no_progress_minutes),
         runs=_rules(settings),

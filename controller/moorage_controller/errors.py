@@ -22,6 +22,10 @@ class UnreadableError(MoorageError):
     """The request's body can't be read."""
 
 
+class TooSlowError(MoorageError):
+    """The request's body didn't come in time."""
+
+
 class UnsupportedMediaError(MoorageError):
     """The request's body is of a type that isn't taken."""
 

@@ -90,7 +90,7 @@ async def test_all_of_it_changes_its_key_while_a_controller_serves(world: World)
     body = {"token": token.proof(csr, "h:1", "1"), "csr": csr, "endpoint": "h:1", "version": "1"}
     (await world.nobody.post("/api/enroll", body)).expect(200)
     database = world.database()
-    credentials = await Credentials(database, Keyring([NEW])).credentials_of(UUID(server_id))
+    credentials = (await Credentials(database, Keyring([NEW])).access_of(UUID(server_id))).credentials
     await database.close()
     assert credentials is not None
     assert credentials.password == "changed"  # noqa: S105 - a test's

@@ -41,7 +41,7 @@ async def stored(world: World, server_id: str, key: str = ENCRYPTION_KEY) -> Ssh
     """Return what the SSH transport would be given."""
     database = world.database()
     try:
-        return await Credentials(database, Keyring([key])).credentials_of(UUID(server_id))
+        return (await Credentials(database, Keyring([key])).access_of(UUID(server_id))).credentials
     finally:
         await database.close()
 

@@ -127,7 +127,7 @@ async def _stored(folder: Path, server_id: str) -> SshCredentials | None:
     database = Database(sqlite_url(folder / "moorage.db"), SystemClock())
     try:
         keyring = Keyring([(folder / "encryption_key").read_text().strip()])
-        return await Credentials(database, keyring).credentials_of(UUID(server_id))
+        return (await Credentials(database, keyring).access_of(UUID(server_id))).credentials
     finally:
         await database.close()
 

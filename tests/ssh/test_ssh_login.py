@@ -5,12 +5,13 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncssh
 import pytest
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.credentials import SshCredentials, fingerprint
+from moorage_controller.hosts.ssh.connection import SshTarget
 from moorage_controller.hosts.ssh.pool import SshPool
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.signals import Timed
@@ -109,10 +110,7 @@ async def test_two_at_first_sight_pin_one_key(desk: SshDesk) -> None:
     async def pin(*_: object) -> str:
         return other
 
-    async def credentials_of(*_: object) -> SshCredentials | None:
-        return desk.credentials
-
-    pool = SshPool(credentials_of, pin)
+    pool = SshPool(desk._access_of, pin)
     assert (await refusal(SshTransport(pool.host(desk.target())))).code == "host_key_changed"
     await pool.close()
 
@@ -133,7 +131,7 @@ async def test_an_address_that_there_is_not(desk: SshDesk) -> None:
 
 
 async def test_one_connection_serves_all_and_ends_when_nobody_needs_it(desk: SshDesk) -> None:
-    pool = SshPool(desk._credentials_of, desk._pin, idle_seconds=0.2)
+    pool = SshPool(desk._access_of, desk._pin, idle_seconds=0.2)
     tried: list[Timed] = []
     pool.tried.connect(tried.append)
     target = desk.target()
@@ -152,7 +150,7 @@ async def test_many_servers_are_logged_into_a_few_at_a_time(start_sshd: StartSsh
     """MaxStartups 3 drops a fourth login at once; the pool never has more than two under way."""
     sshd = start_sshd("MaxStartups 3:100:3")
     desk = SshDesk(sshd)
-    pool = SshPool(desk._credentials_of, desk._pin, connects_at_once=2)
+    pool = SshPool(desk._access_of, desk._pin, connects_at_once=2)
     hosts = [pool.host(desk.target(server_id=uuid4())) for _ in range(12)]
     infos = await asyncio.gather(*(SshTransport(host).info() for host in hosts))
     assert all(info.engine_reachable for info in infos)
@@ -188,13 +186,13 @@ def _open_connections(sshd: PrivateSshd) -> int:
 async def test_a_key_pinned_in_the_middle_of_a_login_cuts_nobody_off(desk: SshDesk) -> None:
     pinned, go_on = asyncio.Event(), asyncio.Event()
 
-    async def pin(server_id: UUID, host_key: str) -> str:
-        desk.pinned[server_id] = host_key
+    async def pin(target: SshTarget, host_key: str) -> str:
+        desk.pinned[target.server_id] = host_key
         pinned.set()
         await go_on.wait()
         return host_key
 
-    pool = SshPool(desk._credentials_of, pin)
+    pool = SshPool(desk._access_of, pin)
     target = desk.target()
     first = asyncio.create_task(SshTransport(pool.host(target)).connect())
     await pinned.wait()
@@ -210,13 +208,13 @@ async def test_a_key_pinned_in_the_middle_of_a_login_cuts_nobody_off(desk: SshDe
 async def test_who_waits_for_a_login_that_is_given_up_hears_of_it(desk: SshDesk) -> None:
     pinned = asyncio.Event()
 
-    async def pin(server_id: UUID, host_key: str) -> str:
-        del server_id, host_key
+    async def pin(target: SshTarget, host_key: str) -> str:
+        del target, host_key
         pinned.set()
         await asyncio.Event().wait()
         raise AssertionError("nobody sets it")
 
-    pool = SshPool(desk._credentials_of, pin)
+    pool = SshPool(desk._access_of, pin)
     host = pool.host(desk.target())
     waiting = asyncio.create_task(SshTransport(host).connect())
     await pinned.wait()

@@ -1,5 +1,6 @@
 """What happens around every handler: request id, headers, authentication, role, body, errors."""
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ from moorage_controller.errors import (
     MoorageError,
     NotAuthenticatedError,
     TooManyRequestsError,
+    TooSlowError,
     UnreadableError,
     UnsupportedMediaError,
 )
@@ -38,6 +40,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BODY_LIMIT = 1024 * 1024
 CUT = web.RequestKey("cut", bool)
 """Set where the caller hung up, or sent nonsense, before all of the body had come."""
+_BODY_SECONDS = 30.0
 _FRAMEWORK = {
     404: ("not_found", "There is no such path in this API."),
     405: ("method_not_allowed", "This path doesn't take that method."),
@@ -201,7 +204,10 @@ async def _authenticate(route: Route, request: web.Request, services: Services) 
 async def _read_body(model: type[BaseModel], request: web.Request) -> BaseModel:
     """Read and check a body. None at all is an empty object: dashboards send stop just so."""
     try:
-        raw = await request.read()
+        async with asyncio.timeout(_BODY_SECONDS):
+            raw = await request.read()
+    except TimeoutError:
+        raise TooSlowError("body_too_slow", f"The body must be here within {_BODY_SECONDS:.0f} seconds.") from None
     except (OSError, web.RequestPayloadError):
         request[CUT] = True
         raise UnreadableError("request_cut", "The body broke off before all of it had come: send it again.") from None

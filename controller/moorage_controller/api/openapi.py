@@ -192,7 +192,12 @@ def _errors(route: Route, details: Details) -> dict[int, list[str]]:
     if "{id}" in route.path:
         found[404] = [f"{_tag(route.path).removesuffix('s')}_not_found", "not_found"]
     if route.body is not None:
-        found |= {413: ["body_too_large"], 415: ["unsupported_media_type"], 422: ["invalid_field"]}
+        found |= {
+            408: ["body_too_slow"],
+            413: ["body_too_large"],
+            415: ["unsupported_media_type"],
+            422: ["invalid_field"],
+        }
         found[400] = ["unreadable_json", "not_an_object", "request_cut"]
     if route.many or details.query:
         found[422] = ["invalid_field"]

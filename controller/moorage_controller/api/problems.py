@@ -18,6 +18,7 @@ _STATUS: dict[type[errors.MoorageError], int] = {
     errors.ForbiddenError: 403,
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
+    errors.TooSlowError: 408,
     errors.UnsupportedMediaError: 415,
     errors.InvalidError: 422,
     errors.TooManyRequestsError: 429,

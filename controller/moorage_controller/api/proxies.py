@@ -41,6 +41,11 @@ class TrustedProxies:
         told = ",".join(request.headers.getall("X-Forwarded-Proto", []))
         return told.rpartition(",")[2].strip().lower() == "https"
 
+    def trusts(self, peer: str) -> bool:
+        """Tell whether who is connected with us is a proxy of ours."""
+        address = _parse(peer)
+        return address is not None and self._trusts(address)
+
     def _trusts(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
 

@@ -8,6 +8,7 @@ from uuid import UUID
 from moorage_controller.errors import ConflictError, InvalidError, NotFoundError
 from moorage_controller.hosts.credentials import SshCredentials
 from moorage_controller.hosts.private_keys import BadKeyError, checked
+from moorage_controller.hosts.ssh.connection import SshAccess
 from moorage_controller.store import servers as store
 from moorage_controller.store.encryption import Keyring, UndecryptableError
 from moorage_controller.store.engine import Database
@@ -26,8 +27,8 @@ class Credentials:
         self._database = database
         self._keyring = keyring
 
-    async def credentials_of(self, server_id: UUID) -> SshCredentials | None:
-        """Return a server's credentials, None where it has none: ask at each connect, and keep them no longer.
+    async def access_of(self, server_id: UUID) -> SshAccess:
+        """Return what opens a server, and its pinned host key: ask at each connect, and keep them no longer.
 
         Raises NotFoundError; UndecryptableError with a sentence for an admin.
         """
@@ -35,7 +36,7 @@ class Credentials:
             server = await store.get(connection, server_id)
         if server is None:
             raise NotFoundError("server_not_found", "There is no server of that id.")
-        return self._open(server_id, server.encrypted_credentials)
+        return SshAccess(self._open(server_id, server.encrypted_credentials), server.host_key or "")
 
     async def changed(
         self, server_id: UUID, sealed: Ciphertext | None, changes: Mapping[str, str | None]

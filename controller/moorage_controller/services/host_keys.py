@@ -1,10 +1,12 @@
 """Which SSH host key a server is known by: pinned at first sight, and changed only by an admin."""
 
+from dataclasses import replace
 from uuid import UUID
 
 from moorage_controller.auth.roles import OBSERVER, Actor
-from moorage_controller.errors import ConflictError, NotFoundError
+from moorage_controller.errors import ConflictError, HostUnreachableError, NotFoundError
 from moorage_controller.hosts.credentials import fingerprint
+from moorage_controller.hosts.ssh.connection import SshTarget
 from moorage_controller.hosts.transport import Hosts
 from moorage_controller.services.audit import Action, record
 from moorage_controller.signals import Signals
@@ -19,16 +21,25 @@ class PinnedKeys:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def pin(self, server_id: UUID, host_key: str) -> str:
-        """Store the key of a server that has none, audited; return the one that counts. Raises NotFoundError."""
+    async def pin(self, target: SshTarget, host_key: str) -> str:
+        """Store the key of a server that has none, audited; return the one that counts.
+
+        Raises NotFoundError; HostUnreachableError where the server is at another address now.
+        """
+        async with self._database.read() as connection:
+            server = _found(await store.get(connection, target.server_id))
+        if server.host_key is not None:
+            return server.host_key
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            server = _found(await store.get(connection, server_id))
+            server = _found(await store.get(connection, target.server_id))
             if server.host_key is not None:
                 return server.host_key
-            await store.change(connection, server_id, {"host_key": host_key})
+            seen = replace(server, address=target.address, ssh_port=target.port)
+            if not await store.pin(connection, seen, {"host_key": host_key}):
+                raise HostUnreachableError("The address of this server has changed just now: ask again.")
             sentence = f"The SSH host key {fingerprint(host_key)} of {server.name} was taken at first sight."
-            resource = ("server", server_id, server.name)
+            resource = ("server", server.id, server.name)
             details = {"fingerprint": fingerprint(host_key), "before": None}
             await record(connection, now, OBSERVER, Action.HOST_KEY_ACCEPTED, resource, sentence, details)
         return host_key
@@ -55,9 +66,9 @@ class HostKeys:
             raise ConflictError("host_key_differs", f"The host shows the key {shown}, and not {wanted}: look again.")
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            server = _found(await store.get(connection, server_id))
+            if not await store.pin(connection, server, {"host_key": host_key, "updated_at": now}):
+                raise ConflictError("host_key_differs", "The server was changed meanwhile: look at its key again.")
             details = {"fingerprint": wanted, "before": fingerprint(server.host_key) if server.host_key else None}
-            await store.change(connection, server_id, {"host_key": host_key, "updated_at": now})
             sentence = f"The SSH host key {wanted} of {server.name} was accepted."
             resource = ("server", server_id, server.name)
             await record(connection, now, actor, Action.HOST_KEY_ACCEPTED, resource, sentence, details)

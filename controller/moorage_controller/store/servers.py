@@ -90,6 +90,23 @@ async def change(
     return done
 
 
+async def pin(connection: AsyncConnection, seen: Server, values: Mapping[str, Any]) -> bool:
+    """Set the columns `values` of a server, `host_key` among them; False where it isn't any more as it was seen.
+
+    Its address and the key that is pinned must be the same: a key belongs to the address that showed it.
+    """
+    query = update(servers).where(
+        servers.c.id == seen.id,
+        servers.c.address == seen.address,
+        servers.c.ssh_port == seen.ssh_port,
+        servers.c.host_key.is_not_distinct_from(seen.host_key),
+    )
+    done = (await connection.execute(query.values(values))).rowcount == 1
+    if done:
+        await changes.note(connection, Kind.SERVER, seen.id)
+    return done
+
+
 async def remove(connection: AsyncConnection, server_id: UUID) -> bool:
     """Delete a server. Raises IntegrityError while apps are on it."""
     done = (await connection.execute(delete(servers).where(servers.c.id == server_id))).rowcount == 1

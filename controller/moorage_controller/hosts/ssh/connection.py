@@ -23,9 +23,11 @@ _NOT_REACHED = (asyncssh.Error, OSError, ValueError)
 
 @dataclass(frozen=True, slots=True)
 class SshTarget:
-    """Where a server is reached. `host_key` is the pinned one (type and base64, as in known_hosts), empty for none.
+    """Where a server is reached.
 
-    `journal` is the folder of the journal of the host's agent, empty where it has none: no other may be used then.
+    `host_key` is the key that was pinned when the server was read (type and base64, as in known_hosts), empty for none:
+    a login asks by itself for the one that counts. `journal` is the folder of the journal of the host's agent, empty
+    where it has none: no other may be used then.
     `credentials` changes whenever what opens the host does.
     """
 
@@ -44,62 +46,94 @@ class SshTarget:
         return f"{host}:{self.port}"
 
 
-CredentialsOf = Callable[[UUID], Awaitable[SshCredentials | None]]
-"""Returns what opens a server; None where nothing is stored."""
+@dataclass(frozen=True, slots=True)
+class SshAccess:
+    """What the database has for a login. `host_key` is the pinned one, empty for none; `credentials` None for none."""
 
-PinHostKey = Callable[[UUID, str], Awaitable[str]]
-"""Stores the key of a server that has none yet, and returns the one that is stored: that of whoever came first."""
+    credentials: SshCredentials | None
+    host_key: str = ""
+
+
+AccessOf = Callable[[UUID], Awaitable[SshAccess]]
+"""Returns what opens a server, as it is stored now."""
+
+PinHostKey = Callable[[SshTarget, str], Awaitable[str]]
+"""Stores the key of a server that has none yet, and returns the one that is stored: that of whoever came first.
+
+Raises HostUnreachableError where the server is at another address now."""
 
 
 class _Client(asyncssh.SSHClient):
-    """Notes the key that the host shows, and takes the pinned one alone."""
+    """Gives what opens the host to nobody but the holder of the key that is pinned at that moment."""
 
-    def __init__(self, pinned: str) -> None:
-        self.pinned = pinned
+    def __init__(self, target: SshTarget, access: SshAccess, keys: list[asyncssh.SSHKey], pin: PinHostKey) -> None:
+        self._target = target
+        self._pin = pin
+        self._keys = keys
+        self._password = access.credentials.password if access.credentials else ""
+        self.pinned = access.host_key
         self.shown = ""
+        self.refused: Exception | None = None
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        """Take any key where none is pinned yet."""
+        """Take the pinned key, and any where none is pinned yet: nothing is given away before `confirm`."""
         del host, addr, port
         self.shown = key_text(key)
         return not self.pinned or self.shown == self.pinned
 
+    async def public_key_auth_requested(self) -> asyncssh.SSHKey | None:
+        """Return a key that wasn't tried yet."""
+        await self.confirm()
+        return self._keys.pop() if self._keys else None
+
+    async def password(self) -> str:
+        """Return the password."""
+        await self.confirm()
+        return self._password
+
+    async def confirm(self) -> None:
+        """Pin the key that the host showed, where none is. Raises HostUnreachableError where another one is pinned."""
+        try:
+            self.pinned = await self._pin(self._target, self.shown)
+        except Exception as error:
+            # Noted, since asyncssh may make another error of it.
+            self.refused = error
+            raise
+        if self.shown != self.pinned:
+            self.refused = _changed(self._target, self.pinned, self.shown)
+            raise self.refused
+
 
 async def log_in(
-    target: SshTarget, credentials: SshCredentials | None, pin: PinHostKey, *, seconds: float
+    target: SshTarget, access: SshAccess, pin: PinHostKey, *, seconds: float
 ) -> tuple[asyncssh.SSHClientConnection, str]:
     """Connect and authenticate; returns the connection and the host's pinned key. Raises HostUnreachableError."""
+    credentials = access.credentials
     if credentials is None or not (credentials.private_key or credentials.password):
         raise HostUnreachableError(
             "This server has neither an agent nor an SSH key or password: enrol an agent, or add a key.",
             "no_credentials",
         )
-    options = await asyncio.to_thread(_options, target, credentials)
-    client = _Client(target.host_key)
+    client = _Client(target, access, await asyncio.to_thread(_keys, credentials), pin)
+    options = await asyncio.to_thread(_options, target, client, by_password=bool(credentials.password))
     try:
         async with asyncio.timeout(seconds):
             connection, _ = await asyncssh.create_connection(
                 lambda: client, target.address, target.port, options=options
             )
-    except _NOT_REACHED as error:
-        # First sight is first sight, whether or not the login succeeds.
-        await _pinned(target, client, pin)
-        _raise(target, client, error, seconds)
+    except Exception as error:
+        if client.refused is not None:
+            raise client.refused from None
+        if isinstance(error, _NOT_REACHED):
+            _raise(target, client, error, seconds)
+        raise
     try:
-        pinned = await _pinned(target, client, pin)
+        # A host may let in without asking for anything, and a key may have been accepted just now.
+        await client.confirm()
     except BaseException:
         connection.abort()
         raise
-    if client.shown != pinned:
-        connection.abort()
-        raise _changed(target, pinned, client.shown)
-    return connection, pinned
-
-
-async def _pinned(target: SshTarget, client: _Client, pin: PinHostKey) -> str:
-    if target.host_key or not client.shown:
-        return target.host_key
-    return await pin(target.server_id, client.shown)
+    return connection, client.pinned
 
 
 def key_text(key: asyncssh.SSHKey) -> str:
@@ -119,22 +153,28 @@ async def show_key(target: SshTarget) -> str:
     return key_text(key)
 
 
-def _options(target: SshTarget, credentials: SshCredentials) -> asyncssh.SSHClientConnectionOptions:
-    """Return options that take nothing from the controller's own account: no agent, no keys, no configuration."""
-    keys = []
-    if credentials.private_key:
-        try:
-            keys.append(asyncssh.import_private_key(credentials.private_key, credentials.passphrase or None))
-        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
-            raise HostUnreachableError(
-                f"The server's SSH key can't be read ({error}): store the key and its passphrase again.",
-                "ssh_key_unreadable",
-            ) from None
-    algorithms = {"server_host_key_algs": _algorithms(target.host_key)} if target.host_key else {}
+def _keys(credentials: SshCredentials) -> list[asyncssh.SSHKey]:
+    if not credentials.private_key:
+        return []
+    try:
+        return [asyncssh.import_private_key(credentials.private_key, credentials.passphrase or None)]
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+        raise HostUnreachableError(
+            f"The server's SSH key can't be read ({error}): store the key and its passphrase again.",
+            "ssh_key_unreadable",
+        ) from None
+
+
+def _options(target: SshTarget, client: _Client, *, by_password: bool) -> asyncssh.SSHClientConnectionOptions:
+    """Return options that take nothing from the controller's own account: no agent, no keys, no configuration.
+
+    They hold nothing that opens a host: asyncssh asks the client for that.
+    """
+    algorithms = {"server_host_key_algs": _algorithms(client.pinned)} if client.pinned else {}
     return asyncssh.SSHClientConnectionOptions(
         username=target.username,
-        client_keys=keys or None,
-        password=credentials.password or None,
+        client_keys=None,
+        password=client.password if by_password else None,
         known_hosts=([], [], []),
         agent_path=None,
         config=None,
@@ -164,11 +204,11 @@ def _changed(target: SshTarget, pinned: str, shown: str) -> HostUnreachableError
 
 
 def _raise(target: SshTarget, client: _Client, error: Exception, seconds: float) -> NoReturn:
-    if target.host_key and (
+    if client.pinned and (
         isinstance(error, asyncssh.HostKeyNotVerifiable)
         or (isinstance(error, asyncssh.KeyExchangeFailed) and "host key" in str(error))
     ):
-        raise _changed(target, target.host_key, client.shown) from None
+        raise _changed(target, client.pinned, client.shown) from None
     if isinstance(error, asyncssh.PermissionDenied):
         raise HostUnreachableError(
             f"{target.place} doesn't let {target.username} in: check the user's name, and that the stored key or "

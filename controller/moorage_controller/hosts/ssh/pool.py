@@ -12,7 +12,7 @@ import structlog
 from moorage_common.clock import jittered
 
 from moorage_controller.errors import HostUnreachableError
-from moorage_controller.hosts.ssh.connection import CredentialsOf, PinHostKey, SshTarget, log_in
+from moorage_controller.hosts.ssh.connection import AccessOf, PinHostKey, SshTarget, log_in
 from moorage_controller.hosts.ssh.identities import Identities
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.site import Site
@@ -34,7 +34,7 @@ class SshHost:
     def __init__(
         self,
         target: SshTarget,
-        credentials_of: CredentialsOf,
+        access_of: AccessOf,
         pin: PinHostKey,
         turns: asyncio.Semaphore,
         idle: float,
@@ -42,8 +42,9 @@ class SshHost:
     ) -> None:
         self.target = target
         self._tried = tried
-        self._credentials_of = credentials_of
+        self._access_of = access_of
         self._pin = pin
+        self._pinned = target.host_key
         self._turns = turns
         self._idle = idle
         self._site: Site | None = None
@@ -55,6 +56,12 @@ class SshHost:
         self._not_before = 0.0
         self._failure: HostUnreachableError | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    def serves(self, target: SshTarget) -> bool:
+        """Whether this is the way to where the caller wants, as far as either knows of a pinned key."""
+        if target.host_key and self._pinned and target.host_key != self._pinned:
+            return False
+        return replace(target, host_key="") == replace(self.target, host_key="")
 
     @asynccontextmanager
     async def site(self) -> AsyncIterator[Site]:
@@ -121,9 +128,10 @@ class SshHost:
     async def _open(self) -> Site:
         begun = time.monotonic()
         try:
-            credentials = await self._credentials_of(self.target.server_id)
             async with self._turns:
-                connection, pinned = await log_in(self.target, credentials, self._pin, seconds=_CONNECT_SECONDS)
+                access = await self._access_of(self.target.server_id)
+                self._pinned = access.host_key
+                connection, self._pinned = await log_in(self.target, access, self._pin, seconds=_CONNECT_SECONDS)
                 try:
                     link = await Link.open(connection, self.target.username, self.target.journal)
                 except BaseException:
@@ -143,7 +151,6 @@ class SshHost:
             self._pause = min(self._pause * 2, _LAST_PAUSE)
             raise
         self._tried.emit(Timed("ssh_connect", "ok", time.monotonic() - begun))
-        self.target = replace(self.target, host_key=pinned)
         self._pause, self._failure, self._site = _FIRST_PAUSE, None, Site(link, self._identities)
         self._released(self._site)  # whoever wanted it may be gone
         log.info("ssh_connected", server_id=str(self.target.server_id), place=self.target.place)
@@ -175,13 +182,13 @@ class SshPool:
 
     def __init__(
         self,
-        credentials_of: CredentialsOf,
+        access_of: AccessOf,
         pin_host_key: PinHostKey,
         *,
         connects_at_once: int = _CONNECTS_AT_ONCE,
         idle_seconds: float = _IDLE_SECONDS,
     ) -> None:
-        self._credentials_of = credentials_of
+        self._access_of = access_of
         self._pin = pin_host_key
         self._turns = asyncio.Semaphore(connects_at_once)
         self._idle = idle_seconds
@@ -197,13 +204,10 @@ class SshPool:
         """
         known = self._hosts.get(target.server_id)
         if known is not None:
-            if not known.target.host_key or not target.host_key:
-                # Pinned meanwhile: the caller read the server before, or a login that is under way pins it just now.
-                target = replace(target, host_key=known.target.host_key)
-            if known.target == target:
+            if known.serves(target):
                 return known
             self._retire(known)
-        made = SshHost(target, self._credentials_of, self._pin, self._turns, self._idle, self.tried)
+        made = SshHost(target, self._access_of, self._pin, self._turns, self._idle, self.tried)
         self._hosts[target.server_id] = made
         return made
 

@@ -1,0 +1,18 @@
+"""How many files and connections this process may have open."""
+
+import resource
+
+_WANTED = 65_536
+
+
+def raise_limit() -> int:
+    """Raise the soft limit as far as is sensible and the hard one allows; return the one in force.
+
+    Shells, systemd and Docker start programs with 1024, which a flood of connections uses up.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _WANTED if hard == resource.RLIM_INFINITY else min(hard, _WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return soft if soft != resource.RLIM_INFINITY else _WANTED

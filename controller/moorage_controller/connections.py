@@ -46,7 +46,7 @@ class Limits:
     def of_files(cls, most: int) -> "Limits":
         """Return the limits for a process that may open so many files: it needs some for itself, and its hosts."""
         total = min(4096, most // 2)
-        return cls(total, each=min(256, total // 2))
+        return cls(total, each=total // 4)
 
 
 class Connection(RequestHandler):

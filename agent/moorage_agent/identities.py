@@ -91,8 +91,8 @@ class Identities:
 
     async def recheck(self, identity: AppIdentity) -> Refused | None:
         """Look through an app's files once more, right before Compose works with them."""
-        real = identity.real_directory
         try:
+            real = await asyncio.to_thread(self._policy.real_directory, identity.real_directory)
             rules = await asyncio.to_thread(self._policy.rules)
             walked = await asyncio.to_thread(look_through, real, self._environment, rules)
         except RefusalError as error:

@@ -1,13 +1,22 @@
 """An app's folder that becomes another one between the look at it and its use."""
 
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from moorage_agent.app_files import opened
+from moorage_agent.compose_runner import ComposeRunner
+from moorage_agent.deadlines import Deadlines
+from moorage_agent.engine import Engine
+from moorage_agent.identities import Identities
+from moorage_agent.policy import Policy, write_policy
 from moorage_agent.projects import read_project
+from moorage_common.app_identity import AppIdentity
 from moorage_common.compose import clean_environment
 from moorage_common.compose_rules import Rules
 from moorage_common.journal import Journal, Order, Refused, State
+from moorage_common.states import OperationKind, Project
+from moorage_lab.engine import PrivateEngine
 from moorage_lab.processes import installed
 from moorage_lab.waiting import eventually_async
 
@@ -95,3 +104,33 @@ async def test_a_file_that_is_swapped_while_compose_reads_is_not_quoted(
     assert swaps
     assert reading.problem_code == "unreadable_compose_file"
     assert "not-for-you" not in reading.problem
+
+
+class _Late(Identities):
+    """Reads an app, and then its files are changed."""
+
+    async def ask(self, cd_path: str, last_project: Project | None) -> AppIdentity:
+        identity = await super().ask(cd_path, last_project)
+        Path(cd_path, "compose.yaml").write_text("services: {a: {provider: {type: ./evil}}}\n")  # noqa: ASYNC240 - of a test's own
+        return identity
+
+
+async def test_a_file_that_is_swapped_before_the_start_is_looked_through_again(
+    tmp_path: Path, engine: PrivateEngine
+) -> None:
+    app, mark, policy = tmp_path / "app", tmp_path / "was-run", tmp_path / "policy.toml"
+    app.mkdir()
+    (app / "compose.yaml").write_text("services: {a: {image: x}}\n")
+    (app / "evil").write_text(f"#!/bin/sh\ntouch {mark}\n")
+    (app / "evil").chmod(0o755)
+    write_policy(policy, [str(tmp_path)])
+    journal, environment = Journal(tmp_path / "journal"), {"DOCKER_HOST": engine.host}
+    journal.prepare()
+    identities = _Late(Policy(policy), installed("docker-compose"), environment)
+    deadlines = Deadlines(tmp_path / "deadlines.json", "this-boot")
+    compose = installed("docker-compose")
+    runner = ComposeRunner(journal, Engine(engine.host), identities, deadlines, compose, environment)
+    with pytest.raises(Refused) as refused:
+        await runner.start(str(uuid4()), OperationKind.UP, str(app), None)
+    assert refused.value.code == "provider_not_allowed"
+    assert not mark.exists()

@@ -10,20 +10,21 @@ from moorage_common.untrusted import LIMITS
 from moorage_controller.hosts import messages, wire
 
 ABOUT = convert.About("2", "boot", "/var/lib/moorage-agent")
+_LONG = "é" * 5_000
+_PORTS = [f"{n}:{_LONG}" for n in range(1000)]
 HOST = HostState(engine_problem="", running_containers=1, uptime=1, engine_version="28")
 
 
 def loud(number: int) -> ContainerState:
     """Return a container each text of which is as long as an Engine lets it be, or longer."""
-    long = "é" * 100_000
     return clean_state(
         ContainerState(
             id=f"{number:064x}",
-            name=long,
-            service=long,
-            image=long,
+            name=_LONG,
+            service=_LONG,
+            image=_LONG,
             state="running",
-            ports=[f"{n}:{long}" for n in range(1000)],
+            ports=_PORTS,
         )
     )
 

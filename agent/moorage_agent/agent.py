@@ -22,11 +22,12 @@ from moorage_agent.dead_man import DeadMan
 from moorage_agent.deadlines import Deadlines
 from moorage_agent.engine import Engine
 from moorage_agent.errors import SetupError
+from moorage_agent.gate import Gate
 from moorage_agent.identities import Identities
 from moorage_agent.inspection import Inspection
 from moorage_agent.observer import Observer
 from moorage_agent.policy import Policy
-from moorage_agent.server import serve
+from moorage_agent.server import AgentServer
 from moorage_agent.service import scope_launcher
 from moorage_agent.servicer import AgentServicer
 from moorage_agent.settings import Settings, compose_binary
@@ -44,7 +45,7 @@ async def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM; operations go on without the agent. Raises SetupError."""
     membership = settings.membership()
     _check_certificate(settings)
-    open_files.raise_limit()
+    gate = Gate(settings.data_dir, open_files.raise_limit())
     compose = compose_binary()
     version = compose_version(compose)
     journal = open_journal(settings)
@@ -59,6 +60,7 @@ async def run(settings: Settings) -> None:
     watcher = Watcher(observer, engine, identities, deadlines)
     about = About(version, watcher.boot_id, str(settings.data_dir))
     servicer = AgentServicer(runner, watcher, inspection, deadlines, about, settings)
+    server = AgentServer(settings, gate, servicer)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Calls to an Engine that hangs take a thread each until they time out: the journal must still get one.
@@ -70,7 +72,9 @@ async def run(settings: Settings) -> None:
     try:
         with suppress(JournalError):  # a journal that can't be read says so to whoever asks for an operation
             await runner.resume_cancels()
-        server = await serve(settings, membership.listen, servicer)
+        await gate.open(membership.listen)
+        await server.start()
+        background.append(asyncio.create_task(server.run()))
         log.info("listening", address=membership.listen, name=membership.agent_name, build=build())
         notify("READY=1")
         await ended.wait()
@@ -78,6 +82,7 @@ async def run(settings: Settings) -> None:
         notify("STOPPING=1")
         await server.stop(_GRACE_SECONDS)
     finally:
+        await gate.close()
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)

@@ -1,6 +1,8 @@
 """The gRPC server: mutual TLS 1.3, and nobody but the controller is let in."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from moorage_common.rpc.v1 import agent_pb2, agent_pb2_grpc
 from moorage_common.x509 import CONTROLLER_URI
 
 from moorage_agent.errors import SetupError
+from moorage_agent.gate import HANDSHAKE_SECONDS, Gate
 from moorage_agent.servicer import CODE_KEY, AgentServicer
 from moorage_agent.settings import Settings
 
@@ -24,9 +27,14 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Whoever connects without a certificate holds a file for as long as this, and no longer; gRPC's own is two minutes.
-    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
 )
+_LOOK_SECONDS = 0.5
+_LEAVE_SECONDS = 3600.0
+"""How long calls may go on that came by the certificate before: then whoever follows comes again."""
+_Stamp = tuple[tuple[int, int, int], ...]
 Context = grpc.aio.ServicerContext[Any, Any]
+log = structlog.get_logger(__name__)
 
 
 class OnlyTheController(grpc.aio.ServerInterceptor):
@@ -102,17 +110,68 @@ async def _check(context: Context) -> None:
         )
 
 
-async def serve(settings: Settings, listen: str, servicer: AgentServicer) -> grpc.aio.Server:
-    """Start the server. Raises SetupError where the address can't be listened on."""
-    server = grpc.aio.server(interceptors=[OnlyTheController()], options=_OPTIONS)
-    agent_pb2_grpc.add_AgentServicer_to_server(servicer, server)
-    await _add_health(server)
-    try:
-        server.add_secure_port(listen, _credentials(settings))
-    except RuntimeError:
-        raise SetupError(f"{listen} can't be listened on: stop what uses it, or enrol with another --listen.") from None
-    await server.start()
-    return server
+class AgentServer:
+    """The gRPC server behind the gate; where its certificate changes, another one takes its place without a restart.
+
+    Not by `grpc.dynamic_ssl_server_credentials`: with those, connections that end before their handshake abort the
+    whole process now and then ("sync.cc: Check failed: prior > 0", grpcio 1.85): any stranger could end the agent.
+    """
+
+    def __init__(self, settings: Settings, gate: Gate, servicer: AgentServicer) -> None:
+        self._files = (settings.identity_file, settings.ca_file)
+        self._gate = gate
+        self._servicer = servicer
+        self._count = 0
+        self._server: grpc.aio.Server | None = None
+        self._stamp: _Stamp = ()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Serve, and let callers in. Raises SetupError where the certificate can't be used."""
+        try:
+            await self._serve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise SetupError(f"The agent can't serve with its certificate ({error}): enrol this host again.") from None
+        await self._gate.start()
+
+    async def run(self) -> None:
+        """Follow changes of the certificate until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if _stamp(self._files) == self._stamp:
+                continue
+            old = self._server
+            try:
+                await self._serve()
+            except (OSError, RuntimeError, ValueError) as error:
+                log.warning("certificate_not_used", error=str(error))
+                continue
+            log.info("certificate_used")
+            if old is not None:
+                leaving = asyncio.create_task(old.stop(_LEAVE_SECONDS))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
+
+    async def stop(self, grace: float) -> None:
+        """End: calls have so many seconds to end by themselves."""
+        for leaving in self._leaving:
+            leaving.cancel()
+        if self._server is not None:
+            await self._server.stop(grace)
+
+    async def _serve(self) -> None:
+        """Start a server with the certificate as it is now, and have the gate pass new connections on to it."""
+        self._stamp = _stamp(self._files)
+        self._count += 1
+        path = self._gate.socket_path(self._count)
+        server = grpc.aio.server(interceptors=[OnlyTheController()], options=_OPTIONS)
+        agent_pb2_grpc.add_AgentServicer_to_server(self._servicer, server)
+        await _add_health(server)
+        server.add_secure_port(f"unix:{path}", _credentials(self._files))
+        await server.start()
+        path.chmod(0o600)
+        self._server = server
+        self._gate.target = path
 
 
 async def _add_health(server: grpc.aio.Server) -> None:
@@ -122,15 +181,16 @@ async def _add_health(server: grpc.aio.Server) -> None:
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
 
 
-def _credentials(settings: Settings) -> grpc.ServerCredentials:
-    """Return credentials that use the files as they are at each handshake: a renewal needs no restart."""
-    files = (settings.identity_file, settings.ca_file)
-    return grpc.dynamic_ssl_server_credentials(
-        _configuration(files), lambda: _configuration(files), require_client_authentication=True
-    )
-
-
-def _configuration(files: tuple[Path, Path]) -> grpc.ServerCertificateConfiguration:
+def _credentials(files: tuple[Path, Path]) -> grpc.ServerCredentials:
     # Of the one file, each reader of PEM takes what is its own.
     identity, ca = (file.read_bytes() for file in files)
-    return grpc.ssl_server_certificate_configuration([(identity, identity)], root_certificates=ca)
+    return grpc.ssl_server_credentials([(identity, identity)], root_certificates=ca, require_client_auth=True)
+
+
+def _stamp(files: tuple[Path, Path]) -> "_Stamp":
+    found = []
+    for file in files:
+        with suppress(OSError):
+            about = file.stat()
+            found.append((about.st_mtime_ns, about.st_ino, about.st_size))
+    return tuple(found)

@@ -1,12 +1,14 @@
 """Connections to an agent that bring no certificate: they end soon, and the controller comes through all the while."""
 
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from lone_agent import Desk, LoneAgent
+from moorage_agent.gate import MOST_OF_ADDRESS
 from moorage_common.open_files import raise_limit
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
@@ -42,6 +44,56 @@ async def test_silent_connections_without_a_certificate_end_within_seconds(agent
             told = await AgentStub(channel).GetInfo(pb.GetInfoRequest(), timeout=4)
         assert told.ListFields()
         eventually(lambda: files(process_id) < before + 50, timeout=15, what="the files given back")
+
+
+async def test_one_address_holds_a_bounded_number_of_connections(agent: LoneAgent) -> None:
+    raise_limit()
+    host, port = agent.process.address.rsplit(":", 1)
+    process_id = agent.process.process.pid
+    with ExitStack() as stack:
+        for _ in range(4 * MOST_OF_ADDRESS):
+            made = socket.create_connection((host, int(port)), timeout=5, source_address=("127.0.0.2", 0))
+            stack.enter_context(made)
+        async with agent.channel() as channel:
+            told = await AgentStub(channel).GetInfo(pb.GetInfoRequest(), timeout=4)
+        assert told.ListFields()
+        assert 0 < accepted(process_id, "127.0.0.2") <= MOST_OF_ADDRESS
+        eventually(lambda: accepted(process_id, "127.0.0.2") == 0, timeout=15, what="silent connections ended")
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/1.0\r\n\r\n"])
+@pytest.mark.parametrize("reset", [False, True])
+async def test_connections_that_end_before_their_handshake_end_no_agent(
+    agent: LoneAgent, said: bytes, *, reset: bool
+) -> None:
+    host, port = agent.process.address.rsplit(":", 1)
+    waiting: list[socket.socket] = []
+    for _ in range(600):
+        made = socket.create_connection((host, int(port)), timeout=5)
+        waiting.append(made)
+        if said:
+            made.sendall(said)
+        if len(waiting) == MOST_OF_ADDRESS:
+            end(waiting.pop(0), reset=reset)
+    for each in waiting:
+        end(each, reset=reset)
+    async with agent.channel() as channel:
+        await AgentStub(channel).GetInfo(pb.GetInfoRequest(), timeout=10)
+    assert agent.process.process.alive
+
+
+def end(connection: socket.socket, *, reset: bool) -> None:
+    """Close a connection, by FIN or by RST."""
+    if reset:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def accepted(process_id: int, address: str) -> int:
+    """Return how many established connections from an IPv4 address there are where a process runs."""
+    raw = socket.inet_aton(address)[::-1].hex().upper()
+    rows = [line.split() for line in Path(f"/proc/{process_id}/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[2].startswith(raw) and row[3] == "01" for row in rows)
 
 
 def files(process_id: int) -> int:

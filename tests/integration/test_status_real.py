@@ -119,7 +119,8 @@ def test_a_stack_that_was_started_by_hand_is_found_and_made_an_app_with_its_real
     assert app["stopAt"] / 1000 > began + 9 * 60 + 1, "its time counts from now on"
     assert "by-hand" not in [each["name"] for each in stack.api.get(path).expect(200)]
     moved = stack.api.put(f"/api/apps/{app_id}", {"autoStopTimeout": 19}).expect(200)
-    assert moved["stopAt"] - app["stopAt"] == 10 * 60_000
+    assert moved["stopAt"] - app["stopAt"] == (19 - app["autoStopTimeout"]) * 60_000
+    assert (moved["autoStopTimeout"], moved["defaultTimeout"]) == (19, 19)
     rows = stack.api.get(f"/api/apps/{app_id}/services").expect(200)
     assert [(row["service"], row["state"]) for row in rows] == [("db", "running"), ("web", "running")]
     assert all(abs(row["since"] / 1000 - began) < 1.5 for row in rows)

@@ -27,7 +27,7 @@ def test_an_app_is_started_shown_and_stopped(stack: Stack) -> None:
     shown = stack.app(app_id)
     assert shown["status"] == "running"
     assert shown["startedAt"] == started["startedAt"]
-    assert shown["autoStopTimeout"] == 30
+    assert (shown["autoStopTimeout"], shown["defaultTimeout"]) == (45, 30)
     assert shown["operationId"] is None
     assert shown["health"] == "healthy"
     server = stack.api.get(f"/api/servers/{stack.server_id}").expect(200)

@@ -1,0 +1,250 @@
+"""The gate in front of the gRPC server: how many connections one address may have before it has proved anything.
+
+gRPC counts no connections of an address, and tells nobody of one before its TLS handshake is done. So the agent accepts
+them here, and hands their bytes on, as they are, to the server's socket in the file system. TLS stays gRPC's.
+"""
+
+import asyncio
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import structlog
+
+from moorage_agent.errors import SetupError
+
+log = structlog.get_logger(__name__)
+
+MOST_OF_ADDRESS = 64
+"""Of an IPv4 address or an IPv6 /64; a controller needs one or two."""
+HANDSHAKE_SECONDS = 5
+"""How long the server gives a connection to prove who it is."""
+_FILES_EACH = 3
+_MOST = 4096
+_BACKLOG = 512
+_FLUSH_SECONDS = 10.0
+_TELL_EVERY_SECONDS = 60.0
+_LONGEST_PATH = 90
+"""Of the folder: a socket's own has 108 bytes at most."""
+
+
+class Gate:
+    """Accepts connections at HOST:PORT and passes them on to the `target`; `files` is how many may be open."""
+
+    def __init__(self, data_dir: Path, files: int) -> None:
+        self._most = min(_MOST, files // 2 // _FILES_EACH)
+        self._counts: Counter[str] = Counter()
+        self._fronts: dict[_Front, str] = {}
+        """With the address that each counts for; the oldest first."""
+        self._server: asyncio.Server | None = None
+        self._told = -_TELL_EVERY_SECONDS
+        self._refused = 0
+        self._folder = data_dir / "sockets"
+        self.target: Path | None = None
+        """The socket of the server behind."""
+
+    async def open(self, listen: str) -> None:
+        """Take the address; nothing is accepted before `start`. Raises SetupError where it can't be listened on."""
+        try:
+            await self._open_at(listen)
+        except OSError:
+            sentence = f"{listen} can't be listened on: stop what uses it, or enrol with another --listen."
+            raise SetupError(sentence) from None
+        # What an agent that was killed left behind: the address is ours, so nobody answers there.
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if len(os.fsencode(self._folder)) > _LONGEST_PATH:
+            self._folder = Path(tempfile.mkdtemp(prefix="moorage-agent-"))
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+
+    def socket_path(self, number: int) -> Path:
+        """Return where a server behind listens."""
+        return self._folder / str(number)
+
+    async def start(self) -> None:
+        """Accept from now on: the server behind answers."""
+        assert self._server is not None
+        await self._server.start_serving()
+
+    async def _open_at(self, listen: str) -> None:
+        host, _, port = listen.rpartition(":")
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = found[0]
+        both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+        listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+        self._server = await loop.create_server(
+            lambda: _Front(self), sock=listening, backlog=_BACKLOG, start_serving=False
+        )
+
+    async def close(self) -> None:
+        """Accept no more, and end all connections; call it when the server behind has stopped."""
+        if self._server is not None:
+            self._server.close()
+        for front in tuple(self._fronts):
+            front.abort()
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    def admit(self, front: "_Front", address: str) -> bool:
+        """Count a connection, unless it is one too many; the oldest that has proved nothing yet makes room for it."""
+        place = _network(address)
+        full = self._counts[place] >= MOST_OF_ADDRESS
+        if (full and not self._make_room(place)) or (len(self._fronts) >= self._most and not self._make_room(None)):
+            self._tell(address)
+            return False
+        self._counts[place] += 1
+        self._fronts[front] = place
+        return True
+
+    def leave(self, front: "_Front") -> None:
+        """Count a connection no more."""
+        place = self._fronts.pop(front, None)
+        if place is not None:
+            self._counts[place] -= 1
+            if not self._counts[place]:
+                del self._counts[place]
+
+    def _make_room(self, place: str | None) -> bool:
+        for front, of in self._fronts.items():
+            if place in {None, of} and not front.proved:
+                front.abort()
+                self.leave(front)
+                return True
+        return False
+
+    def _tell(self, address: str) -> None:
+        self._refused += 1
+        if time.monotonic() - self._told >= _TELL_EVERY_SECONDS:
+            log.warning("connections_refused", address=address, times=self._refused)
+            self._told, self._refused = time.monotonic(), 0
+
+
+class _End(asyncio.Protocol):
+    """One end of a connection: what it takes in goes to the `other`, no faster than that takes it."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.other: _End | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Note the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on."""
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.write(data)
+
+    def eof_received(self) -> bool:
+        """Pass the end on; the other direction stays open."""
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.write_eof()
+        return True
+
+    def pause_writing(self) -> None:
+        """Have the other end read no more: this one's buffer is full."""
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Have it read again."""
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.resume_reading()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """End the other end, too, once it has sent what it has."""
+        self.transport = None
+        other = self.other
+        if other is not None and other.transport is not None:
+            other.transport.close()
+            # A caller who takes nothing more must not keep what was sent to him for ever.
+            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, other.abort)
+
+    def abort(self) -> None:
+        """End it at once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class _Front(_End):
+    """The caller's end: admitted or not, then joined to the server's."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self._gate = gate
+        self._began = time.monotonic()
+        self._first = b""
+        self._silence: asyncio.TimerHandle | None = None
+        self._joining: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Admit the connection, or end it."""
+        super().connection_made(transport)
+        address = transport.get_extra_info("peername")
+        if not address or not self._gate.admit(self, str(address[0])):
+            self.abort()
+            return
+        assert self.transport is not None
+        # A caller who says nothing never gets as far as the server.
+        self._silence = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on, from the first on which there is somebody to pass them to."""
+        if self.other is not None:
+            super().data_received(data)
+        elif self.transport is not None:
+            self._first += data
+            self.transport.pause_reading()
+            if self._joining is None:
+                self._joining = asyncio.create_task(self._join())
+
+    def eof_received(self) -> bool:
+        """Pass the end on; of a caller who said nothing it is the end."""
+        return super().eof_received() and self._joining is not None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give its place free."""
+        super().connection_lost(exc)
+        if self._silence is not None:
+            self._silence.cancel()
+        self._gate.leave(self)
+
+    @property
+    def proved(self) -> bool:
+        """Whether it has finished its TLS handshake: the server ends what has not by then."""
+        return time.monotonic() - self._began > HANDSHAKE_SECONDS + 1
+
+    async def _join(self) -> None:
+        back = _End()
+        back.other = self
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: back, str(self._gate.target))
+        except OSError as error:
+            log.warning("connection_not_passed_on", error=str(error))
+            self.abort()
+            return
+        self.other = back
+        if self.transport is None or back.transport is None:
+            back.abort()  # the caller is gone already
+            self.abort()
+            return
+        if self._silence is not None:
+            self._silence.cancel()
+        back.transport.write(self._first)
+        self._first = b""
+        self.transport.resume_reading()
+
+
+def _network(address: str) -> str:
+    """Return what an address is counted by."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        return str(ipaddress.ip_network((found, 64), strict=False))
+    return str(found)

@@ -74,7 +74,6 @@ async def run(settings: Settings) -> None:
             await runner.resume_cancels()
         await gate.open(membership.listen)
         await server.start()
-        background.append(asyncio.create_task(server.run()))
         log.info("listening", address=membership.listen, name=membership.agent_name, build=build())
         notify("READY=1")
         await ended.wait()

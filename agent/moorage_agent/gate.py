@@ -12,6 +12,7 @@ import socket
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
@@ -33,8 +34,11 @@ _LONGEST_PATH = 90
 """Of the folder: a socket's own has 108 bytes at most."""
 
 
+Target = Callable[[], Awaitable[Path]]
+
+
 class Gate:
-    """Accepts connections at HOST:PORT and passes them on to the `target`; `files` is how many may be open."""
+    """Accepts connections at HOST:PORT and passes them on to the server behind; `files` is how many may be open."""
 
     def __init__(self, data_dir: Path, files: int) -> None:
         self._most = min(_MOST, files // 2 // _FILES_EACH)
@@ -45,8 +49,7 @@ class Gate:
         self._told = -_TELL_EVERY_SECONDS
         self._refused = 0
         self._folder = data_dir / "sockets"
-        self.target: Path | None = None
-        """The socket of the server behind."""
+        self.target: Target | None = None
 
     async def open(self, listen: str) -> None:
         """Take the address; nothing is accepted before `start`. Raises SetupError where it can't be listened on."""
@@ -65,8 +68,9 @@ class Gate:
         """Return where a server behind listens."""
         return self._folder / str(number)
 
-    async def start(self) -> None:
-        """Accept from now on: the server behind answers."""
+    async def start(self, target: Target) -> None:
+        """Accept from now on, and pass connections on to the socket that `target` returns for each."""
+        self.target = target
         assert self._server is not None
         await self._server.start_serving()
 
@@ -220,10 +224,12 @@ class _Front(_End):
         return time.monotonic() - self._began > HANDSHAKE_SECONDS + 1
 
     async def _join(self) -> None:
+        target = self._gate.target
+        assert target is not None
         back = _End()
         back.other = self
         try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: back, str(self._gate.target))
+            await asyncio.get_running_loop().create_unix_connection(lambda: back, str(await target()))
         except OSError as error:
             log.warning("connection_not_passed_on", error=str(error))
             self.abort()

@@ -29,9 +29,6 @@ _OPTIONS = (
     # Whoever connects without a certificate holds a file for as long as this, and no longer; gRPC's own is two minutes.
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
 )
-_LOOK_SECONDS = 0.5
-_LEAVE_SECONDS = 3600.0
-"""How long calls may go on that came by the certificate before: then whoever follows comes again."""
 _Stamp = tuple[tuple[int, int, int], ...]
 Context = grpc.aio.ServicerContext[Any, Any]
 log = structlog.get_logger(__name__)
@@ -121,10 +118,11 @@ class AgentServer:
         self._files = (settings.identity_file, settings.ca_file)
         self._gate = gate
         self._servicer = servicer
-        self._count = 0
-        self._server: grpc.aio.Server | None = None
+        self._path = Path()
+        self._turn = asyncio.Lock()
+        self._servers: list[grpc.aio.Server] = []
+        """Those before the last one serve the connections that they have: a renewal ends no call."""
         self._stamp: _Stamp = ()
-        self._leaving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Serve, and let callers in. Raises SetupError where the certificate can't be used."""
@@ -132,46 +130,35 @@ class AgentServer:
             await self._serve()
         except (OSError, RuntimeError, ValueError) as error:
             raise SetupError(f"The agent can't serve with its certificate ({error}): enrol this host again.") from None
-        await self._gate.start()
+        await self._gate.start(self.target)
 
-    async def run(self) -> None:
-        """Follow changes of the certificate until cancelled."""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            if _stamp(self._files) == self._stamp:
-                continue
-            old = self._server
-            try:
-                await self._serve()
-            except (OSError, RuntimeError, ValueError) as error:
-                log.warning("certificate_not_used", error=str(error))
-                continue
-            log.info("certificate_used")
-            if old is not None:
-                leaving = asyncio.create_task(old.stop(_LEAVE_SECONDS))
-                self._leaving.add(leaving)
-                leaving.add_done_callback(self._leaving.discard)
+    async def target(self) -> Path:
+        """Return the socket that a new connection goes to: that of a server with the certificate as it is now."""
+        async with self._turn:
+            if _stamp(self._files) != self._stamp:
+                try:
+                    await self._serve()
+                    log.info("certificate_used")
+                except (OSError, RuntimeError, ValueError) as error:
+                    log.warning("certificate_not_used", error=str(error))
+        return self._path
 
     async def stop(self, grace: float) -> None:
         """End: calls have so many seconds to end by themselves."""
-        for leaving in self._leaving:
-            leaving.cancel()
-        if self._server is not None:
-            await self._server.stop(grace)
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
 
     async def _serve(self) -> None:
         """Start a server with the certificate as it is now, and have the gate pass new connections on to it."""
         self._stamp = _stamp(self._files)
-        self._count += 1
-        path = self._gate.socket_path(self._count)
+        path = self._gate.socket_path(len(self._servers))
         server = grpc.aio.server(interceptors=[OnlyTheController()], options=_OPTIONS)
         agent_pb2_grpc.add_AgentServicer_to_server(self._servicer, server)
         await _add_health(server)
         server.add_secure_port(f"unix:{path}", _credentials(self._files))
         await server.start()
         path.chmod(0o600)
-        self._server = server
-        self._gate.target = path
+        self._servers.append(server)
+        self._path = path
 
 
 async def _add_health(server: grpc.aio.Server) -> None:

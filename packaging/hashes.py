@@ -1,4 +1,4 @@
-"""Write packaging/requirements.txt anew: the hashes of what the bundles are made of, in the versions of constraints.txt."""
+"""Write packaging/requirements.txt anew: hashes of all that goes into bundles, as constraints.txt pins it."""
 
 import subprocess
 import sys
@@ -20,7 +20,9 @@ def main() -> None:
     argv += ["--python-platform", "linux", "--python-version", "3.11", "--constraint", "constraints.txt"]
     # Neither a command line nor an index goes into the file.
     argv += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
-    told = subprocess.run(argv, check=True, cwd=ROOT, input="\n".join(sorted(wanted)), stdout=subprocess.PIPE, text=True)
+    told = subprocess.run(
+        argv, check=True, cwd=ROOT, input="\n".join(sorted(wanted)), stdout=subprocess.PIPE, text=True
+    )
     REQUIREMENTS.write_text(f"# Made by `make hashes`.\n{told.stdout}")
 
 

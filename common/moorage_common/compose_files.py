@@ -9,7 +9,7 @@ from enum import StrEnum
 from posixpath import basename, dirname, join, normpath
 
 from moorage_common.app_identity import COMPOSE_FILES, OVERRIDE_FILES
-from moorage_common.compose_places import Places, Refusal, where
+from moorage_common.compose_places import Places, Refusal, ambiguous, where
 from moorage_common.compose_rules import EVERYWHERE, Rules, is_below
 from moorage_common.compose_variables import UnsureError, Variables
 from moorage_common.compose_yaml import Node, UnreadableError, parse, weigh
@@ -76,11 +76,13 @@ class _Task:
     variables: Variables
     place: str
     service: str | None = None
+    by_extends: bool = False
+    """Whether a service elsewhere extends one of this file."""
 
     @property
     def key(self) -> object:
         """What makes it another one: a file means something else with other variables."""
-        return self.file, self.base, self.service, self.variables.state
+        return self.file, self.base, self.service, self.by_extends, self.variables.state
 
 
 def walk_app(directory: str, variables: Variables, home: str, rules: Rules) -> Walk:
@@ -153,18 +155,24 @@ class _AppWalk:
             yield from self._look_up([Ask(task.file, content=True) for task in new])
             tasks = []
             for task in new:
-                for document in self._documents(task.file, task.place):
+                documents = self._documents(task.file, task.place)
+                if task.by_extends and len(documents) > 1:
+                    # Compose merges them before it looks what a service there extends.
+                    raise Refusal("unreadable_compose_file", f"{task.place}: what it names must be one document.")
+                for document in documents:
                     tasks += yield from self._document(document, task)
         yield from self.check_places()
 
     def check_places(self) -> Generator[Sequence[Ask], Mapping[str, Found], None]:
         """See that what the files name lies where it may."""
         places = [p for p in self.places.named if p.read or p.allowed != EVERYWHERE]
-        yield from self._look_up([Ask(place.path) for place in places])
+        yield from self._look_up([Ask(path) for p in places for path in (p.path, p.same_as) if path is not None])
         for place in places:
             about = self.found[place.path]
             if place.path == "/dev/null":
                 continue
+            if place.same_as is not None and about.real != self.found[place.same_as].real:
+                raise Refusal(place.code, f"{place.where}: it names a path with `..` behind a link: write it without.")
             if not is_below(about.real, place.allowed):
                 raise Refusal(place.code, f"{place.where}: {place.outside}")
             if place.read and about.kind is Kind.OTHER:
@@ -216,6 +224,7 @@ class _AppWalk:
         self, variables: Variables, files: Sequence[str], place: str
     ) -> Generator[Sequence[Ask], Mapping[str, Found], Variables]:
         yield from self._look_up([Ask(file, content=True) for file in files])
+        texts = []
         for file in files:
             content = self._content(file, place)
             if content is not None:
@@ -223,8 +232,8 @@ class _AppWalk:
                     text = content.decode("utf-8-sig")
                 except UnicodeDecodeError:
                     raise Refusal("unreadable_compose_file", f"{place}: it is not UTF-8.") from None
-                variables = variables.with_file(text)
-        return variables
+                texts.append(text)
+        return variables.with_files(*texts)
 
     def _first_files(self, variables: Variables) -> Generator[Sequence[Ask], Mapping[str, Found], Sequence[str]]:
         try:
@@ -287,7 +296,9 @@ class _AppWalk:
     def _document(self, document: Node, task: _Task) -> Generator[Sequence[Ask], Mapping[str, Found], list[_Task]]:
         self.places.services(document, where(task.file), task.base, task.variables, task.service)
         more = [
-            _Task(file or task.file, dirname(file) or "/" if file else task.base, task.variables, place, service)
+            _Task(file, dirname(file) or "/", task.variables, place, service, by_extends=True)
+            if file
+            else _Task(task.file, task.base, task.variables, place, service)
             for file, service, place in self.places.take_extended()
         ]
         if task.service is None:
@@ -297,19 +308,18 @@ class _AppWalk:
 
     def _include(self, element: Node, task: _Task) -> Generator[Sequence[Ask], Mapping[str, Found], list[_Task]]:
         place = where(task.file, key="include")
+        if not element.is_plain():
+            raise ambiguous(place)
 
         def path(text: str, base: str) -> str:
             return self.places.local(text, place, base, task.variables)
 
         texts = [element.text] if element.text is not None else element.texts("path")
-        files = [path(text, task.base) for text in texts]
+        files = [path(text, task.base) or task.base for text in texts]
         if not files:
             return []
-        # Each of several `project_directory` keys: which one counts is Compose's business.
-        bases = [path(text, task.base) for text in element.texts("project_directory") if text]
-        named = [path(text, task.base) for text in element.texts("env_file")]
-        made = []
-        for base in bases or [dirname(files[0]) or "/"]:
-            variables = yield from self._with_files(task.variables, named or [join(base, ".env")], place)
-            made += [_Task(file, base, variables, place) for file in files]
-        return made
+        directories = [path(text, task.base) for text in element.texts("project_directory")]
+        base = next(filter(None, directories), dirname(files[0]) or "/")
+        named = [path(text, task.base) or task.base for text in element.texts("env_file")]
+        variables = yield from self._with_files(task.variables, named or [join(base, ".env")], place)
+        return [_Task(file, base, variables, place) for file in files]

@@ -40,6 +40,8 @@ class Place:
     code: str = "path_not_allowed"
     outside: str = _OUTSIDE
     read: bool = False
+    same_as: str | None = None
+    """Where `path` has to lead, as somebody cleans it who knows no links: Compose leaves some paths as they stand."""
 
 
 def where(file: str, service: str = "", key: str = "") -> str:
@@ -64,15 +66,22 @@ class Places:
         return taken
 
     def local(self, text: str, place: str, base: str, variables: Variables) -> str:
-        """Return the path that a compose file names. Raises Refusal for a remote one, and where it can't be told."""
+        """Return the path that a compose file names; empty for an empty text.
+
+        Raises Refusal for a remote one, and where it can't be told.
+        """
         try:
             filled = variables.fill(text)
         except UnsureError:
             raise _unsure(place) from None
+        if not filled:
+            return ""
         if _REMOTE.match(filled):
             # Even where the policy allows it: what would come is not there to be looked through.
             raise Refusal("remote_resource_not_allowed", f"{place}: compose files from elsewhere are not fetched.")
-        return _path_of(filled, base, place)
+        path = _path_of(filled, base, place)
+        self._see_where_it_leads(filled, Place(path, place, self.rules.readable))
+        return path
 
     def services(self, document: Node, file: str, base: str, variables: Variables, only: str | None = None) -> None:
         """Look through a document of a file; `only` is the one service that is extended there. Raises Refusal."""
@@ -142,6 +151,8 @@ class Places:
         if extends.text is not None:
             self._extended.append(("", self._told(extends.text, "extends"), self._at.place("extends")))
             return
+        if not extends.is_plain():
+            raise ambiguous(self._at.place("extends"))
         files = [
             self.local(text, self._at.place("extends.file"), self._at.base, self._at.variables)
             for text in extends.texts("file")
@@ -239,7 +250,14 @@ class Places:
     def _note(self, filled: str, place: Place) -> None:
         if filled.startswith("~"):
             filled = f"{self.home}/{filled[1:]}"
-        self.named.append(replace(place, path=_path_of(filled, self._at.base, place.where)))
+        named = replace(place, path=_path_of(filled, self._at.base, place.where))
+        self.named.append(named)
+        self._see_where_it_leads(filled, named)
+
+    def _see_where_it_leads(self, filled: str, named: Place) -> None:
+        """Note a path with `..` as it stands, too: behind a link that is another one."""
+        if filled.startswith("/") and ".." in filled.split("/"):
+            self.named.append(replace(named, path=filled, same_as=named.path, read=False))
 
 
 def _path_of(text: str, base: str, place: str) -> str:
@@ -252,6 +270,13 @@ def _path_of(text: str, base: str, place: str) -> str:
     if not plain:
         raise Refusal("path_not_allowed", f"{place}: it names a path with a line break in it, or one that isn't UTF-8.")
     return normpath(join(base, text))
+
+
+def ambiguous(place: str) -> Refusal:
+    """Return the refusal of what could be read in more than one way."""
+    return Refusal(
+        "unreadable_compose_file", f"{place}: write each key once, without `!reset` and `!override`, to be sure of it."
+    )
 
 
 def _unsure(place: str) -> Refusal:

@@ -53,21 +53,29 @@ class Variables:
         self._fixed -= {name}
         self._unsure.add(name)
 
-    def with_file(self, text: str) -> "Variables":
-        """Return these with those of a file of variables (`.env`) beneath: what is set already stays."""
-        merged = Variables(self._known)
-        merged._fixed, merged._unsure, merged._all_unsure = self._fixed, set(self._unsure), self._all_unsure
-        file = _File(self)
-        file.read(text)
-        if file.broken:
-            merged._all_unsure = True
-        for name, value in file.found.items():
-            if name in self._known or name in merged._unsure:
-                continue
-            if value is None:
-                merged._unsure.add(name)
-            else:
-                merged._known[name] = value
+    def with_files(self, *texts: str) -> "Variables":
+        """Return these with those of files of variables (`.env`) beneath, which Compose reads together.
+
+        What is set already stays; what two of the files set otherwise is not told.
+        """
+        merged = Variables(self._known, self._unsure)
+        merged._fixed, merged._all_unsure = self._fixed, self._all_unsure
+        outer = Variables(self._known, self._unsure)
+        outer._fixed, outer._all_unsure = self._fixed, self._all_unsure
+        for text in texts:
+            file = _File(outer)
+            file.read(text)
+            if file.broken:
+                merged._all_unsure = outer._all_unsure = True
+            for name, value in file.found.items():
+                if name in self._known or name in self._unsure:
+                    continue
+                # In a later file a line of its own counts first: what it makes of this name is not guessed.
+                outer.doubt(name)
+                if value is None or name in merged._unsure or merged._known.get(name, value) != value:
+                    merged.doubt(name)
+                else:
+                    merged._known[name] = value
         return merged
 
     def fill(self, text: str) -> str:

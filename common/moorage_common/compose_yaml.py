@@ -15,9 +15,13 @@ _EVENTS = 200_000
 _VISITS = 400_000
 """Nodes looked at with aliases followed: a file that unfolds to more is no compose file."""
 
-_TAGS = frozenset(
-    {"!reset", "!override"} | {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map")}
-) | {"tag:yaml.org,2002:seq", "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"}
+_ALTERING = frozenset({"!reset", "!override"})
+_TAGS = _ALTERING | frozenset(
+    {
+        f"tag:yaml.org,2002:{kind}"
+        for kind in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge")
+    }
+)
 """Not `!!binary`: Compose decodes it, and so reads another text than stands there."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE = "<<"
@@ -35,6 +39,8 @@ class Node:
     items: list["Node"] | None = None
     pairs: list[tuple[str, "Node"]] | None = None
     null: bool = False
+    altering: bool = False
+    """Tagged `!reset` or `!override`: Compose may take it away again."""
 
     def get(self, *keys: str) -> Iterator["Node"]:
         """Yield what stands under a key, or under each key of a path, in a mapping; nothing elsewhere.
@@ -64,6 +70,18 @@ class Node:
         for element in self.elements(*keys):
             if element.text is not None and not element.null:
                 yield element.text
+
+    def is_plain(self) -> bool:
+        """Whether there is one way to read it: each key once, merged ones too, and nothing that is taken away again."""
+        pending = [self]
+        while pending:
+            node = pending.pop()
+            names = [name.casefold() for name, _ in node.members()]
+            if node.altering or len(set(names)) < len(names):
+                return False
+            pending += [value for _, value in node.pairs or ()]
+            pending += node.items or ()
+        return True
 
     def members(self) -> Iterator[tuple[str, "Node"]]:
         """Yield the pairs of a mapping, those that are merged into it too."""
@@ -129,7 +147,7 @@ class _Builder:
             case yaml.ScalarEvent():
                 _check_tag(event.tag)
                 null = not event.style and event.tag is None and event.value in {"", "~", "null", "Null", "NULL"}
-                node = Node(text=event.value, null=null)
+                node = Node(text=event.value, null=null, altering=event.tag in _ALTERING)
                 if event.anchor is not None:
                     self._anchors[event.anchor] = node
                 return self._put(node)
@@ -138,7 +156,9 @@ class _Builder:
                 if len(self._open) >= _DEPTH:
                     raise UnreadableError(f"it is nested more than {_DEPTH} deep")
                 is_list = isinstance(event, yaml.SequenceStartEvent)
-                self._open.append(_Open(Node(items=[]) if is_list else Node(pairs=[]), event.anchor))
+                node = Node(items=[]) if is_list else Node(pairs=[])
+                node.altering = event.tag in _ALTERING
+                self._open.append(_Open(node, event.anchor))
             case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
                 ended = self._open.pop()
                 if ended.anchor is not None:

@@ -62,7 +62,7 @@ def _fixed(directory: Path) -> Variables:
 @given(texts=st.lists(_TEXT, min_size=60, max_size=60))
 def test_what_a_text_becomes_is_what_compose_makes_of_it(tmp_path: Path, texts: list[str]) -> None:
     (tmp_path / ".env").write_text("A=one\nB=\n")
-    variables = _fixed(tmp_path).with_file("A=one\nB=\n")
+    variables = _fixed(tmp_path).with_files("A=one\nB=\n")
     told = {}
     for number, text in enumerate(texts):
         try:
@@ -84,7 +84,7 @@ def test_what_a_file_of_variables_says_is_what_compose_reads(tmp_path: Path, lin
     (tmp_path / ".env").write_bytes(text.encode())
     labels = {name: f"${{{name}-unset}}" for name in "ABC"}
     (tmp_path / "compose.yaml").write_text(json.dumps({"services": {"a": {"image": "x", "labels": labels}}}))
-    variables, told = _fixed(tmp_path).with_file(text), {}
+    variables, told = _fixed(tmp_path).with_files(text), {}
     for name in "ABC":
         try:
             told[name] = variables.fill(labels[name])
@@ -111,10 +111,10 @@ def test_what_a_file_of_variables_says_is_what_compose_reads(tmp_path: Path, lin
     ],
 )
 def test_usual_lines_are_read(text: str, value: str) -> None:
-    assert Variables({"PATH": "/usr/bin"}).with_file(text).get("A") == value
+    assert Variables({"PATH": "/usr/bin"}).with_files(text).get("A") == value
 
 
 @pytest.mark.parametrize("text", ['A="\\x41"', "A='open", "A=$", "A=${B?no}", "! A=x", "A=\\n", 'A="x" B=y', "A=\x01"])
 def test_odd_lines_are_not_guessed(text: str) -> None:
     with pytest.raises(UnsureError):
-        Variables({}).with_file(text).get("A")
+        Variables({}).with_files(text).get("A")

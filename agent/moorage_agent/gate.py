@@ -49,6 +49,7 @@ class Gate:
         self._told = -_TELL_EVERY_SECONDS
         self._refused = 0
         self._folder = data_dir / "sockets"
+        self._made = False
         self.target: Target | None = None
 
     async def open(self, listen: str) -> None:
@@ -63,6 +64,7 @@ class Gate:
         if len(os.fsencode(self._folder)) > _LONGEST_PATH:
             self._folder = Path(tempfile.mkdtemp(prefix="moorage-agent-"))
         self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._made = True
 
     def socket_path(self, number: int) -> Path:
         """Return where a server behind listens."""
@@ -91,7 +93,9 @@ class Gate:
             self._server.close()
         for front in tuple(self._fronts):
             front.abort()
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        # Where the address was taken the folder is another agent's.
+        if self._made:
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def admit(self, front: "_Front", address: str) -> bool:
         """Count a connection, unless it is one too many; the oldest that has proved nothing yet makes room for it."""

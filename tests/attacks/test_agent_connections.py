@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -59,6 +60,13 @@ async def test_one_address_holds_a_bounded_number_of_connections(agent: LoneAgen
         assert told.ListFields()
         assert 0 < accepted(process_id, "127.0.0.2") <= MOST_OF_ADDRESS
         eventually(lambda: accepted(process_id, "127.0.0.2") == 0, timeout=15, what="silent connections ended")
+
+
+async def test_second_agent_that_finds_the_address_taken_leaves_the_first_alone(agent: LoneAgent) -> None:
+    second = subprocess.run(agent.process.process.argv, capture_output=True, check=False, timeout=30, text=True)
+    assert second.returncode == 1
+    async with agent.channel() as channel:
+        await AgentStub(channel).GetInfo(pb.GetInfoRequest(), timeout=10)
 
 
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/1.0\r\n\r\n"])

@@ -1,5 +1,6 @@
 """Connections to an agent that bring no certificate: they end soon, and the controller comes through all the while."""
 
+import asyncio
 import socket
 import struct
 import subprocess
@@ -63,8 +64,12 @@ async def test_one_address_holds_a_bounded_number_of_connections(agent: LoneAgen
 
 
 async def test_second_agent_that_finds_the_address_taken_leaves_the_first_alone(agent: LoneAgent) -> None:
-    second = subprocess.run(agent.process.process.argv, capture_output=True, check=False, timeout=30, text=True)
+    first = agent.process.process
+    second = await asyncio.to_thread(
+        subprocess.run, first.argv, env=first.environment, capture_output=True, check=False, timeout=30, text=True
+    )
     assert second.returncode == 1
+    assert "can't be listened on" in second.stdout + second.stderr
     async with agent.channel() as channel:
         await AgentStub(channel).GetInfo(pb.GetInfoRequest(), timeout=10)
 

@@ -81,6 +81,8 @@ async def test_a_stop_that_the_engine_could_not_do_is_tried_again(member: Member
         member.engine.hang()
         try:
             member.clock.shift(61)
+            # A change has auto-stop look at once: 30 seconds later the host is known to be of no use, and left alone.
+            await member.call("PUT", f"/api/apps/{app_id}", {"name": "stubborn"})
             await eventually_async(failed, timeout=60, what="a stop that failed")
             shown = await member.call("GET", f"/api/apps/{app_id}")
             assert shown["stopAt"] is not None

@@ -151,7 +151,7 @@ async def test_a_network_that_swallows_everything_is_noticed_and_survived(start_
         began = time.monotonic()
         with pytest.raises(HostUnreachableError):
             await transport.connect()
-        assert time.monotonic() - began < 17
+        assert time.monotonic() - began < 25  # 15 by itself, more beside a busy neighbour
         with pytest.raises(ContactLostError):
             await following
         assert time.monotonic() - began < 40

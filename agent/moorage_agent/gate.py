@@ -137,6 +137,8 @@ class _End(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.other: _End | None = None
+        self.ended = False
+        """Whether nothing more comes in."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note the transport."""
@@ -149,10 +151,12 @@ class _End(asyncio.Protocol):
             self.other.transport.write(data)
 
     def eof_received(self) -> bool:
-        """Pass the end on; the other direction stays open."""
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.write_eof()
-        return True
+        """Pass the end on; the other direction stays open until it ends, too. False closes the connection."""
+        self.ended = True
+        if self.other is None or self.other.transport is None:
+            return False
+        self.other.transport.write_eof()
+        return not self.other.ended
 
     def pause_writing(self) -> None:
         """Have the other end read no more: this one's buffer is full."""
@@ -210,10 +214,6 @@ class _Front(_End):
             self.transport.pause_reading()
             if self._joining is None:
                 self._joining = asyncio.create_task(self._join())
-
-    def eof_received(self) -> bool:
-        """Pass the end on; of a caller who said nothing it is the end."""
-        return super().eof_received() and self._joining is not None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give its place free."""

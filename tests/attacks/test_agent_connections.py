@@ -51,7 +51,6 @@ async def test_silent_connections_without_a_certificate_end_within_seconds(agent
 async def test_one_address_holds_a_bounded_number_of_connections(agent: LoneAgent) -> None:
     raise_limit()
     host, port = agent.process.address.rsplit(":", 1)
-    process_id = agent.process.process.pid
     with ExitStack() as stack:
         for _ in range(4 * MOST_OF_ADDRESS):
             made = socket.create_connection((host, int(port)), timeout=5, source_address=("127.0.0.2", 0))
@@ -59,8 +58,15 @@ async def test_one_address_holds_a_bounded_number_of_connections(agent: LoneAgen
         async with agent.channel() as channel:
             told = await AgentStub(channel).GetInfo(pb.GetInfoRequest(), timeout=4)
         assert told.ListFields()
-        assert 0 < accepted(process_id, "127.0.0.2") <= MOST_OF_ADDRESS
-        eventually(lambda: accepted(process_id, "127.0.0.2") == 0, timeout=15, what="silent connections ended")
+        assert 0 < accepted(agent, "127.0.0.2") <= MOST_OF_ADDRESS
+        eventually(lambda: accepted(agent, "127.0.0.2") == 0, timeout=15, what="silent connections ended")
+
+
+async def test_connections_that_were_closed_count_no_more(agent: LoneAgent) -> None:
+    for _ in range(MOST_OF_ADDRESS + 16):
+        async with agent.channel() as channel:
+            await AgentStub(channel).GetInfo(pb.GetInfoRequest(), timeout=10)
+    eventually(lambda: accepted(agent, "127.0.0.1") == 0, timeout=10, what="all connections closed")
 
 
 async def test_second_agent_that_finds_the_address_taken_leaves_the_first_alone(agent: LoneAgent) -> None:
@@ -102,11 +108,12 @@ def end(connection: socket.socket, *, reset: bool) -> None:
     connection.close()
 
 
-def accepted(process_id: int, address: str) -> int:
-    """Return how many established connections from an IPv4 address there are where a process runs."""
+def accepted(agent: LoneAgent, address: str) -> int:
+    """Return how many established connections from an IPv4 address an agent has."""
+    here = f":{int(agent.process.address.rsplit(':', 1)[1]):04X}"
     raw = socket.inet_aton(address)[::-1].hex().upper()
-    rows = [line.split() for line in Path(f"/proc/{process_id}/net/tcp").read_text().splitlines()[1:]]
-    return sum(row[2].startswith(raw) and row[3] == "01" for row in rows)
+    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(here) and row[2].startswith(raw) and row[3] == "01" for row in rows)
 
 
 def files(process_id: int) -> int:

@@ -37,13 +37,13 @@ def run_walk(walk: Walk) -> Walked:
     try:
         asks = next(walk)
         while True:
-            asks = walk.send(_look_up(asks))
+            asks = walk.send(_read_paths(asks))
     except StopIteration as ended:
         walked: Walked = ended.value
         return walked
 
 
-def _look_up(asks: Sequence[Ask]) -> Mapping[str, Found]:
+def _read_paths(asks: Sequence[Ask]) -> Mapping[str, Found]:
     return {ask.path: _found(ask) for ask in asks}
 
 

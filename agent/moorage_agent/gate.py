@@ -102,7 +102,7 @@ class Gate:
         place = _network(address)
         full = self._counts[place] >= MOST_OF_ADDRESS
         if (full and not self._make_room(place)) or (len(self._fronts) >= self._most and not self._make_room(None)):
-            self._tell(address)
+            self._log_refusal(address)
             return False
         self._counts[place] += 1
         self._fronts[front] = place
@@ -124,7 +124,7 @@ class Gate:
                 return True
         return False
 
-    def _tell(self, address: str) -> None:
+    def _log_refusal(self, address: str) -> None:
         self._refused += 1
         if time.monotonic() - self._told >= _TELL_EVERY_SECONDS:
             log.warning("connections_refused", address=address, times=self._refused)

@@ -15,7 +15,7 @@ from moorage_common.states import Project
 
 from moorage_agent.errors import RefusalError
 from moorage_agent.policy import Policy
-from moorage_agent.projects import look_through, read_project
+from moorage_agent.projects import check_files, read_project
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +94,7 @@ class Identities:
         try:
             real = await asyncio.to_thread(self._policy.real_directory, identity.real_directory)
             rules = await asyncio.to_thread(self._policy.rules)
-            walked = await asyncio.to_thread(look_through, real, self._environment, rules)
+            walked = await asyncio.to_thread(check_files, real, self._environment, rules)
         except RefusalError as error:
             return Refused(error.code, str(error))
         return walked.refusal

@@ -36,7 +36,7 @@ async def read_project(compose: str, real_directory: str, environment: Mapping[s
     kind = await asyncio.to_thread(_kind_of, real_directory)
     if kind != "directory":
         return no_directory(real_directory, is_file=kind == "file")
-    walked, before = await asyncio.to_thread(_looked_through, real_directory, environment, rules)
+    walked, before = await asyncio.to_thread(_check_and_stat, real_directory, environment, rules)
     if walked.refusal is not None:
         return refused(walked.refusal, walked.files)
     config, variables = await asyncio.gather(
@@ -46,7 +46,7 @@ async def read_project(compose: str, real_directory: str, environment: Mapping[s
     directory, files = await asyncio.to_thread(_places, real_directory, variables.output)
     files = tuple(dict.fromkeys([*files, *walked.files]))
     if config.code != 0 or variables.code != 0:
-        again, after = await asyncio.to_thread(_looked_through, real_directory, environment, rules)
+        again, after = await asyncio.to_thread(_check_and_stat, real_directory, environment, rules)
         if before != after or again.refusal is not None or not again.quotable:
             return not_quotable(real_directory, files)
         return unreadable(config.complaint if config.code else variables.complaint, files)
@@ -56,17 +56,17 @@ async def read_project(compose: str, real_directory: str, environment: Mapping[s
     return read_config(config.output, directory, files)
 
 
-def look_through(real_directory: str, environment: Mapping[str, str], rules: Rules) -> Walked:
+def check_files(real_directory: str, environment: Mapping[str, str], rules: Rules) -> Walked:
     """Look through an app's compose files, before Compose does."""
     clean = clean_environment(real_directory, environment)
     return run_walk(walk_app(real_directory, Variables(clean), clean["HOME"], rules))
 
 
-def _looked_through(
+def _check_and_stat(
     real_directory: str, environment: Mapping[str, str], rules: Rules
 ) -> tuple[Walked, Sequence[object]]:
     """Return the walk, and the state of its files after it: who changes them meanwhile is told nothing of them."""
-    walked = look_through(real_directory, environment, rules)
+    walked = check_files(real_directory, environment, rules)
     return walked, [(_about(file, follow=False), _about(file, follow=True)) for file in walked.files]
 
 

@@ -134,7 +134,7 @@ class _AppWalk:
     def run(self, variables: Variables) -> Generator[Sequence[Ask], Mapping[str, Found], None]:
         """Look through all files. Raises Refusal."""
         settings = join(self.directory, ".env")
-        yield from self._look_up([Ask(join(self.directory, n), content=True) for n in (".env", *_DEFAULT_FILES)])
+        yield from self._request_paths([Ask(join(self.directory, n), content=True) for n in (".env", *_DEFAULT_FILES)])
         variables = yield from self._with_files(variables, [settings], where(settings))
         files = yield from self._first_files(variables)
         if not files:
@@ -143,7 +143,7 @@ class _AppWalk:
         if base != self.directory:
             settings = join(base, ".env")
             variables = yield from self._with_files(variables, [settings], where(settings))
-        yield from self._look_up([Ask(file, content=True) for file in files])
+        yield from self._request_paths([Ask(file, content=True) for file in files])
         self._name_project(files, base, variables)
         tasks, seen = [_Task(file, base, variables, self._named_at(file)) for file in files], set[object]()
         while tasks:
@@ -152,7 +152,7 @@ class _AppWalk:
             new = list(fresh.values())
             if len(seen) > _MOST_TASKS:
                 raise self._too_many()
-            yield from self._look_up([Ask(task.file, content=True) for task in new])
+            yield from self._request_paths([Ask(task.file, content=True) for task in new])
             tasks = []
             for task in new:
                 documents = self._documents(task.file, task.place)
@@ -166,7 +166,7 @@ class _AppWalk:
     def check_places(self) -> Generator[Sequence[Ask], Mapping[str, Found], None]:
         """See that what the files name lies where it may."""
         places = [p for p in self.places.named if p.read or p.allowed != EVERYWHERE]
-        yield from self._look_up([Ask(path) for p in places for path in (p.path, p.same_as) if path is not None])
+        yield from self._request_paths([Ask(path) for p in places for path in (p.path, p.same_as) if path is not None])
         for place in places:
             about = self.found[place.path]
             if place.path == "/dev/null":
@@ -181,7 +181,7 @@ class _AppWalk:
                 self.stamped.add(place.path)
                 self._note_quotable(about.real)
 
-    def _look_up(self, asks: Sequence[Ask]) -> Generator[Sequence[Ask], Mapping[str, Found], None]:
+    def _request_paths(self, asks: Sequence[Ask]) -> Generator[Sequence[Ask], Mapping[str, Found], None]:
         wanted = {a.path: a for a in sorted(asks, key=lambda ask: ask.content)}
         new = [a for a in wanted.values() if a.path not in self.found or (a.content and a.path not in self.read)]
         self.read |= {ask.path for ask in new if ask.content}
@@ -223,7 +223,7 @@ class _AppWalk:
     def _with_files(
         self, variables: Variables, files: Sequence[str], place: str
     ) -> Generator[Sequence[Ask], Mapping[str, Found], Variables]:
-        yield from self._look_up([Ask(file, content=True) for file in files])
+        yield from self._request_paths([Ask(file, content=True) for file in files])
         texts = []
         for file in files:
             content = self._content(file, place)
@@ -249,7 +249,7 @@ class _AppWalk:
         if not self._there(self.directory, COMPOSE_FILES):
             while above[-1] != "/":
                 above.append(dirname(above[-1]))
-            yield from self._look_up([Ask(join(each, name)) for each in above for name in _DEFAULT_FILES])
+            yield from self._request_paths([Ask(join(each, name)) for each in above for name in _DEFAULT_FILES])
         for each in above:
             self.stamped |= {join(each, name) for name in _DEFAULT_FILES}
             if main := self._there(each, COMPOSE_FILES):

@@ -149,7 +149,7 @@ class Places:
 
     def _extends(self, extends: Node) -> None:
         if extends.text is not None:
-            self._extended.append(("", self._told(extends.text, "extends"), self._at.place("extends")))
+            self._extended.append(("", self._interpolated(extends.text, "extends"), self._at.place("extends")))
             return
         if not extends.is_plain():
             raise ambiguous(self._at.place("extends"))
@@ -158,7 +158,7 @@ class Places:
             for text in extends.texts("file")
         ]
         for service in extends.texts("service"):
-            named = self._told(service, "extends")
+            named = self._interpolated(service, "extends")
             self._extended += [(file, named, self._at.place("extends.file")) for file in files or [""]]
 
     def _build(self, build: Node) -> None:
@@ -182,7 +182,7 @@ class Places:
                     self._path(path, f"build.{key}")
 
     def _context(self, text: str, key: str, dockerfiles: Sequence[str]) -> None:
-        filled = self._told(text, key)
+        filled = self._interpolated(text, key)
         if filled.startswith(_BUILT_ELSEWHERE):
             return
         if _REMOTE.match(filled) and not filled.startswith(_OCI_LAYOUT):
@@ -195,20 +195,20 @@ class Places:
             return
         self._note(filled.removeprefix(_OCI_LAYOUT), self._reading(key))
         for dockerfile in dockerfiles:
-            named = join(filled, self._told(dockerfile, "build.dockerfile"))
+            named = join(filled, self._interpolated(dockerfile, "build.dockerfile"))
             self._note(named, self._reading("build.dockerfile", read=True))
 
     def _volume(self, volume: Node) -> None:
         if self.rules.binds is True:
             return
         if volume.text is not None:
-            source, colon, _ = self._told(volume.text, "volumes").partition(":")
+            source, colon, _ = self._interpolated(volume.text, "volumes").partition(":")
             if colon:
                 self._bind(volume.text if _WINDOWS.match(volume.text) else source, "volumes")
             return
         kinds = set(volume.texts("type"))
         for source in volume.texts("source"):
-            self._bind(self._told(source, "volumes"), "volumes", sure=not kinds or not kinds <= _NO_PATH)
+            self._bind(self._interpolated(source, "volumes"), "volumes", sure=not kinds or not kinds <= _NO_PATH)
 
     def _device(self, volume: Node) -> None:
         """Look at what a volume of the driver `local` mounts."""
@@ -216,11 +216,11 @@ class Places:
             return
         key = "volumes.driver_opts"
         for text in volume.texts("driver_opts", "device"):
-            device = self._told(text, key)
+            device = self._interpolated(text, key)
             if not device.startswith("//"):  # of a network's file system
                 self._bind(device, key)
         for text in volume.texts("driver_opts", "o"):
-            for paths in _LAYERS.findall(self._told(text, key)):
+            for paths in _LAYERS.findall(self._interpolated(text, key)):
                 for path in paths.split(":"):
                     self._bind(path, key, sure=True)
 
@@ -234,13 +234,13 @@ class Places:
             self._note(source, place)
 
     def _path(self, text: str, key: str, *, read: bool = False) -> None:
-        self._note(self._told(text, key), self._reading(key, read=read))
+        self._note(self._interpolated(text, key), self._reading(key, read=read))
 
     def _reading(self, key: str, *, read: bool = False) -> Place:
         allowed = self.rules.readable
         return Place("", self._at.place(key), EVERYWHERE if "/" in allowed else allowed, read=read)
 
-    def _told(self, text: str, key: str) -> str:
+    def _interpolated(self, text: str, key: str) -> str:
         """Return a text with its variables filled in. Raises Refusal where that can't be told."""
         try:
             return self._at.variables.fill(text)

@@ -152,9 +152,9 @@ class _File:
         self.found[name] = None
         if "\\" not in value and _CONTROL.search(value) is None:
             with suppress(UnsureError):
-                self.found[name] = value if plain else _fill(value, self._look_up, 0)
+                self.found[name] = value if plain else _fill(value, self._value_of, 0)
 
-    def _look_up(self, name: str) -> str | None:
+    def _value_of(self, name: str) -> str | None:
         outer = self._outer.get(name)
         if outer is not None:
             return outer

@@ -29,14 +29,14 @@ def journal_text() -> str:
 
 
 def look_call(root: str, operation_id: str, after: int, limit: int) -> str:
-    """Return the call for the output from the byte offset `after` on, `limit` bytes at most. See `read_looks`."""
+    """Return the call for the output from the byte offset `after` on, `limit` bytes at most. See `parse_outputs`."""
     check_id(operation_id)
     if after < 0 or limit < 0:
         raise ValueError("offset and limit of an output can't be negative")
     return f"(mj_look {shlex.quote(root)} {operation_id} {after} {limit})"
 
 
-def read_looks(printed: bytes, count: int, limit: int) -> list[Look]:
+def parse_outputs(printed: bytes, count: int, limit: int) -> list[Look]:
     """Read what so many look calls of `limit` bytes printed, one after the other.
 
     Raises ValueError where that broke off, or can't be right.

@@ -324,11 +324,11 @@ class Parts:
         for part, whole in self._lines(data) if self._tty else self._frames(data):
             self._entry += part
             if whole or len(self._entry) >= _PIECE_BYTES:
-                yield from self._told()
+                yield from self._take_lines()
             if whole:
                 self._time = None
 
-    def _told(self) -> Iterator[tuple[str, str]]:
+    def _take_lines(self) -> Iterator[tuple[str, str]]:
         entry, self._entry = bytes(self._entry), bytearray()
         if self._time is None:
             found = _TIME.match(entry)

@@ -180,7 +180,7 @@ class Listener:
             try:
                 client, address = await loop.sock_accept(listening)
             except OSError as error:
-                self._tell("accept_failed", error=str(error))
+                self._warn_seldom("accept_failed", error=str(error))
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             connection = self._admitted(str(address[0]))
@@ -197,10 +197,10 @@ class Listener:
         trusted = self._trusts(address)
         place = "" if trusted else network(address)
         if place and self._counts[place] >= self._limits.each and not self._make_room(place):
-            self._tell("connection_refused", address=address, reason="too many of this address")
+            self._warn_seldom("connection_refused", address=address, reason="too many of this address")
             return None
         if len(self._open) >= self._limits.total and not self._make_room(None):
-            self._tell("connection_refused", address=address, reason="too many in all")
+            self._warn_seldom("connection_refused", address=address, reason="too many in all")
             return None
         idle = self._limits.idle_proxy if trusted else self._limits.idle
         connection = Connection(self._server, self._limits, idle, self._release)
@@ -230,7 +230,7 @@ class Listener:
                 lambda: connection, client, ssl=self._tls, ssl_handshake_timeout=limit
             )
 
-    def _tell(self, event: str, **fields: object) -> None:
+    def _warn_seldom(self, event: str, **fields: object) -> None:
         """Log, but no more often than somebody reads."""
         self._refused += 1
         now = asyncio.get_running_loop().time()

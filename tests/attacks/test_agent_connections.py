@@ -65,8 +65,10 @@ async def test_one_address_holds_a_bounded_number_of_connections(agent: LoneAgen
 async def test_connections_that_were_closed_count_no_more(agent: LoneAgent) -> None:
     for _ in range(MOST_OF_ADDRESS + 16):
         async with agent.channel() as channel:
-            await AgentStub(channel).GetInfo(pb.GetInfoRequest(), timeout=10)
+            told = await AgentStub(channel).GetInfo(pb.GetInfoRequest(), timeout=10)
+        assert told.ListFields()
     eventually(lambda: accepted(agent, "127.0.0.1") == 0, timeout=10, what="all connections closed")
+    assert accepted(agent, "127.0.0.1") == 0
 
 
 async def test_second_agent_that_finds_the_address_taken_leaves_the_first_alone(agent: LoneAgent) -> None:

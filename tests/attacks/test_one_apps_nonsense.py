@@ -147,11 +147,14 @@ async def test_any_fault_in_reading_one_app_is_its_own(tmp_path: Path) -> None:
     identities = Identities(Policy(tmp_path / "policy.toml"), str(program), {})
     apps = [WatchedApp(str(tmp_path / name), None) for name in ("bad", "good")]
 
-    async def seen() -> bool:
+    async def read() -> bool:
         bad, good = await identities.current(apps)
-        return bad.problem_code == UNREADABLE and good.project == Project("x", str(tmp_path / "good"))
+        return bool(bad.problem_code) and good.project is not None
 
-    await eventually_async(seen, what="each as it is")
+    await eventually_async(read, what="both apps read")
+    bad, good = await identities.current(apps)
+    assert bad.problem_code == UNREADABLE
+    assert good.project == Project("x", str(tmp_path / "good"))
 
 
 async def test_an_app_that_takes_long_to_read_keeps_no_neighbour(

@@ -39,7 +39,7 @@ class ByShell:
     def look(self, *orders: Order, after: int = 0, limit: int = 1000) -> list[Look]:
         """Return what a look at each finds."""
         calls = [journal_shell.look_call(self.root, o.operation_id, after, limit) for o in orders]
-        return journal_shell.read_looks(self._run("\n".join(calls)), len(calls), 1 << 20)
+        return journal_shell.parse_outputs(self._run("\n".join(calls)), len(calls), 1 << 20)
 
     def show(self, operation_id: str) -> Record | None:
         """Return all that is known of one."""

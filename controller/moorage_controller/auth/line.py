@@ -66,7 +66,7 @@ class Line:
             began = loop.time()
             done = self._pool.submit(work)
             # The thread's own end, not the caller's: one who is gone must not let in another beside his work.
-            done.add_done_callback(lambda _: _tell(loop, self._next))
+            done.add_done_callback(lambda _: _call_in_loop(loop, self._next))
             found = await asyncio.wrap_future(done)
             self._seconds += (loop.time() - began - self._seconds) * _RECENT
             return found
@@ -104,7 +104,7 @@ class Line:
         self._idle += 1
 
 
-def _tell(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:
+def _call_in_loop(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:
     # At the program's end nobody waits any more.
     if not loop.is_closed():
         loop.call_soon_threadsafe(what)

@@ -40,7 +40,7 @@ async def rules_of(link: Link) -> Rules:
     )
 
 
-async def look_through(link: Link, real: str, rules: Rules) -> Walked:
+async def check_files(link: Link, real: str, rules: Rules) -> Walked:
     """Look through the compose files of an app. Raises ContactLostError, HostRefusedError."""
     clean = clean_environment(real, link.survey.environment)
     variables = Variables(clean)
@@ -55,15 +55,15 @@ async def run_walk(link: Link, walk: Walk) -> Walked:
     try:
         asks = next(walk)
         while True:
-            asks = walk.send(await _look_up(link, asks))
+            asks = walk.send(await _read_paths(link, asks))
     except StopIteration as ended:
         walked: Walked = ended.value
         return walked
 
 
-async def _look_up(link: Link, asks: Sequence[Ask]) -> Mapping[str, Found]:
+async def _read_paths(link: Link, asks: Sequence[Ask]) -> Mapping[str, Found]:
     words = [word for ask in asks for word in ("r" if ask.content else "s", ask.path)]
-    script = f"mo_look_up {FILE_BYTES + 1} {_ROOM_BYTES} {quote(*words)}"
+    script = f"mo_read_paths {FILE_BYTES + 1} {_ROOM_BYTES} {quote(*words)}"
     told = (await link.quick(script, limit=LIMITS.script_config)).fields
     if len(told) != 3 * len(asks):
         raise ContactLostError("The host's shell broke off while it looked at an app's files.")

@@ -28,7 +28,7 @@ from moorage_common.journal_types import Refused
 from moorage_common.states import Project
 from moorage_common.untrusted import LIMITS
 
-from moorage_controller.hosts.ssh.app_files import look_through, rules_of, run_walk
+from moorage_controller.hosts.ssh.app_files import check_files, rules_of, run_walk
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.shell import quote
@@ -88,7 +88,7 @@ class Identities:
     @staticmethod
     async def recheck(link: Link, identity: AppIdentity) -> Refused | None:
         """Look through an app's files once more, right before Compose works with them. Raises as `ask`."""
-        walked = await look_through(link, identity.real_directory, await rules_of(link))
+        walked = await check_files(link, identity.real_directory, await rules_of(link))
         return walked.refusal
 
     async def current(self, link: Link, compose: HostCompose, apps: Sequence[HostApp]) -> list[AppIdentity]:
@@ -193,7 +193,7 @@ async def _read(link: Link, compose: HostCompose, real: str) -> Reading:
             "an admin of the host can add it there."
         )
         return Reading(None, (), "path_not_allowed", sentence)
-    walked = await look_through(link, real, rules)
+    walked = await check_files(link, real, rules)
     if walked.refusal is not None:
         return refused(walked.refusal, walked.files)
     return await _ask(link, compose, real, rules, walked)
@@ -214,7 +214,7 @@ async def _ask(link: Link, compose: HostCompose, real: str, rules: Rules, walked
     directory, places = await _places(link, real, variables, above)
     files = tuple(dict.fromkeys([*places, *walked.files]))
     if config_code != "0" or variables_code != "0":
-        again = await look_through(link, real, rules)
+        again = await check_files(link, real, rules)
         if not walked.quotable or not again.quotable or again.refusal is not None:
             return not_quotable(real, files)
         return unreadable(error_sentence(complaint) or "nothing", files)

@@ -11,7 +11,7 @@ from moorage_common.journal_shell import (
     cancel_call,
     clean_call,
     look_call,
-    read_looks,
+    parse_outputs,
     read_record,
     show_call,
 )
@@ -108,7 +108,7 @@ class Journal:
         try:
             most = len(wanted) * (_LOOK_BYTES + LIMITS.word)
             ran = await self._link.quick("\n".join(call for call, _ in wanted), limit=most)
-            looks = read_looks(ran.output, len(wanted), _LOOK_BYTES)
+            looks = parse_outputs(ran.output, len(wanted), _LOOK_BYTES)
             for (_, found), look in zip(wanted, looks, strict=True):
                 if not found.done():
                     found.set_result(look)

@@ -27,10 +27,10 @@ mo_stamp() {
     done
 }
 
-# mo_look_up LIMIT ROOM [r|s PATH]...: prints three NUL-ended texts for each path: what it is (file, directory, nothing,
+# mo_read_paths LIMIT ROOM [r|s PATH]...: prints three NUL-ended texts for each path: what it is (file, directory, nothing,
 # other, barred: a file that can't be read), its real path, and of an `r` LIMIT bytes at most, its NULs as \001. What
 # doesn't fit into ROOM bytes for all is `other`. Only an ordinary file is ever opened, and none is waited for.
-mo_look_up() {
+mo_read_paths() {
     mo_limit=$1 mo_room=$2
     shift 2
     while [ $# -gt 1 ]; do

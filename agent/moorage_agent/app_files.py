@@ -66,7 +66,8 @@ def _found(ask: Ask) -> Found:
 
 def _content(handle: int) -> bytes | None:
     try:
-        with open(f"/proc/self/fd/{handle}", "rb") as file:  # noqa: PTH123 - the very file that was looked at
+        # The very file that was looked at, whatever bears its name by now.
+        with Path(f"/proc/self/fd/{handle}").open("rb") as file:
             return file.read(FILE_BYTES + 1)
     except PermissionError:
         return None

@@ -9,7 +9,7 @@ from enum import StrEnum
 from posixpath import basename, dirname, join, normpath
 
 from moorage_common.app_identity import COMPOSE_FILES, OVERRIDE_FILES
-from moorage_common.compose_places import Places, Refusal, ambiguous, where
+from moorage_common.compose_places import Places, ambiguous, where
 from moorage_common.compose_rules import EVERYWHERE, Rules, is_below
 from moorage_common.compose_variables import UnsureError, Variables
 from moorage_common.compose_yaml import Node, UnreadableError, parse, weigh
@@ -91,8 +91,8 @@ def walk_app(directory: str, variables: Variables, home: str, rules: Rules) -> W
     refusal = None
     try:
         yield from walk.run(variables)
-    except Refusal as error:
-        refusal = Refused(error.code, str(error))
+    except Refused as error:
+        refusal = error
     return Walked(tuple(walk.read | walk.stamped), refusal, walk.quotable)
 
 
@@ -104,14 +104,14 @@ def walk_resolved(config: str, directory: str, rules: Rules) -> Walk:
         try:
             documents = parse(config.encode(errors="replace"), _RESOLVED_BYTES)
         except UnreadableError as error:
-            raise Refusal(
+            raise Refused(
                 "unreadable_compose_file", f"What Compose makes of {directory} can't be read: {error}."
             ) from None
         for document in documents:
             walk.places.services(document, where(directory), directory, Variables({}))
         yield from walk.check_places()
-    except Refusal as error:
-        refusal = Refused(error.code, str(error))
+    except Refused as error:
+        refusal = error
     return Walked((), refusal)
 
 
@@ -132,7 +132,7 @@ class _AppWalk:
         self.places = Places(self.rules, self.home)
 
     def run(self, variables: Variables) -> Generator[Sequence[Ask], Mapping[str, Found], None]:
-        """Look through all files. Raises Refusal."""
+        """Look through all files. Raises Refused."""
         settings = join(self.directory, ".env")
         yield from self._request_paths([Ask(join(self.directory, n), content=True) for n in (".env", *_DEFAULT_FILES)])
         variables = yield from self._with_files(variables, [settings], where(settings))
@@ -158,7 +158,7 @@ class _AppWalk:
                 documents = self._documents(task.file, task.place)
                 if task.by_extends and len(documents) > 1:
                     # Compose merges them before it looks what a service there extends.
-                    raise Refusal("unreadable_compose_file", f"{task.place}: what it names must be one document.")
+                    raise Refused("unreadable_compose_file", f"{task.place}: what it names must be one document.")
                 for document in documents:
                     tasks += yield from self._document(document, task)
         yield from self.check_places()
@@ -172,11 +172,11 @@ class _AppWalk:
             if place.path == "/dev/null":
                 continue
             if place.same_as is not None and about.real != self.found[place.same_as].real:
-                raise Refusal(place.code, f"{place.where}: it names a path with `..` behind a link: write it without.")
+                raise Refused(place.code, f"{place.where}: it names a path with `..` behind a link: write it without.")
             if not is_below(about.real, place.allowed):
-                raise Refusal(place.code, f"{place.where}: {place.outside}")
+                raise Refused(place.code, f"{place.where}: {place.outside}")
             if place.read and about.kind is Kind.OTHER:
-                raise Refusal("unreadable_compose_file", f"{place.where}: it names something that is no ordinary file.")
+                raise Refused("unreadable_compose_file", f"{place.where}: it names something that is no ordinary file.")
             if place.read:
                 self.stamped.add(place.path)
                 self._note_quotable(about.real)
@@ -192,8 +192,8 @@ class _AppWalk:
             if sum(len(about.content or b"") for about in self.found.values()) > _MOST_BYTES:
                 raise self._too_many()
 
-    def _too_many(self) -> Refusal:
-        return Refusal(
+    def _too_many(self) -> Refused:
+        return Refused(
             "unreadable_compose_file",
             f"The compose files in {self.directory} name too many other files, or too much in them.",
         )
@@ -208,9 +208,9 @@ class _AppWalk:
             allowed = ", ".join(self.rules.readable) or "nothing yet"
             subject = f"{dirname(about.real) or '/'} is" if place == path else "it leads"
             sentence = f"{place}: {subject} outside the directories that the host's policy allows ({allowed})."
-            raise Refusal("path_not_allowed", sentence)
+            raise Refused("path_not_allowed", sentence)
         if about.kind is Kind.OTHER:
-            raise Refusal("unreadable_compose_file", f"{place}: it is no ordinary file of a usual size.")
+            raise Refused("unreadable_compose_file", f"{place}: it is no ordinary file of a usual size.")
         if about.kind is not Kind.FILE:
             return None
         self._note_quotable(about.real)
@@ -231,7 +231,7 @@ class _AppWalk:
                 try:
                     text = content.decode("utf-8-sig")
                 except UnicodeDecodeError:
-                    raise Refusal("unreadable_compose_file", f"{place}: it is not UTF-8.") from None
+                    raise Refused("unreadable_compose_file", f"{place}: it is not UTF-8.") from None
                 texts.append(text)
         return variables.with_files(*texts)
 
@@ -240,7 +240,7 @@ class _AppWalk:
             named = variables.get("COMPOSE_FILE")
             separator = variables.get("COMPOSE_PATH_SEPARATOR") or ":"
         except UnsureError:
-            raise Refusal(
+            raise Refused(
                 "path_not_allowed", f"{self.directory}/.env: COMPOSE_FILE can't be told for sure: write it plainly."
             ) from None
         if named:
@@ -286,7 +286,7 @@ class _AppWalk:
                 documents = parse(content) if content is not None else ()
                 self.parsed[file] = documents, sum(weigh(document) for document in documents)
         except UnreadableError as error:
-            raise Refusal("unreadable_compose_file", f"{file} can't be read as a compose file: {error}.") from None
+            raise Refused("unreadable_compose_file", f"{file} can't be read as a compose file: {error}.") from None
         found, weight = self.parsed[file]
         self.weight += weight
         if self.weight > _MOST_NODES:

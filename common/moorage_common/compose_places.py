@@ -8,6 +8,7 @@ from posixpath import join, normpath
 from moorage_common.compose_rules import EVERYWHERE, Rules
 from moorage_common.compose_variables import UnsureError, Variables
 from moorage_common.compose_yaml import Node
+from moorage_common.journal_types import Refused
 from moorage_common.untrusted import clean_line
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|github\.com/|[^/\s]+@[^/\s]*:|git@", re.ASCII)
@@ -20,14 +21,6 @@ _NO_PATH = frozenset({"volume", "tmpfs", "image", "cluster", "npipe"})
 _SHOWN = 80
 _OUTSIDE = "it names a path outside the directories that the host's policy (`allowed_roots`, `allow_paths`) allows."
 _MOUNTED = "the host's policy (`allow_bind_mounts`) doesn't allow to mount that into a container."
-
-
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault
-    """Compose must not read the app's files. `str()` is one sentence, `code` a stable word."""
-
-    def __init__(self, code: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +61,7 @@ class Places:
     def local(self, text: str, place: str, base: str, variables: Variables) -> str:
         """Return the path that a compose file names; empty for an empty text.
 
-        Raises Refusal for a remote one, and where it can't be told.
+        Raises Refused for a remote one, and where it can't be told.
         """
         try:
             filled = variables.fill(text)
@@ -78,13 +71,13 @@ class Places:
             return ""
         if _REMOTE.match(filled):
             # Even where the policy allows it: what would come is not there to be looked through.
-            raise Refusal("remote_resource_not_allowed", f"{place}: compose files from elsewhere are not fetched.")
+            raise Refused("remote_resource_not_allowed", f"{place}: compose files from elsewhere are not fetched.")
         path = _path_of(filled, base, place)
         self._see_where_it_leads(filled, Place(path, place, self.rules.readable))
         return path
 
     def services(self, document: Node, file: str, base: str, variables: Variables, only: str | None = None) -> None:
-        """Look through a document of a file; `only` is the one service that is extended there. Raises Refusal."""
+        """Look through a document of a file; `only` is the one service that is extended there. Raises Refused."""
         self._at = _At(file, base, variables)
         for name, service in document.entries("services"):
             if only is None or name == only:
@@ -129,7 +122,7 @@ class Places:
         for volume in service.elements("volumes"):
             self._volume(volume)
         if self.rules.binds is not True and any(t.lower() != "false" for t in service.texts("use_api_socket")):
-            raise Refusal("bind_mount_not_allowed", f"{self._at.place('use_api_socket')}: {_MOUNTED}")
+            raise Refused("bind_mount_not_allowed", f"{self._at.place('use_api_socket')}: {_MOUNTED}")
 
     def _provider(self, service: Node) -> None:
         for provider in service.get("provider"):
@@ -141,7 +134,7 @@ class Places:
             except UnsureError:
                 named = set()
             if not named or not named <= self.rules.providers:
-                raise Refusal(
+                raise Refused(
                     "provider_not_allowed",
                     f"{self._at.place('provider')}: it runs a program on the host that the host's policy "
                     "(`allow_providers`) doesn't list.",
@@ -187,7 +180,7 @@ class Places:
             return
         if _REMOTE.match(filled) and not filled.startswith(_OCI_LAYOUT):
             if not self.rules.remote:
-                raise Refusal(
+                raise Refused(
                     "remote_resource_not_allowed",
                     f"{self._at.place(key)}: it fetches from elsewhere, which the host's policy "
                     "(`allow_remote_resources`) doesn't allow.",
@@ -229,7 +222,7 @@ class Places:
         binds = self.rules.binds if isinstance(self.rules.binds, Sequence) else ()
         place = Place("", self._at.place(key), binds, "bind_mount_not_allowed", _MOUNTED)
         if _WINDOWS.match(source):
-            raise Refusal(place.code, f"{place.where}: {place.outside}")
+            raise Refused(place.code, f"{place.where}: {place.outside}")
         if sure or source.startswith(("/", ".", "~")):
             self._note(source, place)
 
@@ -241,7 +234,7 @@ class Places:
         return Place("", self._at.place(key), EVERYWHERE if "/" in allowed else allowed, read=read)
 
     def _interpolated(self, text: str, key: str) -> str:
-        """Return a text with its variables filled in. Raises Refusal where that can't be told."""
+        """Return a text with its variables filled in. Raises Refused where that can't be told."""
         try:
             return self._at.variables.fill(text)
         except UnsureError:
@@ -261,26 +254,26 @@ class Places:
 
 
 def _path_of(text: str, base: str, place: str) -> str:
-    """Return a path as Compose makes it absolute. Raises Refusal for a text that can't be one, or can't be shown."""
+    """Return a path as Compose makes it absolute. Raises Refused for a text that can't be one, or can't be shown."""
     try:
         text.encode()
         plain = not {"\0", "\n", "\r"} & set(text)
     except UnicodeEncodeError:
         plain = False
     if not plain:
-        raise Refusal("path_not_allowed", f"{place}: it names a path with a line break in it, or one that isn't UTF-8.")
+        raise Refused("path_not_allowed", f"{place}: it names a path with a line break in it, or one that isn't UTF-8.")
     return normpath(join(base, text))
 
 
-def ambiguous(place: str) -> Refusal:
+def ambiguous(place: str) -> Refused:
     """Return the refusal of what could be read in more than one way."""
-    return Refusal(
+    return Refused(
         "unreadable_compose_file", f"{place}: write each key once, without `!reset` and `!override`, to be sure of it."
     )
 
 
-def _unsure(place: str) -> Refusal:
-    return Refusal("path_not_allowed", f"{place}: what it names can't be told for sure: write it without variables.")
+def _unsure(place: str) -> Refused:
+    return Refused("path_not_allowed", f"{place}: what it names can't be told for sure: write it without variables.")
 
 
 @dataclass(slots=True)

@@ -44,8 +44,8 @@ def parse_rules(text: str) -> Rules:
     binds = told.get("allow_bind_mounts", True)
     remote = told.get("allow_remote_resources", False)
     providers = told.get("allow_providers", [])
-    if not isinstance(remote, bool):
-        raise ValueError("allow_remote_resources must be true or false")  # noqa: TRY004 - a value in a file
+    if remote is not True and remote is not False:
+        raise ValueError("allow_remote_resources must be true or false")
     if not isinstance(providers, list) or not all(isinstance(p, str) and p for p in providers):
         raise ValueError("allow_providers must be a list of provider types")
     return Rules(

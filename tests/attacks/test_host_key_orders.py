@@ -132,6 +132,8 @@ class Orders(RuleBasedStateMachine):
     """Two controllers on one database, one server, two addresses; whoever answers there changes at will."""
 
     folder: Path
+    attempts = 0
+    passwords = 0
     numbers = itertools.count()
 
     def __init__(self) -> None:
@@ -259,6 +261,7 @@ class Orders(RuleBasedStateMachine):
         """Log in, and see to whom the password went."""
         before = await self.read()
         self.had.clear()
+        type(self).attempts += len(numbers)
         server = self.remembered if late else before
         await asyncio.gather(*(self.processes[number].log_in(server) for number in numbers))
         self.pinned = after = await self.read()
@@ -266,6 +269,7 @@ class Orders(RuleBasedStateMachine):
         if before.host_key is None and after.host_key is not None:
             assert after.host_key == key_text(KEYS[self.owners[self.ports.index(after.ssh_port)]])
         assert {key for key, _ in self.had} <= {after.host_key}, self.had
+        type(self).passwords += len(self.had)
 
     @rule(owner=st.integers(0, 1))
     def admin_accepts(self, owner: int) -> None:
@@ -306,6 +310,9 @@ class Orders(RuleBasedStateMachine):
 
 def test_no_order_of_logins_gives_a_secret_to_another_key(tmp_path: Path) -> None:
     class Here(Orders):
+        """The walk, in this test's folder."""
+
         folder = tmp_path
 
     run_state_machine_as_test(Here, settings=settings(max_examples=8, stateful_step_count=12, deadline=None))
+    assert 0 < Here.passwords <= Here.attempts, "logins came so far that a password went, at most once each"

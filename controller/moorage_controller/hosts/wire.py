@@ -54,14 +54,18 @@ def _count(raw: bytes, descriptor: Descriptor) -> None:
                 raise UntrustedError("A message could not be read.")
 
 
+_MORE = 0x80
+"""The bit of a byte that says that more of the number follows."""
+
+
 def _varint(raw: bytes, position: int) -> tuple[int, int]:
     value = raw[position]
-    if value < 0x80:  # noqa: PLR2004 - the bit that says that there is more
+    if value < _MORE:
         return value, position + 1
     value, shift = value & 0x7F, 7
     for place in range(position + 1, position + 10):
         value |= (raw[place] & 0x7F) << shift
-        if raw[place] < 0x80:  # noqa: PLR2004 - same
+        if raw[place] < _MORE:
             return value, place + 1
         shift += 7
     raise UntrustedError("A message could not be read.")

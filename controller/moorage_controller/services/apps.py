@@ -237,7 +237,7 @@ class Apps:
             now = await self._database.now(connection)
             app = _found(await store.view(connection, app_id)).app
             starts = kind is not OperationKind.DOWN
-            run_minutes = (minutes or app.auto_stop_timeout) if starts else None
+            run_minutes = (minutes or runs.default_minutes(app, kind, now)) if starts else None
             operation = await self._operations.begin(connection, app, kind, actor, now, run_minutes=run_minutes)
             launch(operation)
             values = runs.begin_start(app, operation, now) if starts else {"status": "stopping"}

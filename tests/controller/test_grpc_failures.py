@@ -35,7 +35,7 @@ async def no_tls() -> AsyncIterator[str]:
 
 async def sentence_of(address: str, seconds: float = 5.0) -> str:
     async with grpc.aio.secure_channel(address, grpc.ssl_channel_credentials()) as channel:
-        call = channel.unary_unary("/moorage.v1.Agent/Nothing")
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/moorage.v1.Agent/Nothing")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"", timeout=seconds)
     return failure_sentence(caught.value)

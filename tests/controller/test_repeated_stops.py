@@ -7,14 +7,14 @@ from factories import World
 from fakes import FakeHost
 
 
-async def stop(world: World, app_id: str) -> dict[str, Any]:
+async def stop(world: World, app_id: str) -> Any:  # noqa: ANN401 - JSON
     await world.clock.run(1)
     asking = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/stop"))
     await world.clock.run(3)
     return (await asking).expect(503, "host_unreachable")
 
 
-async def stops(world: World, app_id: str) -> list[dict[str, Any]]:
+async def stops(world: World, app_id: str) -> list[Any]:
     found = (await world.user.get(f"/api/operations?appId={app_id}")).expect(200)
     return [each for each in found if each["kind"] == "down"]
 

@@ -62,6 +62,14 @@ class OperationInProgressError(ConflictError):
         self.operation_id = operation_id
 
 
+class ServerBusyError(ConflictError):
+    """The server's agent is being installed or removed, and with it the journal of operations moves."""
+
+    def __init__(self) -> None:
+        sentence = "This server's agent is being installed or removed: try again in a minute."
+        super().__init__("server_busy", sentence)
+
+
 class TooManyRequestsError(MoorageError):
     """The caller is to wait; `retry_after` is in whole seconds, 1 or more."""
 

@@ -20,6 +20,7 @@ from moorage_controller.errors import (
     DatabaseUnavailableError,
     HostUnreachableError,
     NotFoundError,
+    ServerBusyError,
     StopWaitsError,
 )
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError, Hosts
@@ -57,14 +58,6 @@ Driver = Callable[[Operation], Awaitable[Outcome]]
 
 class InFlightError(Exception):
     """Another operation is in flight on the app."""
-
-
-class ServerBusyError(ConflictError):
-    """The server's agent is being installed or removed, and with it the journal of operations moves."""
-
-    def __init__(self) -> None:
-        sentence = "This server's agent is being installed or removed: try again in a minute."
-        super().__init__("server_busy", sentence)
 
 
 class Operations:
@@ -374,7 +367,7 @@ class Operations:
             self._observations.note(operation.app_id, outcome.observed)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            if not await store.change_in_flight(connection, operation.id, _end(outcome, now)):
+            if not await store.change_in_flight(connection, operation.id, outcome.columns(now)):
                 return
             app = await app_store.get(connection, operation.app_id)
             assert app is not None
@@ -394,7 +387,7 @@ class Operations:
         """Record the end of an operation that isn't on an app."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            await store.change_in_flight(connection, operation.id, _end(outcome, now))
+            await store.change_in_flight(connection, operation.id, outcome.columns(now))
         self._ended(operation, outcome, seconds, None)
 
     def _ended(self, operation: Operation, outcome: Outcome, seconds: float | None, late: float | None) -> None:
@@ -409,13 +402,3 @@ class Operations:
 def _keeps_out(on_agent: Operation) -> bool:
     """Tell whether an installation or removal of an agent keeps others from its server."""
     return bool(json.loads(on_agent.request or "{}").get("exclusive"))
-
-
-def _end(outcome: Outcome, now: datetime) -> dict[str, object]:
-    return {
-        "state": outcome.state,
-        "exit_code": outcome.exit_code,
-        "error_code": outcome.error_code,
-        "error": outcome.error,
-        "finished_at": now,
-    }

@@ -134,6 +134,16 @@ class Outcome:
         """Whether the host did what was asked."""
         return self.state == "succeeded"
 
+    def columns(self, now: datetime) -> Values:
+        """Return the columns of an operation that ends so."""
+        return {
+            "state": self.state,
+            "exit_code": self.exit_code,
+            "error_code": self.error_code,
+            "error": self.error,
+            "finished_at": now,
+        }
+
 
 def host_app(app: App) -> HostApp:
     """Return an app as its host is told of it."""

@@ -93,7 +93,7 @@ def apps(server: str | None, *, running: bool, as_json: bool) -> None:
             places.get(app["serverId"]),
             projects.get(app["projectId"]),
             app["status"],
-            app["health"] if app["status"] == "running" else None,
+            shown.health(app),
             shown.left(app),
             app["appUrl"],
             app["lastError"],

@@ -64,8 +64,12 @@ class AppOut(Schema):
     domain: str
     stop_at: int | None
     health: str
+    health_detail: str | None
+    """Why its health is degraded, unhealthy or starting."""
     observed_at: int | None
     last_error: str | None
+    last_result: str | None
+    """Of an app that stopped by itself: `completed` (all its containers exited with 0), or `nothing_started`."""
     operation_id: UUID | None
     overdue: bool
     """It should have been stopped by now, and isn't yet."""

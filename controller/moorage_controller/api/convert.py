@@ -116,8 +116,10 @@ def app_out(view: AppView) -> AppOut:
         domain=app.domain,
         stop_at=_millis(app.stop_at) if running else None,
         health=app.health,
+        health_detail=app.health_detail,
         observed_at=_millis(app.observed_at),
         last_error=app.last_error,
+        last_result=app.last_result,
         operation_id=view.operation_id,
         overdue=app.overdue,
     )

@@ -1,0 +1,114 @@
+"""How an app is, and why: the same by agent and by SSH, beside a real Engine."""
+
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from moorage_lab.engine import PrivateEngine
+from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.waiting import eventually
+from rigs import remove_ssh_apps
+from stack import IMAGE, Stack
+
+SERVICE = f"image: '{IMAGE}', stop_grace_period: 0s"
+SLEEPER = f"{{{SERVICE}, init: true, command: sleep 1000}}"
+ENDS_WELL = f"""{{{SERVICE}, restart: unless-stopped, command: [sh, -c, "trap 'exit 0' TERM; sleep 1000 & wait"]}}"""
+
+
+@dataclass
+class Place:
+    """A server, and the directory on it in which apps lie. Both are of one Engine: projects bear the way's name."""
+
+    way: str
+    stack: Stack
+    server_id: str
+    apps: Path
+
+    def app(self, name: str, **services: str) -> str:
+        """Make an app; return its id."""
+        name = f"{name}-{self.way}"
+        return self.stack.make_app(name, compose(**services), self.apps / name, serverId=self.server_id)
+
+    def write(self, name: str, **services: str) -> None:
+        """Write an app's compose file anew."""
+        (self.apps / f"{name}-{self.way}" / "compose.yaml").write_text(compose(**services))
+
+    def post(self, app_id: str, verb: str, status: int = 200) -> Any:  # noqa: ANN401 - JSON
+        """Start, stop or restart an app."""
+        return self.stack.api.post(f"/api/apps/{app_id}/{verb}").expect(status)
+
+    def services(self, app_id: str) -> dict[str, Any]:
+        """Return the containers of an app as the API shows them, by service."""
+        return {each["service"]: each for each in self.stack.api.get(f"/api/apps/{app_id}/services").expect(200)}
+
+
+def compose(**services: str) -> str:
+    """Return a compose file."""
+    return "services:\n" + "".join(f"  {name}: {about}\n" for name, about in services.items())
+
+
+@pytest.fixture(scope="module")
+def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
+    """Return an sshd with a user who may use Docker."""
+    assert sample_image
+    with PrivateSshd(short_folder / "health", engine, [LabUser("op")]) as running:
+        yield running
+        remove_ssh_apps(running, engine)
+
+
+@pytest.fixture(scope="module")
+def places(engine: PrivateEngine, sshd: PrivateSshd, short_folder: Path) -> Iterator[dict[str, Place]]:
+    """Return a server with an agent, and one without."""
+    stack = Stack(short_folder / "stack", engine)
+    try:
+        stack.start()
+        body = {"name": "bare", "address": "127.0.0.1", "sshUser": "op", "sshPort": sshd.port}
+        bare = stack.api.post("/api/servers", {**body, "sshPrivateKey": sshd.key.read_text()}).expect(201)["id"]
+        yield {"agent": Place("agent", stack, stack.server_id, stack.apps), "ssh": Place("ssh", stack, bare, sshd.apps)}
+    finally:
+        stack.stop()
+
+
+@pytest.fixture(params=["agent", "ssh"])
+def place(request: pytest.FixtureRequest, places: dict[str, Place]) -> Place:
+    """Return each server in turn."""
+    return places[request.param]
+
+
+@pytest.fixture
+def client(engine: PrivateEngine) -> Iterator[docker.APIClient]:
+    """Return a client of the Engine."""
+    with closing(docker.APIClient(base_url=engine.host, version="auto")) as made:
+        yield made
+
+
+def test_what_is_paused_or_stopped_by_hand_is_named_and_a_start_lets_it_go_on(
+    place: Place, client: docker.APIClient
+) -> None:
+    app_id = place.app("held", web=SLEEPER, db=ENDS_WELL)
+    place.post(app_id, "start")
+    place.stack.wait_app(app_id, health="healthy", healthDetail=None)
+    client.pause(f"held-{place.way}-web-1")
+    place.stack.wait_app(app_id, status="running", health="degraded", healthDetail="web is paused")
+    assert place.services(app_id)["web"]["state"] == "paused"
+    client.stop(f"held-{place.way}-db-1", timeout=5)
+
+    def both_named() -> str:
+        detail: str = place.stack.app(app_id)["healthDetail"]
+        stopped = r"db exited with code 0 at \d{4}-\d\d-\d\d \d\d:\d\d UTC, and its restart policy is unless-stopped"
+        assert re.fullmatch(rf"{stopped}; web is paused", detail), detail
+        return detail
+
+    eventually(both_named, timeout=20, what="both reasons")
+    place.post(app_id, "start")
+    place.stack.wait_app(app_id, status="running", health="healthy", healthDetail=None)
+    client.pause(f"held-{place.way}-web-1")
+    place.stack.wait_app(app_id, health="degraded")
+    place.post(app_id, "restart")
+    place.stack.wait_app(app_id, status="running", health="healthy", healthDetail=None)
+    place.post(app_id, "stop")

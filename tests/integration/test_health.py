@@ -1,6 +1,7 @@
 """How an app is, and why: the same by agent and by SSH, beside a real Engine."""
 
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import docker
 import pytest
 from moorage_lab.engine import PrivateEngine
+from moorage_lab.network import free_port
 from moorage_lab.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
 from rigs import remove_ssh_apps
@@ -111,4 +113,95 @@ def test_what_is_paused_or_stopped_by_hand_is_named_and_a_start_lets_it_go_on(
     place.stack.wait_app(app_id, health="degraded")
     place.post(app_id, "restart")
     place.stack.wait_app(app_id, status="running", health="healthy", healthDetail=None)
+    place.post(app_id, "stop")
+
+
+def test_a_start_that_leaves_nothing_running_says_what_it_came_to(place: Place) -> None:
+    job = f"{{{SERVICE}, command: 'true'}}"
+    app_id = place.app("comes-to", job=job, other=job)
+    started = place.post(app_id, "start")
+    assert (started["status"], started["stopAt"]) == ("stopped", None)
+    assert "completed" in started["message"]
+    app = place.stack.app(app_id)
+    assert (app["lastResult"], app["lastError"], app["health"], app["healthDetail"]) == (
+        "completed",
+        None,
+        "unknown",
+        None,
+    )
+    fails = f"""{{{SERVICE}, command: [sh, -c, "echo first; echo no such file >&2; exit 3"]}}"""
+    place.write("comes-to", job=job, other=fails)
+    failed = place.post(app_id, "start", 502)
+    assert failed["code"] == "exited_early"
+    assert failed["error"].startswith("other exited with code 3 right after the start, and nothing is running.")
+    assert failed["error"].endswith("-other-1 ends: first | no such file")
+    app = place.stack.app(app_id)
+    assert (app["status"], app["lastResult"], app["lastError"]) == ("stopped", None, failed["error"])
+    place.post(app_id, "stop")
+    for services in ({"web": f"{{{SERVICE}, scale: 0}}"}, {"web": f"{{{SERVICE}, profiles: [debug]}}"}):
+        place.write("comes-to", **services)
+        started = place.post(app_id, "start")
+        assert (started["status"], started["message"][:19]) == ("stopped", "Nothing was started")
+        app = place.stack.app(app_id)
+        assert (app["lastResult"], app["lastError"]) == ("nothing_started", None)
+
+
+def test_a_service_that_left_the_file_is_an_orphan_and_a_restart_removes_it(place: Place) -> None:
+    port = free_port()
+    publishes = SLEEPER.replace("init:", f"ports: ['127.0.0.1:{port}:80'], init:")
+    app_id = place.app("renamed", web=publishes, db=SLEEPER)
+    place.post(app_id, "start")
+    place.stack.wait_app(app_id, health="healthy")
+    place.write("renamed", site=publishes, db=SLEEPER)
+    failed = place.post(app_id, "start", 502)
+    assert failed["code"] == "port_taken"
+    assert failed["error"] == (
+        f"Port {port} is taken by the container renamed-{place.way}-web-1 of this app, whose service is no more in its "
+        "files: restart the app, which removes it, or publish another port in the compose file."
+    )
+    assert {name: c["orphan"] for name, c in place.services(app_id).items()} == {
+        "db": False,
+        "site": False,
+        "web": True,
+    }
+    place.post(app_id, "restart")
+    assert {name: c["orphan"] for name, c in place.services(app_id).items()} == {"db": False, "site": False}
+    place.stack.wait_app(app_id, health="healthy", healthDetail=None)
+    place.write("renamed", site=publishes)
+    place.stack.wait_app(app_id, health="healthy")
+
+    other = place.app("neighbour", web=publishes)
+    failed = place.post(other, "start", 502)
+    assert failed["error"] == (
+        f"Port {port} is taken by the container renamed-{place.way}-site-1 of the app renamed-{place.way}: stop that "
+        "app, or publish another port in the compose file."
+    )
+    place.post(app_id, "stop")
+    with closing(socket.create_server(("127.0.0.1", port))):
+        failed = place.post(other, "start", 502)
+    assert failed["error"].startswith(f"Port {port} is taken by a process outside Docker: ")
+    place.post(other, "stop")
+
+
+def test_an_orphan_that_dies_degrades_nothing_and_a_service_of_a_profile_is_none(
+    place: Place, client: docker.APIClient
+) -> None:
+    debug = SLEEPER.replace("init:", "profiles: [debug], init:")
+    app_id = place.app("orphaned", web=SLEEPER, db=SLEEPER, tool=debug)
+    place.stack.compose(place.apps / f"orphaned-{place.way}", "--profile", "debug", "up", "-d")
+    place.stack.wait_app(app_id, status="running", health="healthy")
+    place.write("orphaned", web=SLEEPER, tool=debug)
+    client.kill(f"orphaned-{place.way}-db-1")
+
+    def seen() -> bool:
+        services = place.services(app_id)
+        assert {name: c["orphan"] for name, c in services.items()} == {"web": False, "db": True, "tool": False}
+        assert services["db"]["exitCode"] == 137
+        return True
+
+    eventually(seen, timeout=20, what="the dead orphan")
+    place.stack.wait_app(app_id, status="running", health="healthy", healthDetail=None)
+    client.kill(f"orphaned-{place.way}-tool-1")
+    app = place.stack.wait_app(app_id, status="running", health="degraded")
+    assert app["healthDetail"].startswith("tool exited with code 137 at ")
     place.post(app_id, "stop")

@@ -78,7 +78,8 @@ class AppOut(Schema):
 class ContainerOut(Schema):
     """A container of an app, in the Engine's words.
 
-    `since`: when it was started, or ended where it doesn't run; `restarts`: how often its restart policy started it.
+    `since`: when it was started, or ended where it doesn't run; `restarts`: how often its restart policy started it;
+    `orphan`: its service is no more in the app's files, it doesn't count for the health, and a restart removes it.
     """
 
     id: str
@@ -90,6 +91,7 @@ class ContainerOut(Schema):
     image: str
     ports: list[str]
     one_off: bool
+    orphan: bool
     restarts: int
     since: int | None
 

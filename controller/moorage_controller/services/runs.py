@@ -259,8 +259,13 @@ def observe(
 
 def why_stopped(containers: Sequence[ContainerState]) -> str:
     """Return why an app that nobody stopped runs no more, as a part of a sentence."""
-    ended = [f"{c.service or c.name} {_ended(c)}" for c in containers if not c.one_off]
-    return clean_sentence(", ".join(ended)) if ended else "its containers were removed"
+    regular = [c for c in containers if not c.one_off]
+    return why_ended(regular) if regular else "its containers were removed"
+
+
+def why_ended(containers: Sequence[ContainerState]) -> str:
+    """Return how containers ended, as a part of a sentence."""
+    return clean_sentence(", ".join(f"{c.service or c.name} {_ended(c)}" for c in containers))
 
 
 def _ended(container: ContainerState) -> str:

@@ -184,8 +184,9 @@ def test_a_service_that_left_the_file_is_an_orphan_and_a_restart_removes_it(plac
 
 
 def test_an_orphan_that_dies_degrades_nothing_and_a_service_of_a_profile_is_none(
-    place: Place, client: docker.APIClient
+    places: dict[str, Place], client: docker.APIClient
 ) -> None:
+    place = places["agent"]
     debug = SLEEPER.replace("init:", "profiles: [debug], init:")
     app_id = place.app("orphaned", web=SLEEPER, db=SLEEPER, tool=debug)
     place.stack.compose(place.apps / f"orphaned-{place.way}", "--profile", "debug", "up", "-d")
@@ -205,3 +206,20 @@ def test_an_orphan_that_dies_degrades_nothing_and_a_service_of_a_profile_is_none
     app = place.stack.wait_app(app_id, status="running", health="degraded")
     assert app["healthDetail"].startswith("tool exited with code 137 at ")
     place.post(app_id, "stop")
+
+
+def test_a_service_that_a_program_of_the_host_provides_needs_no_container_to_be_healthy(
+    places: dict[str, Place],
+) -> None:
+    place = places["agent"]
+    policy = place.stack.agent.folder / "data" / "policy.toml"
+    policy.write_text(policy.read_text() + 'allow_providers = ["./provides"]\n')
+    app_id = place.app("provided", db="{provider: {type: ./provides}}", web=SLEEPER)
+    program = place.apps / "provided-agent" / "provides"
+    program.write_text("""#!/bin/sh\necho '{"type": "setenv", "message": "URL=db.example"}'\n""")
+    program.chmod(0o755)
+    place.post(app_id, "start")
+    place.stack.wait_app(app_id, status="running", health="healthy", healthDetail=None)
+    assert place.services(app_id).keys() == {"web"}
+    place.post(app_id, "stop")
+    assert place.stack.app(app_id)["status"] == "stopped"

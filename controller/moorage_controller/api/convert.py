@@ -26,8 +26,8 @@ from moorage_controller.store.servers import Server
 
 _LEFT_NOTHING: dict[str, str] = {
     LastResult.COMPLETED: "Application completed: all its containers have exited with code 0, and nothing runs now",
-    LastResult.NOTHING_STARTED: "Nothing was started: the app's files have no service that is to run (each has 0 "
-    "replicas, or a profile that isn't active)",
+    LastResult.NOTHING_STARTED: "Nothing was started: the app's files have no service that is to have a "
+    "container (each has 0 replicas, a provider, or a profile that isn't active)",
 }
 
 

@@ -269,7 +269,7 @@ class Delivery:
         if not ended:
             return Outcome("succeeded", exit_code=0, observed=end.observed)
         assert self._host_app is not None
-        sentence = await start_ends.early_exit_sentence(await self._transport(), self._host_app, ended)
+        sentence = await start_ends.early_exit_sentence(await self._transport(), self._host_app, ended, self._clock)
         return Outcome("failed", exit_code=0, error_code="exited_early", error=sentence, observed=end.observed)
 
     def _why_buried(self, end: End) -> tuple[str, str, str]:
@@ -296,9 +296,8 @@ class Delivery:
         assert self._operation.app_id is not None
         assert self._operation.server_id is not None
         try:
-            async with asyncio.timeout(start_ends.DIAGNOSIS_SECONDS):
-                projects = await (await self._transport()).projects()
-        except (ContactLostError, HostRefusedError, HostUnreachableError, TimeoutError):
+            projects = await start_ends.within((await self._transport()).projects(), self._clock)
+        except start_ends.NO_ANSWER:
             return None
         async with self._database.read() as connection:
             apps = await app_store.on_server(connection, self._operation.server_id)

@@ -2,11 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 from uuid import UUID
 
+from moorage_common.clock import Clock
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import AppStatus, ContainerState, is_orphan, observed_status
 from moorage_common.untrusted import LIMITS, clean_sentence
@@ -25,7 +27,9 @@ from moorage_controller.store.apps import App
 
 NO_SERVICE = "no service selected"
 """Compose's words where the files have no service, or none whose profile is active."""
-DIAGNOSIS_SECONDS = 10.0
+NO_ANSWER = (ContactLostError, HostRefusedError, HostUnreachableError, TimeoutError)
+T = TypeVar("T")
+_DIAGNOSIS_SECONDS = 10.0
 """How long a host may be asked why a start has failed."""
 _LOG_LINES = 10
 _LOG_LINE_CHARACTERS = 200
@@ -49,19 +53,40 @@ def exited_early(observed: AppObservation | None) -> list[ContainerState]:
     return ended if any(c.state == "exited" for c in ended) else []
 
 
-async def early_exit_sentence(transport: HostTransport, app: HostApp, ended: Sequence[ContainerState]) -> str:
+async def early_exit_sentence(
+    transport: HostTransport, app: HostApp, ended: Sequence[ContainerState], clock: Clock
+) -> str:
     """Return which containers ended with which codes, and the last lines that the first of them wrote."""
     first = next(c for c in ended if c.state == "exited")
-    wanted = LogsWanted(first.service, _LOG_LINES)
-    lines: list[LogLine] = []
+    lines: Sequence[LogLine] = ()
     # Without its log the reason is still worth telling.
-    with suppress(ContactLostError, HostRefusedError, HostUnreachableError, TimeoutError):
-        async with asyncio.timeout(DIAGNOSIS_SECONDS), aclosing(transport.logs(app, wanted)) as batches:
-            async for batch in batches:
-                lines = [*lines, *(line for line in batch if line.container == first.name)][-_LOG_LINES:]
+    with suppress(*NO_ANSWER):
+        lines = await within(_last_lines(transport, app, first), clock)
     reason = f"{why_ended(ended)} right after the start, and nothing is running"
     said = _end_of([line.text.strip()[:_LOG_LINE_CHARACTERS] for line in lines])
-    return clean_sentence(f"{reason}. The log of {first.name} ends: {said}" if said else f"{reason}, nor in its log.")
+    return clean_sentence(f"{reason}. The log of {first.name} ends: {said}" if said else f"{reason}.")
+
+
+async def within(answer: Coroutine[Any, Any, T], clock: Clock) -> T:
+    """Return what a host answers to why a start failed. Raises TimeoutError, and what the question raises."""
+    asked, timer = asyncio.ensure_future(answer), asyncio.ensure_future(clock.sleep(_DIAGNOSIS_SECONDS))
+    try:
+        await asyncio.wait({asked, timer}, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise TimeoutError
+        return await asked
+    finally:
+        for task in (asked, timer):
+            task.cancel()
+        await asyncio.gather(asked, timer, return_exceptions=True)
+
+
+async def _last_lines(transport: HostTransport, app: HostApp, container: ContainerState) -> Sequence[LogLine]:
+    lines: list[LogLine] = []
+    async with aclosing(transport.logs(app, LogsWanted(container.service, _LOG_LINES))) as batches:
+        async for batch in batches:
+            lines = [*lines, *(line for line in batch if line.container == container.name)][-_LOG_LINES:]
+    return lines
 
 
 def _end_of(texts: Sequence[str]) -> str:

@@ -98,6 +98,8 @@ def app_row(project_id: UUID, server_id: UUID, **changes: Any) -> App:  # noqa: 
         health="unknown",
         observed_at=None,
         last_error=None,
+        health_detail=None,
+        last_result=None,
         project_name=None,
         project_directory=None,
         run_id=None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 from moorage_common.app_identity import AppIdentity
-from moorage_common.app_orders import down_order, up_order
+from moorage_common.app_orders import down_order, paused, up_order
 from moorage_common.journal import CancelOutcome, Guard, Journal, Launch, Order, Record, Refused, State
 from moorage_common.states import OperationKind, Project
 
@@ -121,14 +121,21 @@ class ComposeRunner:
         return up_order(operation_id, kind, identity, self._compose, self._environment)
 
     def _guard(self, kind: OperationKind, identity: AppIdentity, names: set[str]) -> Guard:
-        """Refuse, under the locks, a project name whose containers belong to another directory, and files of harm."""
+        """Refuse, under the locks, a project name whose containers belong to another directory, and files of harm.
+
+        Before a start that isn't refused, what is paused goes on: Compose can't start it.
+        """
 
         async def guard() -> Refused | None:
             containers = await asyncio.to_thread(self._engine.containers)
             taken = identity.refusal(names, containers.values())
             if taken is not None or kind is OperationKind.DOWN:
                 return taken
-            return await self._identities.recheck(identity)
+            refused = await self._identities.recheck(identity)
+            if refused is None:
+                for container_id in paused(identity, containers.values()):
+                    await asyncio.to_thread(self._engine.unpause, container_id)
+            return refused
 
         return guard
 

@@ -196,6 +196,7 @@ def _container(state: ContainerState) -> pb.Container:
         ports=state.ports,
         restarts=state.restarts,
         unsettled=state.unsettled,
+        restart_policy=state.restart_policy,
     )
 
 

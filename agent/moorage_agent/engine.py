@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -98,6 +98,11 @@ class Engine:
                     step(client, container_id)
                 except docker.errors.NotFound:
                     return
+
+    def unpause(self, container_id: str) -> None:
+        """Let a paused container go on; where it can't, whatever works with it says best why."""
+        with self._talking() as client, suppress(docker.errors.APIError):
+            client.unpause(container_id)
 
     def remove_networks(self, project: str) -> list[str]:
         """Remove the networks of a project that nobody uses any more, and return their names."""

@@ -53,7 +53,7 @@ async def read_project(compose: str, real_directory: str, environment: Mapping[s
     resolved = await asyncio.to_thread(run_walk, walk_resolved(config.output, directory, rules))
     if resolved.refusal is not None:
         return refused(resolved.refusal, files)
-    return read_config(config.output, directory, files)
+    return read_config(config.output, directory, files, walked.services)
 
 
 def check_files(real_directory: str, environment: Mapping[str, str], rules: Rules) -> Walked:

@@ -93,7 +93,7 @@ def apps(server: str | None, *, running: bool, as_json: bool) -> None:
             places.get(app["serverId"]),
             projects.get(app["projectId"]),
             app["status"],
-            app["health"] if app["status"] == "running" else None,
+            shown.health(app),
             shown.left(app),
             app["appUrl"],
             app["lastError"],
@@ -146,9 +146,15 @@ def _operate(name: str, verb: str, body: dict[str, int], *, detach: bool, as_jso
         shown.say(_state(client.get(f"/api/apps/{app['id']}")))
 
 
+_RESULTS: dict[str, str] = {
+    "completed": ": all its containers have exited with code 0",
+    "nothing_started": ": its files have no service that is to have a container",
+}
+
+
 def _state(app: names.Row) -> str:
     if app["stopAt"] is None:
-        return f"{app['name']} is {app['status']}."
+        return f"{app['name']} is {app['status']}{_RESULTS.get(app.get('lastResult') or '', '')}."
     url = f" at {app['appUrl']}" if app["appUrl"] else ""
     return f"{app['name']} is {app['status']}{url}, until {shown.clock_time(app['stopAt'])} ({shown.left(app)})."
 

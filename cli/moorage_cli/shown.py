@@ -61,6 +61,13 @@ def _cell(value: object) -> Text:
     return Text(text, style=_COLOURS.get(text.partition(" ")[0], ""))
 
 
+def health(app: Mapping[str, Any]) -> str:
+    """Return how well a running app runs, and why."""
+    if app["status"] != "running":
+        return ""
+    return f"{app['health']} ({app['healthDetail']})" if app.get("healthDetail") else str(app["health"])
+
+
 def left(app: Mapping[str, Any]) -> str:
     """Return how long an app still runs."""
     if app["stopAt"] is None:

@@ -39,7 +39,7 @@ class AppIdentity:
     problem_code: str = ""
     problem: str = ""
     replicas: Mapping[str, int] = field(default_factory=dict)
-    """How many containers each service is to have; empty where Compose can't tell."""
+    """How many containers each service is to have, 0 where its profile isn't active; empty where that isn't known."""
 
     def owns(self, container: Container) -> bool:
         """Whether a container is this app's."""
@@ -112,15 +112,16 @@ class Reading:
         )
 
 
-def read_config(config: str, directory: str, files: Sequence[str]) -> Reading:
+def read_config(config: str, directory: str, files: Sequence[str], declared: Iterable[str] = ()) -> Reading:
     """Return the reading of what `config --format json` printed, whatever that is.
 
-    `directory` is that of the first file, links resolved.
+    `directory` is that of the first file, links resolved; `declared` are all services in the files, of which Compose
+    prints those alone whose profiles are active.
     """
     try:
         told = parse_json(config, _MOST_CONFIG)
         name, services = told["name"], told.get("services") or {}
-        replicas = {service: _replicas(about) for service, about in services.items()}
+        replicas = dict.fromkeys(declared, 0) | {service: _replicas(about) for service, about in services.items()}
         named = "".join([name, *replicas]).encode()
         if not name or len(named) > _MOST_NAMES:
             return nonsense(directory, files)
@@ -166,6 +167,8 @@ def not_quotable(real_directory: str, files: Sequence[str]) -> Reading:
 
 
 def _replicas(service: Mapping[str, Any]) -> int:
+    if service.get("provider") is not None:
+        return 0  # a program of the host is run for it, and no container
     scale = service.get("scale")
     if scale is None:
         scale = (service.get("deploy") or {}).get("replicas")

@@ -1,6 +1,6 @@
 """A start or a stop of an app as an order for the journal, whoever brings it to the host."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from moorage_common.app_identity import AppIdentity
 from moorage_common.compose import PROJECT_NAME, clean_environment, down_command, start_command, steps_command
@@ -11,6 +11,11 @@ from moorage_common.states import OperationKind
 
 Compose = str | Sequence[str]
 """The Compose program, or the argv that it begins with."""
+
+
+def paused(identity: AppIdentity, containers: Iterable[Container]) -> list[str]:
+    """Return the ids of an app's paused containers, which are to go on before a start: Compose fails over them."""
+    return [c.state.id for c in containers if c.state.state == "paused" and not c.state.one_off and identity.owns(c)]
 
 
 def up_order(

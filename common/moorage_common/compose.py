@@ -47,10 +47,14 @@ _NO_CONFIG = "/nonexistent"
 
 
 def start_command(compose: str | Sequence[str], kind: OperationKind) -> list[str]:
-    """Return the argv of a start (`up -d`) or a restart (`up -d --force-recreate`), run in the app's directory."""
+    """Return the argv of a start (`up -d`) or a restart, run in the app's directory.
+
+    A restart makes all containers anew, and removes those of services that are no more in the app's files. A start
+    takes nothing away that runs.
+    """
     argv = [*_base(compose), "up", "-d"]
     if kind is OperationKind.RESTART:
-        argv.append("--force-recreate")
+        argv += ["--force-recreate", "--remove-orphans"]
     return argv
 
 

@@ -3,7 +3,7 @@
 Pure: the walk says which paths it has to know, and whoever runs it looks them up on the host (`Found`).
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from posixpath import basename, dirname, join, normpath
@@ -59,12 +59,14 @@ Walk = Generator[Sequence[Ask], Mapping[str, Found], "Walked"]
 class Walked:
     """`files` are all paths that it depends on, there or missing. `refusal` says why Compose must not read them.
 
-    `quotable`: what Compose complains of may be shown; else it may quote a file of somebody else's.
+    `quotable`: what Compose complains of may be shown; else it may quote a file of somebody else's. `services` are all
+    that the files declare, those of profiles that aren't active too.
     """
 
     files: Sequence[str]
     refusal: Refused | None
     quotable: bool = True
+    services: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def walk_app(directory: str, variables: Variables, home: str, rules: Rules) -> W
         yield from walk.run(variables)
     except Refused as error:
         refusal = error
-    return Walked(tuple(walk.read | walk.stamped), refusal, walk.quotable)
+    return Walked(tuple(walk.read | walk.stamped), refusal, walk.quotable, frozenset(walk.services))
 
 
 def walk_resolved(config: str, directory: str, rules: Rules) -> Walk:
@@ -123,6 +125,7 @@ class _AppWalk:
     found: dict[str, Found] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     stamped: set[str] = field(default_factory=set)
+    services: set[str] = field(default_factory=set)
     parsed: dict[str, tuple[Sequence[Node], int]] = field(default_factory=dict)
     weight: int = 0
     places: Places = field(init=False)
@@ -302,6 +305,7 @@ class _AppWalk:
             for file, service, place in self.places.take_extended()
         ]
         if task.service is None:
+            self.services.update(name for name, _ in document.entries("services"))
             for element in document.elements("include"):
                 more += yield from self._include(element, task)
         return more

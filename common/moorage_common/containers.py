@@ -40,6 +40,7 @@ EVENTS = (
 _STATES = frozenset({"created", "running", "paused", "restarting", "removing", "exited", "dead", "stopping", "stopped"})
 """The last two are Podman's."""
 _HEALTHS = frozenset({"starting", "healthy", "unhealthy"})
+_RESTART_POLICIES = frozenset({"no", "always", "unless-stopped", "on-failure"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ def clean_state(seen: ContainerState) -> ContainerState:
         exit_code=number(seen.exit_code, -LIMITS.int32, LIMITS.int32),
         ports=_some([clean_line(port, LIMITS.port) for port in seen.ports[: LIMITS.ports + 1]]),
         restarts=number(seen.restarts, 0, LIMITS.int32),
+        restart_policy=known_word(seen.restart_policy, _RESTART_POLICIES, ""),
     )
 
 
@@ -134,6 +136,7 @@ def of_inspection(about: Mapping[str, Any], real_path: RealPath) -> Container | 
         finished_at=_moment(state["FinishedAt"]),
         ports=tuple(islice(_ports((about.get("NetworkSettings") or {}).get("Ports") or {}), LIMITS.ports + 1)),
         restarts=about.get("RestartCount", 0),
+        restart_policy=((about.get("HostConfig") or {}).get("RestartPolicy") or {}).get("Name", ""),
     )
     return Container(clean_state(seen), owner.name, real_path(owner.directory))
 

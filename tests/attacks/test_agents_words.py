@@ -71,6 +71,7 @@ UNREAD = frozenset(
 def honest(kind: str) -> Message:
     """Return an answer in which everything is set, and nothing is odd."""
     container = pb.Container(id=ID, name="web-1", service="web", image="web", state="running", health="healthy")
+    container.restart_policy = "always"
     container.ports.append("80/tcp")
     container.started_at.FromJsonString("2026-01-01T00:00:00Z")
     container.finished_at.FromJsonString("2026-01-02T00:00:00Z")

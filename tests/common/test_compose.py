@@ -67,7 +67,13 @@ def test_a_step_that_cannot_run_does_not_keep_the_next_from_running(shell: str, 
 def test_the_commands_are_those_of_the_guide() -> None:
     base = ["compose", "--progress", "json", "--ansi", "never"]
     assert start_command("compose", OperationKind.UP) == [*base, "up", "-d"]
-    assert start_command("compose", OperationKind.RESTART) == [*base, "up", "-d", "--force-recreate"]
+    assert start_command("compose", OperationKind.RESTART) == [
+        *base,
+        "up",
+        "-d",
+        "--force-recreate",
+        "--remove-orphans",
+    ]
     down = [*base, "--env-file", "/dev/null", "-p", "web", "down", "--remove-orphans"]
     assert down_command("compose", "web") == down
     assert config_command("compose") == ["compose", "config", "--format", "json"]

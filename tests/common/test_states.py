@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moorage_common.states import AppStatus, ContainerState, Health, observed_health, observed_status, unsettled
+from moorage_common.states import AppStatus, ContainerState, Health, judge, observed_status, unsettled
 
 UP = ContainerState(id="1", name="web-a-1", service="a", image="a:1", state="running")
 DONE = replace(UP, state="exited", exit_code=0)
@@ -49,6 +49,10 @@ def test_an_app_runs_while_one_container_holds_resources(state: str) -> None:
         ([replace(UP, health="healthy"), UP], Health.HEALTHY),
         ([replace(UP, health="starting"), UP], Health.STARTING),
         ([UP, FAILED], Health.DEGRADED),
+        ([UP, replace(DONE, restart_policy="always")], Health.DEGRADED),
+        ([UP, replace(DONE, restart_policy="unless-stopped")], Health.DEGRADED),
+        ([UP, replace(DONE, restart_policy="on-failure")], Health.HEALTHY),
+        ([UP, replace(DONE, restart_policy="no")], Health.HEALTHY),
         ([UP, CREATED], Health.DEGRADED),
         ([UP, replace(UP, state="dead")], Health.DEGRADED),
         ([UP, replace(UP, state="restarting")], Health.DEGRADED),
@@ -59,7 +63,7 @@ def test_an_app_runs_while_one_container_holds_resources(state: str) -> None:
     ],
 )
 def test_the_worst_word_wins(found: list[ContainerState], health: Health) -> None:
-    assert observed_health(found, {}) is health
+    assert judge(found, {}).health is health
 
 
 @pytest.mark.parametrize(
@@ -75,12 +79,61 @@ def test_the_worst_word_wins(found: list[ContainerState], health: Health) -> Non
         ([UP, replace(ONE_OFF, service="b")], {"a": 1, "b": 1}, Health.DEGRADED),
         ([replace(UP, health="starting")], {"a": 2}, Health.DEGRADED),
         ([], {"a": 1}, Health.UNKNOWN),
+        ([UP, replace(FAILED, service="gone")], {"a": 1}, Health.HEALTHY),
+        ([replace(UP, service="gone")], {"a": 1}, Health.DEGRADED),
+        ([replace(UP, service="gone")], {"a": 0}, Health.UNKNOWN),
     ],
 )
 def test_a_service_with_too_few_containers_is_seen(
     found: list[ContainerState], replicas: dict[str, int], health: Health
 ) -> None:
-    assert observed_health(found, replicas) is health
+    assert judge(found, replicas).health is health
+
+
+B = replace(UP, name="web-b-1", service="b")
+B2 = replace(B, name="web-b-2")
+AT_NOON = datetime(2026, 5, 6, 12, 0, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ([UP, B], None),
+        ([replace(UP, state="paused"), B], "a is paused"),
+        ([UP, replace(B, state="exited", exit_code=3)], "b exited with code 3"),
+        (
+            [UP, replace(B, state="exited", exit_code=1, finished_at=AT_NOON)],
+            "b exited with code 1 at 2026-05-06 12:00 UTC",
+        ),
+        (
+            [UP, replace(B, state="exited", finished_at=AT_NOON, restart_policy="always")],
+            "b exited with code 0 at 2026-05-06 12:00 UTC, and its restart policy is always",
+        ),
+        ([UP, replace(B, state="created")], "b was never started"),
+        ([UP, replace(B, state="dead")], "b is dead"),
+        ([UP, replace(B, unsettled=True)], "b is restarted again and again by its restart policy"),
+        ([UP, replace(B, state="restarting")], "b is restarted again and again by its restart policy"),
+        ([replace(B, health="starting"), UP], "b is starting"),
+        ([replace(B, health="unhealthy"), UP], "b is unhealthy: its health check fails"),
+        ([UP, B, replace(B2, state="paused")], "web-b-2 is paused"),
+        (
+            [B2, replace(UP, state="dead"), replace(B, health="unhealthy")],
+            "web-b-1 is unhealthy: its health check fails; a is dead",
+        ),
+        (
+            [UP, *(replace(UP, service=s, state="created") for s in "bcdef")],
+            "b was never started; c was never started; d was never started; and 2 more",
+        ),
+    ],
+)
+def test_a_health_that_isn_t_good_has_a_reason(found: list[ContainerState], reason: str | None) -> None:
+    assert judge(found, {}).reason == reason
+    assert judge(found[::-1], {}).reason == reason
+
+
+def test_missing_replicas_are_a_reason() -> None:
+    assert judge([UP], {"a": 2}).reason == "a has 1 of 2 replicas"
+    assert judge([UP, UP], {"a": 3, "b": 1}).reason == "a has 2 of 3 replicas; b has 0 of 1 replicas"
 
 
 STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -108,7 +161,7 @@ def test_what_was_restarted_counts_once_something_shows_that_it_stays_up(
 
 @given(st.lists(containers, max_size=5))
 def test_the_order_does_not_matter_and_nothing_stopped_is_healthy(found: list[ContainerState]) -> None:
-    assert observed_health(found[::-1], {}) is observed_health(found, {})
+    assert judge(found[::-1], {}).health is judge(found, {}).health
     assert observed_status(found[::-1]) is observed_status(found)
-    if observed_health(found, {}) is not Health.UNKNOWN:
+    if judge(found, {}).health is not Health.UNKNOWN:
         assert observed_status(found) is AppStatus.RUNNING

@@ -33,7 +33,8 @@ async def test_services_are_the_containers_there_are(world: World, host: FakeHos
     assert (web["service"], web["name"], web["state"], web["exitCode"]) == ("web", "shop-web-1", "running", None)
     assert (db["service"], db["state"], db["exitCode"]) == ("db", "exited", 137)
     assert web.keys() == {
-        *("id", "name", "service", "state", "health", "exitCode", "image", "ports", "oneOff", "restarts", "since"),
+        *("id", "name", "service", "state", "health", "exitCode", "image", "ports", "oneOff", "orphan", "restarts"),
+        "since",
     }
     page = await world.user.get(f"/api/apps/{app_id}/services?limit=1&offset=1")
     assert (page.expect(200), page.headers["X-Total-Count"]) == ([web], "2")

@@ -14,7 +14,7 @@ from fakes import Plan, Refusal
 from hypothesis import HealthCheck, note
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule, run_state_machine_as_test
-from moorage_common.states import OperationKind, observed_health, observed_status
+from moorage_common.states import OperationKind, judge, observed_status
 from walk import END, PATHS, Walk
 
 SQLITE_ONLY = "what is tested is the order of things, which is the same on both"
@@ -247,7 +247,7 @@ class Machine(Walk):
         containers = self.host_of(n).app(PATHS[n]).containers
         _, held = self.host_of(n).deadlines.get(UUID(self.app_ids[n]), ("", None))
         assert app["status"] == observed_status(containers).value, (app, containers)
-        assert app["health"] == observed_health(containers, {}).value, (app, containers)
+        assert app["health"] == judge(containers, {}).health.value, (app, containers)
         if app["status"] == "running":
             assert row.run_id is not None
             assert app["startedAt"] is not None

@@ -251,6 +251,26 @@ def test_an_app_that_nobody_stopped_says_why_it_runs_no_more(states: tuple[str, 
     assert replace(app, **runs.observe(app, seen(*states), LATER, RULES, in_flight=False)).last_error == reason
 
 
+def test_an_app_whose_one_shots_all_did_their_work_has_completed_until_it_runs_again() -> None:
+    app = a_running_app()
+    done = replace(app, **runs.observe(app, seen("exited"), LATER, RULES, in_flight=False))
+    assert (done.status, done.last_error, done.last_result) == ("stopped", None, "completed")
+    again = replace(done, **runs.observe(done, seen("running"), LATER, RULES, in_flight=False))
+    assert again.last_result is None
+    assert started(done, a_start(done)).last_result is None
+    failed = replace(seen("exited"), containers=[replace(seen("exited").containers[0], exit_code=3)])
+    assert replace(app, **runs.observe(app, failed, LATER, RULES, in_flight=False)).last_result is None
+
+
+def test_why_the_health_is_bad_is_kept_as_long_as_it_is() -> None:
+    app = a_running_app()
+    bad = replace(app, **runs.observe(app, seen("running", "paused"), LATER, RULES, in_flight=False))
+    assert (bad.health, bad.health_detail) == ("degraded", "s1 is paused")
+    assert runs.observe(bad, seen("running", "paused"), LATER, RULES, in_flight=False) == {}
+    good = replace(bad, **runs.observe(bad, seen("running", "running"), LATER, RULES, in_flight=False))
+    assert (good.health, good.health_detail) == ("healthy", None)
+
+
 def test_a_run_that_is_found_shows_the_real_start_and_counts_from_now() -> None:
     containers = [
         replace(container, started_at=EPOCH + timedelta(minutes=n))

@@ -64,8 +64,12 @@ class AppOut(Schema):
     domain: str
     stop_at: int | None
     health: str
+    health_detail: str | None
+    """Why its health is degraded, unhealthy or starting."""
     observed_at: int | None
     last_error: str | None
+    last_result: str | None
+    """Of an app that stopped by itself: `completed` (all its containers exited with 0), or `nothing_started`."""
     operation_id: UUID | None
     overdue: bool
     """It should have been stopped by now, and isn't yet."""
@@ -74,7 +78,8 @@ class AppOut(Schema):
 class ContainerOut(Schema):
     """A container of an app, in the Engine's words.
 
-    `since`: when it was started, or ended where it doesn't run; `restarts`: how often its restart policy started it.
+    `since`: when it was started, or ended where it doesn't run; `restarts`: how often its restart policy started it;
+    `orphan`: its service is no more in the app's files, it doesn't count for the health, and a restart removes it.
     """
 
     id: str
@@ -86,6 +91,7 @@ class ContainerOut(Schema):
     image: str
     ports: list[str]
     one_off: bool
+    orphan: bool
     restarts: int
     since: int | None
 

@@ -17,12 +17,18 @@ from moorage_controller.api.server_schemas import (
 )
 from moorage_controller.errors import OperationFailedError
 from moorage_controller.hosts.credentials import fingerprint
-from moorage_controller.services.runs import shown_timeout
+from moorage_controller.services.runs import LastResult, shown_timeout
 from moorage_controller.store.apps import AppView
 from moorage_controller.store.audit import AuditEntry
 from moorage_controller.store.operations import Operation
 from moorage_controller.store.projects import Project
 from moorage_controller.store.servers import Server
+
+_LEFT_NOTHING: dict[str, str] = {
+    LastResult.COMPLETED: "Application completed: all its containers have exited with code 0, and nothing runs now",
+    LastResult.NOTHING_STARTED: "Nothing was started: the app's files have no service that is to have a "
+    "container (each has 0 replicas, a provider, or a profile that isn't active)",
+}
 
 
 def given(changes: BaseModel, nullable: set[str]) -> dict[str, object]:
@@ -116,8 +122,10 @@ def app_out(view: AppView) -> AppOut:
         domain=app.domain,
         stop_at=_millis(app.stop_at) if running else None,
         health=app.health,
+        health_detail=app.health_detail,
         observed_at=_millis(app.observed_at),
         last_error=app.last_error,
+        last_result=app.last_result,
         operation_id=view.operation_id,
         overdue=app.overdue,
     )
@@ -161,12 +169,13 @@ def started_out(view: AppView, operation: Operation, kind: OperationKind, output
     """Show a start or restart that succeeded: the guide's reply and ours."""
     app = app_out(view)
     done = "restarted" if kind is OperationKind.RESTART else "started"
+    message = _LEFT_NOTHING.get(app.last_result or "", f"Application {done} successfully")
     return StartedOut(
         success=True,
         app_id=app.id,
         status=app.status,
         started_at=app.started_at,
-        message=f"Application {done} successfully",
+        message=message,
         stop_at=app.stop_at,
         timer_ends_at=app.stop_at,
         app_url=app.app_url,

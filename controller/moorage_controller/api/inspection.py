@@ -17,7 +17,7 @@ from moorage_controller.api.replies import Raw, Reply, now, stream
 from moorage_controller.api.sse import Event, Events, while_connected
 from moorage_controller.auth.stream_shares import Kind
 from moorage_controller.hosts.transport import HostProject
-from moorage_controller.services.inspection import Lines
+from moorage_controller.services.inspection import Lines, ShownContainer
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 _MOST_LINES = 10_000
@@ -76,7 +76,8 @@ def _engine_time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
 
 
-def _container_out(container: ContainerState) -> ContainerOut:
+def _container_out(shown: ShownContainer) -> ContainerOut:
+    container = shown.state
     since = container.started_at if container.alive else container.finished_at
     return ContainerOut(
         id=container.id,
@@ -88,6 +89,7 @@ def _container_out(container: ContainerState) -> ContainerOut:
         image=container.image,
         ports=list(container.ports),
         one_off=container.one_off,
+        orphan=shown.orphan,
         restarts=container.restarts,
         since=None if since is None else to_millis(since),
     )

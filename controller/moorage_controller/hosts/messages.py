@@ -206,6 +206,7 @@ def _container(message: pb.Container) -> ContainerState:
         ports=message.ports[: LIMITS.ports + 1],
         restarts=message.restarts,
         unsettled=message.unsettled,
+        restart_policy=message.restart_policy,
     )
 
 

@@ -90,6 +90,8 @@ class Apps:
                 started_at=None,
                 observed_at=None,
                 last_error=None,
+                health_detail=None,
+                last_result=None,
                 project_name=None,
                 project_directory=None,
                 run_id=None,

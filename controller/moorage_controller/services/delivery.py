@@ -16,16 +16,19 @@ from moorage_controller.auth.roles import DEAD_MAN
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import (
     SAID_TOO_MUCH,
+    AppObservation,
     CancelOutcome,
     ContactLostError,
     End,
     EndKind,
+    HostApp,
     HostRefusedError,
     Hosts,
     HostTransport,
     Order,
     Output,
 )
+from moorage_controller.services import start_ends
 from moorage_controller.services.deadlines import provisional_deadline
 from moorage_controller.services.outputs import TAIL_BYTES
 from moorage_controller.services.runs import Outcome, Rules, host_app
@@ -74,6 +77,7 @@ class Delivery:
         self._operation = operation
         self._limits = limits
         self._transcript = Transcript(database, signals, clock, operation.id)
+        self._host_app: HostApp | None = None
         self._offset = 0
         self._refusal: HostRefusedError | None = None
         self._connected: HostTransport | None = None
@@ -227,7 +231,8 @@ class Delivery:
         self._limit_at = self._clock.monotonic() + (self._operation.deadline_at - now).total_seconds()
         kind = OperationKind(self._operation.kind)
         until = None if kind is OperationKind.DOWN else provisional_deadline(app, self._operation, now)
-        return Order(self._operation.id, kind, host_app(app), until)
+        self._host_app = host_app(app)
+        return Order(self._operation.id, kind, self._host_app, until)
 
     async def _mark_running(self, transport: str) -> None:
         async with self._database.write() as connection:
@@ -251,9 +256,21 @@ class Delivery:
             state, code, sentence = self._why_buried(end)
             return Outcome(state, ran=False, error_code=code, error=sentence, observed=end.observed)
         if end.exit_code == 0:
-            return Outcome("succeeded", exit_code=0, observed=end.observed)
+            return await self._success(end)
         state, code, sentence = await self._failure(end)
+        if sentence == start_ends.NO_SERVICE and end.observed is not None and not end.observed.containers:
+            # Compose has a failure for what was all done: there is nothing to be started.
+            return Outcome("succeeded", exit_code=end.exit_code, observed=end.observed)
         return Outcome(state, exit_code=end.exit_code, error_code=code, error=sentence, observed=end.observed)
+
+    async def _success(self, end: End) -> Outcome:
+        """Return a success, but of a start whose containers have failed by now: Compose doesn't look after them."""
+        ended = [] if self._operation.kind == OperationKind.DOWN else start_ends.exited_early(end.observed)
+        if not ended:
+            return Outcome("succeeded", exit_code=0, observed=end.observed)
+        assert self._host_app is not None
+        sentence = await start_ends.early_exit_sentence(await self._transport(), self._host_app, ended, self._clock)
+        return Outcome("failed", exit_code=0, error_code="exited_early", error=sentence, observed=end.observed)
 
     def _why_buried(self, end: End) -> tuple[str, str, str]:
         if end.cancelled_by in _TOO_LONG:
@@ -270,4 +287,19 @@ class Delivery:
             return "cancelled", "operation_cancelled", f"The operation was cancelled by {end.cancelled_by}."
         output = (await self._transcript.tail(TAIL_BYTES)).decode(errors="replace")
         said = error_sentence(output) or f"Compose ended with exit code {end.exit_code} and said nothing."
-        return "failed", "compose_failed", clean_sentence(said)
+        port = start_ends.taken_port(said)
+        taken = None if port is None or end.observed is None else await self._who_has(port, said, end.observed)
+        return ("failed", "compose_failed", clean_sentence(said)) if taken is None else ("failed", "port_taken", taken)
+
+    async def _who_has(self, port: int, said: str, observed: AppObservation) -> str | None:
+        """Return who has a port that a start failed over; None where the host can't be asked just now."""
+        assert self._operation.app_id is not None
+        assert self._operation.server_id is not None
+        try:
+            projects = await start_ends.within((await self._transport()).projects(), self._clock)
+        except start_ends.NO_ANSWER:
+            return None
+        async with self._database.read() as connection:
+            apps = await app_store.on_server(connection, self._operation.server_id)
+        taken = start_ends.TakenPort(port, said, self._operation.app_id, observed)
+        return taken.sentence(projects, apps)

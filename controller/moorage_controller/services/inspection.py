@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 from uuid import UUID
 
 from moorage_common.logs import LogLine, LogsWanted
-from moorage_common.states import ContainerState
+from moorage_common.states import ContainerState, is_orphan
 
 from moorage_controller.auth.stream_shares import StreamShares
 from moorage_controller.errors import ConflictError, ForbiddenError, HostUnreachableError, NotFoundError
@@ -33,6 +34,14 @@ _FIRST_SECONDS = 3.0
 """How long to wait for what a host may object to a log that it is asked to follow; a quiet one says nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class ShownContainer:
+    """A container of an app; `orphan`: its service is no more in the app's files."""
+
+    state: ContainerState
+    orphan: bool
+
+
 class Inspection:
     """Asks hosts, now. Every method raises HostUnreachableError, and NotFoundError for what isn't there."""
 
@@ -41,11 +50,12 @@ class Inspection:
         self._hosts = hosts
         self._shares = shares
 
-    async def services(self, app_id: UUID) -> Sequence[ContainerState]:
+    async def services(self, app_id: UUID) -> Sequence[ShownContainer]:
         """Return an app's containers by service and name. Raises ForbiddenError: the host's policy."""
         server, app = await self._app(app_id)
         seen = await _told(self._hosts.transport(server).look(app))
-        return sorted(seen.containers, key=lambda c: (c.service, c.name))
+        found = sorted(seen.containers, key=lambda c: (c.service, c.name))
+        return [ShownContainer(container, is_orphan(container, seen.replicas)) for container in found]
 
     async def discover(self, server_id: UUID) -> Sequence[HostProject]:
         """Return the Compose projects of a host that no app names, by name."""

@@ -108,7 +108,7 @@ class Observations:
                 )
             if turned and values["status"] == "offline":
                 for app in await app_store.on_server(connection, server_id):
-                    await app_store.change(connection, app.id, {"health": "unknown"})
+                    await app_store.change(connection, app.id, runs.NOT_JUDGED)
         if turned:
             log.info("server_status_changed", server_id=str(server_id), **values)
         if turned and values["status"] == "online":

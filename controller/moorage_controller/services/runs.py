@@ -6,6 +6,7 @@ The invariant: an app with a running container has a run, and so a deadline.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from math import ceil
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,7 +18,8 @@ from moorage_common.states import (
     Health,
     OperationKind,
     Project,
-    observed_health,
+    is_orphan,
+    judge,
     observed_status,
 )
 from moorage_common.untrusted import clean_sentence
@@ -36,6 +38,14 @@ NO_RUN: Values = {
     "warn_at": None,
     "overdue": False,
 }
+NOT_JUDGED: Values = {"health": Health.UNKNOWN.value, "health_detail": None}
+
+
+class LastResult(StrEnum):
+    """What an app came to that stopped without a stop and without a failure."""
+
+    COMPLETED = "completed"
+    NOTHING_STARTED = "nothing_started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +200,8 @@ def begin_start(app: App, operation: Operation, now: datetime) -> Values:
     """Return what a start changes when it is recorded: a provisional run, unless there is a run already."""
     assert operation.run_timeout is not None
     # A new number in any case: the agent is told of the new run before it starts it.
-    values: Values = {"status": AppStatus.STARTING.value, "deadline_number": next_number(app, now)}
+    number = next_number(app, now)
+    values: Values = {"status": AppStatus.STARTING.value, "deadline_number": number, "last_result": None}
     if app.run_id is None:
         values |= {
             "run_id": operation.run_id,
@@ -202,7 +213,8 @@ def begin_start(app: App, operation: Operation, now: datetime) -> Values:
 
 def settle(app: App, operation: Operation, outcome: Outcome, now: datetime, rules: Rules) -> Values:
     """Return what the end of an operation makes of the app: always what was observed, never what was meant."""
-    values: Values = {"last_error": None if outcome.succeeded else outcome.error, "updated_at": now}
+    error = None if outcome.succeeded else outcome.error
+    values: Values = {"last_error": error, "last_result": None, "updated_at": now}
     if operation.kind == OperationKind.DOWN:
         return values | _after_stop(app, outcome, now, rules)
     # Where the old run is kept its agent has to unlearn the new one.
@@ -220,10 +232,11 @@ def _after_start(app: App, operation: Operation, outcome: Outcome, now: datetime
         # Nobody could look. A success ran; of a failure the run is kept, so that what it may have left is stopped.
         status = AppStatus.RUNNING if outcome.succeeded or not provisional else AppStatus.STOPPED
         kept = run if outcome.succeeded or provisional else {}
-        return {"status": status.value, "health": Health.UNKNOWN.value} | kept
+        return {"status": status.value} | NOT_JUDGED | kept
     seen = _seen(outcome.observed, now)
     if seen["status"] == AppStatus.STOPPED:
-        return seen | no_run(app, now)
+        result = _result(outcome.observed) if outcome.succeeded else None
+        return seen | no_run(app, now) | {"last_result": result}
     return seen | (run if outcome.succeeded or provisional else {})
 
 
@@ -231,8 +244,7 @@ def _after_stop(app: App, outcome: Outcome, now: datetime, rules: Rules) -> Valu
     if outcome.observed is None:
         # A stop that exited 0 has looked for itself: nothing of the app was left.
         if outcome.succeeded:
-            stopped = {"status": AppStatus.STOPPED.value, "health": Health.UNKNOWN.value, "observed_at": now}
-            return stopped | no_run(app, now)
+            return {"status": AppStatus.STOPPED.value, "observed_at": now} | NOT_JUDGED | no_run(app, now)
         return _as_before(app, now, keep_run=True)
     return _with_run(app, outcome.observed, now, rules)
 
@@ -256,15 +268,24 @@ def observe(
         del seen["status"]
     elif app.status == AppStatus.RUNNING and seen["status"] == AppStatus.STOPPED:
         reason = why_stopped(observation.containers)
-        seen["last_error"] = None if _all_done(observation.containers) else f"{reason[0].upper()}{reason[1:]}."
+        done = _all_done(observation.containers)
+        seen["last_error"] = None if done else f"{reason[0].upper()}{reason[1:]}."
+        seen["last_result"] = LastResult.COMPLETED.value if done else None
+    elif seen["status"] == AppStatus.RUNNING:
+        seen["last_result"] = None
     changed = {key: value for key, value in seen.items() if key != "observed_at" and getattr(app, key) != value}
     return changed | {"observed_at": now} if changed else {}
 
 
 def why_stopped(containers: Sequence[ContainerState]) -> str:
     """Return why an app that nobody stopped runs no more, as a part of a sentence."""
-    ended = [f"{c.service or c.name} {_ended(c)}" for c in containers if not c.one_off]
-    return clean_sentence(", ".join(ended)) if ended else "its containers were removed"
+    regular = [c for c in containers if not c.one_off]
+    return why_ended(regular) if regular else "its containers were removed"
+
+
+def why_ended(containers: Sequence[ContainerState]) -> str:
+    """Return how containers ended, as a part of a sentence."""
+    return clean_sentence(", ".join(f"{c.service or c.name} {_ended(c)}" for c in containers))
 
 
 def _ended(container: ContainerState) -> str:
@@ -275,6 +296,14 @@ def _ended(container: ContainerState) -> str:
 
 def _all_done(containers: Sequence[ContainerState]) -> bool:
     return bool(containers) and all(c.done for c in containers if not c.one_off)
+
+
+def _result(observation: AppObservation) -> str | None:
+    """Return what a start that succeeded came to, where it left nothing running."""
+    regular = [c for c in observation.containers if not c.one_off and not is_orphan(c, observation.replicas)]
+    if not regular:
+        return LastResult.NOTHING_STARTED.value
+    return LastResult.COMPLETED.value if _all_done(regular) else None
 
 
 def _with_run(
@@ -299,9 +328,11 @@ def _as_before(app: App, now: datetime, *, keep_run: bool) -> Values:
 
 def _seen(observation: AppObservation, now: datetime) -> Values:
     containers: Sequence[ContainerState] = observation.containers
+    judged = judge(containers, observation.replicas)
     values: Values = {
         "status": observed_status(containers).value,
-        "health": observed_health(containers, observation.replicas).value,
+        "health": judged.health.value,
+        "health_detail": None if judged.reason is None else clean_sentence(judged.reason),
         "observed_at": now,
     }
     project: Project | None = observation.project

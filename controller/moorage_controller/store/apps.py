@@ -39,6 +39,8 @@ class App:
     health: str
     observed_at: datetime | None
     last_error: str | None
+    health_detail: str | None
+    last_result: str | None
     project_name: str | None
     project_directory: str | None
     run_id: UUID | None

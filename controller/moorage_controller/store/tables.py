@@ -136,6 +136,9 @@ apps = Table(
     Column("health", String(50), nullable=False, server_default="unknown"),
     _time("observed_at"),
     Column("last_error", Text()),
+    # Why its health is what it is.
+    Column("health_detail", Text()),
+    Column("last_result", String(50)),
     # The Compose project it was last seen as: finds its containers after the file is gone.
     Column("project_name", String(255)),
     Column("project_directory", Text()),

@@ -161,6 +161,7 @@ class Container(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     UNSETTLED_FIELD_NUMBER: _builtins.int
+    RESTART_POLICY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     service: _builtins.str
@@ -176,6 +177,8 @@ class Container(_message.Message):
     """How often its restart policy has started it again."""
     unsettled: _builtins.bool
     """It was restarted by its policy, and nothing shows yet that it stays up this time."""
+    restart_policy: _builtins.str
+    """The Engine's word: no, always, unless-stopped, on-failure; empty where it isn't known."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """By the host's clock; for display only."""
@@ -202,10 +205,11 @@ class Container(_message.Message):
         finished_at: _timestamp_pb2.Timestamp | None = ...,
         restarts: _builtins.int = ...,
         unsettled: _builtins.bool = ...,
+        restart_policy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finished_at", b"finished_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit_code", b"exit_code", "finished_at", b"finished_at", "health", b"health", "id", b"id", "image", b"image", "name", b"name", "one_off", b"one_off", "ports", b"ports", "restarts", b"restarts", "service", b"service", "started_at", b"started_at", "state", b"state", "unsettled", b"unsettled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit_code", b"exit_code", "finished_at", b"finished_at", "health", b"health", "id", b"id", "image", b"image", "name", b"name", "one_off", b"one_off", "ports", b"ports", "restart_policy", b"restart_policy", "restarts", b"restarts", "service", b"service", "started_at", b"started_at", "state", b"state", "unsettled", b"unsettled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

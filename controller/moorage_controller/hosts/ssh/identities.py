@@ -221,7 +221,7 @@ async def _ask(link: Link, compose: HostCompose, real: str, rules: Rules, walked
     resolved = await run_walk(link, walk_resolved(config, directory, rules))
     if resolved.refusal is not None:
         return refused(resolved.refusal, files)
-    return read_config(config, directory, files)
+    return read_config(config, directory, files, walked.services)
 
 
 async def _places(link: Link, real: str, environment: str, above: str) -> tuple[str, Sequence[str]]:

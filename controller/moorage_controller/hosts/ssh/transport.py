@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 from moorage_common.app_identity import AppIdentity
-from moorage_common.app_orders import down_order, up_order
+from moorage_common.app_orders import down_order, paused, up_order
 from moorage_common.engine_http import EngineProblemError
 from moorage_common.journal_types import Order as JournalOrder
 from moorage_common.journal_types import Record, Refused, State
@@ -181,6 +181,8 @@ class SshTransport:
         if identity.forbids_start:
             raise HostRefusedError(identity.problem_code, identity.problem)
         before = []
+        if held := paused(identity, (await link.engine.containers()).values()):
+            before.append([*link.survey.docker, "unpause", *held])
         if compose.upload:
             before.append(["printf", "%s %s %s\\n", "Compose", compose.version, compose.upload])
         return up_order(operation_id, order.kind, identity, compose.argv, environment, before)

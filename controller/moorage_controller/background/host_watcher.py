@@ -177,5 +177,5 @@ class HostWatcher:
                 # Before the status, which the operation's end decides about.
                 if app.id in observation.stops:
                     await self._operations.adopt(app.id, observation.stops[app.id])
-                await self._observations.app_seen(app.id, observation)
+                await self._observations.app_seen(app.id, app.server_id, observation)
                 self._deadlines.seen(app, observation)

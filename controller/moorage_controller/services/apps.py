@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -43,6 +44,8 @@ _ATTEMPTS = 5
 """How often an operation may be met by another that has ended before it could be joined."""
 _TIMEOUTS = {"auto_stop_timeout": "autoStopTimeout", "default_timeout": "defaultTimeout"}
 _FIXED_WHILE_RUNNING = {"server_id": "serverId", "cd_path": "cdPath"}
+_NEVER_SEEN: runs.Values = {"project_name": None, "project_directory": None}
+"""What another directory was read as says nothing of the one that an app is in now."""
 
 
 class _MovedError(Exception):
@@ -149,6 +152,8 @@ class Apps:
                 if old.status != "stopped" and changes.get(key, getattr(old, key)) != getattr(old, key):
                     raise ConflictError("app_running", f"{name} can't change while {old.name} runs: stop it first.")
             values: runs.Values = {**others, "updated_at": now}
+            if _place(old, others) != _place(old):
+                values |= _NEVER_SEEN
             timeout = _new_timeout(old, changes)
             if (timeout.default, timeout.shift) != (old.auto_stop_timeout, 0):
                 for field, minutes in timeouts.items():
@@ -159,7 +164,7 @@ class Apps:
             new = _found(await store.view(connection, app_id))
             message, details = _what_changed(old, new.app, changes, now)
             await record(connection, now, actor, Action.UPDATE, ("app", app_id, new.app.name), message, details)
-        if (old.server_id, old.cd_path) != (new.app.server_id, new.app.cd_path):
+        if _place(old) != _place(new.app):
             for server_id in {old.server_id, new.app.server_id}:
                 self._signals.server_changed.emit(server_id)
         self._signals.deadline_moved.emit(app_id)
@@ -274,6 +279,11 @@ class Apps:
             return {}
         stop_at = min(app.stop_at + timedelta(minutes=shift), app.run_began_at + self._rules.most)
         return {"run_timeout": max(app.run_timeout + shift, 1), **self._rules.deadline(app, stop_at, now)}
+
+
+def _place(app: App, changes: Mapping[str, Any] = MappingProxyType({})) -> tuple[UUID, str]:
+    """Return the server and the directory of an app, as changes make them."""
+    return changes.get("server_id", app.server_id), changes.get("cd_path", app.cd_path)
 
 
 def _new_timeout(app: App, changes: Mapping[str, Any]) -> runs.NewTimeout:

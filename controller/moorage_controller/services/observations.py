@@ -32,7 +32,7 @@ class Observations:
         self._rules = rules
         self._last_look: dict[UUID, tuple[str, int]] = {}
         # Seen while an operation was in flight: the status in it is not applied, and would not be told again.
-        self._held: dict[UUID, AppObservation] = {}
+        self._held: dict[UUID, tuple[UUID, AppObservation]] = {}
         self._ended: dict[UUID, EndedRun] = {}
 
     def note(self, app_id: UUID, observation: AppObservation) -> None:
@@ -40,19 +40,22 @@ class Observations:
         if not self._is_stale(app_id, observation):
             self._last_look[app_id] = (observation.boot_id, observation.looked_at)
 
-    async def app_seen(self, app_id: UUID, observation: AppObservation) -> None:
-        """Apply what was seen of an app; nothing where it is older than what is known, or changes nothing."""
+    async def app_seen(self, app_id: UUID, server_id: UUID, observation: AppObservation) -> None:
+        """Apply what was seen of an app on a server.
+
+        Nothing where it is older than what is known, of where the app isn't any more, or changes nothing.
+        """
         self.note(app_id, observation)
         if self._is_stale(app_id, observation):
             return
         # Before the look at the database: an operation that ends right after it finds it here.
-        self._held[app_id] = observation
+        self._held[app_id] = server_id, observation
         async with self._database.read() as connection:
             now = await self._database.now(connection)
             view = await app_store.view(connection, app_id)
         if view is None or view.operation_id is None:
             self._held.pop(app_id, None)
-        if view is None:
+        if view is None or not _is_of(view.app, server_id, observation):
             return
         in_flight = view.operation_id is not None
         if not runs.observe(view.app, observation, now, self._rules, in_flight=in_flight):
@@ -61,7 +64,7 @@ class Observations:
             # An operation may have ended meanwhile, with a later look than this one.
             if self._is_stale(app_id, observation):
                 return
-            await self._apply(connection, app_id, observation)
+            await self._apply(connection, app_id, server_id, observation)
         self._signals.deadline_moved.emit(app_id)
 
     async def operation_ended(self, app_id: UUID, *, ran: bool) -> None:
@@ -69,7 +72,7 @@ class Observations:
         self._ended.pop(app_id, None)
         held = self._held.pop(app_id, None)
         if held is not None and not ran:
-            await self.app_seen(app_id, held)
+            await self.app_seen(app_id, *held)
 
     async def host_seen(self, server_id: UUID, info: HostInfo) -> None:
         """Apply a host's facts. A host whose Engine doesn't answer is offline, with the reason."""
@@ -114,13 +117,15 @@ class Observations:
         if turned and values["status"] == "online":
             self._signals.host_back.emit(server_id)
 
-    async def _apply(self, connection: AsyncConnection, app_id: UUID, observation: AppObservation) -> None:
+    async def _apply(
+        self, connection: AsyncConnection, app_id: UUID, server_id: UUID, observation: AppObservation
+    ) -> None:
         now = await self._database.now(connection)
         view = await app_store.view(connection, app_id)
-        if view is None:
+        if view is None or not _is_of(view.app, server_id, observation):
             return
         if view.operation_id is not None:
-            self._held[app_id] = observation
+            self._held[app_id] = server_id, observation
         in_flight, ended = view.operation_id is not None, self._ended.get(app_id)
         values = runs.observe(view.app, observation, now, self._rules, in_flight=in_flight, ended=ended)
         if not values:
@@ -149,6 +154,11 @@ class Observations:
     def _is_stale(self, app_id: UUID, observation: AppObservation) -> bool:
         boot_id, looked_at = self._last_look.get(app_id, ("", 0))
         return boot_id == observation.boot_id and observation.looked_at < looked_at
+
+
+def _is_of(app: App, server_id: UUID, observation: AppObservation) -> bool:
+    """Whether an observation is of the directory that an app is in now: it may have been moved since."""
+    return (app.server_id, app.cd_path) == (server_id, observation.cd_path)
 
 
 async def _explained(

@@ -76,3 +76,33 @@ def test_app_that_is_moved_has_nothing_of_its_old_directory(place: Place) -> Non
     assert place.running(old) == ["web"]
     assert place.stack.app(moved)["status"] == "stopped"
     place.stop(successor)
+
+
+def test_app_that_was_started_with_other_files_says_which_are_its_own(place: Place) -> None:
+    directory = place.apps / "adopted"
+    directory.mkdir()
+    (directory / "prod.yaml").write_text(SLEEPER.replace("web:", "prod:"))
+    (directory / "compose.yaml").write_text(SLEEPER)
+    place.stack.compose(directory, "-f", "prod.yaml", "up", "-d")
+    discover = f"/api/servers/{place.server_id}/discover"
+    found = {each["cdPath"]: each for each in place.stack.api.get(discover).expect(200)}[str(directory)]
+    assert found["configFiles"] == [str(directory / "prod.yaml")]
+    assert (found["composeFiles"], found["environmentFile"]) == (["prod.yaml"], None)
+    app_id = place.make_app("adopted", None)
+    place.stack.wait_app(app_id, status="running")
+    for verb in ("start", "restart"):
+        refused = place.stack.api.post(f"/api/apps/{app_id}/{verb}").expect(409)
+        assert refused["code"] == "other_files"
+        assert str(directory / "prod.yaml") in refused["error"]
+    assert place.running(directory) == ["prod"]
+    place.stack.api.put(f"/api/apps/{app_id}", {"composeFiles": found["composeFiles"]}).expect(200)
+    place.stack.api.post(f"/api/apps/{app_id}/restart").expect(200)
+    place.stack.wait_app(app_id, status="running", health="healthy", composeFiles=["prod.yaml"])
+    assert place.running(directory) == ["prod"]
+    place.stop(app_id)
+    assert place.running(directory) == []
+    # Without a say of its own Compose looks for them again.
+    place.stack.api.put(f"/api/apps/{app_id}", {"composeFiles": []}).expect(200)
+    place.start(app_id)
+    assert place.running(directory) == ["web"]
+    place.stop(app_id)

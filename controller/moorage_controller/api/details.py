@@ -49,6 +49,7 @@ _RUN_ERRORS: dict[int, tuple[str, ...]] = {
         "directory_busy",
         "project_busy",
         "project_taken",
+        "other_files",
         "operation_cancelled",
         "cancelled",
     ),

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -25,7 +24,7 @@ from moorage_controller.services.audit import Action, record
 from moorage_controller.services.deadlines import Deadlines, deadline_of
 from moorage_controller.services.idempotency import UNKEYED, Once
 from moorage_controller.services.operations import InFlightError, Operations
-from moorage_controller.services.runs import Rules
+from moorage_controller.services.runs import Rules, host_app
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as store
 from moorage_controller.store import operations as operation_store
@@ -148,12 +147,7 @@ class Apps:
             await _check_references(connection, changes)
             if timeout_only and any(getattr(old, key) != value for key, value in others.items()):
                 raise ForbiddenError("admin_only", "Only an admin may change more of an app than autoStopTimeout.")
-            for key, name in _FIXED_WHILE_RUNNING.items():
-                if old.status != "stopped" and changes.get(key, getattr(old, key)) != getattr(old, key):
-                    raise ConflictError("app_running", f"{name} can't change while {old.name} runs: stop it first.")
-            values: runs.Values = {**others, "updated_at": now}
-            if _place(old, others) != _place(old):
-                values |= _NEVER_SEEN
+            values: runs.Values = {**others, "updated_at": now, **_moved_away(old, others)}
             timeout = _new_timeout(old, changes)
             if (timeout.default, timeout.shift) != (old.auto_stop_timeout, 0):
                 for field, minutes in timeouts.items():
@@ -164,7 +158,7 @@ class Apps:
             new = _found(await store.view(connection, app_id))
             message, details = _what_changed(old, new.app, changes, now)
             await record(connection, now, actor, Action.UPDATE, ("app", app_id, new.app.name), message, details)
-        if _place(old) != _place(new.app):
+        if (old.server_id, host_app(old)) != (new.app.server_id, host_app(new.app)):
             for server_id in {old.server_id, new.app.server_id}:
                 self._signals.server_changed.emit(server_id)
         self._signals.deadline_moved.emit(app_id)
@@ -281,9 +275,14 @@ class Apps:
         return {"run_timeout": max(app.run_timeout + shift, 1), **self._rules.deadline(app, stop_at, now)}
 
 
-def _place(app: App, changes: Mapping[str, Any] = MappingProxyType({})) -> tuple[UUID, str]:
-    """Return the server and the directory of an app, as changes make them."""
-    return changes.get("server_id", app.server_id), changes.get("cd_path", app.cd_path)
+def _moved_away(app: App, changes: Mapping[str, Any]) -> runs.Values:
+    """Return what another server or directory changes besides. Raises ConflictError while the app runs."""
+    moved = [
+        name for key, name in _FIXED_WHILE_RUNNING.items() if changes.get(key, getattr(app, key)) != getattr(app, key)
+    ]
+    if moved and app.status != "stopped":
+        raise ConflictError("app_running", f"{moved[0]} can't change while {app.name} runs: stop it first.")
+    return _NEVER_SEEN if moved else {}
 
 
 def _new_timeout(app: App, changes: Mapping[str, Any]) -> runs.NewTimeout:

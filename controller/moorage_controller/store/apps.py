@@ -24,6 +24,7 @@ class App:
     `auto_stop_timeout` and `run_timeout` are minutes. `run_id`, `run_timeout` and `stop_at` are the run: an app with
     a running container has one; a start that is under way has a provisional one. `run_began_at` is when its time began
     to count, `warn_at` when people are to be warned next; `overdue`: it should have been stopped by now.
+    `compose_files` are its own, relative to `cd_path`; empty where Compose looks for them.
     """
 
     id: UUID
@@ -50,6 +51,7 @@ class App:
     overdue: bool
     created_at: datetime
     updated_at: datetime
+    compose_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

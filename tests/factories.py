@@ -1,6 +1,7 @@
 """Makers of what tests begin with: rows, a controller in this process on fake hosts, and a client of its API."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -232,6 +233,7 @@ class World:
         self._tokens: dict[str, str] = {}
         self._controller: Controller | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._made: Counter[str] = Counter()
 
     async def start(self, clock: Clock | None = None) -> Self:
         """Start the controller, and log both users in the first time; by another clock the database's own decides."""
@@ -307,7 +309,10 @@ class World:
         project_id = fields.pop("projectId", None)
         if project_id is None:
             project_id = (await self.admin.post("/api/projects", {"name": "Shop"})).expect(201)["id"]
-        body = {"name": "QMS Backend", "serverId": server_id, "projectId": project_id, "cdPath": PATH, **fields}
+        made = self._made[server_id]
+        self._made[server_id] += 1
+        path = f"{PATH}-{made}" if made else PATH  # no two are in one directory
+        body = {"name": "QMS Backend", "serverId": server_id, "projectId": project_id, "cdPath": path, **fields}
         app_id: str = (await self.admin.post("/api/apps", body)).expect(201)["id"]
         await settle()
         return app_id

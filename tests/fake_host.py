@@ -37,6 +37,7 @@ class FakeHost:
 
     def __init__(self) -> None:
         self.apps: dict[str, FakeApp] = {}
+        self._links: dict[str, str] = {}
         self.journal: dict[UUID, FakeRun] = {}
         self.plans: dict[OperationKind, Plan] = {}
         self.silent = False
@@ -100,7 +101,11 @@ class FakeHost:
 
     def app(self, cd_path: str) -> FakeApp:
         """Return the app in a directory; there is one in each."""
-        return self.apps.setdefault(cd_path, FakeApp())
+        return self.apps.setdefault(self._links.get(cd_path, cd_path), FakeApp())
+
+    def link(self, path: str, directory: str) -> None:
+        """Make a path a symbolic link to a directory."""
+        self._links[path] = directory
 
     def hold(self) -> None:
         """Let no command end until `let_go`, unless it is terminated."""
@@ -155,7 +160,8 @@ class FakeHost:
         """Look at an app's containers now."""
         self._looked_at += 1_000_000
         app = self.app(cd_path)
-        project = Project(PurePosixPath(cd_path).name, cd_path) if app.containers else None
+        real = self._links.get(cd_path, cd_path)
+        project = Project(PurePosixPath(real).name, real) if app.containers else None
         here = {app_id: held for app_id, (path, held) in self.deadlines.items() if path == cd_path}
         return AppObservation(
             cd_path,

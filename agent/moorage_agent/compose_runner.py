@@ -8,13 +8,13 @@ import structlog
 from moorage_common.app_identity import AppIdentity
 from moorage_common.app_orders import down_order, paused, up_order
 from moorage_common.journal import CancelOutcome, Guard, Journal, Launch, Order, Record, Refused, State
-from moorage_common.states import OperationKind, Project
+from moorage_common.states import OperationKind
 
 from moorage_agent import sweep
 from moorage_agent.deadlines import Deadlines
 from moorage_agent.engine import Engine
 from moorage_agent.errors import RefusalError
-from moorage_agent.identities import Identities
+from moorage_agent.identities import Identities, WatchedApp
 
 log = structlog.get_logger(__name__)
 
@@ -51,14 +51,14 @@ class ComposeRunner:
         self._environment = environment
         self._killers: set[asyncio.Task[None]] = set()
 
-    async def start(self, operation_id: str, kind: OperationKind, cd_path: str, last_project: Project | None) -> bool:
+    async def start(self, operation_id: str, kind: OperationKind, app: WatchedApp) -> bool:
         """Start an operation; True when it was there already, running or ended, and was left alone.
 
         Raises RefusalError; JournalError; Refused, when it is buried from now on.
         """
         if await asyncio.to_thread(self._journal.read, operation_id) is not None:
             return True
-        identity = await self._identify(kind, cd_path, last_project)
+        identity = await self._identify(kind, app)
         order, names = await self._order(operation_id, kind, identity)
         launch = await self._journal.launch(order, self._guard(kind, identity, names))
         log.info("operation_launched", operation_id=operation_id, kind=kind.value, outcome=launch.value)
@@ -102,13 +102,13 @@ class ComposeRunner:
             if record.cancelled_by:
                 self._begin_to_kill(record.operation_id)
 
-    async def _identify(self, kind: OperationKind, cd_path: str, last_project: Project | None) -> AppIdentity:
+    async def _identify(self, kind: OperationKind, app: WatchedApp) -> AppIdentity:
         if kind is OperationKind.DOWN:
-            return await self._identities.for_stop(cd_path, last_project)
-        identity = await self._identities.ask(cd_path, last_project)
+            return await self._identities.for_stop(app)
+        identity = await self._identities.ask(app)
         if identity.project is not None:
             # A stop asks nobody what the app is called, not even one after a restart of this agent.
-            await self._deadlines.called(cd_path, identity.project)
+            await self._deadlines.called(app.cd_path, identity.project)
         return identity
 
     async def _order(self, operation_id: str, kind: OperationKind, identity: AppIdentity) -> tuple[Order, set[str]]:
@@ -131,7 +131,8 @@ class ComposeRunner:
             taken = identity.refusal(names, containers.values())
             if taken is not None or kind is OperationKind.DOWN:
                 return taken
-            refused = await self._identities.recheck(identity)
+            others = identity.other_files(containers.values())
+            refused = others or await self._identities.recheck(identity)
             if refused is None:
                 for container_id in paused(identity, containers.values()):
                     await asyncio.to_thread(self._engine.unpause, container_id)

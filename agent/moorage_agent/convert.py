@@ -7,6 +7,8 @@ from itertools import islice
 from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from moorage_common.compose import is_own_file
+from moorage_common.containers import ProjectContainers
 from moorage_common.journal import CancelOutcome, Record, State
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.rpc.v1 import agent_pb2 as pb
@@ -49,7 +51,10 @@ def kind(value: "pb.OperationKind.ValueType") -> OperationKind:
 def watched_app(message: pb.App) -> WatchedApp:
     """Read how the controller names an app."""
     last = message.last_project
-    return WatchedApp(message.cd_path, Project(last.name, last.directory) if last.name else None)
+    files = tuple(message.compose_files)
+    if len(files) > LIMITS.config_files or not all(is_own_file(file) for file in files):
+        raise RefusalError("invalid_request", "What the app names as its compose files can't be such files.")
+    return WatchedApp(message.cd_path, Project(last.name, last.directory) if last.name else None, files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ def host(state: HostState, about: About) -> pb.Host:
         agent_version=build(),
         journal=about.journal,
         keeps_deadlines=True,
+        knows_compose_files=True,
     )
 
 
@@ -137,13 +143,15 @@ def watch_items(item: WatchItem, about: About) -> Iterator[pb.WatchResponse]:
             yield pb.WatchResponse(heartbeat=pb.Heartbeat())
 
 
-def projects(found: Mapping[Project, Sequence[ContainerState]]) -> pb.ListProjectsResponse:
+def projects(found: Mapping[Project, ProjectContainers]) -> pb.ListProjectsResponse:
     """Show the projects of the host, as many as fit into one message."""
     reply, size = pb.ListProjectsResponse(), 0
-    for project, states in islice(found.items(), LIMITS.projects):
+    for project, theirs in islice(found.items(), LIMITS.projects):
         message = pb.HostProject(
             project=pb.Project(name=project.name, directory=project.directory),
-            containers=[_container(state) for state in states],
+            containers=[_container(state) for state in theirs.states],
+            config_files=theirs.config_files,
+            environment_file=theirs.environment_file,
         )
         size += _fitting(message, message.containers).ByteSize()
         if size > LIMITS.message // 2:

@@ -12,6 +12,7 @@ from moorage_common.states import OperationKind
 from moorage_agent.compose_runner import ComposeRunner
 from moorage_agent.deadlines import Deadlines, Held
 from moorage_agent.errors import RefusalError
+from moorage_agent.identities import WatchedApp
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +80,7 @@ class DeadMan:
         operation_id = str(uuid5(UUID(held.run_id), f"{held.number} {held.tries}"))
         log.warning("dead_man_acts", app_id=held.app_id, directory=held.cd_path, operation_id=operation_id)
         try:
-            await self._runner.start(operation_id, OperationKind.DOWN, held.cd_path, held.project)
+            await self._runner.start(operation_id, OperationKind.DOWN, WatchedApp(held.cd_path, held.project))
         except Refused as error:
             # Somebody is at work on it, perhaps stopping it: what is buried needs another id next time.
             log.info("dead_man_waits", app_id=held.app_id, reason=str(error))

@@ -30,6 +30,8 @@ _PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 _CLOCK_TICK_NS = 20_000_000
 
+_Place = tuple[str, tuple[str, ...]]
+"""A real directory, and the files there that an app says are its own."""
 _Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -39,6 +41,7 @@ class WatchedApp:
 
     cd_path: str
     last_project: Project | None
+    compose_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,34 +59,34 @@ class Identities:
         self._policy = policy
         self._compose = compose
         self._environment = environment
-        self._known: dict[str, _Known] = {}
-        self._seen: dict[str, Project] = {}
-        """By real directory, the last project that was read there, whatever became of its files."""
-        self._last: dict[str, Reading] = {}
-        self._reading: dict[str, asyncio.Task[Reading]] = {}
-        self._said: set[str] = set()
+        self._known: dict[_Place, _Known] = {}
+        self._seen: dict[_Place, Project] = {}
+        """The last project that was read in each place, whatever became of its files."""
+        self._last: dict[_Place, Reading] = {}
+        self._reading: dict[_Place, asyncio.Task[Reading]] = {}
+        self._said: set[_Place] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    async def ask(self, cd_path: str, last_project: Project | None) -> AppIdentity:
+    async def ask(self, app: WatchedApp) -> AppIdentity:
         """Ask Compose now. Raises RefusalError where the policy doesn't allow the directory.
 
         A compose file elsewhere, which Compose found above or a setting names, is a problem that forbids a start.
         """
-        real = await asyncio.to_thread(self._policy.real_directory, cd_path)
-        reading = await self._read_alone(real)
-        identity = await asyncio.to_thread(self._allowed, reading.identity(cd_path, real, last_project))
+        real = await asyncio.to_thread(self._policy.real_directory, app.cd_path)
+        reading = await self._read_alone((real, app.compose_files))
+        identity = await asyncio.to_thread(self._allowed, _identity(app, real, reading))
         if not identity.real_directory:
             raise RefusalError(identity.problem_code, identity.problem)
         return identity
 
-    async def for_stop(self, cd_path: str, last_project: Project | None) -> AppIdentity:
+    async def for_stop(self, app: WatchedApp) -> AppIdentity:
         """Return what is known of an app without reading anything in its folder, nor asking Compose.
 
         That is its real directory, and the project it was last read as, besides the given one. Raises RefusalError
         where the policy doesn't allow the directory.
         """
-        real = await asyncio.to_thread(self._policy.real_directory, cd_path)
-        known = AppIdentity(cd_path, real, self._seen.get(real), last_project)
+        real = await asyncio.to_thread(self._policy.real_directory, app.cd_path)
+        known = AppIdentity(app.cd_path, real, self._seen.get((real, app.compose_files)), app.last_project)
         identity = await asyncio.to_thread(self._allowed, known)
         if not identity.real_directory:
             raise RefusalError(identity.problem_code, identity.problem)
@@ -94,7 +97,8 @@ class Identities:
         try:
             real = await asyncio.to_thread(self._policy.real_directory, identity.real_directory)
             rules = await asyncio.to_thread(self._policy.rules)
-            walked = await asyncio.to_thread(check_files, real, self._environment, rules)
+            files = identity.compose_files
+            walked = await asyncio.to_thread(check_files, real, self._environment, rules, files)
         except RefusalError as error:
             return Refused(error.code, str(error))
         return walked.refusal
@@ -116,7 +120,7 @@ class Identities:
             return error, None
         except (OSError, ValueError) as error:
             return RefusalError("invalid_request", f"{app.cd_path!a} can't be a directory on the host: {error}."), None
-        known = self._known.get(real)
+        known = self._known.get((real, app.compose_files))
         if known is None or time.monotonic() > known.until or rules != known.rules:
             return real, None
         if _stamp(known.reading.files) != known.stamp:
@@ -126,7 +130,7 @@ class Identities:
     async def _answer(self, app: WatchedApp, real: str | RefusalError, reading: Reading | None) -> AppIdentity:
         if isinstance(real, RefusalError):
             return _reason(app.cd_path, real)
-        return (reading or await self._read_soon(real)).identity(app.cd_path, real, app.last_project)
+        return _identity(app, real, reading or await self._read_soon((real, app.compose_files)))
 
     def _allowed(self, identity: AppIdentity) -> AppIdentity:
         """Take away what lies outside the policy: nobody's app is reached, or shown, through another's directory."""
@@ -152,54 +156,59 @@ class Identities:
             return error
         return None
 
-    async def _read_soon(self, real: str) -> Reading:
+    async def _read_soon(self, place: _Place) -> Reading:
         """Read one directory, or return what it was last read as where that takes long: the others don't wait."""
-        reading = self._reading.get(real)
+        reading = self._reading.get(place)
         if reading is None:
-            reading = self._reading[real] = asyncio.create_task(self._read_alone(real), name=f"read {real}")
-            reading.add_done_callback(lambda _: self._reading.pop(real, None))
-        last = self._last.get(real)
+            reading = self._reading[place] = asyncio.create_task(self._read_alone(place), name=f"read {place[0]}")
+            reading.add_done_callback(lambda _: self._reading.pop(place, None))
+        last = self._last.get(place)
         done, _ = await asyncio.wait({reading}, timeout=None if last is None else _PATIENCE_SECONDS)
         return last if last is not None and not done else await reading
 
-    async def _read_alone(self, real: str) -> Reading:
+    async def _read_alone(self, place: _Place) -> Reading:
         """Read one directory; whatever goes wrong with it is no other's trouble."""
         try:
-            reading = await self._read(real)
+            reading = await self._read(place)
         except Exception as error:  # noqa: BLE001 - logged below, and told as this app's problem
-            self._last[real] = nonsense(real, ())
-            self._say(real, self._last[real], error)
-            return self._last[real]
-        self._say(real, reading)
-        self._last[real] = reading
+            self._last[place] = nonsense(place[0], ())
+            self._say(place, self._last[place], error)
+            return self._last[place]
+        self._say(place, reading)
+        self._last[place] = reading
         return reading
 
-    def _say(self, real: str, reading: Reading, error: Exception | None = None) -> None:
+    def _say(self, place: _Place, reading: Reading, error: Exception | None = None) -> None:
         """Log once, not with each look, that a directory can't be made sense of."""
         if reading.problem_code != UNREADABLE:
-            self._said.discard(real)
-        elif real not in self._said:
-            self._said.add(real)
-            log.warning(UNREADABLE, directory=real, exc_info=error)
+            self._said.discard(place)
+        elif place not in self._said:
+            self._said.add(place)
+            log.warning(UNREADABLE, directory=place[0], exc_info=error)
 
-    async def _read(self, real: str) -> Reading:
+    async def _read(self, place: _Place) -> Reading:
         async with self._turns:
             began_ns = time.time_ns()
+            real, files = place
             try:
                 rules = await asyncio.to_thread(self._policy.rules)
             except RefusalError as error:
                 return Reading(None, (), error.code, str(error))
-            reading = await read_project(self._compose, real, self._environment, rules)
+            reading = await read_project(self._compose, real, self._environment, rules, files)
         if reading.project is not None:
-            self._seen[real] = reading.project
+            self._seen[place] = reading.project
         stamp = await asyncio.to_thread(_stamp, reading.files)
         if any(about is not None and about[0] >= began_ns - _CLOCK_TICK_NS for about in stamp):
             # Changed while it was read, or in the same tick of the file system's clock: not to be relied on.
-            self._known.pop(real, None)
+            self._known.pop(place, None)
         else:
             keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
-            self._known[real] = _Known(reading, rules, stamp, time.monotonic() + keep)
+            self._known[place] = _Known(reading, rules, stamp, time.monotonic() + keep)
         return reading
+
+
+def _identity(app: WatchedApp, real: str, reading: Reading) -> AppIdentity:
+    return reading.identity(app.cd_path, real, app.last_project, app.compose_files)
 
 
 def _reason(cd_path: str, refusal: RefusalError) -> AppIdentity:

@@ -6,7 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from moorage_common.app_identity import AppIdentity
-from moorage_common.containers import by_project
+from moorage_common.containers import ProjectContainers, by_project
 from moorage_common.engine_http import EngineProblemError, Stream
 from moorage_common.logs import Budget, LogLine, Logs, LogsWanted
 from moorage_common.states import ContainerState, Project
@@ -42,7 +42,7 @@ class Inspection:
             raise RefusalError(identity.problem_code, identity.problem)
         return identity
 
-    async def projects(self) -> dict[Project, list[ContainerState]]:
+    async def projects(self) -> dict[Project, ProjectContainers]:
         """Return the projects whose directories the policy allows. Raises EngineUnreachableError."""
         return await asyncio.to_thread(self._projects)
 
@@ -61,9 +61,9 @@ class Inspection:
             async for batch in batches:
                 yield batch
 
-    def _projects(self) -> dict[Project, list[ContainerState]]:
+    def _projects(self) -> dict[Project, ProjectContainers]:
         found = by_project(self._engine.containers().values())
-        return {project: states for project, states in found.items() if self._allows(project.directory)}
+        return {project: theirs for project, theirs in found.items() if self._allows(project.directory)}
 
     def _allows(self, directory: str) -> bool:
         try:

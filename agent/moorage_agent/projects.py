@@ -17,7 +17,7 @@ from moorage_common.app_identity import (
     refused,
     unreadable,
 )
-from moorage_common.compose import clean_environment, config_command
+from moorage_common.compose import clean_environment, config_command, with_files
 from moorage_common.compose_files import Walked, walk_app, walk_resolved
 from moorage_common.compose_output import error_sentence
 from moorage_common.compose_rules import Rules
@@ -28,7 +28,13 @@ from moorage_agent.app_files import opened, run_walk
 _CONFIG_SECONDS = 20.0
 
 
-async def read_project(compose: str, real_directory: str, environment: Mapping[str, str], rules: Rules) -> Reading:
+async def read_project(
+    compose: str,
+    real_directory: str,
+    environment: Mapping[str, str],
+    rules: Rules,
+    compose_files: Sequence[str] = (),
+) -> Reading:
     """Ask Compose what the project in a directory is called, and where its containers will say they come from.
 
     Compose is asked only where `rules` allow all that the project's files make it read, run or fetch.
@@ -36,37 +42,40 @@ async def read_project(compose: str, real_directory: str, environment: Mapping[s
     kind = await asyncio.to_thread(_kind_of, real_directory)
     if kind != "directory":
         return no_directory(real_directory, is_file=kind == "file")
-    walked, before = await asyncio.to_thread(_check_and_stat, real_directory, environment, rules)
+    walked, before = await asyncio.to_thread(_check_and_stat, real_directory, environment, rules, compose_files)
     if walked.refusal is not None:
         return refused(walked.refusal, walked.files)
+    argv = with_files(compose, compose_files)
     config, variables = await asyncio.gather(
-        _run(config_command(compose), real_directory, environment),
-        _run(config_command(compose, environment=True), real_directory, environment),
+        _run(config_command(argv), real_directory, environment),
+        _run(config_command(argv, environment=True), real_directory, environment),
     )
-    directory, files = await asyncio.to_thread(_places, real_directory, variables.output)
+    directory, files = await asyncio.to_thread(_places, real_directory, variables.output, compose_files)
     files = tuple(dict.fromkeys([*files, *walked.files]))
     if config.code != 0 or variables.code != 0:
-        again, after = await asyncio.to_thread(_check_and_stat, real_directory, environment, rules)
+        again, after = await asyncio.to_thread(_check_and_stat, real_directory, environment, rules, compose_files)
         if before != after or again.refusal is not None or not again.quotable:
             return not_quotable(real_directory, files)
         return unreadable(config.complaint if config.code else variables.complaint, files)
     resolved = await asyncio.to_thread(run_walk, walk_resolved(config.output, directory, rules))
     if resolved.refusal is not None:
         return refused(resolved.refusal, files)
-    return read_config(config.output, directory, files, walked.services)
+    return read_config(config.output, directory, files, walked.services, walked.config_files)
 
 
-def check_files(real_directory: str, environment: Mapping[str, str], rules: Rules) -> Walked:
+def check_files(
+    real_directory: str, environment: Mapping[str, str], rules: Rules, compose_files: Sequence[str] = ()
+) -> Walked:
     """Look through an app's compose files, before Compose does."""
     clean = clean_environment(real_directory, environment)
-    return run_walk(walk_app(real_directory, Variables(clean), clean["HOME"], rules))
+    return run_walk(walk_app(real_directory, Variables(clean), clean["HOME"], rules, compose_files))
 
 
 def _check_and_stat(
-    real_directory: str, environment: Mapping[str, str], rules: Rules
+    real_directory: str, environment: Mapping[str, str], rules: Rules, compose_files: Sequence[str]
 ) -> tuple[Walked, Sequence[object]]:
     """Return the walk, and the state of its files after it: who changes them meanwhile is told nothing of them."""
-    walked = check_files(real_directory, environment, rules)
+    walked = check_files(real_directory, environment, rules, compose_files)
     return walked, [(_about(file, follow=False), _about(file, follow=True)) for file in walked.files]
 
 
@@ -117,14 +126,15 @@ def _kind_of(path: str) -> str:
     return "file" if os.path.lexists(path) else "nothing"
 
 
-def _places(real_directory: str, environment: str) -> tuple[str, Sequence[str]]:
+def _places(real_directory: str, environment: str, compose_files: Sequence[str]) -> tuple[str, Sequence[str]]:
     """Return what Compose labels containers with (the directory of its first file, links resolved), and its files."""
     variables = dict(line.partition("=")[::2] for line in environment.splitlines())
     # Not the directory itself: it changes whenever the app writes a file beside its compose file.
     settings = [str(Path(real_directory, ".env"))]
-    named = variables.get("COMPOSE_FILE")
-    if named:
-        files = [Path(real_directory, f) for f in named.split(variables.get("COMPOSE_PATH_SEPARATOR") or os.pathsep)]
+    listed = variables.get("COMPOSE_FILE")
+    named = compose_files or (listed or "").split(variables.get("COMPOSE_PATH_SEPARATOR") or os.pathsep)
+    if compose_files or listed:
+        files = [Path(real_directory, file) for file in named]
         return os.path.realpath(files[0].parent), [*settings, *map(str, files)]
     # As Compose does: the nearest directory upwards with a file of one of the known names.
     for directory in (Path(real_directory), *Path(real_directory).parents):

@@ -95,7 +95,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             operation_id = _operation_id(request.operation_id)
             if request.HasField("deadline"):
                 await self._keep(app, request.deadline)
-            attached = await self._runner.start(operation_id, kind, app.cd_path, app.last_project)
+            attached = await self._runner.start(operation_id, kind, app)
         return pb.StartOperationResponse(attached=attached)
 
     async def FollowOperation(  # noqa: N802 - gRPC's

@@ -7,6 +7,7 @@ directories of the same name have the same project name: each has its own contai
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from posixpath import join
 from typing import Any
 
 from moorage_common.containers import Container
@@ -40,6 +41,10 @@ class AppIdentity:
     problem: str = ""
     replicas: Mapping[str, int] = field(default_factory=dict)
     """How many containers each service is to have, 0 where its profile isn't active; empty where that isn't known."""
+    compose_files: Sequence[str] = ()
+    """The files that the app says are its own, relative to its directory; empty where Compose looks for them."""
+    config_files: Sequence[str] = ()
+    """The files that Compose reads first, links resolved."""
 
     def owns(self, container: Container) -> bool:
         """Whether a container is this app's."""
@@ -69,6 +74,25 @@ class AppIdentity:
                     "project_taken",
                     f"The Compose project {container.project} is in use by {container.directory}: stop that app "
                     f"first, or give {self.real_directory} a `name:` of its own in its compose file.",
+                )
+        return None
+
+    def other_files(self, containers: Iterable[Container]) -> Refused | None:
+        """Return why a start would make other containers beside those that run: they were started by other files.
+
+        Not where the app says which files are its own, nor where a file of one of the known names came or went.
+        """
+        for container in containers:
+            if self.compose_files or self.project is None or not (self.owns(container) and container.state.alive):
+                continue
+            usual = {join(self.project.directory, name) for name in (*COMPOSE_FILES, *OVERRIDE_FILES)}
+            others = [f for f in container.config_files if f not in self.config_files and f not in usual]
+            if others or container.environment_file:
+                started_with = ", ".join(others) or f"the environment file {container.environment_file}"
+                return Refused(
+                    "other_files",
+                    f"{container.state.name} was started with {started_with}, which a start doesn't read: stop the app "
+                    "first, or say in its composeFiles which files are its own.",
                 )
         return None
 
@@ -104,19 +128,36 @@ class Reading:
     problem_code: str = ""
     problem: str = ""
     replicas: Mapping[str, int] = field(default_factory=dict)
+    config_files: Sequence[str] = ()
 
-    def identity(self, cd_path: str, real_directory: str, last_project: Project | None) -> AppIdentity:
+    def identity(
+        self, cd_path: str, real_directory: str, last_project: Project | None, compose_files: Sequence[str] = ()
+    ) -> AppIdentity:
         """Return the app that this says."""
         return AppIdentity(
-            cd_path, real_directory, self.project, last_project, self.problem_code, self.problem, self.replicas
+            cd_path,
+            real_directory,
+            self.project,
+            last_project,
+            self.problem_code,
+            self.problem,
+            self.replicas,
+            compose_files,
+            self.config_files,
         )
 
 
-def read_config(config: str, directory: str, files: Sequence[str], declared: Iterable[str] = ()) -> Reading:
+def read_config(
+    config: str,
+    directory: str,
+    files: Sequence[str],
+    declared: Iterable[str] = (),
+    config_files: Sequence[str] = (),
+) -> Reading:
     """Return the reading of what `config --format json` printed, whatever that is.
 
     `directory` is that of the first file, links resolved; `declared` are all services in the files, of which Compose
-    prints those alone whose profiles are active.
+    prints those alone whose profiles are active; `config_files` are the first files.
     """
     try:
         told = parse_json(config, _MOST_CONFIG)
@@ -127,7 +168,7 @@ def read_config(config: str, directory: str, files: Sequence[str], declared: Ite
             return nonsense(directory, files)
     except (UntrustedError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
         return nonsense(directory, files)
-    return Reading(Project(name, directory), files, replicas=replicas)
+    return Reading(Project(name, directory), files, replicas=replicas, config_files=config_files)
 
 
 def nonsense(directory: str, files: Sequence[str]) -> Reading:

@@ -3,7 +3,14 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from moorage_common.app_identity import AppIdentity
-from moorage_common.compose import PROJECT_NAME, clean_environment, down_command, start_command, steps_command
+from moorage_common.compose import (
+    PROJECT_NAME,
+    clean_environment,
+    down_command,
+    start_command,
+    steps_command,
+    with_files,
+)
 from moorage_common.containers import Container
 from moorage_common.journal_types import Order
 from moorage_common.logging import request_id
@@ -27,7 +34,7 @@ def up_order(
     before: Sequence[Sequence[str]] = (),
 ) -> tuple[Order, set[str]]:
     """Return the order of a start or restart, and the project names it works on; `before` are argvs to run first."""
-    argv = start_command(compose, kind)
+    argv = start_command(with_files(compose, identity.compose_files), kind)
     if before:
         argv = steps_command([*before, argv])
     name = identity.project.name if identity.project else ""

@@ -28,6 +28,7 @@ references to positional parameters ("${2}" "${3}"), never an argument's text.""
 
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 """What Compose takes as a project's name."""
+_FILE_CHARACTERS = 255
 CLEAN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KEPT = ("HOME", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY")
 _FIRM = {
@@ -56,6 +57,21 @@ def start_command(compose: str | Sequence[str], kind: OperationKind) -> list[str
     if kind is OperationKind.RESTART:
         argv += ["--force-recreate", "--remove-orphans"]
     return argv
+
+
+def is_own_file(path: str) -> bool:
+    """Whether a path can be one of an app's own compose files: relative, and plainly below the app's directory."""
+    plain = path.isprintable() and all(part not in {"", ".", ".."} for part in path.split("/"))
+    # Compose takes `-` for its standard input, and lists files with commas in its labels.
+    return plain and len(path) <= _FILE_CHARACTERS and not path.startswith("-") and "," not in path
+
+
+def with_files(compose: str | Sequence[str], files: Sequence[str]) -> list[str]:
+    """Return the argv that Compose's begins with where an app says which files are its own, relative to its directory.
+
+    Without any it is Compose that looks for them.
+    """
+    return [*_words(compose), *(word for file in files for word in ("-f", file))]
 
 
 def down_command(compose: str | Sequence[str], project: str) -> list[str]:

@@ -60,13 +60,15 @@ class Walked:
     """`files` are all paths that it depends on, there or missing. `refusal` says why Compose must not read them.
 
     `quotable`: what Compose complains of may be shown; else it may quote a file of somebody else's. `services` are all
-    that the files declare, those of profiles that aren't active too.
+    that the files declare, those of profiles that aren't active too. `config_files` are those that Compose reads first,
+    links resolved.
     """
 
     files: Sequence[str]
     refusal: Refused | None
     quotable: bool = True
     services: Collection[str] = ()
+    config_files: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +89,19 @@ class _Task:
         return self.file, self.base, self.service, self.by_extends, self.variables.state
 
 
-def walk_app(directory: str, variables: Variables, home: str, rules: Rules) -> Walk:
-    """Look through the files of the app in a real directory. `rules` have their links resolved."""
-    walk = _AppWalk(directory, home, rules)
+def walk_app(directory: str, variables: Variables, home: str, rules: Rules, compose_files: Sequence[str] = ()) -> Walk:
+    """Look through the files of the app in a real directory. `rules` have their links resolved.
+
+    `compose_files` are those that the app says are its own, in place of what Compose would look for.
+    """
+    walk = _AppWalk(directory, home, rules, [normpath(join(directory, file)) for file in compose_files])
     refusal = None
     try:
         yield from walk.run(variables)
     except Refused as error:
         refusal = error
-    return Walked(tuple(walk.read | walk.stamped), refusal, walk.quotable, frozenset(walk.services))
+    first = tuple(walk.found[file].real for file in walk.first if file in walk.found)
+    return Walked(tuple(walk.read | walk.stamped), refusal, walk.quotable, frozenset(walk.services), first)
 
 
 def walk_resolved(config: str, directory: str, rules: Rules) -> Walk:
@@ -122,6 +128,8 @@ class _AppWalk:
     directory: str
     home: str
     rules: Rules
+    first: Sequence[str] = ()
+    """The files that Compose reads first: given ones, else those that it finds."""
     found: dict[str, Found] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     stamped: set[str] = field(default_factory=set)
@@ -130,20 +138,26 @@ class _AppWalk:
     weight: int = 0
     places: Places = field(init=False)
     quotable: bool = True
+    given: bool = False
 
     def __post_init__(self) -> None:
         self.places = Places(self.rules, self.home)
+        self.given = bool(self.first)
 
     def run(self, variables: Variables) -> Generator[Sequence[Ask], Mapping[str, Found], None]:
         """Look through all files. Raises Refused."""
-        settings = join(self.directory, ".env")
-        yield from self._request_paths([Ask(join(self.directory, n), content=True) for n in (".env", *_DEFAULT_FILES)])
-        variables = yield from self._with_files(variables, [settings], where(settings))
-        files = yield from self._first_files(variables)
+        files, beside = self.first, self.directory
+        if self.given:
+            beside = ""  # Compose reads the settings beside the first one alone
+        else:
+            settings = join(beside, ".env")
+            yield from self._request_paths([Ask(join(beside, n), content=True) for n in (".env", *_DEFAULT_FILES)])
+            variables = yield from self._with_files(variables, [settings], where(settings))
+            files = self.first = yield from self._first_files(variables)
         if not files:
             return
         base = dirname(files[0]) or "/"
-        if base != self.directory:
+        if base != beside:
             settings = join(base, ".env")
             variables = yield from self._with_files(variables, [settings], where(settings))
         yield from self._request_paths([Ask(file, content=True) for file in files])
@@ -278,9 +292,9 @@ class _AppWalk:
 
     def _named_at(self, file: str) -> str:
         """Return where a first file is named: nowhere, when it bears one of the known names."""
-        return (
-            where(file) if basename(file) in _DEFAULT_FILES else where(join(self.directory, ".env"), key="COMPOSE_FILE")
-        )
+        if self.given or basename(file) in _DEFAULT_FILES:
+            return where(file)
+        return where(join(self.directory, ".env"), key="COMPOSE_FILE")
 
     def _documents(self, file: str, place: str) -> Sequence[Node]:
         content = self._content(file, place)

@@ -1,7 +1,7 @@
 """Containers of Compose projects, as the Engine's API (any version since 1.24) shows them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -22,6 +22,8 @@ PROJECT = "com.docker.compose.project"
 DIRECTORY = "com.docker.compose.project.working_dir"
 SERVICE = "com.docker.compose.service"
 ONE_OFF = "com.docker.compose.oneoff"
+CONFIG_FILES = "com.docker.compose.project.config_files"
+ENVIRONMENT_FILE = "com.docker.compose.project.environment_file"
 EVENTS = (
     "create",
     "start",
@@ -45,11 +47,25 @@ _RESTART_POLICIES = frozenset({"no", "always", "unless-stopped", "on-failure"})
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container of some Compose project: its state, and whose it is; `directory` has its links resolved."""
+    """A container of some Compose project: its state, and whose it is; its paths have their links resolved.
+
+    `config_files` and `environment_file` are those that its `up` was given, empty where its labels don't tell.
+    """
 
     state: ContainerState
     project: str
     directory: str
+    config_files: tuple[str, ...] = ()
+    environment_file: str = ""
+
+
+@dataclass(slots=True)
+class ProjectContainers:
+    """The states of a project's containers, and the files that they were started with."""
+
+    states: list[ContainerState] = field(default_factory=list)
+    config_files: list[str] = field(default_factory=list)
+    environment_file: str = ""
 
 
 RealPath = Callable[[str], str]
@@ -67,11 +83,15 @@ def settled_states(containers: Iterable[Container], engine_time: int) -> tuple[C
     return tuple(sorted(states, key=lambda state: state.name))
 
 
-def by_project(containers: Iterable[Container]) -> dict[Project, list[ContainerState]]:
-    """Return the projects that containers belong to, each with their states."""
-    found: dict[Project, list[ContainerState]] = {}
+def by_project(containers: Iterable[Container]) -> dict[Project, ProjectContainers]:
+    """Return the projects that containers belong to, each with what is known of theirs."""
+    found: dict[Project, ProjectContainers] = {}
     for container in containers:
-        found.setdefault(Project(container.project, container.directory), []).append(container.state)
+        project = found.setdefault(Project(container.project, container.directory), ProjectContainers())
+        project.states.append(container.state)
+        project.config_files += [file for file in container.config_files if file not in project.config_files]
+        project.config_files = project.config_files[: LIMITS.config_files]
+        project.environment_file = project.environment_file or container.environment_file
     return found
 
 
@@ -138,7 +158,17 @@ def of_inspection(about: Mapping[str, Any], real_path: RealPath) -> Container | 
         restarts=about.get("RestartCount", 0),
         restart_policy=((about.get("HostConfig") or {}).get("RestartPolicy") or {}).get("Name", ""),
     )
-    return Container(clean_state(seen), owner.name, real_path(owner.directory))
+    files = tuple(map(real_path, labelled_paths(labels.get(CONFIG_FILES, ""))))
+    settings = clean_line(labels.get(ENVIRONMENT_FILE, ""), LIMITS.path)
+    return Container(clean_state(seen), owner.name, real_path(owner.directory), files, settings)
+
+
+def labelled_paths(label: str) -> Sequence[str]:
+    """Return the absolute paths that a label of Compose's lists; none where it can't be such a list."""
+    try:
+        return [key_path(path) for path in label.split(",", LIMITS.config_files)[: LIMITS.config_files] if path]
+    except (UntrustedError, AttributeError):
+        return []
 
 
 def _owner(labels: Mapping[str, str]) -> Project | None:

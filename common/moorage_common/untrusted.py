@@ -38,6 +38,7 @@ class Limits:
     apps: int = 5000
     projects: int = 2000
     services: int = 1000
+    config_files: int = 16
     deadlines: int = 1000
     log_lines: int = 2000
     # Numbers.

@@ -47,6 +47,7 @@ from moorage_controller.services.checks import Checks
 from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.deadlines import Deadlines
 from moorage_controller.services.delivery import Limits as OperationLimits
+from moorage_controller.services.directories import Directories
 from moorage_controller.services.enrollment import Enrollments, load_authority
 from moorage_controller.services.extensions import Extensions
 from moorage_controller.services.feed import Feed
@@ -154,7 +155,7 @@ class Controller:
         )
         timekeeper = Timekeeper(database, clock, leases)
         deadlines = Deadlines(database, hosts, timekeeper, signals, clock)
-        apps = Apps(database, operations, deadlines, signals, limits.runs)
+        apps = Apps(database, operations, deadlines, Directories(database, hosts), signals, limits.runs)
         self._stack.push_async_callback(deadlines.close)
         ends = RunEnds(database, operations, limits.runs)
         watcher = HostWatcher(database, hosts, observations, operations, deadlines, signals, clock)

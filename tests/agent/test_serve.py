@@ -20,7 +20,7 @@ from moorage_agent import compose_runner
 from moorage_agent.compose_runner import Chunk, ComposeRunner
 from moorage_agent.deadlines import Deadlines
 from moorage_agent.engine import Engine
-from moorage_agent.identities import Identities
+from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.policy import Policy, write_policy
 from moorage_common import x509
 from moorage_common.journal import CancelOutcome, Journal, Record, State
@@ -238,7 +238,7 @@ async def test_what_ignores_a_cancellation_is_killed_even_if_the_agent_was_resta
 
     runner = runner_of_an_agent()
     operation_id = str(uuid4())
-    assert not await runner.start(operation_id, OperationKind.UP, str(tmp_path), None)
+    assert not await runner.start(operation_id, OperationKind.UP, WatchedApp(str(tmp_path), None))
     items = []
     async for item in runner.follow(operation_id, 0):
         items.append(item)

@@ -8,14 +8,14 @@ from moorage_agent.app_files import opened
 from moorage_agent.compose_runner import ComposeRunner
 from moorage_agent.deadlines import Deadlines
 from moorage_agent.engine import Engine
-from moorage_agent.identities import Identities
+from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.policy import Policy, write_policy
 from moorage_agent.projects import read_project
 from moorage_common.app_identity import AppIdentity
 from moorage_common.compose import clean_environment
 from moorage_common.compose_rules import Rules
 from moorage_common.journal import Journal, Order, Refused, State
-from moorage_common.states import OperationKind, Project
+from moorage_common.states import OperationKind
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.processes import installed
 from moorage_lab.waiting import eventually_async
@@ -109,9 +109,9 @@ async def test_a_file_that_is_swapped_while_compose_reads_is_not_quoted(
 class _Late(Identities):
     """Reads an app, and then its files are changed."""
 
-    async def ask(self, cd_path: str, last_project: Project | None) -> AppIdentity:
-        identity = await super().ask(cd_path, last_project)
-        Path(cd_path, "compose.yaml").write_text("services: {a: {provider: {type: ./evil}}}\n")  # noqa: ASYNC240 - of a test's own
+    async def ask(self, app: WatchedApp) -> AppIdentity:
+        identity = await super().ask(app)
+        Path(app.cd_path, "compose.yaml").write_text("services: {a: {provider: {type: ./evil}}}\n")  # noqa: ASYNC240 - of a test's own
         return identity
 
 
@@ -131,6 +131,6 @@ async def test_a_file_that_is_swapped_before_the_start_is_looked_through_again(
     compose = installed("docker-compose")
     runner = ComposeRunner(journal, Engine(engine.host), identities, deadlines, compose, environment)
     with pytest.raises(Refused) as refused:
-        await runner.start(str(uuid4()), OperationKind.UP, str(app), None)
+        await runner.start(str(uuid4()), OperationKind.UP, WatchedApp(str(app), None))
     assert refused.value.code == "provider_not_allowed"
     assert not mark.exists()

@@ -3,7 +3,7 @@
 from moorage_agent import convert
 from moorage_agent.watch import Everything, HostState, Observation
 from moorage_common.app_identity import AppIdentity
-from moorage_common.containers import clean_state
+from moorage_common.containers import ProjectContainers, clean_state
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.states import ContainerState, Project
 from moorage_common.untrusted import LIMITS
@@ -56,7 +56,7 @@ def test_a_snapshot_that_is_too_large_goes_on_as_changes() -> None:
 
 
 def test_projects_that_are_too_many_are_cut_to_a_message() -> None:
-    found = {Project(f"p{n}", f"/srv/{n}"): [loud(m) for m in range(5)] for n in range(300)}
+    found = {Project(f"p{n}", f"/srv/{n}"): ProjectContainers([loud(m) for m in range(5)]) for n in range(300)}
     reply = convert.projects(found)
     assert reply.ByteSize() < LIMITS.message
     assert len(messages.projects(wire.read(pb.ListProjectsResponse, reply.SerializeToString()))) > 30

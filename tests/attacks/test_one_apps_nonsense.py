@@ -184,7 +184,7 @@ async def test_an_app_that_takes_long_to_read_keeps_no_neighbour(
         assert bad.project == Project("x", str(tmp_path / "bad")), "as it was last read"
         assert good.project == Project("x", str(tmp_path / "good"))
     assert time.monotonic() - began < 5
-    assert (await identities.for_stop(str(tmp_path / "bad"), None)).project == bad.project
+    assert (await identities.for_stop(apps[0])).project == bad.project
     slow.unlink()
     await eventually_async(lambda: not identities._reading, what="the reading's end")
 

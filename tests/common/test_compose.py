@@ -11,8 +11,10 @@ from moorage_common.compose import (
     clean_environment,
     config_command,
     down_command,
+    is_own_file,
     start_command,
     steps_command,
+    with_files,
 )
 from moorage_common.states import OperationKind
 
@@ -124,3 +126,19 @@ def test_the_environment_is_this_process_s_by_default(monkeypatch: pytest.Monkey
     found = clean_environment("/srv/app")
     assert found["DOCKER_HOST"] == "unix:///mine.sock"
     assert "ENCRYPTION_KEY" not in found
+
+
+def test_own_files_are_given_before_the_verb() -> None:
+    argv = start_command(with_files(["docker", "compose"], ["a.yaml", "deploy/b.yaml"]), OperationKind.UP)
+    assert argv[:6] == ["docker", "compose", "-f", "a.yaml", "-f", "deploy/b.yaml"]
+    assert with_files("compose", ()) == ["compose"]
+
+
+@pytest.mark.parametrize("path", ["prod.yaml", "deploy/prod.yaml", "with space.yml", "..prod", "bücher.yaml"])
+def test_plain_path_below_a_directory_can_be_an_own_file(path: str) -> None:
+    assert is_own_file(path)
+
+
+@pytest.mark.parametrize("path", ["", "-", "-f", "/etc/x", "../x", "a/../x", "./x", "a//b", "a,b", "a\nb", "x" * 256])
+def test_no_other_path_can_be_an_own_file(path: str) -> None:
+    assert not is_own_file(path)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,15 @@ from moorage_lab.processes import installed
 ROOTS = Rules(["/srv"])
 
 
-def walked(files: Mapping[str, str | bytes], rules: Rules = ROOTS, links: dict[str, str] | None = None) -> Walked:
-    """Walk through the app in /srv/app of a host that has these files."""
+def walked(
+    files: Mapping[str, str | bytes],
+    rules: Rules = ROOTS,
+    links: dict[str, str] | None = None,
+    own: Sequence[str] = (),
+) -> Walked:
+    """Walk through the app in /srv/app of a host that has these files, or through its `own` ones."""
     asked: list[str] = []
-    walk = walk_app("/srv/app", Variables({"HOME": "/root", "PATH": "/usr/bin"}), "/root", rules)
+    walk = walk_app("/srv/app", Variables({"HOME": "/root", "PATH": "/usr/bin"}), "/root", rules, own)
 
     def look_up(ask: Ask) -> Found:
         real = (links or {}).get(ask.path, ask.path)
@@ -290,3 +295,31 @@ def test_a_large_file_is_not_looked_through_for_ever() -> None:
         code("include: [1.y, 2.y, 3.y, 4.y, 5.y]\n", files={f"{n}.y": "# " + "x" * 900_000 for n in range(1, 6)}) != ""
     )
     assert time.monotonic() - began < 30
+
+
+def test_files_that_an_app_says_are_its_own_are_read_instead_of_the_usual_ones() -> None:
+    there = {
+        "/srv/app/compose.yaml": "services: {web: {provider: {type: evil}}}",
+        "/srv/app/.env": "COMPOSE_FILE=/etc/other.yaml",
+        "/srv/app/deploy/prod.yaml": "include: [more.yaml]",
+        "/srv/app/deploy/more.yaml": "services: {web: {image: x}}",
+        "/srv/app/last.yaml": "services: {web: {image: y}}",
+    }
+    told = walked(there, own=["deploy/prod.yaml", "last.yaml"])
+    assert told.refusal is None
+    assert told.config_files == ("/srv/app/deploy/prod.yaml", "/srv/app/last.yaml")
+    assert "/srv/app/deploy/.env" in told.files, "Compose reads the settings beside the first file"
+    assert not {"/srv/app/.env", "/srv/app/compose.yaml"} & set(told.files)
+
+
+@pytest.mark.parametrize(
+    ("content", "links", "code"),
+    [
+        ("services: {web: {provider: {type: evil}}}", {}, "provider_not_allowed"),
+        ("services: {}", {"/srv/app/prod.yaml": "/etc/x.yaml"}, "path_not_allowed"),
+    ],
+)
+def test_own_files_are_held_to_the_host_s_policy(content: str, links: dict[str, str], code: str) -> None:
+    told = walked({links.get("/srv/app/prod.yaml", "/srv/app/prod.yaml"): content}, links=links, own=["prod.yaml"])
+    assert told.refusal is not None
+    assert told.refusal.code == code

@@ -102,7 +102,7 @@ async def test_an_auto_stop_timeout_is_whole_minutes_of_thirty_days_at_most(worl
         changed = await world.admin.put(f"/api/apps/{app_id}", {"autoStopTimeout": timeout})
         assert fields(changed.expect(422, "invalid_field")["errors"]) == {"autoStopTimeout"}, timeout
     for timeout in (1, 43_200):
-        made = await world.admin.post("/api/apps", {**app, "autoStopTimeout": timeout})
+        made = await world.admin.post("/api/apps", {**app, "cdPath": f"/srv/{timeout}", "autoStopTimeout": timeout})
         assert made.expect(201)["autoStopTimeout"] == timeout
 
 
@@ -128,8 +128,10 @@ async def test_a_name_is_one_line_of_255_characters_at_most(world: World, kind: 
     for name in [*CONTROL[:-2], "", "   ", "x" * 256, 7, None, ["x"], {"a": 1}]:
         reply = await world.admin.post(f"/api/{kind}", {**good, "name": name})
         assert fields(reply.expect(422, "invalid_field")["errors"]) == {"name"}, repr(name)
-    for name in ("x" * 255, "Ünïcödé 日本語 🚢", "<script>alert(1)</script>", "'; DROP TABLE apps; --", "a\u202eb"):
-        assert (await world.admin.post(f"/api/{kind}", {**good, "name": name})).expect(201)["name"] == name
+    strange = ("x" * 255, "Ünïcödé 日本語 🚢", "<script>alert(1)</script>", "'; DROP TABLE apps; --", "a\u202eb")
+    for n, name in enumerate(strange):
+        own = {"cdPath": f"/srv/{n}"} if kind == "apps" else {}
+        assert (await world.admin.post(f"/api/{kind}", {**good, **own, "name": name})).expect(201)["name"] == name
 
 
 NO_ENDPOINTS = [
@@ -226,8 +228,9 @@ async def test_an_app_s_url_is_one_a_browser_may_follow(world: World) -> None:
     for url in ("javascript:alert(1)", "ftp://x", "//x", "x", "http://", "http:///x", "http://[::1", "http://a\nb", 7):
         reply = await world.admin.post("/api/apps", {**app, "appUrl": url})
         assert fields(reply.expect(422, "invalid_field")["errors"]) == {"appUrl"}, url
-    for url in ("http://192.168.1.100:8080", "https://x.example.com/a?b=c#d", "http://[::1]:80/"):
-        assert (await world.admin.post("/api/apps", {**app, "appUrl": url})).expect(201)["appUrl"] == url
+    for n, url in enumerate(("http://192.168.1.100:8080", "https://x.example.com/a?b=c#d", "http://[::1]:80/")):
+        made = await world.admin.post("/api/apps", {**app, "cdPath": f"/srv/{n}", "appUrl": url})
+        assert made.expect(201)["appUrl"] == url
 
 
 @pytest.mark.parametrize("field", ["projectId", "serverId"])

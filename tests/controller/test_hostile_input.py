@@ -108,9 +108,14 @@ async def test_no_value_of_any_field_does_harm(world: World, logs: io.StringIO, 
         "apps": {name: app[name] for name in ("name", "projectId", "serverId", "cdPath", "domain", "autoStopTimeout")},
     }
     for field in good[kind]:
-        for value in [*TEXTS, *VALUES, *(f"/srv/{text}" for text in TEXTS if field == "cdPath" and len(text) < 600)]:
-            reply = await world.admin.post(f"/api/{kind}", {**good[kind], field: value})
-            assert reply.status in {201, 404, 422, 413}, (field, repr(value)[:60], reply.text[:200])
+        for n, value in enumerate(
+            [*TEXTS, *VALUES, *(f"/srv/{text}" for text in TEXTS if field == "cdPath" and len(text) < 600)]
+        ):
+            own = {"cdPath": f"/srv/{field}/{n}"} if kind == "apps" else {}
+            reply = await world.admin.post(f"/api/{kind}", {**good[kind], **own, field: value})
+            # Some of the texts are the same directory, written in another way.
+            taken = field == "cdPath" and reply.status == 409
+            assert reply.status in {201, 404, 422, 413} or taken, (field, repr(value)[:60], reply.text[:200])
             if reply.status == 201:
                 stored = (await world.admin.get(f"/api/{kind}/{reply.json['id']}")).expect(200)
                 # A server's first check comes when it comes.

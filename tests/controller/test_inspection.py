@@ -108,9 +108,10 @@ async def test_a_project_that_no_app_names_is_found_and_made_an_app(
     host.set_running("relative", ["web"])
     path = f"/api/servers/{server_id}/discover"
     found = (await world.admin.get(path)).expect(200)
+    by_hand = {"configFiles": [], "environmentFile": None, "composeFiles": []}
     assert found == [
-        {"name": "found", "cdPath": "/srv/apps/found", "status": "running", "services": ["db", "web"]},
-        {"name": "stopped", "cdPath": "/srv/apps/stopped", "status": "stopped", "services": ["job"]},
+        {"name": "found", "cdPath": "/srv/apps/found", "status": "running", "services": ["db", "web"]} | by_hand,
+        {"name": "stopped", "cdPath": "/srv/apps/stopped", "status": "stopped", "services": ["job"]} | by_hand,
     ]
     (await world.user.get(path)).expect(403, "forbidden")
     adopted = await world.new_app(server_id, name="found", cdPath="/srv/apps/found", autoStopTimeout=30)

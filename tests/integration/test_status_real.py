@@ -112,7 +112,15 @@ def test_a_stack_that_was_started_by_hand_is_found_and_made_an_app_with_its_real
     time.sleep(2)  # so that its start and its adoption can be told apart
     path = f"/api/servers/{stack.server_id}/discover"
     (found,) = [each for each in stack.api.get(path).expect(200) if each["name"] == "by-hand"]
-    assert found == {"name": "by-hand", "cdPath": str(directory), "status": "running", "services": ["db", "web"]}
+    assert found == {
+        "name": "by-hand",
+        "cdPath": str(directory),
+        "status": "running",
+        "services": ["db", "web"],
+        "configFiles": [str(directory / "compose.yaml")],
+        "environmentFile": None,
+        "composeFiles": [],
+    }
     app_id = stack.make_app("adopted", None, directory, autoStopTimeout=9)
     app = stack.wait_app(app_id, status="running", health="healthy")
     assert abs(app["startedAt"] / 1000 - began) < 1.5

@@ -19,7 +19,7 @@ def _stop(stack: Stack, app_id: str) -> None:
 @pytest.mark.parametrize("name", ["with space", "quo'te", 'dou"ble', "semi; touch x", "$(touch x)", "ünïcode", "-dash"])
 def test_a_directory_of_any_name(stack: Stack, name: str) -> None:
     directory = stack.apps / "odd" / name
-    app_id = stack.make_app(f"odd {name}", f"name: odd\n{SLEEPER}", directory)
+    app_id = stack.make_app(f"odd {name}", f"name: odd{name.encode().hex()}\n{SLEEPER}", directory)
     _start(stack, app_id)
     assert stack.containers(directory, running=True) == ["web"]
     _stop(stack, app_id)
@@ -71,7 +71,20 @@ def test_a_compose_file_that_is_gone_at_the_stop(stack: Stack) -> None:
 def test_two_directories_of_one_name_leave_each_other_alone(stack: Stack) -> None:
     first_directory, second_directory = stack.apps / "a" / "twin", stack.apps / "b" / "twin"
     first = stack.make_app("twin a", SLEEPER, first_directory)
-    second = stack.make_app("twin b", SLEEPER, second_directory)
+    second_directory.mkdir(parents=True)
+    # While there is no file in it nobody knows what its project is called.
+    second = stack.make_app("twin b", None, second_directory)
+    (second_directory / "compose.yaml").write_text(SLEEPER)
+    third = {
+        "name": "c",
+        "projectId": stack.project_id,
+        "serverId": stack.server_id,
+        "cdPath": str(stack.apps / "c/twin"),
+    }
+    (stack.apps / "c" / "twin").mkdir(parents=True)
+    (stack.apps / "c" / "twin" / "compose.yaml").write_text(SLEEPER)
+    known = stack.api.post("/api/apps", third).expect(409)
+    assert (known["code"], "twin a" in known["error"]) == ("project_taken", True)
     _start(stack, first)
     refused = stack.api.post(f"/api/apps/{second}/start").expect(409)
     assert refused["code"] == "project_taken"

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from moorage_controller.api.schemas import MAX_MILLIS, CdPath, Domain, Minutes, Name, Number, Schema, Url
+from moorage_controller.api.schemas import MAX_MILLIS, CdPath, ComposeFiles, Domain, Minutes, Name, Number, Schema, Url
 
 _DURATION = re.compile(r"minute|hour|second|day|duration|timeout|until|ttl|stop_?(at|after|in)|expires")
 """Names of fields by which a caller means a time."""
@@ -19,6 +19,8 @@ class AppIn(Schema):
     project_id: UUID
     server_id: UUID
     cd_path: CdPath
+    compose_files: ComposeFiles = ()
+    """The compose files that are its own, in Compose's order, relative to `cdPath`; none: Compose looks for them."""
     app_url: Url | None = None
     domain: Domain = ""
     auto_stop_timeout: Minutes = 60
@@ -38,6 +40,7 @@ class AppChanges(Schema):
     project_id: UUID | None = None
     server_id: UUID | None = None
     cd_path: CdPath | None = None
+    compose_files: ComposeFiles | None = None
     app_url: Url | None = None
     domain: Domain | None = None
     auto_stop_timeout: Minutes | None = None
@@ -56,6 +59,7 @@ class AppOut(Schema):
     project_id: UUID
     server_id: UUID
     cd_path: str
+    compose_files: list[str]
     app_url: str | None
     auto_stop_timeout: int
     default_timeout: int
@@ -97,10 +101,17 @@ class ContainerOut(Schema):
 
 
 class ProjectFoundOut(Schema):
-    """A Compose project on a host that no app names: what POST /api/apps asks for."""
+    """A Compose project on a host that no app names: what POST /api/apps asks for.
+
+    `configFiles` and `environmentFile` are what its containers were started with, as their labels tell. `composeFiles`
+    are the same as an app says them; empty for what Compose finds by itself, and for files that no app can say.
+    """
 
     name: str
     cd_path: CdPath
+    config_files: list[str]
+    environment_file: str | None
+    compose_files: list[str]
     status: str
     services: list[str]
 

@@ -114,6 +114,7 @@ def app_out(view: AppView) -> AppOut:
         project_id=app.project_id,
         server_id=app.server_id,
         cd_path=app.cd_path,
+        compose_files=list(app.compose_files),
         app_url=app.app_url,
         auto_stop_timeout=shown_timeout(app),
         default_timeout=app.auto_stop_timeout,

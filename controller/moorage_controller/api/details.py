@@ -46,9 +46,11 @@ _RUN_ERRORS: dict[int, tuple[str, ...]] = {
     409: (
         "operation_in_progress",
         "server_busy",
+        "directory_taken",
         "directory_busy",
         "project_busy",
         "project_taken",
+        "other_files",
         "operation_cancelled",
         "cancelled",
     ),
@@ -141,6 +143,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("DELETE", "/api/projects/{id}"): Details(errors={409: ("app_running",)}),
     ("POST", "/api/apps"): Details(
         201,
+        errors={409: ("directory_taken", "project_taken")},
         request={
             "name": "QMS Backend",
             "projectId": "8f14e45f-ceea-467f-9a2b-1f1f2a3b4c5d",
@@ -151,7 +154,11 @@ DETAILS: Mapping[tuple[str, str], Details] = {
         },
     ),
     ("PUT", "/api/apps/{id}"): Details(
-        errors={403: ("admin_only",), 409: ("app_running", "operation_in_progress"), 503: _TELL_CODES},
+        errors={
+            403: ("admin_only",),
+            409: ("app_running", "directory_taken", "project_taken", "operation_in_progress"),
+            503: _TELL_CODES,
+        },
         request={"autoStopTimeout": 60},
     ),
     ("DELETE", "/api/apps/{id}"): Details(

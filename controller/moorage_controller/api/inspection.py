@@ -5,8 +5,11 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack, aclosing
 from datetime import UTC, datetime
+from posixpath import relpath
 
+from moorage_common.app_identity import COMPOSE_FILES, OVERRIDE_FILES
 from moorage_common.clock import to_millis
+from moorage_common.compose import is_own_file
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import ContainerState, observed_status
 from pydantic import ValidationError
@@ -95,6 +98,14 @@ def _container_out(shown: ShownContainer) -> ContainerOut:
     )
 
 
+def _own_files(found: HostProject) -> list[str]:
+    """Return the files of a project as an app says them; none where Compose finds them, or they lie elsewhere."""
+    directory = found.project.directory
+    relative = [relpath(file, directory) for file in found.config_files]
+    usual = {*COMPOSE_FILES, *OVERRIDE_FILES}
+    return relative if all(map(is_own_file, relative)) and not usual.issuperset(relative) else []
+
+
 def _project_out(found: HostProject) -> ProjectFoundOut | None:
     """Show a project; None for one whose directory can't be an app's."""
     containers: Sequence[ContainerState] = found.containers
@@ -102,6 +113,9 @@ def _project_out(found: HostProject) -> ProjectFoundOut | None:
         return ProjectFoundOut(
             name=found.project.name,
             cd_path=found.project.directory,
+            config_files=list(found.config_files),
+            environment_file=found.environment_file or None,
+            compose_files=_own_files(found),
             status=observed_status(containers).value,
             services=sorted({c.service for c in containers if c.service}),
         )

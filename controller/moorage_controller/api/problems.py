@@ -41,6 +41,7 @@ _OPERATION_STATUS = {
     "directory_busy": 409,
     "project_busy": 409,
     "project_taken": 409,
+    "other_files": 409,
     "operation_cancelled": 409,
     "cancelled": 409,
 }

@@ -4,6 +4,8 @@ from typing import Annotated
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from moorage_common.compose import is_own_file
+from moorage_common.untrusted import LIMITS
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
@@ -40,6 +42,12 @@ def _cd_path(path: str) -> str:
     return path
 
 
+def _compose_file(path: str) -> str:
+    if not is_own_file(path):
+        raise ValueError("It must be a plain relative path below the app's directory.")
+    return path
+
+
 def _url(url: str) -> str:
     if url and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc):
         raise ValueError("It must be an http:// or https:// URL.")
@@ -70,6 +78,8 @@ Endpoint = Annotated[
 ]
 Description = Annotated[str, StringConstraints(max_length=10_000, pattern=r"^[^\x00]*$")]
 CdPath = Annotated[str, StringConstraints(min_length=1, max_length=500), OneLine, AfterValidator(_cd_path)]
+ComposeFile = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_compose_file)]
+ComposeFiles = Annotated[tuple[ComposeFile, ...], Field(max_length=LIMITS.config_files)]
 Url = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), OneLine, AfterValidator(_url)]
 Domain = Annotated[str, StringConstraints(strip_whitespace=True, max_length=255), OneLine]
 Minutes = Annotated[int, Number, Field(ge=1, le=MAX_MINUTES)]

@@ -20,6 +20,7 @@ from moorage_controller.hosts.transport import (
     WatchItem,
 )
 from moorage_controller.services.deadlines import Deadlines
+from moorage_controller.services.directories import Shared
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.operations import Operations
 from moorage_controller.services.runs import host_app
@@ -138,28 +139,31 @@ class HostWatcher:
             apps = await app_store.on_server(connection, server_id)
         if server is None or not (server.agent_name or server.encrypted_credentials):
             return False
-        transport, heard = self._hosts.transport(server), False
+        transport, heard, shared = self._hosts.transport(server), False, Shared(apps)
         try:
             async for item in transport.watch([host_app(app) for app in apps]):
                 heard = True
-                await self._apply(server_id, apps, item)
+                await self._apply(server_id, apps, shared, item)
         except (ContactLostError, HostRefusedError, HostUnreachableError) as error:
             if not heard or error.code == SAID_TOO_MUCH:
                 raise
         return True
 
-    async def _apply(self, server_id: UUID, apps: Sequence[App], item: WatchItem) -> None:
+    async def _apply(self, server_id: UUID, apps: Sequence[App], shared: Shared, item: WatchItem) -> None:
         """Apply one item. What can't be applied is no other's trouble, and ends the watch only without a database."""
         match item:
             case Snapshot(host, observations):
                 for observation in observations:
-                    await self._alone(server_id, self._app_seen(apps, observation))
+                    for app in _apps_of(apps, observation):
+                        shared.note(app, observation)
+                for observation in observations:
+                    await self._alone(server_id, self._app_seen(apps, shared, observation))
                 await self._alone(server_id, self._observations.host_seen(server_id, host))
                 self._signals.host_seen.emit(server_id)
             case HostInfo():
                 await self._alone(server_id, self._observations.host_seen(server_id, item))
             case AppObservation():
-                await self._alone(server_id, self._app_seen(apps, item))
+                await self._alone(server_id, self._app_seen(apps, shared, item))
 
     @staticmethod
     async def _alone(server_id: UUID, applying: Awaitable[object]) -> None:
@@ -171,11 +175,15 @@ class HostWatcher:
         except Exception:
             log.exception("observation_failed", server_id=str(server_id))
 
-    async def _app_seen(self, apps: Sequence[App], observation: AppObservation) -> None:
-        for app in apps:
-            if app.cd_path == observation.cd_path:
-                # Before the status, which the operation's end decides about.
-                if app.id in observation.stops:
-                    await self._operations.adopt(app.id, observation.stops[app.id])
-                await self._observations.app_seen(app.id, observation)
-                self._deadlines.seen(app, observation)
+    async def _app_seen(self, apps: Sequence[App], shared: Shared, observation: AppObservation) -> None:
+        for app in _apps_of(apps, observation):
+            shared.note(app, observation)
+            # Before the status, which the operation's end decides about.
+            if app.id in observation.stops:
+                await self._operations.adopt(app.id, observation.stops[app.id])
+            await self._observations.app_seen(app.id, app.server_id, observation, shared.first(app))
+            self._deadlines.seen(app, observation)
+
+
+def _apps_of(apps: Sequence[App], observation: AppObservation) -> Sequence[App]:
+    return [app for app in apps if app.cd_path == observation.cd_path]

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from moorage_common.logging import REQUEST_ID_KEY, request_id
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_common.states import OperationKind
 from moorage_common.untrusted import KIB, LIMITS, ByteBudget, UntrustedError
 
 from moorage_controller.errors import HostUnreachableError
@@ -86,6 +87,7 @@ class AgentTransport:
 
     async def start(self, order: Order) -> None:
         """Start, or attach to, an operation. Raises ContactLostError, HostRefusedError."""
+        await self._check_knows_files(order)
         try:
             request = messages.start_request(order)
             await self._stub.StartOperation(request, timeout=_CALL_SECONDS, metadata=_asked())
@@ -179,6 +181,18 @@ class AgentTransport:
             await self._stub.SetDeadline(request, timeout=_CONNECT_SECONDS)
         except _FAILURES as error:
             raise self._refused(error) or self._unreachable(error) from None
+
+    async def _check_knows_files(self, order: Order) -> None:
+        """Raise HostRefusedError for an agent that would start an app with other files than its own."""
+        if not order.app.compose_files or order.kind is OperationKind.DOWN:
+            return
+        try:
+            info = await self.info()
+        except HostUnreachableError as error:
+            raise ContactLostError(error.sentence, error.code) from None
+        if not info.knows_compose_files:
+            sentence = f"The agent at {self._endpoint} doesn't know an app's composeFiles yet: upgrade it."
+            raise HostRefusedError("agent_too_old", sentence)
 
     async def _read(self, kind: type[M], raw: object, cost: int = 0) -> M:
         """Read a message at the host's pace; `cost` is what it costs beside its bytes. Raises UntrustedError."""

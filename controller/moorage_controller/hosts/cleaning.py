@@ -21,7 +21,7 @@ from moorage_common.untrusted import (
     number,
 )
 
-from moorage_controller.hosts.transport import AppObservation, End, HostInfo
+from moorage_controller.hosts.transport import AppObservation, End, HostInfo, HostProject
 
 
 def host_info(told: HostInfo) -> HostInfo:
@@ -62,6 +62,15 @@ def project(told: Project) -> Project | None:
         return Project(key_name(told.name), key_path(told.directory))
     except UntrustedError:
         return None
+
+
+def host_project(told: HostProject) -> HostProject | None:
+    """Return a project with its files; None for one that nobody could have."""
+    named = project(told.project)
+    if named is None:
+        return None
+    files = [path for file in told.config_files[: LIMITS.config_files] if (path := _path_or_nothing(file))]
+    return HostProject(named, told.containers, tuple(files), clean_line(told.environment_file, LIMITS.path))
 
 
 def replicas(told: Mapping[str, int]) -> dict[str, int]:

@@ -49,7 +49,7 @@ def app(host_app: HostApp) -> pb.App:
     """Return the message that names an app."""
     last = host_app.last_project
     project = None if last is None else pb.Project(name=last.name, directory=last.directory)
-    return pb.App(cd_path=host_app.cd_path, last_project=project)
+    return pb.App(cd_path=host_app.cd_path, last_project=project, compose_files=host_app.compose_files)
 
 
 def start_request(order: Order) -> pb.StartOperationRequest:
@@ -82,6 +82,7 @@ def host_info(host: pb.Host) -> HostInfo:
             compose_version=host.compose_version,
             journal=host.journal,
             keeps_deadlines=host.keeps_deadlines,
+            knows_compose_files=host.knows_compose_files,
         )
     )
 
@@ -163,9 +164,11 @@ def projects(message: pb.ListProjectsResponse) -> list[HostProject]:
     found = []
     for each in message.projects:
         at_most("containers of a project", len(each.containers), LIMITS.containers)
-        named = cleaning.project(Project(each.project.name, each.project.directory))
-        if named is not None:
-            found.append(HostProject(named, _containers(each.containers)))
+        named = Project(each.project.name, each.project.directory)
+        told = HostProject(named, _containers(each.containers), tuple(each.config_files), each.environment_file)
+        cleaned = cleaning.host_project(told)
+        if cleaned is not None:
+            found.append(cleaned)
     return found
 
 

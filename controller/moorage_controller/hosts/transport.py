@@ -50,6 +50,8 @@ class HostApp:
 
     cd_path: str
     last_project: Project | None = None
+    compose_files: tuple[str, ...] = ()
+    """The files that are its own, relative to the directory; empty where Compose looks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class HostInfo:
     journal: str = ""
     fallback: str = ""
     keeps_deadlines: bool = False
+    knows_compose_files: bool = True
+    """False for an agent that would start an app with other files than its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +115,15 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class HostProject:
-    """A Compose project on a host, whether or not an app names it; its directory has its links resolved."""
+    """A Compose project on a host, whether or not an app names it; its directory has its links resolved.
+
+    `config_files` and `environment_file` are those that its containers were started with, empty where that isn't known.
+    """
 
     project: Project
     containers: Sequence[ContainerState]
+    config_files: tuple[str, ...] = ()
+    environment_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,14 @@ from moorage_controller.errors import (
     NotFoundError,
     OperationInProgressError,
 )
+from moorage_controller.hosts.transport import HostApp
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.deadlines import Deadlines, deadline_of
+from moorage_controller.services.directories import Directories, check_directory, check_new_place, is_moved
 from moorage_controller.services.idempotency import UNKEYED, Once
 from moorage_controller.services.operations import InFlightError, Operations
-from moorage_controller.services.runs import Rules
+from moorage_controller.services.runs import Rules, host_app
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as store
 from moorage_controller.store import operations as operation_store
@@ -42,7 +44,8 @@ _ACTIONS = {
 _ATTEMPTS = 5
 """How often an operation may be met by another that has ended before it could be joined."""
 _TIMEOUTS = {"auto_stop_timeout": "autoStopTimeout", "default_timeout": "defaultTimeout"}
-_FIXED_WHILE_RUNNING = {"server_id": "serverId", "cd_path": "cdPath"}
+_NEVER_SEEN: runs.Values = {"project_name": None, "project_directory": None}
+"""What another directory was read as says nothing of the one that an app is in now."""
 
 
 class _MovedError(Exception):
@@ -53,9 +56,16 @@ class Apps:
     """Decides about apps."""
 
     def __init__(
-        self, database: Database, operations: Operations, deadlines: Deadlines, signals: Signals, rules: Rules
+        self,
+        database: Database,
+        operations: Operations,
+        deadlines: Deadlines,
+        directories: Directories,
+        signals: Signals,
+        rules: Rules,
     ) -> None:
         self._database = database
+        self._directories = directories
         self._deadlines = deadlines
         self._operations = operations
         self._signals = signals
@@ -72,13 +82,19 @@ class Apps:
             return _found(await store.view(connection, app_id))
 
     async def create(self, fields: Mapping[str, Any], actor: Actor, once: Once[AppView] = UNKEYED) -> AppView:
-        """Make an app. Raises InvalidError where its project or server doesn't exist, or its timeout is too long."""
+        """Make an app. Raises InvalidError where its project or server doesn't exist, or its timeout is too long.
+
+        Raises ConflictError where another app is in its directory (`directory_taken`), or is the same Compose project
+        (`project_taken`).
+        """
         fields = dict(fields)
         default = fields.pop("default_timeout", None)
         if default is not None:
             self._check_minutes("defaultTimeout", default)
             fields["auto_stop_timeout"] = default
         self._check_minutes("autoStopTimeout", fields["auto_stop_timeout"])
+        place = HostApp(fields["cd_path"], compose_files=fields["compose_files"])
+        seen = await self._directories.read(fields["server_id"], place)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             await once.begin(connection, now)
@@ -92,8 +108,8 @@ class Apps:
                 last_error=None,
                 health_detail=None,
                 last_result=None,
-                project_name=None,
-                project_directory=None,
+                project_name=seen.get("project_name"),
+                project_directory=seen.get("project_directory"),
                 run_id=None,
                 run_timeout=None,
                 stop_at=None,
@@ -105,6 +121,7 @@ class Apps:
                 updated_at=now,
                 **fields,
             )
+            await check_new_place(connection, app)
             await store.add(connection, app)
             resource = ("app", app.id, app.name)
             await record(connection, now, actor, Action.CREATE, resource, f"App {app.name} was made.")
@@ -118,14 +135,16 @@ class Apps:
     ) -> AppView:
         """Change fields; `runs.NewTimeout` says what `auto_stop_timeout` and `default_timeout` do to a run.
 
-        Raises NotFoundError, InvalidError; ConflictError for another server or directory while it runs;
+        Raises NotFoundError, InvalidError; ConflictError for another server or directory while it runs, and for one
+        that is another app's;
         ForbiddenError for any other change where the caller may change the timeout only; HostUnreachableError where the
         agent can't be told of a later deadline: it would act on the one that it knows.
         """
+        seen = await self._directories.read_new(app_id, changes)
         while True:
             told = await self._tell_of_later_end(app_id, changes)
             with suppress(_MovedError):
-                return await self._update(app_id, changes, actor, told, timeout_only=timeout_only)
+                return await self._update(app_id, changes, actor, told, seen, timeout_only=timeout_only)
 
     async def _update(
         self,
@@ -133,6 +152,7 @@ class Apps:
         changes: Mapping[str, Any],
         actor: Actor,
         told: tuple[UUID | None, datetime | None],
+        seen: Mapping[str, Any],
         *,
         timeout_only: bool,
     ) -> AppView:
@@ -147,10 +167,7 @@ class Apps:
             await _check_references(connection, changes)
             if timeout_only and any(getattr(old, key) != value for key, value in others.items()):
                 raise ForbiddenError("admin_only", "Only an admin may change more of an app than autoStopTimeout.")
-            for key, name in _FIXED_WHILE_RUNNING.items():
-                if old.status != "stopped" and changes.get(key, getattr(old, key)) != getattr(old, key):
-                    raise ConflictError("app_running", f"{name} can't change while {old.name} runs: stop it first.")
-            values: runs.Values = {**others, "updated_at": now}
+            values: runs.Values = {**others, "updated_at": now, **await _place(connection, old, others, seen)}
             timeout = _new_timeout(old, changes)
             if (timeout.default, timeout.shift) != (old.auto_stop_timeout, 0):
                 for field, minutes in timeouts.items():
@@ -161,7 +178,7 @@ class Apps:
             new = _found(await store.view(connection, app_id))
             message, details = _what_changed(old, new.app, changes, now)
             await record(connection, now, actor, Action.UPDATE, ("app", app_id, new.app.name), message, details)
-        if (old.server_id, old.cd_path) != (new.app.server_id, new.app.cd_path):
+        if (old.server_id, host_app(old)) != (new.app.server_id, host_app(new.app)):
             for server_id in {old.server_id, new.app.server_id}:
                 self._signals.server_changed.emit(server_id)
         self._signals.deadline_moved.emit(app_id)
@@ -191,7 +208,7 @@ class Apps:
         """Begin a start or a restart, or join the one that is in flight; `minutes` are for this run only.
 
         Raises NotFoundError; InvalidError for more minutes than a run may last; ConflictError (`operation_in_progress`)
-        while something else is in flight.
+        while something else is in flight, or (`directory_taken`) where another app is in its directory.
         """
         if minutes is not None:
             self._check_minutes("timeout", minutes)
@@ -241,6 +258,8 @@ class Apps:
             now = await self._database.now(connection)
             app = _found(await store.view(connection, app_id)).app
             starts = kind is not OperationKind.DOWN
+            if starts:
+                await check_directory(connection, app)
             run_minutes = (minutes or runs.default_minutes(app, kind, now)) if starts else None
             operation = await self._operations.begin(connection, app, kind, actor, now, run_minutes=run_minutes)
             launch(operation)
@@ -278,6 +297,23 @@ class Apps:
             return {}
         stop_at = min(app.stop_at + timedelta(minutes=shift), app.run_began_at + self._rules.most)
         return {"run_timeout": max(app.run_timeout + shift, 1), **self._rules.deadline(app, stop_at, now)}
+
+
+async def _place(
+    connection: AsyncConnection, app: App, changes: Mapping[str, Any], seen: Mapping[str, Any]
+) -> runs.Values:
+    """Return what another server or directory changes besides; `seen` is what was read there.
+
+    Raises ConflictError while the app runs, and where another app is there.
+    """
+    if not is_moved(app, changes):
+        return {}
+    if app.status != "stopped":
+        name = "cdPath" if changes.get("server_id", app.server_id) == app.server_id else "serverId"
+        raise ConflictError("app_running", f"{name} can't change while {app.name} runs: stop it first.")
+    values = {**_NEVER_SEEN, **seen}
+    await check_new_place(connection, replace(app, **{**changes, **values}))
+    return values
 
 
 def _new_timeout(app: App, changes: Mapping[str, Any]) -> runs.NewTimeout:

@@ -1,6 +1,7 @@
 """What was seen on hosts, brought into the database: the truth about status."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -11,16 +12,24 @@ from moorage_controller.auth.roles import OBSERVER
 from moorage_controller.hosts.transport import AppObservation, HostInfo
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
+from moorage_controller.services.directories import says_taken, taken
 from moorage_controller.services.renewal import expired_sentence
 from moorage_controller.services.runs import EndedRun, Rules
 from moorage_controller.signals import Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import servers as server_store
-from moorage_controller.store.apps import App
+from moorage_controller.store.apps import App, AppView
 from moorage_controller.store.engine import Database
 from moorage_controller.store.servers import Server
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    server_id: UUID
+    observation: AppObservation
+    shares: App | None
 
 
 class Observations:
@@ -32,7 +41,7 @@ class Observations:
         self._rules = rules
         self._last_look: dict[UUID, tuple[str, int]] = {}
         # Seen while an operation was in flight: the status in it is not applied, and would not be told again.
-        self._held: dict[UUID, AppObservation] = {}
+        self._held: dict[UUID, _Seen] = {}
         self._ended: dict[UUID, EndedRun] = {}
 
     def note(self, app_id: UUID, observation: AppObservation) -> None:
@@ -40,28 +49,31 @@ class Observations:
         if not self._is_stale(app_id, observation):
             self._last_look[app_id] = (observation.boot_id, observation.looked_at)
 
-    async def app_seen(self, app_id: UUID, observation: AppObservation) -> None:
-        """Apply what was seen of an app; nothing where it is older than what is known, or changes nothing."""
+    async def app_seen(
+        self, app_id: UUID, server_id: UUID, observation: AppObservation, shares: App | None = None
+    ) -> None:
+        """Apply what was seen of an app on a server; `shares` is the first of others in its directory.
+
+        Nothing where it is older than what is known, of where the app isn't any more, or changes nothing.
+        """
         self.note(app_id, observation)
         if self._is_stale(app_id, observation):
             return
+        seen = _Seen(server_id, observation, shares)
         # Before the look at the database: an operation that ends right after it finds it here.
-        self._held[app_id] = observation
+        self._held[app_id] = seen
         async with self._database.read() as connection:
             now = await self._database.now(connection)
             view = await app_store.view(connection, app_id)
         if view is None or view.operation_id is None:
             self._held.pop(app_id, None)
-        if view is None:
-            return
-        in_flight = view.operation_id is not None
-        if not runs.observe(view.app, observation, now, self._rules, in_flight=in_flight):
+        if view is None or not self._changes(view, seen, now):
             return
         async with self._database.write() as connection:
             # An operation may have ended meanwhile, with a later look than this one.
             if self._is_stale(app_id, observation):
                 return
-            await self._apply(connection, app_id, observation)
+            await self._apply(connection, app_id, seen)
         self._signals.deadline_moved.emit(app_id)
 
     async def operation_ended(self, app_id: UUID, *, ran: bool) -> None:
@@ -69,7 +81,7 @@ class Observations:
         self._ended.pop(app_id, None)
         held = self._held.pop(app_id, None)
         if held is not None and not ran:
-            await self.app_seen(app_id, held)
+            await self.app_seen(app_id, held.server_id, held.observation, held.shares)
 
     async def host_seen(self, server_id: UUID, info: HostInfo) -> None:
         """Apply a host's facts. A host whose Engine doesn't answer is offline, with the reason."""
@@ -114,24 +126,37 @@ class Observations:
         if turned and values["status"] == "online":
             self._signals.host_back.emit(server_id)
 
-    async def _apply(self, connection: AsyncConnection, app_id: UUID, observation: AppObservation) -> None:
+    def _changes(self, view: AppView, seen: _Seen, now: datetime, ended: EndedRun | None = None) -> runs.Values:
+        """Return what was seen changes; nothing where the app isn't there any more."""
+        app, observation, in_flight = view.app, seen.observation, view.operation_id is not None
+        if (app.server_id, app.cd_path) != (seen.server_id, observation.cd_path):
+            return {}
+        if seen.shares is not None and seen.shares.age < app.age:
+            # What runs there is that of who was there first: two runs of it would end each other.
+            observation = replace(observation, containers=())
+        values = runs.observe(app, observation, now, self._rules, in_flight=in_flight, ended=ended)
+        problem = taken(app, seen.shares) if seen.shares is not None else None
+        if problem != app.last_error and (problem is not None or says_taken(app.last_error)) and not in_flight:
+            values |= {"last_error": problem, "observed_at": now}
+        return values
+
+    async def _apply(self, connection: AsyncConnection, app_id: UUID, seen: _Seen) -> None:
         now = await self._database.now(connection)
         view = await app_store.view(connection, app_id)
         if view is None:
             return
         if view.operation_id is not None:
-            self._held[app_id] = observation
-        in_flight, ended = view.operation_id is not None, self._ended.get(app_id)
-        values = runs.observe(view.app, observation, now, self._rules, in_flight=in_flight, ended=ended)
+            self._held[app_id] = seen
+        values = self._changes(view, seen, now, self._ended.get(app_id))
         if not values:
             return
         await app_store.change(connection, app_id, values)
         if "status" in values:
             self._ended.pop(app_id, None)
             if values["status"] == "stopped":
-                self._ended[app_id] = EndedRun.of(view.app, observation)
+                self._ended[app_id] = EndedRun.of(view.app, seen.observation)
             await server_store.recount(connection, view.app.server_id)
-            await self._tell(connection, view.app, values, observation)
+            await self._tell(connection, view.app, values, seen.observation)
 
     async def _tell(
         self, connection: AsyncConnection, app: App, values: runs.Values, observation: AppObservation

@@ -157,9 +157,10 @@ class Outcome:
 
 def host_app(app: App) -> HostApp:
     """Return an app as its host is told of it."""
-    if app.project_name is None or app.project_directory is None:
-        return HostApp(app.cd_path)
-    return HostApp(app.cd_path, Project(app.project_name, app.project_directory))
+    project = None
+    if app.project_name is not None and app.project_directory is not None:
+        project = Project(app.project_name, app.project_directory)
+    return HostApp(app.cd_path, project, app.compose_files)
 
 
 def no_run(app: App, now: datetime) -> Values:

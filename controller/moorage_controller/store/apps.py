@@ -3,10 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from posixpath import basename
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Delete, Select, Update, case, delete, func, insert, select, update
+from sqlalchemy import Delete, Select, Update, case, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store import changes
@@ -24,6 +25,7 @@ class App:
     `auto_stop_timeout` and `run_timeout` are minutes. `run_id`, `run_timeout` and `stop_at` are the run: an app with
     a running container has one; a start that is under way has a provisional one. `run_began_at` is when its time began
     to count, `warn_at` when people are to be warned next; `overdue`: it should have been stopped by now.
+    `compose_files` are its own, relative to `cd_path`; empty where Compose looks for them.
     """
 
     id: UUID
@@ -52,6 +54,12 @@ class App:
     overdue: bool
     created_at: datetime
     updated_at: datetime
+    compose_files: tuple[str, ...] = ()
+
+    @property
+    def age(self) -> tuple[datetime, UUID]:
+        """What orders apps by when they were made."""
+        return self.created_at, self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,18 @@ class AppView:
 
     app: App
     operation_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """What of an app says where it is."""
+
+    id: UUID
+    name: str
+    cd_path: str
+    project_name: str | None
+    project_directory: str | None
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +135,16 @@ async def on_server(connection: AsyncConnection, server_id: UUID) -> Sequence[Ap
     """Return the apps of a server."""
     rows = await connection.execute(select(*columns(App, apps)).where(apps.c.server_id == server_id))
     return [to_dataclass(App, row) for row in rows]
+
+
+async def neighbours(connection: AsyncConnection, app: App, directories: Collection[str]) -> Sequence[Neighbour]:
+    """Return other apps of an app's server, the oldest first: all that may be there, or bear its name."""
+    written = [apps.c.cd_path.contains(basename(path), autoescape=True) for path in directories]
+    named = apps.c.project_name.in_([app.project_name] if app.project_name is not None else [])
+    near = or_(apps.c.project_directory.in_(directories), named, *written)
+    query = select(*columns(Neighbour, apps)).where(apps.c.server_id == app.server_id, apps.c.id != app.id, near)
+    rows = await connection.execute(query.order_by(apps.c.created_at, apps.c.id))
+    return [to_dataclass(Neighbour, row) for row in rows]
 
 
 async def in_project(connection: AsyncConnection, project_id: UUID) -> Sequence[App]:

@@ -67,6 +67,11 @@ async def get(connection: AsyncConnection, server_id: UUID) -> Server | None:
     return None if row is None else to_dataclass(Server, row)
 
 
+async def lock(connection: AsyncConnection, server_id: UUID) -> None:
+    """Keep others from a server's row until the end of the transaction."""
+    await connection.execute(select(servers.c.id).where(servers.c.id == server_id).with_for_update())
+
+
 async def some(connection: AsyncConnection, server_ids: Collection[UUID]) -> Sequence[Server]:
     """Return those servers that are there."""
     rows = await connection.execute(select(*columns(Server, servers)).where(servers.c.id.in_(server_ids)))

@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-from moorage_controller.store.types import EncryptedText, JsonObject, UtcDateTime
+from moorage_controller.store.types import EncryptedText, JsonObject, TextTuple, UtcDateTime
 
 metadata = MetaData(
     naming_convention={
@@ -116,6 +116,7 @@ apps = Table(
     Column("project_id", ForeignKey("projects.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("server_id", ForeignKey("servers.id", ondelete="RESTRICT"), nullable=False, index=True),
     Column("cd_path", String(500), nullable=False),
+    Column("compose_files", TextTuple(), nullable=False, server_default="[]"),
     Column("app_url", String(500)),
     Column(
         "auto_stop_timeout",

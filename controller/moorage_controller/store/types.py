@@ -1,5 +1,6 @@
 """Column types that mean the same on SQLite and PostgreSQL."""
 
+import json
 from datetime import UTC, datetime
 from typing import NewType
 
@@ -33,6 +34,23 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class TextTuple(TypeDecorator[tuple[str, ...]]):
+    """Texts in their order, as a JSON array in a text column; they are compared as a whole."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
+        """Write them down."""
+        del dialect
+        return None if value is None else json.dumps(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...]:
+        """Read them."""
+        del dialect
+        return tuple(json.loads(value or "[]"))
 
 
 class EncryptedText(TypeDecorator[Ciphertext]):

@@ -126,19 +126,25 @@ class App(_message.Message):
 
     CD_PATH_FIELD_NUMBER: _builtins.int
     LAST_PROJECT_FIELD_NUMBER: _builtins.int
+    COMPOSE_FILES_FIELD_NUMBER: _builtins.int
     cd_path: _builtins.str
     """As the user gave it; the agent resolves symlinks."""
     @_builtins.property
     def last_project(self) -> Global___Project: ...
+    @_builtins.property
+    def compose_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The compose files that are the app's own, relative to cd_path, in Compose's order; empty where Compose looks for them."""
+
     def __init__(
         self,
         *,
         cd_path: _builtins.str = ...,
         last_project: Global___Project | None = ...,
+        compose_files: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_project", b"last_project"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cd_path", b"cd_path", "last_project", b"last_project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cd_path", b"cd_path", "compose_files", b"compose_files", "last_project", b"last_project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -357,6 +363,7 @@ class Host(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     JOURNAL_FIELD_NUMBER: _builtins.int
     KEEPS_DEADLINES_FIELD_NUMBER: _builtins.int
+    KNOWS_COMPOSE_FILES_FIELD_NUMBER: _builtins.int
     engine_reachable: _builtins.bool
     engine_problem: _builtins.str
     """One sentence; empty when the Engine answers."""
@@ -371,6 +378,8 @@ class Host(_message.Message):
     """The folder of the agent's journal on the host."""
     keeps_deadlines: _builtins.bool
     """The agent knows SetDeadline, and stops apps itself."""
+    knows_compose_files: _builtins.bool
+    """The agent knows App.compose_files."""
     def __init__(
         self,
         *,
@@ -384,10 +393,11 @@ class Host(_message.Message):
         agent_version: _builtins.str = ...,
         journal: _builtins.str = ...,
         keeps_deadlines: _builtins.bool = ...,
+        knows_compose_files: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "compose_version", b"compose_version", "engine_problem", b"engine_problem", "engine_reachable", b"engine_reachable", "engine_version", b"engine_version", "journal", b"journal", "keeps_deadlines", b"keeps_deadlines", "running_containers", b"running_containers", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "compose_version", b"compose_version", "engine_problem", b"engine_problem", "engine_reachable", b"engine_reachable", "engine_version", b"engine_version", "journal", b"journal", "keeps_deadlines", b"keeps_deadlines", "knows_compose_files", b"knows_compose_files", "running_containers", b"running_containers", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -862,19 +872,28 @@ class HostProject(_message.Message):
 
     PROJECT_FIELD_NUMBER: _builtins.int
     CONTAINERS_FIELD_NUMBER: _builtins.int
+    CONFIG_FILES_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FILE_FIELD_NUMBER: _builtins.int
+    environment_file: _builtins.str
     @_builtins.property
     def project(self) -> Global___Project: ...
     @_builtins.property
     def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Container]: ...
+    @_builtins.property
+    def config_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The files that its containers were started with, as their labels tell; the environment file is empty without one."""
+
     def __init__(
         self,
         *,
         project: Global___Project | None = ...,
         containers: _abc.Iterable[Global___Container] | None = ...,
+        config_files: _abc.Iterable[_builtins.str] | None = ...,
+        environment_file: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["project", b"project"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_files", b"config_files", "containers", b"containers", "environment_file", b"environment_file", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

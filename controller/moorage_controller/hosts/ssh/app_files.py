@@ -40,14 +40,14 @@ async def rules_of(link: Link) -> Rules:
     )
 
 
-async def check_files(link: Link, real: str, rules: Rules) -> Walked:
+async def check_files(link: Link, real: str, rules: Rules, compose_files: Sequence[str] = ()) -> Walked:
     """Look through the compose files of an app. Raises ContactLostError, HostRefusedError."""
     clean = clean_environment(real, link.survey.environment)
     variables = Variables(clean)
     if link.survey.by_sudo:
         # sudo has an environment of its own.
         variables = Variables({}, [*clean, *_SET_BY_SUDO])
-    return await run_walk(link, walk_app(real, variables, clean["HOME"], rules))
+    return await run_walk(link, walk_app(real, variables, clean["HOME"], rules, compose_files))
 
 
 async def run_walk(link: Link, walk: Walk) -> Walked:

@@ -61,8 +61,13 @@ class Engine:
         shares = [share for n in range(self.streams) if (share := paths[n :: self.streams])]
         told = await asyncio.gather(*(self._get(share, _unresolved, inspects=True) for share in shares))
         found = [container for share in told for one in share if one is not None for container in one]
-        real = await self._resolve([container.directory for container in found])
-        return {c.state.id: replace(c, directory=real[c.directory]) for c in found}
+        real = await self._resolve([path for c in found for path in (c.directory, *c.config_files)])
+        return {
+            c.state.id: replace(
+                c, directory=real[c.directory], config_files=tuple(real[file] for file in c.config_files)
+            )
+            for c in found
+        }
 
     async def events(self, since: int) -> AsyncGenerator[str, None]:
         """Yield the id of each container that something happens to, from an Engine's time (epoch seconds) on.

@@ -20,7 +20,7 @@ from moorage_common.app_identity import (
     refused,
     unreadable,
 )
-from moorage_common.compose import clean_environment
+from moorage_common.compose import clean_environment, with_files
 from moorage_common.compose_files import Walked, walk_resolved
 from moorage_common.compose_output import error_sentence
 from moorage_common.compose_rules import Rules, is_below
@@ -45,6 +45,10 @@ _AT_ONCE = 2
 """Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
 
 
+_Place = tuple[str, tuple[str, ...]]
+"""A real directory, and the files there that an app says are its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     reading: Reading
@@ -57,13 +61,13 @@ class Identities:
     """Resolves paths to apps on one host; kept from one connection to the next."""
 
     def __init__(self) -> None:
-        self._known: dict[str, _Known] = {}
-        self._seen: dict[str, Project] = {}
-        """By real directory, the last project that was read there, whatever became of its files."""
-        self._last: dict[str, Reading] = {}
-        self._reading: dict[str, asyncio.Task[Reading]] = {}
-        self._said: set[str] = set()
-        """The directories of which it is logged already that they can't be made sense of."""
+        self._known: dict[_Place, _Known] = {}
+        self._seen: dict[_Place, Project] = {}
+        """The last project that was read in each place, whatever became of its files."""
+        self._last: dict[_Place, Reading] = {}
+        self._reading: dict[_Place, asyncio.Task[Reading]] = {}
+        self._said: set[_Place] = set()
+        """The places of which it is logged already that they can't be made sense of."""
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(self, link: Link, compose: HostCompose, app: HostApp) -> AppIdentity:
@@ -71,8 +75,7 @@ class Identities:
         link.forget_paths()
         real = (await link.real_paths([app.cd_path]))[app.cd_path]
         check_path(real)
-        reading = await self._read_or_refuse(link, compose, real)
-        return reading.identity(app.cd_path, real, app.last_project)
+        return _identity(app, real, await self._read_or_refuse(link, compose, (real, app.compose_files)))
 
     async def for_stop(self, link: Link, app: HostApp) -> AppIdentity:
         """Return what is known of an app without reading anything in its folder, nor asking Compose.
@@ -83,87 +86,89 @@ class Identities:
         link.forget_paths()
         real = (await link.real_paths([app.cd_path]))[app.cd_path]
         check_path(real)
-        return AppIdentity(app.cd_path, real, self._seen.get(real), app.last_project)
+        return AppIdentity(app.cd_path, real, self._seen.get((real, app.compose_files)), app.last_project)
 
     @staticmethod
     async def recheck(link: Link, identity: AppIdentity) -> Refused | None:
         """Look through an app's files once more, right before Compose works with them. Raises as `ask`."""
-        walked = await check_files(link, identity.real_directory, await rules_of(link))
+        rules = await rules_of(link)
+        walked = await check_files(link, identity.real_directory, rules, identity.compose_files)
         return walked.refusal
 
     async def current(self, link: Link, compose: HostCompose, apps: Sequence[HostApp]) -> list[AppIdentity]:
         """Return what apps are, in their order; Compose is asked only where its files changed since it was asked."""
         link.forget_paths()
         real = await link.real_paths([app.cd_path for app in apps])
-        known = {path: self._known[path] for path in real.values() if path in self._known}
-        stamps = await self._stamps(link, {path: entry.reading.files for path, entry in known.items()})
+        places = [(real[app.cd_path], app.compose_files) for app in apps]
+        known = {place: self._known[place] for place in places if place in self._known}
+        stamps = await self._stamps(link, {place: entry.reading.files for place, entry in known.items()})
         now = time.monotonic()
-        same = {path: entry for path, entry in known.items() if entry.policy == link.survey.policy}
-        fresh = {path for path, entry in same.items() if stamps[path] == entry.stamp and now < entry.until}
-        stale = [path for path in dict.fromkeys(real.values()) if path not in fresh]
-        read = await asyncio.gather(*(self._read_soon(link, compose, path) for path in stale))
-        readings = {path: known[path].reading for path in fresh} | dict(zip(stale, read, strict=True))
-        return [readings[real[a.cd_path]].identity(a.cd_path, real[a.cd_path], a.last_project) for a in apps]
+        same = {place: entry for place, entry in known.items() if entry.policy == link.survey.policy}
+        fresh = {place for place, entry in same.items() if stamps[place] == entry.stamp and now < entry.until}
+        stale = [place for place in dict.fromkeys(places) if place not in fresh]
+        read = await asyncio.gather(*(self._read_soon(link, compose, place) for place in stale))
+        readings = {place: known[place].reading for place in fresh} | dict(zip(stale, read, strict=True))
+        return [_identity(app, place[0], readings[place]) for app, place in zip(apps, places, strict=True)]
 
-    async def _read_soon(self, link: Link, compose: HostCompose, real: str) -> Reading:
+    async def _read_soon(self, link: Link, compose: HostCompose, place: _Place) -> Reading:
         """Read one directory, or return what it was last read as where that takes long: the others don't wait."""
-        reading = self._reading.get(real)
+        reading = self._reading.get(place)
         if reading is None:
-            reading = self._reading[real] = asyncio.create_task(self._read_or_refuse(link, compose, real))
-            reading.add_done_callback(lambda done: self._forget(real, done))
-        last = self._last.get(real)
+            reading = self._reading[place] = asyncio.create_task(self._read_or_refuse(link, compose, place))
+            reading.add_done_callback(lambda done: self._forget(place, done))
+        last = self._last.get(place)
         done, _ = await asyncio.wait({reading}, timeout=None if last is None else _PATIENCE_SECONDS)
         return last if last is not None and not done else await reading
 
-    def _forget(self, real: str, reading: asyncio.Task[Reading]) -> None:
-        self._reading.pop(real, None)
+    def _forget(self, place: _Place, reading: asyncio.Task[Reading]) -> None:
+        self._reading.pop(place, None)
         if not reading.cancelled():
             reading.exception()  # of a connection that was lost: whoever uses it hears of that
 
-    async def _read_or_refuse(self, link: Link, compose: HostCompose, real: str) -> Reading:
+    async def _read_or_refuse(self, link: Link, compose: HostCompose, place: _Place) -> Reading:
         """Read one directory; whatever goes wrong with it is no other's trouble. Raises ContactLostError."""
         failure: Exception | None = None
         try:
-            check_path(real)
-            reading = await self._read(link, compose, real)
+            check_path(place[0])
+            reading = await self._read(link, compose, place)
         except ContactLostError:
             raise
         except HostRefusedError as error:
             reading = Reading(None, (), error.code, error.sentence)
         except Exception as error:  # noqa: BLE001 - logged below, and told as this app's problem
-            reading, failure = nonsense(real, ()), error
-        self._last[real] = reading
+            reading, failure = nonsense(place[0], ()), error
+        self._last[place] = reading
         if reading.problem_code != UNREADABLE:
-            self._said.discard(real)
-        elif real not in self._said:
-            self._said.add(real)
-            log.warning(UNREADABLE, directory=real, exc_info=failure)
+            self._said.discard(place)
+        elif place not in self._said:
+            self._said.add(place)
+            log.warning(UNREADABLE, directory=place[0], exc_info=failure)
         return reading
 
-    async def _read(self, link: Link, compose: HostCompose, real: str) -> Reading:
+    async def _read(self, link: Link, compose: HostCompose, place: _Place) -> Reading:
         """Ask Compose what the project is called, and where its containers will say they come from."""
         async with self._turns:
-            files = self._known[real].reading.files if real in self._known else ()
-            before = (await self._stamps(link, {real: files}))[real]
-            reading = await _read(link, compose, real)
-            stamp = (await self._stamps(link, {real: reading.files}))[real]
+            files = self._known[place].reading.files if place in self._known else ()
+            before = (await self._stamps(link, {place: files}))[place]
+            reading = await _read(link, compose, place)
+            stamp = (await self._stamps(link, {place: reading.files}))[place]
         if reading.project is not None:
-            self._seen[real] = reading.project
+            self._seen[place] = reading.project
         if reading.files == files and before != stamp:
-            self._known.pop(real, None)  # changed while it was read: not to be relied on
+            self._known.pop(place, None)  # changed while it was read: not to be relied on
         else:
             keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
-            self._known[real] = _Known(reading, link.survey.policy, stamp, time.monotonic() + keep)
+            self._known[place] = _Known(reading, link.survey.policy, stamp, time.monotonic() + keep)
         return reading
 
     @staticmethod
-    async def _stamps(link: Link, files: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    async def _stamps(link: Link, files: Mapping[_Place, Sequence[str]]) -> dict[_Place, tuple[str, ...]]:
         wanted = list(dict.fromkeys(file for several in files.values() for file in several))
         if not wanted:
             return dict.fromkeys(files, ())
         told = (await link.quick(f"mo_stamp {quote(*wanted)}")).fields
         stamp = dict(zip(wanted, told, strict=True))
-        return {path: tuple(stamp[file] for file in several) for path, several in files.items()}
+        return {place: tuple(stamp[file] for file in several) for place, several in files.items()}
 
 
 def check_path(path: str) -> None:
@@ -181,8 +186,13 @@ def check_path(path: str) -> None:
         raise HostRefusedError("invalid_request", "The directory of an app must be an absolute path.")
 
 
-async def _read(link: Link, compose: HostCompose, real: str) -> Reading:
+def _identity(app: HostApp, real: str, reading: Reading) -> AppIdentity:
+    return reading.identity(app.cd_path, real, app.last_project, app.compose_files)
+
+
+async def _read(link: Link, compose: HostCompose, place: _Place) -> Reading:
     """Ask Compose, where the host's policy allows what the app's files make it do."""
+    real, compose_files = place
     try:
         rules = await rules_of(link)
     except HostRefusedError as error:
@@ -193,16 +203,18 @@ async def _read(link: Link, compose: HostCompose, real: str) -> Reading:
             "an admin of the host can add it there."
         )
         return Reading(None, (), "path_not_allowed", sentence)
-    walked = await check_files(link, real, rules)
+    walked = await check_files(link, real, rules, compose_files)
     if walked.refusal is not None:
         return refused(walked.refusal, walked.files)
-    return await _ask(link, compose, real, rules, walked)
+    return await _ask(link, compose, place, rules, walked)
 
 
-async def _ask(link: Link, compose: HostCompose, real: str, rules: Rules, walked: Walked) -> Reading:
+async def _ask(link: Link, compose: HostCompose, place: _Place, rules: Rules, walked: Walked) -> Reading:
     """Ask Compose what it makes of files that were looked through."""
+    real, compose_files = place
     environment = clean_environment(real, link.survey.environment)
-    argv = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *compose.argv]
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    argv = ["env", "-i", *settings, *with_files(compose.argv, compose_files)]
     call = f"mo_read_app {quote(real, ' '.join(COMPOSE_FILES), *argv)}"
     match (await link.slow(call, seconds=_READ_SECONDS, limit=LIMITS.script_config)).fields:  # as mo_read_app prints it
         case ["file" | "nothing" as kind]:
@@ -211,27 +223,29 @@ async def _ask(link: Link, compose: HostCompose, real: str, rules: Rules, walked
             pass
         case _:
             raise ContactLostError("The host's shell broke off while it asked Compose.")
-    directory, places = await _places(link, real, variables, above)
+    directory, places = await _places(link, place, variables, above)
     files = tuple(dict.fromkeys([*places, *walked.files]))
     if config_code != "0" or variables_code != "0":
-        again = await check_files(link, real, rules)
+        again = await check_files(link, real, rules, compose_files)
         if not walked.quotable or not again.quotable or again.refusal is not None:
             return not_quotable(real, files)
         return unreadable(error_sentence(complaint) or "nothing", files)
     resolved = await run_walk(link, walk_resolved(config, directory, rules))
     if resolved.refusal is not None:
         return refused(resolved.refusal, files)
-    return read_config(config, directory, files, walked.services)
+    return read_config(config, directory, files, walked.services, walked.config_files)
 
 
-async def _places(link: Link, real: str, environment: str, above: str) -> tuple[str, Sequence[str]]:
+async def _places(link: Link, place: _Place, environment: str, above: str) -> tuple[str, Sequence[str]]:
     """Return what Compose labels containers with (the directory of its first file, links resolved), and its files."""
+    real, compose_files = place
     variables = dict(line.partition("=")[::2] for line in environment.splitlines())
     # Not the directory itself: it changes whenever the app writes a file beside its compose file.
     settings = [join(real, ".env")]
-    named = variables.get("COMPOSE_FILE")
-    if named:
-        files = [join(real, file) for file in named.split(variables.get("COMPOSE_PATH_SEPARATOR") or ":")]
+    listed = variables.get("COMPOSE_FILE")
+    named = compose_files or (listed or "").split(variables.get("COMPOSE_PATH_SEPARATOR") or ":")
+    if compose_files or listed:
+        files = [join(real, file) for file in named]
         parent = dirname(files[0]) or "/"
         return (await link.real_paths([parent]))[parent], [*settings, *files]
     # As Compose does: the nearest directory upwards with a file of one of the known names.

@@ -30,7 +30,8 @@ async def projects(site: Site) -> Sequence[HostProject]:
     except EngineProblemError as error:
         raise HostRefusedError("engine_unreachable", str(error)) from None
     found = by_project(containers.values()).items()
-    return [HostProject(project, states) for named, states in found if (project := cleaning.project(named)) is not None]
+    told = (HostProject(p, c.states, tuple(c.config_files), c.environment_file) for p, c in found)
+    return [project for each in told if (project := cleaning.host_project(each)) is not None]
 
 
 async def logs(site: Site, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:

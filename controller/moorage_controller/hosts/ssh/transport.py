@@ -90,10 +90,14 @@ class SshTransport:
                 made, names = await self._order(link, compose, order, identity)
 
                 async def guard() -> Refused | None:
-                    taken = identity.refusal(names, (await link.engine.containers()).values())
-                    if taken is not None or order.kind is OperationKind.DOWN or link.sessions.limit == 1:
-                        # The only session that the server lets us have is the operation's own.
+                    containers = (await link.engine.containers()).values()
+                    taken = identity.refusal(names, containers)
+                    if taken is not None or order.kind is OperationKind.DOWN:
                         return taken
+                    others = identity.other_files(containers)
+                    if others is not None or link.sessions.limit == 1:
+                        # The only session that the server lets us have is the operation's own.
+                        return others
                     return await site.identities.recheck(link, identity)
 
                 attached = await site.journal.launch(made, guard)

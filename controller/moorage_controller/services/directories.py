@@ -1,0 +1,121 @@
+"""Whose directory is whose: two apps in one would show, and stop, each other's containers."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from posixpath import normpath
+from typing import Any
+from uuid import UUID
+
+from moorage_common.states import Project
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.errors import ConflictError, HostUnreachableError
+from moorage_controller.hosts.transport import AppObservation, ContactLostError, HostApp, HostRefusedError, Hosts
+from moorage_controller.store import apps as store
+from moorage_controller.store import servers as server_store
+from moorage_controller.store.apps import App, Neighbour
+from moorage_controller.store.engine import Database
+
+_LOOK_SECONDS = 2.0
+_HINT = "give each app a directory of its own."
+
+
+class Directories:
+    """Asks hosts what is in a directory before an app is put there."""
+
+    def __init__(self, database: Database, hosts: Hosts) -> None:
+        self._database = database
+        self._hosts = hosts
+
+    async def read(self, server_id: UUID, app: HostApp) -> Mapping[str, Any]:
+        """Return the project that a host reads in a directory, as an app's columns; none where it doesn't say soon."""
+        async with self._database.read() as connection:
+            server = await server_store.get(connection, server_id)
+        if server is None or server.status != "online":
+            return {}
+        project: Project | None = None
+        with suppress(HostUnreachableError, HostRefusedError, ContactLostError, TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                project = (await self._hosts.transport(server).look(app)).project
+        return {} if project is None else {"project_name": project.name, "project_directory": project.directory}
+
+    async def read_new(self, app_id: UUID, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the same of the directory that changes move an app to; none where it stays."""
+        async with self._database.read() as connection:
+            app = await store.get(connection, app_id)
+        if app is None or not is_moved(app, changes):
+            return {}
+        new = replace(app, **{key: changes[key] for key in ("server_id", "cd_path", "compose_files") if key in changes})
+        return await self.read(new.server_id, HostApp(new.cd_path, compose_files=new.compose_files))
+
+
+def is_moved(app: App, changes: Mapping[str, Any]) -> bool:
+    """Whether changes put an app on another server, or into another directory."""
+    return any(changes.get(key, getattr(app, key)) != getattr(app, key) for key in ("server_id", "cd_path"))
+
+
+async def check_new_place(connection: AsyncConnection, app: App) -> None:
+    """Raise ConflictError where another app of that server is in that directory, or bears that project's name.
+
+    Nobody else is put on that server until the end of the transaction.
+    """
+    await server_store.lock(connection, app.server_id)
+    await check_directory(connection, app)
+    for other in await store.neighbours(connection, app, directories(app)):
+        if app.project_name is not None and other.project_name == app.project_name:
+            raise ConflictError(
+                "project_taken",
+                f"{other.cd_path}, of the app {other.name}, is the Compose project {app.project_name} as well: give "
+                f"{app.cd_path} a `name:` of its own in its compose file.",
+            )
+
+
+async def check_directory(connection: AsyncConnection, app: App) -> None:
+    """Raise ConflictError where another app of that server is in the same directory, as far as that is known."""
+    other = await in_same_directory(connection, app)
+    if other is not None:
+        raise ConflictError("directory_taken", taken(app, other))
+
+
+async def in_same_directory(connection: AsyncConnection, app: App) -> Neighbour | None:
+    """Return another app in an app's directory, however each is written; None where there is none."""
+    mine = directories(app)
+    found = await store.neighbours(connection, app, mine)
+    return next((other for other in found if mine & directories(other)), None)
+
+
+class Shared:
+    """Which apps of one server share a directory, as its host resolves them: links are seen only there."""
+
+    def __init__(self, apps: Sequence[App]) -> None:
+        self._directories = {app.id: directories(app) for app in apps}
+        self._apps = sorted(apps, key=lambda app: app.age)
+
+    def note(self, app: App, observation: AppObservation) -> None:
+        """Remember where an app was seen."""
+        if observation.project is not None:
+            seen = replace(app, project_directory=observation.project.directory)
+            self._directories[app.id] = directories(seen)
+
+    def first(self, app: App) -> App | None:
+        """Return the first of the other apps that are in an app's directory; None where there is none."""
+        mine = self._directories[app.id]
+        return next((each for each in self._apps if each.id != app.id and mine & self._directories[each.id]), None)
+
+
+def taken(app: App, other: App | Neighbour) -> str:
+    """Return the sentence for an app that shares its directory."""
+    return f"{app.cd_path} is the directory of the app {other.name}, too: {_HINT}"
+
+
+def says_taken(sentence: str | None) -> bool:
+    """Whether that is such a sentence."""
+    return sentence is not None and sentence.endswith(_HINT)
+
+
+def directories(app: App | Neighbour) -> set[str]:
+    """Return the directory of an app as it is written, without needless slashes, and as its host resolves it."""
+    written = "/" + normpath(app.cd_path).lstrip("/")
+    return {written, app.project_directory or written}

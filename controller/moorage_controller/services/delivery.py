@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 from moorage_common.clock import Clock, jittered
-from moorage_common.compose_output import error_sentence
+from moorage_common.compose_output import crash, error_sentence
 from moorage_common.states import OperationKind
 from moorage_common.untrusted import clean_sentence
 
@@ -47,6 +47,13 @@ _RETRIES = {SAID_TOO_MUCH: _LAST_RETRY}
 DEADLINE = "the operation's time limit"
 SILENCE = "the operation's no-progress limit"
 """Who cancelled, as the host's journal has it, when nobody but a limit did."""
+_CRASH_BYTES = 1 << 20
+"""Of the output's end, where a crash is looked for: what Go prints of one may be long."""
+_CRASHED = (
+    "Compose itself crashed ({}), so that what it has done is not known: look at the app's status and at this "
+    "operation's output, then start or stop the app again. If it crashes again, run `docker compose config` in the "
+    "app's directory, and take out of its compose file what was changed or added last."
+)
 _TOO_LONG = {
     DEADLINE: "The operation took longer than its time limit and was stopped.",
     SILENCE: "The operation made no progress for longer than its limit and was stopped.",
@@ -250,9 +257,14 @@ class Delivery:
         if end.kind is EndKind.BURIED:
             state, code, sentence = self._why_buried(end)
             return Outcome(state, ran=False, error_code=code, error=sentence, observed=end.observed)
-        if end.exit_code == 0:
+        output = (await self._transcript.tail(_CRASH_BYTES)).decode(errors="replace")
+        crashed = None if end.cancelled_by else crash(output, end.exit_code)
+        if end.exit_code == 0 and crashed is None:
             return Outcome("succeeded", exit_code=0, observed=end.observed)
-        state, code, sentence = await self._failure(end)
+        if crashed is None:
+            state, code, sentence = self._failure(end, output[-TAIL_BYTES:])
+        else:
+            state, code, sentence = "failed", "compose_crashed", clean_sentence(_CRASHED.format(crashed))
         return Outcome(state, exit_code=end.exit_code, error_code=code, error=sentence, observed=end.observed)
 
     def _why_buried(self, end: End) -> tuple[str, str, str]:
@@ -263,11 +275,11 @@ class Delivery:
         state = "cancelled" if end.code == "cancelled" else "failed"
         return state, end.code, end.reason or "It was cancelled before it began."
 
-    async def _failure(self, end: End) -> tuple[str, str, str]:
+    @staticmethod
+    def _failure(end: End, output: str) -> tuple[str, str, str]:
         if end.cancelled_by in _TOO_LONG:
             return "failed", "deadline_exceeded", _TOO_LONG[end.cancelled_by]
         if end.cancelled_by:
             return "cancelled", "operation_cancelled", f"The operation was cancelled by {end.cancelled_by}."
-        output = (await self._transcript.tail(TAIL_BYTES)).decode(errors="replace")
         said = error_sentence(output) or f"Compose ended with exit code {end.exit_code} and said nothing."
         return "failed", "compose_failed", clean_sentence(said)

@@ -28,7 +28,7 @@ class Limits:
     image: int = 512
     port: int = 80
     sentence: int = 1000
-    log_text: int = 16 * KIB
+    log_text: int = 64 * KIB
     # Keys: what is longer isn't taken.
     id: int = 128
     path: int = 4096

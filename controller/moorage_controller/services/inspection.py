@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import ExitStack, aclosing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
 from uuid import UUID
 
@@ -27,6 +29,7 @@ from moorage_controller.store.servers import Server
 T = TypeVar("T")
 Lines = AsyncGenerator[Sequence[LogLine], None]
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _WHOLE_SECONDS = 75.0
 """How long a log that isn't followed may take in all; the host itself gives up after a minute."""
 _FIRST_SECONDS = 3.0
@@ -59,13 +62,17 @@ class Inspection:
         unnamed = [project for project in found if project.project.directory not in named]
         return sorted(unnamed, key=lambda each: (each.project.name, each.project.directory))
 
-    async def logs(self, app_id: UUID, wanted: LogsWanted, held: ExitStack) -> Lines:
+    async def logs(self, app_id: UUID, wanted: LogsWanted, held: ExitStack, ago: timedelta | None = None) -> Lines:
         """Return batches of what an app's containers write; what the host objects to is raised here already.
 
-        It holds a place of the host's until `held` is closed. Raises NotFoundError `service_not_found`; ConflictError
-        `too_many_logs`; TooManyRequestsError `too_many_streams`; ForbiddenError.
+        `ago` counts back from now, instead of a time in `wanted`. It holds a place of the host's until `held` is
+        closed. Raises NotFoundError `service_not_found`; ConflictError `too_many_logs`; TooManyRequestsError
+        `too_many_streams`; ForbiddenError.
         """
         server, app = await self._app(app_id)
+        if ago is not None:
+            async with self._database.read() as connection:
+                wanted = replace(wanted, since=engine_time(await self._database.now(connection) - ago))
         held.enter_context(self._shares.of_host(server.id))
         told = self._hosts.transport(server).logs(app, wanted)
         lines = told if wanted.follow else _within(told, _WHOLE_SECONDS)
@@ -90,6 +97,11 @@ class Inspection:
         if app is None or server is None:
             raise NotFoundError("app_not_found", "There is no app of that id.")
         return server, host_app(app)
+
+
+def engine_time(moment: datetime) -> str:
+    """Return a time as an Engine writes it; none before 1970, which an Engine doesn't know."""
+    return max(moment, _EPOCH).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
 
 
 async def _within(lines: Lines, seconds: float) -> Lines:

@@ -92,7 +92,8 @@ def test_what_a_start_and_a_stop_have_not_done_is_in_their_messages(
 ) -> None:
     server_id, apps = (stack.server_id, stack.apps) if way == "agent" else (_bare(stack, sshd), sshd.apps)
     name = f"left-{way}"
-    service = f"{{image: '{IMAGE}', command: sleep 600, init: true, stop_grace_period: 0s, volumes: ['data:/data']}}"
+    talks = '["sh", "-c", "trap \\"echo bye; exit\\" TERM; echo hello; while :; do sleep 0.1; done"]'
+    service = f"{{image: '{IMAGE}', command: {talks}, volumes: ['data:/data']}}"
     volume = "{driver_opts: {type: tmpfs, device: tmpfs, o: size=1m}}"
     compose = f"services: {{web: {service}}}\nvolumes: {{data: {volume}}}\n"
     app_id = stack.make_app(name, compose, apps / name, serverId=server_id)
@@ -113,6 +114,9 @@ def test_what_a_start_and_a_stop_have_not_done_is_in_their_messages(
         finally:
             stranger.remove(force=True)
     assert stopped["status"] == "stopped"
+    remark, *lines = stack.api.get(f"/api/apps/{app_id}/logs").json.splitlines()
+    assert remark.startswith("[The app is stopped.")
+    assert lines == [f"{name}-web-1 | hello", f"{name}-web-1 | bye"]
     assert f"The network {name}_default was left, since it is used by stranger-{way}:" in stopped["message"]
 
 

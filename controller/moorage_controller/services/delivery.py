@@ -27,6 +27,7 @@ from moorage_controller.hosts.transport import (
     Output,
 )
 from moorage_controller.services.deadlines import provisional_deadline
+from moorage_controller.services.last_logs import LogKeeper
 from moorage_controller.services.outputs import TAIL_BYTES
 from moorage_controller.services.runs import Outcome, Rules, host_app
 from moorage_controller.services.transcript import Transcript
@@ -80,6 +81,8 @@ class Delivery:
         self._clock = clock
         self._operation = operation
         self._limits = limits
+        assert operation.app_id is not None
+        self._last_logs = LogKeeper(database, clock, operation.app_id)
         self._transcript = Transcript(database, signals, clock, operation.id)
         self._offset = 0
         self._refusal: HostRefusedError | None = None
@@ -99,10 +102,13 @@ class Delivery:
                 self._connected = await self._connect()
             except HostUnreachableError as error:
                 return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
+            if order.kind is OperationKind.DOWN:
+                await self._last_logs.begin(self._connected, order.app)
         limit = asyncio.create_task(self._enforce_limits())
         try:
             return await self._deliver(order, send=not recovered or self._may_still_start(), sent=recovered)
         finally:
+            await self._last_logs.drop()
             limit.cancel()
             with suppress(asyncio.CancelledError):
                 await limit
@@ -246,6 +252,7 @@ class Delivery:
 
     async def _outcome(self, end: End) -> Outcome:
         await self._transcript.close()
+        await self._last_logs.keep()
         if end.kind is EndKind.LOST:
             return Outcome(
                 "interrupted",

@@ -287,7 +287,8 @@ class FakeHost:
         if leaves is None:
             leaves = () if order.kind is OperationKind.DOWN or code else services
         if order.kind is OperationKind.DOWN:
-            # What `down` took away is gone, not exited.
+            # What `down` took away is gone, not exited, and its logs with it.
+            self.app(path).logs = [line for line in self.app(path).logs if line.service in leaves]
             self.app(path).containers = [c for c in self.app(path).containers if c.service in leaves]
         self.set_running(path, leaves, services if leaves and order.kind is not OperationKind.DOWN else ())
         if order.kind is not OperationKind.DOWN:

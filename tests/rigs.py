@@ -46,7 +46,7 @@ services:
 """
 
 
-SAYS = ("one", "two", "red", "  indented")
+SAYS = ("one", "two", "red", "  indented", "copy 100%", "é" * 25_000)
 TALKER = f"""\
 services:
   web:
@@ -58,11 +58,13 @@ services:
         echo one; sleep 0.1
         echo two >&2; sleep 0.1
         printf '\\033[31mred\\033[0m\\n  indented\\n'
+        printf 'copy 10%%\\rcopy 100%%\\r\\n'
+        head -c 25000 /dev/zero | tr '\\000' x | sed 's/x/é/g'; echo
         sleep 600
     init: true
     stop_grace_period: 0s
 """
-"""Writes SAYS when it is started, once to each stream and once with a colour."""
+"""Writes SAYS when it is started: to both streams, with a colour, as progress, and longer than the Engine's buffer."""
 
 FEW_SECONDS = SLOW.replace('["CMD", "test", "-e", "/never"]', '["CMD", "test", "-e", "/ready"]').replace(
     "    command: sleep 600", '    command: sh -c "sleep 6; touch /ready; sleep 600"', 1

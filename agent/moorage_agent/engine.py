@@ -19,6 +19,8 @@ from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, clean_s
 from moorage_agent.errors import EngineUnreachableError
 
 _TIMEOUT_SECONDS = 10
+_MOST_USERS = 5
+"""So many containers on a network that is left are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +106,25 @@ class Engine:
         with self._talking() as client, suppress(docker.errors.APIError):
             client.unpause(container_id)
 
-    def remove_networks(self, project: str) -> list[str]:
-        """Remove the networks of a project that nobody uses any more, and return their names."""
-        removed = []
+    def remove_networks(self, project: str) -> tuple[list[str], dict[str, list[str]]]:
+        """Remove a project's networks that nobody uses; return their names, and those that are left with their users.
+
+        The users are the names of containers.
+        """
+        removed: list[str] = []
+        left: dict[str, list[str]] = {}
         with self._talking() as client:
             for network in client.networks(filters={"label": f"{PROJECT}={project}"}):
+                name, identity = clean_line(network["Name"], LIMITS.name), key_id(network["Id"])
                 try:
-                    client.remove_network(network["Id"])
+                    client.remove_network(identity)
+                except docker.errors.NotFound:
+                    continue
                 except docker.errors.APIError:
-                    continue  # in use
-                removed.append(network["Name"])
-        return removed
+                    left[name] = self._users(client, identity)
+                else:
+                    removed.append(name)
+        return removed, left
 
     def close(self) -> None:
         """Forget the connection: an Engine that was replaced may speak another version."""
@@ -131,6 +141,14 @@ class Engine:
         if client is not made:
             made.close()
         return client
+
+    @staticmethod
+    def _users(client: docker.APIClient, network_id: str) -> list[str]:
+        try:
+            found = client.inspect_network(network_id)["Containers"] or {}
+        except docker.errors.APIError:
+            return []
+        return sorted(clean_line(each["Name"], LIMITS.name) for each in islice(found.values(), _MOST_USERS))
 
     @staticmethod
     def _stop(client: docker.APIClient, container_id: str) -> None:

@@ -69,8 +69,12 @@ def _sweep(engine: Engine, identity: AppIdentity, projects: Sequence[Project]) -
         left = list(engine.containers(identity.owns).values())
     others = {c.project for c in engine.containers(lambda c: not identity.owns(c)).values()}
     for name in {p.name for p in projects} - others:
-        for network in engine.remove_networks(name):
+        removed, in_use = engine.remove_networks(name)
+        for network in removed:
             _say(f"Network {network}", "Done", "Removed")
+        for network, users in in_use.items():
+            by = f"by {', '.join(users)}" if users else ""
+            _write({"id": f"Network {network}", "status": "Warning", "text": "Still in use", "details": by})
     return left
 
 

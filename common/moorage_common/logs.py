@@ -1,11 +1,10 @@
 """What the containers of an app write, read by the Engine's own API, once or for as long as somebody listens."""
 
 import asyncio
-import re
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from http import HTTPStatus
 from itertools import islice
@@ -13,21 +12,22 @@ from operator import attrgetter
 from urllib.parse import quote, urlencode
 
 from moorage_common.engine_http import Dial, EngineProblemError, Talk, answering, understanding
+from moorage_common.log_parts import Parts
 from moorage_common.states import ContainerState
-from moorage_common.untrusted import LIMITS, ByteBudget, Pace, UntrustedError, clean_line, clean_text
+from moorage_common.untrusted import LIMITS, ByteBudget, Pace, UntrustedError, clean_line
 
 _MOST_BYTES = 8 << 20
-_PIECE_BYTES = 64 * 1024
-"""A line, or an entry of the Engine's, that is longer is told in pieces before its end came."""
 _BATCH_LINES = 500
+_MORE_ENTRIES = 64
+"""So many more of the Engine's entries are asked for where the last lines are long."""
+_NO_BUDGET = ByteBudget("A log", LIMITS.int64)
+_TOO_LONG = "its log is too long: ask for fewer lines"
 _ANSWER_SECONDS = 10.0
 _READ_SECONDS = 60.0
 _GATHER_SECONDS = 0.1
 """How long lines are gathered before they are told: containers' lines come on streams of their own, and are sorted."""
 _LOOK_SECONDS = 2.0
 """How often to look for containers that were started or made meanwhile."""
-_HEADER = 8
-_TIME = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ")
 
 
 class UnknownServiceError(Exception):
@@ -127,27 +127,63 @@ class Logs:
         """Return the lines of all in order; where they are too many, the newest, and a remark."""
         newest, budget = _Newest(), ByteBudget("A log", LIMITS.log_read)
         for container in containers:
-            kept = _Newest()
-            async with aclosing(self.of(container, self.wanted.tail, self.wanted.since, follow=False)) as batches:
-                try:
-                    async for batch in batches:
-                        budget.take(sum(line.cost for line in batch))
-                        kept.add(batch)
-                except UntrustedError:
-                    newest.merge(kept)
-                    remark = _remark(container.name, container.service, "its log is too long: ask for fewer lines")
-                    return [*newest.lines, remark]
+            kept, too_long = _Newest(), False
+            try:
+                await self._last(container, kept, budget)
+            except UntrustedError:
+                too_long = True
             newest.merge(kept)
+            if too_long:
+                return [*newest.lines, _remark(container.name, container.service, _TOO_LONG)]
         if newest.left_out:
             return [_remark("", "", f"{newest.left_out} older lines are left out"), *newest.lines]
         return list(newest.lines)
 
-    async def of(
-        self, container: ContainerState, tail: int, since: str, *, follow: bool
+    async def _last(self, container: ContainerState, kept: "_Newest", budget: ByteBudget) -> int:
+        """Keep the last lines of a container, and return how many of the Engine's entries those are.
+
+        The Engine counts entries, of which a long line has several: where too few lines came, it is asked for more.
+        Raises EngineProblemError; UntrustedError where they are more than the budget.
+        """
+        tail, since = self.wanted.tail, self.wanted.since
+        for entries in (tail + 1, tail * 8 + _MORE_ENTRIES, tail * 64 + _MORE_ENTRIES) if tail > 0 else (tail,):
+            kept.begin(tail)
+            seen = _Seen()
+            async with aclosing(self._entries(container, entries, since, seen, budget)) as batches:
+                async for batch in batches:
+                    budget.take(LIMITS.line_cost * len(batch))
+                    kept.add(batch)
+            # The first of more than was asked for may be the end of a line.
+            if seen.entries < entries or seen.lines > tail:
+                break
+        kept.after(since)
+        return entries
+
+    async def follow(self, container: ContainerState, tail: int, since: str) -> AsyncGenerator[list[LogLine], None]:
+        """Yield batches of one container's lines as they come; one remark where its log can't be read.
+
+        Raises EngineProblemError; UntrustedError where its last lines can't be found for all that there is.
+        """
+        entries, begin = tail, ""
+        if tail > 0:
+            kept = _Newest(texts=False)
+            entries = await self._last(container, kept, ByteBudget("A log", LIMITS.log_read))
+            begin = kept.lines[0].time if kept.lines else ""
+        async with aclosing(self._entries(container, entries, since, _Seen())) as batches:
+            async for batch in batches:
+                if lines := [x for x in batch if not x.time or (x.time >= begin and (not since or x.time > since))]:
+                    yield lines
+
+    async def _entries(
+        self, container: ContainerState, tail: int, since: str, seen: "_Seen", budget: ByteBudget | None = None
     ) -> AsyncGenerator[list[LogLine], None]:
-        """Yield batches of one container's lines; one remark where its log can't be read. Raises EngineProblemError."""
+        """Yield the lines of the last entries, or of all (negative); without a budget go on as they come.
+
+        Raises EngineProblemError; UntrustedError where there is more than the budget.
+        """
+        too_long: UntrustedError | None = None
         name = quote(container.id, safe="")
-        query: dict[str, str | int] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow)}
+        query: dict[str, str | int] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(budget is None)}
         query |= {"tail": "all" if tail < 0 else tail, **({"since": _seconds(since)} if since else {})}
         async with self.dial() as stream:
             talk = Talk(stream)
@@ -164,31 +200,60 @@ class Logs:
                 parts = Parts(tty=bool(about["Config"]["Tty"]))
             async with aclosing(talk.body()) as body:
                 async for data in body:
-                    entries = parts.take(data)
-                    while some := list(islice(entries, _BATCH_LINES)):
+                    try:
+                        (budget or _NO_BUDGET).take(len(data))
+                    except UntrustedError as error:
+                        too_long = error
+                        break
+                    found = parts.take(data)
+                    while lines := _lines(container, islice(found, _BATCH_LINES)):
                         # Those that aren't wanted take their time, too.
-                        await self.pace.take(LIMITS.line_cost * len(some))
-                        lines = [
-                            LogLine(time, container.name, container.service, text)
-                            for time, text in some
-                            if not since or time > since
-                        ]
-                        if lines:
-                            yield lines
+                        await self.pace.take(LIMITS.line_cost * len(lines))
+                        seen.lines, seen.entries = seen.lines + len(lines), parts.entries
+                        yield lines
+            if rest := _lines(container, parts.rest()):
+                seen.lines, seen.entries = seen.lines + len(rest), parts.entries
+                yield rest
+        if too_long is not None:
+            raise too_long  # only here: for whoever dials it would be the Engine's fault
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What came of one container's log: the Engine's entries, and lines."""
+
+    entries: int = 0
+    lines: int = 0
 
 
 class _Newest:
-    """The newest lines, as many as fit into a reply."""
+    """The newest lines, as many as fit into a reply; where only their number counts, without their texts."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, texts: bool = True) -> None:
+        self._texts = texts
+        self.begin(-1)
+
+    def begin(self, most: int) -> None:
+        """Forget all, and keep at most so many lines from here on; negative: no limit but that of bytes."""
         self.lines: deque[LogLine] = deque()
         self.left_out = 0
+        self._most = most
         self._size = 0
+
+    def after(self, since: str) -> None:
+        """Forget the lines that aren't after a time; remarks, which have none, stay."""
+        if since:
+            kept = [line for line in self.lines if not line.time or line.time > since]
+            self.lines = deque(kept)
+            self._size = sum(line.cost for line in kept)
 
     def add(self, lines: Iterable[LogLine]) -> None:
         for line in lines:
-            self.lines.append(line)
-            self._size += line.cost
+            kept = line if self._texts else replace(line, text="")
+            self.lines.append(kept)
+            self._size += kept.cost
+        while 0 <= self._most < len(self.lines):
+            self._size -= self.lines.popleft().cost
         while self._size > _MOST_BYTES:
             self._size -= self.lines.popleft().cost
             self.left_out += 1
@@ -264,7 +329,7 @@ class _Following:
 
     async def _read(self, container: ContainerState, tail: int, since: str) -> None:
         try:
-            async with aclosing(self._logs.of(container, tail, since, follow=True)) as batches:
+            async with aclosing(self._logs.follow(container, tail, since)) as batches:
                 async for batch in batches:
                     if batch[-1].time:
                         self._seen[container.id] = batch[-1].time
@@ -273,6 +338,9 @@ class _Following:
                     await self._lines.put(batch)
         except EngineProblemError:
             pass  # whoever looks for more hears of it as well, and says so
+        except UntrustedError:
+            self._unreadable.add(container.id)
+            await self._lines.put([_remark(container.name, container.service, _TOO_LONG)])
 
 
 class _Waiting:
@@ -303,76 +371,16 @@ class _Waiting:
         return lines
 
 
-class Parts:
-    """Takes the Engine's stream of a log apart: lines with their times.
-
-    Without a terminal each entry has a header of 8 bytes (its last four are the length); with one they are plain lines.
-    An entry of whatever length takes as much time as it has bytes, and the memory of one piece.
-    """
-
-    def __init__(self, *, tty: bool) -> None:
-        self._tty = tty
-        self._header = b""
-        self._left = 0
-        """Of the entry that is coming in, where its length is known."""
-        self._entry = bytearray()
-        self._time: str | None = None
-        """Of the entry that is coming in; None before its first piece is told."""
-
-    def take(self, data: bytes) -> Iterator[tuple[str, str]]:
-        """Yield time and text of each line that is whole now; a very long one in pieces of the same time."""
-        for part, whole in self._lines(data) if self._tty else self._frames(data):
-            self._entry += part
-            if whole or len(self._entry) >= _PIECE_BYTES:
-                yield from self._take_lines()
-            if whole:
-                self._time = None
-
-    def _take_lines(self) -> Iterator[tuple[str, str]]:
-        entry, self._entry = bytes(self._entry), bytearray()
-        if self._time is None:
-            found = _TIME.match(entry)
-            self._time = found[1].decode() if found else ""
-            entry = entry[found.end() :] if found else entry
-        elif not entry:
-            return  # the end of what was told already
-        # By lines of ours, which no limit of a text cuts.
-        text = entry.decode(errors="replace").rstrip("\r\n")
-        for n in range(0, max(len(text), 1), LIMITS.log_text):
-            yield self._time, clean_text(text[n : n + LIMITS.log_text], LIMITS.log_text)
-
-    @staticmethod
-    def _lines(data: bytes) -> Iterator[tuple[bytes, bool]]:
-        start = 0
-        while (end := data.find(b"\n", start)) >= 0:
-            yield data[start:end], True
-            start = end + 1
-        yield data[start:], False
-
-    def _frames(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
-        position = 0
-        while position < len(data):
-            if len(self._header) < _HEADER:
-                taken = data[position : position + _HEADER - len(self._header)]
-                self._header += taken
-                position += len(taken)
-                if len(self._header) < _HEADER:
-                    return
-                self._left = int.from_bytes(self._header[4:])
-            part = data[position : position + self._left]
-            position += len(part)
-            self._left -= len(part)
-            if not self._left:
-                self._header = b""
-            yield part, not self._left
-
-
 def _seconds(time: str) -> int:
     """Return a line's time in whole epoch seconds: what is older than wanted is left out afterwards."""
     try:
         return int(datetime.fromisoformat(time).timestamp())
     except (ValueError, OverflowError):
         return 0  # of a host that says what is no time: all of it
+
+
+def _lines(container: ContainerState, found: Iterable[tuple[str, str]]) -> list[LogLine]:
+    return [LogLine(time, container.name, container.service, text) for time, text in found]
 
 
 def _remark(container: str, service: str, text: str) -> LogLine:

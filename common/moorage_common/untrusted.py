@@ -28,7 +28,7 @@ class Limits:
     image: int = 512
     port: int = 80
     sentence: int = 1000
-    log_text: int = 16 * KIB
+    log_text: int = 64 * KIB
     # Keys: what is longer isn't taken.
     id: int = 128
     path: int = 4096
@@ -85,6 +85,8 @@ _UNCLEAN = re.compile(f"[\t\n]|{_UNSAFE.pattern}")
 _UNFIT = re.compile("[\x00\n\r\ud800-\udfff]")
 """What no path of an app has; everything else is odd, but may be somebody's, and is cleaned where it is shown."""
 _CUT = "…"
+_CONTINUATION = range(0x80, 0xC0)
+"""Bytes that go on with a character of UTF-8."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 # To the end where one isn't closed: so it takes as much time as there are bytes.
@@ -104,6 +106,18 @@ def clean_text(text: str, limit: int) -> str:
         return text
     shown = _UNSAFE.sub("", _ANSI.sub("", text[: limit * 2]))
     return shown if len(shown) <= limit and len(text) <= limit * 2 else shown[: limit - 1] + _CUT
+
+
+def last_state(text: str) -> str:
+    """Return text whose lines show what is left of them in the end: what comes after their last carriage return."""
+    if "\r" not in text:
+        return text
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+
+
+def cut_at(data: bytes, limit: int) -> int:
+    """Return where UTF-8 of more than `limit` bytes can be cut, at the limit or just before it, between characters."""
+    return next((n for n in range(limit, limit - 4, -1) if data[n] not in _CONTINUATION), limit)
 
 
 def clean_line(text: str, limit: int) -> str:

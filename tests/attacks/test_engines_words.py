@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from moorage_common.containers import DIRECTORY, PROJECT, SERVICE, of_inspection, of_labels
 from moorage_common.engine_http import EngineProblemError, understanding
-from moorage_common.logs import Parts
+from moorage_common.log_parts import Parts
 from moorage_common.states import ContainerState
 from moorage_common.untrusted import LIMITS, Lines, UntrustedError, clean_line, clean_text, parse_json
 from moorage_controller.hosts.ssh import engine
@@ -140,34 +140,72 @@ def test_lines_without_an_end_take_no_more_than_their_limit() -> None:
     assert lines.take(b"A\nlast\n") == [b"last"]
 
 
-def test_a_log_without_line_breaks_is_told_in_pieces_at_once() -> None:
+TIME = "2026-01-01T00:00:00.000000001Z"
+LATER = "2026-01-01T00:00:00.000000002Z"
+CUT = f" [cut here: the line is longer than {LIMITS.log_text >> 10} KiB]"
+
+
+def entry(text: bytes, stream: int = 1) -> bytes:
+    """Return an entry of a log as the Engine sends it for a container without a terminal."""
+    return bytes([stream, 0, 0, 0]) + len(text).to_bytes(4, "big") + text
+
+
+def in_pieces(stream: bytes, size: int, *, tty: bool) -> list[tuple[str, str]]:
+    """Return the lines of a stream that comes in pieces of a size."""
+    parts = Parts(tty=tty)
+    found = [line for n in range(0, len(stream), size) for line in parts.take(stream[n : n + size])]
+    return [*found, *parts.rest()]
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_a_line_without_an_end_is_cut_with_a_mark_and_takes_no_more_memory(*, tty: bool) -> None:
+    parts = Parts(tty=tty)
+    head = f"{TIME} ".encode()
+    assert list(parts.take(head if tty else b"\x01\0\0\0\xff\xff\xff\xff" + head)) == []
+    for _ in range(1000):
+        assert list(parts.take(b"A" * 65536)) == []
+    assert len(parts._lines[False]._bytes) <= LIMITS.log_text
+    ((time, text),) = parts.rest()
+    assert (time, text) == (TIME, "A" * (LIMITS.log_text - len(CUT)) + CUT)
+
+
+def test_progress_without_an_end_takes_no_more_memory_and_shows_its_last_state() -> None:
     parts = Parts(tty=True)
-    told = list(parts.take(b"2026-01-01T00:00:00.000000001Z " + b"A" * 65536))
-    assert len("".join(text for _, text in told)) == 65536
-    assert {time for time, _ in told} == {"2026-01-01T00:00:00.000000001Z"}
-    assert len(list(parts.take(b"B" * 65536))) == 65536 // LIMITS.log_text
-    assert list(parts.take(b"\n2026-01-01T00:00:00.000000002Z next\n")) == [("2026-01-01T00:00:00.000000002Z", "next")]
+    list(parts.take(f"{TIME} ".encode() + b"B" * 100_000))
+    for n in range(2000):
+        list(parts.take(b"\r" * 5000 + b"%d%%" % n))
+    assert list(parts.take(b"\r\n")) == [(TIME, "1999%")]
+    assert list(parts.take(f"{LATER} next\r\n".encode())) == [(LATER, "next")]
 
 
-def test_an_entry_of_four_gibibytes_is_not_waited_for() -> None:
-    parts = Parts(tty=False)
-    told = list(parts.take(b"\x01\0\0\0\xff\xff\xff\xff2026-01-01T00:00:00Z " + b"A" * 70_000))
-    assert sum(len(text) for _, text in told) == 70_000
-    for _ in range(100):
-        assert sum(len(text) for _, text in parts.take(b"A" * 65536)) == 65536
+@pytest.mark.parametrize("size", [1, 7, 50, 16384, 100_000])
+@pytest.mark.parametrize("tty", [True, False])
+def test_the_entries_of_a_long_line_are_joined_and_none_of_its_characters_is_broken(size: int, *, tty: bool) -> None:
+    line = ("a" + "é" * 25_000 + "\n").encode()
+    pieces = [f"{TIME} ".encode() + line[n : n + 16384] for n in range(0, len(line), 16384)]
+    last = f"{LATER} unended".encode()
+    stream = b"".join(pieces) + last if tty else b"".join(map(entry, [*pieces, last]))
+    assert in_pieces(stream, size, tty=tty) == [(TIME, "a" + "é" * 25_000), (LATER, "unended")]
+
+
+def test_the_streams_of_a_container_are_joined_each_for_itself() -> None:
+    long = f"{TIME} ".encode() + b"o" * 16384
+    stream = entry(long) + entry(f"{LATER} error\n".encode(), 2) + entry(f"{TIME} end\n".encode())
+    assert in_pieces(stream, 10, tty=False) == [(LATER, "error"), (TIME, "o" * 16384 + "end")]
+
+
+def test_a_process_that_ends_in_the_middle_of_a_line_ends_it() -> None:
+    stream = entry(f"{TIME} unended".encode()) + entry(f"{LATER} next\n".encode())
+    assert in_pieces(stream, 5, tty=False) == [(TIME, "unended"), (LATER, "next")]
 
 
 def test_entries_in_any_pieces_are_the_same_lines() -> None:
-    def entry(text: bytes) -> bytes:
-        return b"\x01\0\0\0" + len(text).to_bytes(4, "big") + text
-
     lines = [f"2026-01-01T00:00:0{n}Z {'é' * n}\n".encode() for n in range(10)]
     stream = b"".join(map(entry, lines))
     whole = list(Parts(tty=False).take(stream))
     for size in (1, 3, 7, 50):
-        parts = Parts(tty=False)
-        told = [line for n in range(0, len(stream), size) for line in parts.take(stream[n : n + size])]
-        assert told == whole
+        assert in_pieces(stream, size, tty=False) == whole
+        assert in_pieces(b"".join(lines), size, tty=True) == whole
     assert [text for _, text in whole] == ["é" * n for n in range(10)]
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moorage_common.compose_output import error_sentence, render
+from moorage_common.compose_output import crash, error_sentence, remarks, render, render_end
 
 UP = """\
 {"id":"Network web_default","status":"Working","text":"Creating"}
@@ -91,3 +91,88 @@ def test_control_sequences_inside_json_strings_are_taken_out() -> None:
 def test_an_error_without_words_falls_back_to_what_was_said_before() -> None:
     raw = '{"id":"Image x","status":"Error","details":"no such host"}\n{"error":true,"message":" "}'
     assert error_sentence(raw) == "Image x: no such host"
+
+
+ASKED = 'Volume "shop_data" exists but doesn\'t match configuration in compose file. Recreate (data will be lost)?'
+PANIC = """\
+panic: runtime error: invalid memory address or nil pointer dereference
+[signal SIGSEGV: segmentation violation code=0x1 addr=0x8 pc=0xd0c1a5]
+
+goroutine 1 [running]:
+github.com/docker/compose/v5/pkg/compose.(*composeService).down(0x1)
+\tgithub.com/docker/compose/v5/pkg/compose/down.go:86 +0x1
+"""
+
+
+def test_what_compose_asks_stands_on_a_line_of_its_own() -> None:
+    other = ASKED.replace("shop_data", "shop_more")
+    raw = f'{ASKED}{other}{{"id":"Container shop-web-1","status":"Done","text":"Running"}}\n'
+    assert render(raw).split("\n") == [ASKED, other, "Container shop-web-1 Running"]
+    assert error_sentence(f'{ASKED}{{"error":true,"message":"no space"}}') == "no space"
+
+
+def test_an_entry_behind_other_words_is_told_apart_and_words_that_look_like_one_are_not() -> None:
+    assert render('waiting... {"id":"Container x","text":"Started"}') == "waiting...\nContainer x Started"
+    for line in ('says {"id":"x"', 'says {"id":"x"} and more', 'says {"name":"x"}', '{"id":' * 100):
+        assert render(line) == line
+
+
+def test_a_change_that_was_not_applied_is_told_in_a_sentence() -> None:
+    (said,) = remarks(render(f'{ASKED}{{"id":"Container shop-web-1","text":"Running"}}\n{ASKED}'))
+    assert said.startswith("The change of the volume shop_data was not applied")
+    assert remarks(render(UP)) == []
+
+
+def test_a_network_that_is_left_is_told_with_who_uses_it() -> None:
+    busy = '{"id":"Network shop_default","status":"Warning","text":"Resource is still in use"}\n'
+    users = '{"id":"Network shop_default","status":"Warning","text":"Still in use","details":"by stranger, other"}\n'
+    for raw, by in (
+        (busy, "what is not part of the app"),
+        (busy + users, "stranger, other"),
+        (users + busy, "stranger"),
+    ):
+        (said,) = remarks(render(raw))
+        assert said.startswith(f"The network shop_default was left, since it is used by {by}")
+    gone = '{"id":"Network shop_default","status":"Done","text":"Removed"}\n'
+    assert remarks(render(busy + gone)) == []
+
+
+@pytest.mark.parametrize(
+    "died",
+    [
+        PANIC,
+        "fatal error: all goroutines are asleep - deadlock!\n\ngoroutine 1 [semacquire]:\nsync.x()\n",
+        "SIGABRT: abort\nPC=0x492ba1 m=0 sigcode=0\n\ngoroutine 0 gp=0x1feb m=0 mp=0x1fed [idle]:\nruntime.x()\n",
+    ],
+)
+def test_a_crash_of_compose_is_known_by_its_own_words_whatever_comes_after(died: str) -> None:
+    swept = '{"id":"Container shop-web-1","status":"Done","text":"Removed"}\n'
+    for raw in (died, UP + died, UP + died + swept, ASKED + died):
+        assert crash(raw, 0) == died.partition("\n")[0]
+
+
+def test_other_words_and_ends_are_no_crash() -> None:
+    quoted = json.dumps({"id": "Image x", "text": "Building", "details": f"\n{PANIC}"})
+    indented = "\n".join(f"web-1 | {line}" for line in PANIC.splitlines())
+    for raw in (UP, FAILED, quoted, indented, "panic: at the disco\n", "goroutine 1 [running]:\n", ""):
+        assert crash(raw, 1) is None
+        assert crash(raw, 137) is None
+    assert crash("", 139) == "exit code 139"
+
+
+def test_of_progress_that_overwrites_its_line_the_last_state_is_shown() -> None:
+    assert render("copy 10%\rcopy 50%\rcopy 100%\r\nnext\r\n") == "copy 100%\nnext"
+    assert render('{"id":"Image x","text":"10%\\r100%","details":"a\\r\\nb"}') == "Image x 100% a\nb"
+
+
+def test_a_directory_of_which_compose_makes_no_name_is_told_what_to_do() -> None:
+    said = error_sentence('{"error":true,"message":"project name must not be empty"}') or ""
+    assert said.startswith("project name must not be empty: the name of its directory has no Latin letter")
+    assert "`name:`" in said
+
+
+def test_the_end_of_a_long_output_begins_with_a_whole_line() -> None:
+    data = ('{"id":"Container é","text":"Started"}\n' * 9).encode()
+    assert render_end(data, len(data) + 1) == "Container é Started"
+    for limit in range(50, 90):
+        assert render_end(data[-limit:], limit) == "[Earlier lines are left out.]\nContainer é Started"

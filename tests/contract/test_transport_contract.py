@@ -240,7 +240,7 @@ async def talking(rig: Rig, cd_path: str) -> list[LogLine]:
 
     async def all_are_there() -> bool:
         lines[:] = await read_logs(rig, cd_path)
-        return len(lines) == len(SAYS)
+        return tuple(line.text for line in lines) == SAYS
 
     await eventually_async(all_are_there, timeout=PATIENCE, what="all lines")
     return lines

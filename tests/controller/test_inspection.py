@@ -63,17 +63,44 @@ async def test_logs_are_text_a_line_a_line(world: World, host: FakeHost, app_id:
     assert (await world.user.get(f"{path}?tail=0")).text == ""
     assert (await world.user.get(f"{path}?since=2026-03-04T05:06:08Z")).text == ""
     assert (await world.user.get(f"{path}?since=2026-03-04T05:06:06Z")).text == reply.text
+    for ago in ("10s", "1h30m", "1.5h", "1772600766", "1772600766.5", "1772600766000"):
+        assert (await world.user.get(f"{path}?since={ago}")).text == reply.text
     host.write(PATH, "web", "größe")
+    world.clock.advance(60)
+    for ago in ("59s", "500ms", "1772600768"):
+        assert (await world.user.get(f"{path}?since={ago}")).text == ""
     assert (await world.user.get(path)).text.splitlines()[-1] == "shop-web-1 | größe"
 
 
 async def test_logs_that_are_asked_for_wrongly_are_refused(world: World, app_id: str) -> None:
     path = f"/api/apps/{app_id}/logs"
-    for query in ("tail=-1", "tail=10001", "tail=x", "since=yesterday", "service=%00"):
+    times = ("since=yesterday", "since=5d", "since=10m ago")
+    for query in ("tail=-1", "tail=10001", "tail=x", "service=%00", "follow", "follow=2", "timestamps=ja", *times):
         (await world.user.get(f"{path}?{query}")).expect(422, "invalid_field")
     for query in ("service=nobody", "service=nobody&follow=true"):
         (await world.user.get(f"{path}?{query}")).expect(404, "service_not_found")
     (await world.user.get("/api/apps/00000000-0000-0000-0000-000000000000/logs")).expect(404, "app_not_found")
+
+
+async def test_times_of_lines_are_shown_where_they_are_asked_for(world: World, host: FakeHost, app_id: str) -> None:
+    path = f"/api/apps/{app_id}/logs?tail=1&service=web"
+    line = host.app(PATH).logs[2]
+    shown = f"shop-web-1 | {line.time} three"
+    for word in ("1", "true", "TRUE", "yes", "On"):
+        assert (await world.user.get(f"{path}&timestamps={word}")).text == f"{shown}\n"
+        async with listening(world.user, f"{path}&follow={word}&timestamps={word}") as stream:
+            event = await stream.next()
+            assert event is not None
+            assert (event.data, event.id) == (shown, line.time)
+    for word in ("0", "false", "No", "off"):
+        assert (await world.user.get(f"{path}&timestamps={word}&follow={word}")).text == "shop-web-1 | three\n"
+    assert (await world.user.get(f"/api/apps/{app_id}/logs?since={line.time}&service=web")).text == ""
+
+
+async def test_a_word_for_yes_counts_wherever_there_is_a_flag(world: World, app_id: str) -> None:
+    (await world.admin.delete(f"/api/apps/{app_id}?force=perhaps")).expect(422, "invalid_field")
+    (await world.admin.delete(f"/api/apps/{app_id}?force=0")).expect(409, "app_running")
+    (await world.admin.delete(f"/api/apps/{app_id}?force=YES")).expect(200)
 
 
 async def test_followed_logs_come_as_they_are_written_and_go_on_after_a_cut(

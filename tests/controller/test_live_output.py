@@ -125,9 +125,11 @@ async def test_while_it_runs_its_record_shows_what_it_has_printed(
         ("größe \N{SHIP}\n".encode() + b"\xff\xfe\0end\n", ["größe \N{SHIP}", "\N{REPLACEMENT CHARACTER}" * 2 + "end"]),
         (b"\n\r\n  \n", []),
         (b"never ended", ["never ended"]),
-        (b"a" * 40_000 + b"\n", ["a" * 16384, "a" * 16384, "a" * (40_000 - 2 * 16384)]),
+        (b"a" + "é".encode() * 40_000 + b"\n", ["a" + "é" * 32_767, "é" * (40_000 - 32_767)]),
+        (b'Sure?{"id":"Container x","text":"Running"}\n', ["Sure?", "Container x Running"]),
+        (b"copy 10%\rcopy 50%\rcopy 100%\n", ["copy 100%"]),
     ],
-    ids=["escapes", "warning", "unknown", "twice", "bytes", "blank", "unended", "long"],
+    ids=["escapes", "warning", "unknown", "twice", "bytes", "blank", "unended", "long", "asked", "progress"],
 )
 async def test_whatever_is_printed_comes_as_lines_for_people(
     world: World, host: FakeHost, printed: bytes, seen: list[str]

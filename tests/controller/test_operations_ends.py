@@ -208,8 +208,40 @@ async def test_only_the_end_of_a_long_output_is_kept(world: World, host: FakeHos
     lines = b"".join(b"line %06d\n" % number for number in range(20_000))
     host.plans[OperationKind.UP] = Plan(0, lines)
     body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
-    assert len(body["output"]) <= 64 * 1024
-    assert body["output"].endswith("line 019999")
+    remark, *kept = body["output"].split("\n")
+    assert remark == "[Earlier lines are left out.]"
+    assert kept == [f"line {number:06d}" for number in range(20_000 - len(kept), 20_000)]
+    assert 64 * 1024 - 2 * 12 <= 12 * len(kept) <= 64 * 1024
+
+
+PANIC = b"panic: runtime error: index out of range [3]\n\ngoroutine 1 [running]:\nmain.main()\n\t/main.go:1 +0x1\n"
+
+
+@pytest.mark.parametrize(("verb", "code"), [("start", 2), ("restart", 0), ("stop", 0)])
+async def test_a_crash_of_compose_itself_is_a_failure_whatever_its_exit_code(
+    world: World, host: FakeHost, app_id: str, verb: str, code: int
+) -> None:
+    (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    left = () if verb == "stop" else ("web",)
+    host.plans = {kind: Plan(code, PANIC, left) for kind in OperationKind}
+    body = (await world.user.post(f"/api/apps/{app_id}/{verb}")).expect(502, "compose_crashed")
+    assert "crashed (panic: runtime error: index out of range [3])" in body["error"]
+    assert "goroutine 1 [running]:" in body["output"]
+    operation = await world.operation(body["operationId"])
+    assert (operation["state"], operation["error"], operation["exitCode"]) == ("failed", body["error"], code)
+    assert (await world.app(app_id))["status"] == ("stopped" if verb == "stop" else "running")
+
+
+async def test_what_a_success_has_not_done_is_in_its_message(world: World, host: FakeHost, app_id: str) -> None:
+    asked = b'Volume "a_b" exists but doesn\'t match configuration in compose file. Recreate (data will be lost)?'
+    host.plans[OperationKind.UP] = Plan(0, asked + b'{"id":"Container web","status":"Done","text":"Running"}\n')
+    body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    assert body["message"].startswith("Application started successfully. The change of the volume a_b was not applied")
+    assert body["output"].split("\n")[-2:] == [asked.decode(), "Container web Running"]
+    busy = b'{"id":"Network a_default","status":"Warning","text":"Still in use","details":"by stranger"}\n'
+    host.plans[OperationKind.DOWN] = Plan(0, busy)
+    body = (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
+    assert body["message"].startswith("Application stopped successfully. The network a_default was left, since")
 
 
 async def test_output_that_is_no_text_is_shown_all_the_same(world: World, host: FakeHost, app_id: str) -> None:

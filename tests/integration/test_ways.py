@@ -1,6 +1,9 @@
 """A server without an agent, and one whose agent is away: the same operations by SSH, and nothing twice."""
 
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ from moorage_lab.engine import PrivateEngine
 from moorage_lab.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
 from rigs import remove_ssh_apps
-from stack import SLEEPER, SLOW, Stack
+from stack import IMAGE, SLEEPER, SLOW, Stack
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,86 @@ def test_a_server_without_an_agent_does_all_that_one_with_an_agent_does(stack: S
     stopped = stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
     assert stopped["status"] == "stopped"
     assert stack.containers(directory) == []
+
+
+def _bare(stack: Stack, sshd: PrivateSshd) -> str:
+    """Return the id of the server without an agent."""
+    found = [each["id"] for each in stack.api.get("/api/servers").expect(200) if each["name"] == "bare"]
+    if not found:
+        body = {"name": "bare", "address": "127.0.0.1", **ssh(sshd, "op")}
+        found = [stack.api.post("/api/servers", body).expect(201)["id"]]
+    wait_server(stack, found[0], status="online")
+    return str(found[0])
+
+
+@pytest.mark.parametrize("way", ["agent", "ssh"])
+def test_what_a_start_and_a_stop_have_not_done_is_in_their_messages(
+    stack: Stack, sshd: PrivateSshd, way: str, engine: PrivateEngine
+) -> None:
+    server_id, apps = (stack.server_id, stack.apps) if way == "agent" else (_bare(stack, sshd), sshd.apps)
+    name = f"left-{way}"
+    talks = '["sh", "-c", "trap \\"echo bye; exit\\" TERM; echo hello; while :; do sleep 0.1; done"]'
+    service = f"{{image: '{IMAGE}', command: {talks}, volumes: ['data:/data']}}"
+    volume = "{driver_opts: {type: tmpfs, device: tmpfs, o: size=1m}}"
+    compose = f"services: {{web: {service}}}\nvolumes: {{data: {volume}}}\n"
+    app_id = stack.make_app(name, compose, apps / name, serverId=server_id)
+    stack.api.post(f"/api/apps/{app_id}/start").expect(200)
+    (apps / name / "compose.yaml").write_text(compose.replace("size=1m", "size=2m"))
+    started = stack.api.post(f"/api/apps/{app_id}/start").expect(200)
+    assert f"The change of the volume {name}_data was not applied" in started["message"]
+    (asked,) = [line for line in started["output"].split("\n") if "Recreate" in line]
+    assert asked.endswith("Recreate (data will be lost)?")
+    assert "{" not in started["output"]
+    with closing(engine.client()) as client:
+        stranger = client.containers.create(
+            IMAGE, ["sleep", "600"], init=True, name=f"stranger-{way}", network=f"{name}_default"
+        )
+        try:
+            stranger.start()
+            stopped = stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
+        finally:
+            stranger.remove(force=True)
+    assert stopped["status"] == "stopped"
+    remark, *lines = stack.api.get(f"/api/apps/{app_id}/logs").json.splitlines()
+    assert remark.startswith("[The app is stopped.")
+    assert lines == [f"{name}-web-1 | hello", f"{name}-web-1 | bye"]
+    assert f"The network {name}_default was left, since it is used by stranger-{way}:" in stopped["message"]
+
+
+def test_a_compose_that_crashes_is_a_failure_that_says_so(stack: Stack) -> None:
+    app_id = stack.make_app("crashes", SLOW)
+    operation = stack.api.post(f"/api/apps/{app_id}/start", headers={"Prefer": "respond-async"}).expect(202)["id"]
+    out = stack.journal(operation) / "out"
+    eventually(lambda: "Waiting" in out.read_text(), timeout=20, what="the start in full swing")
+    (compose,) = [
+        process
+        for process in Path("/proc").glob("[0-9]*")
+        if b"docker-compose\0" in _command(process) and _directory(process) == str(stack.apps / "crashes")
+    ]
+    os.kill(int(compose.name), signal.SIGABRT)
+    ended = eventually(lambda: _ended(stack, operation), timeout=20, what="its end")
+    assert ended["state"] == "failed"
+    assert ended["error"].startswith("Compose itself crashed (SIGABRT: abort)")
+    stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
+
+
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _directory(process: Path) -> str:
+    try:
+        return str((process / "cwd").readlink())
+    except OSError:
+        return ""
+
+
+def _ended(stack: Stack, operation_id: str) -> Any:  # noqa: ANN401 - JSON
+    shown = stack.operation(operation_id)
+    return shown if shown["finishedAt"] else None
 
 
 def test_ssh_takes_over_a_start_of_an_agent_that_is_killed_in_its_middle(stack: Stack) -> None:

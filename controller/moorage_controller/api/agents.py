@@ -16,7 +16,7 @@ async def install_agent(call: Call) -> Reply:
 
 async def uninstall_agent(call: Call) -> Reply:
     """DELETE /api/servers/{id}/agent."""
-    force = call.request.query.get("force") == "true"
+    force = call.query_flag("force")
     return await _reply(call, await call.services.agents.uninstall(call.id(), call.actor, force=force))
 
 

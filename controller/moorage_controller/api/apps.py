@@ -43,7 +43,7 @@ async def update_app(call: Call) -> Reply:
 
 async def delete_app(call: Call) -> Reply:
     """DELETE /api/apps/{id}."""
-    force = call.request.query.get("force") == "true"
+    force = call.query_flag("force")
     await call.services.apps.delete(call.id(), call.actor, force=force)
     return now(DeletedOut(message="Application deleted"))
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
 
 from aiohttp import web
 from pydantic import BaseModel
 
+from moorage_controller.api.query_forms import FLAGS, duration, moment
 from moorage_controller.auth.rate_limit import Budget, Limit
 from moorage_controller.auth.roles import Actor, Origin, Principal
 from moorage_controller.auth.stream_shares import StreamShares
@@ -134,22 +135,27 @@ class Call:
             raise InvalidError({name: "It must be a word of the API."})
         return text or None
 
-    def query_time(self, name: str) -> datetime | None:
-        """Return a time from the query, epoch milliseconds or ISO 8601 (UTC where it names no zone); None where absent.
+    def query_flag(self, name: str) -> bool:
+        """Return a yes or no from the query, no where it is absent. Raises InvalidError for any other word."""
+        found = FLAGS.get(self.request.query.get(name, "false").lower())
+        if found is None:
+            raise InvalidError({name: "It must be true or false (or 1, yes, on; 0, no, off)."})
+        return found
 
-        Raises InvalidError.
-        """
+    def query_ago(self, name: str) -> timedelta | None:
+        """Return a duration from the query, None where there is none: it may be a time."""
+        return duration(self.request.query.get(name, ""))
+
+    def query_time(self, name: str) -> datetime | None:
+        """Return a time from the query, as `moment` reads it; None where it is absent. Raises InvalidError."""
         text = self.request.query.get(name)
         if not text:
             return None
         try:
-            if text.isascii() and text.isdigit():
-                return datetime.fromtimestamp(int(text) / 1000, UTC)
-            # A query's plus is a blank, unless it was escaped.
-            found = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
-            return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+            return moment(text)
         except (ValueError, OverflowError, OSError):
-            raise InvalidError({name: "It must be epoch milliseconds, or an ISO 8601 time."}) from None
+            sentence = "It must be an ISO 8601 time, or epoch seconds or milliseconds."
+            raise InvalidError({name: sentence}) from None
 
     def query_number(self, name: str, default: int, least: int, most: int) -> int:
         """Return a number from the query. Raises InvalidError outside of its bounds."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from moorage_common.clock import to_millis
+from moorage_common.compose_output import remarks
 from moorage_common.states import OperationKind
 from pydantic import BaseModel
 
@@ -176,7 +177,7 @@ def started_out(view: AppView, operation: Operation, kind: OperationKind, output
         app_id=app.id,
         status=app.status,
         started_at=app.started_at,
-        message=message,
+        message=_message(message, output),
         stop_at=app.stop_at,
         timer_ends_at=app.stop_at,
         app_url=app.app_url,
@@ -191,10 +192,16 @@ def stopped_out(view: AppView, operation: Operation, output: str) -> StoppedOut:
         success=True,
         app_id=view.app.id,
         status=view.app.status,
-        message="Application stopped successfully",
+        message=_message("Application stopped successfully", output),
         operation_id=operation.id,
         output=output,
     )
+
+
+def _message(done: str, output: str) -> str:
+    """Return the sentence of a success, with what it has not done."""
+    left = remarks(output)
+    return f"{done}. {' '.join(left)}" if left else done
 
 
 def iso(moment: datetime) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moorage_controller.api.query_forms import FLAGS
+
 LIVE = frozenset(
     {
         "/api/auth/verify",
@@ -41,6 +43,7 @@ class Details:
 _ID = {"type": "string", "format": "uuid"}
 _WORD = {"type": "string", "maxLength": 100, "pattern": "^[ -~]*$"}
 _TIME = {"type": "string"}
+_FLAG = {"type": "string", "enum": list(FLAGS)}
 _SERVER = {"name": "Production Server 1", "address": "192.168.1.100", "sshUser": "root", "sshPort": 22}
 _RUN_ERRORS: dict[int, tuple[str, ...]] = {
     409: (
@@ -134,7 +137,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ("DELETE", "/api/servers/{id}/agent"): Details(
         errors=_AGENT_ERRORS,
         asynchronous=True,
-        query={"force": ({"type": "string", "enum": ["true", "false"]}, "`true` revokes also where the host is away.")},
+        query={"force": (_FLAG, "`true` revokes also where the host is away.")},
     ),
     ("POST", "/api/enroll"): Details(
         errors={401: ("bad_join_token", "join_token_used", "join_token_expired", "join_token_unreadable")}
@@ -163,7 +166,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
     ),
     ("DELETE", "/api/apps/{id}"): Details(
         errors={**_RUN_ERRORS, 409: ("app_running", *_RUN_ERRORS[409])},
-        query={"force": ({"type": "string", "enum": ["true", "false"]}, "`true` stops a running app first.")},
+        query={"force": (_FLAG, "`true` stops a running app first.")},
     ),
     ("GET", "/api/servers/{id}/discover"): Details(errors=_ASK_ERRORS),
     ("GET", "/api/apps/{id}/services"): Details(errors=_ASK_ERRORS),
@@ -175,11 +178,15 @@ DETAILS: Mapping[tuple[str, str], Details] = {
                 "So many of the last lines of each container.",
             ),
             "service": (_WORD, "Only the containers of one service."),
-            "since": (_TIME, "Only lines after this moment, by the host's clock: epoch milliseconds, or ISO 8601."),
+            "since": (
+                _TIME,
+                "Only later lines, by the host's clock: `10m`, `1h30m` ago, ISO 8601, epoch seconds or milliseconds.",
+            ),
             "follow": (
-                {"type": "string", "enum": ["true", "false"]},
+                _FLAG,
                 "`true`: go on, as server-sent events; a header Last-Event-ID goes on after that line.",
             ),
+            "timestamps": (_FLAG, "`true`: each line's time before its text, RFC 3339 with nanoseconds."),
         },
         media=("text/plain", EVENT_STREAM),
     ),
@@ -218,7 +225,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
             "userId": (_ID, "Entries of one user."),
             "action": (_WORD, "Entries of one action, as `LOGIN` or `AUTO_STOP`."),
             "resourceType": (_WORD, "`user`, `server`, `project`, `app` or `token`."),
-            "from": (_TIME, "The earliest moment: epoch milliseconds, or ISO 8601."),
+            "from": (_TIME, "The earliest moment: ISO 8601, epoch seconds or milliseconds."),
             "to": (_TIME, "The latest moment, included."),
         }
     ),

@@ -2,9 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, aclosing
-from datetime import UTC, datetime
+from functools import partial
 from posixpath import relpath
 
 from moorage_common.app_identity import COMPOSE_FILES, OVERRIDE_FILES
@@ -20,7 +20,7 @@ from moorage_controller.api.replies import Raw, Reply, now, stream
 from moorage_controller.api.sse import Event, Events, while_connected
 from moorage_controller.auth.stream_shares import Kind
 from moorage_controller.hosts.transport import HostProject
-from moorage_controller.services.inspection import Lines, ShownContainer
+from moorage_controller.services.inspection import Lines, ShownContainer, engine_time
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 _MOST_LINES = 10_000
@@ -40,43 +40,49 @@ async def discover_projects(call: Call) -> Reply:
 async def show_logs(call: Call) -> Reply:
     """GET /api/apps/{id}/logs: what its containers write, as text, or as events with `follow=true`.
 
-    A line is `CONTAINER | TEXT`. `id` of an event is its line's time: with it as Last-Event-ID a reader who was cut
-    off goes on after that line.
+    A line is `CONTAINER | TEXT`, with `timestamps` `CONTAINER | TIME TEXT`. `id` of an event is its line's time: with
+    it as Last-Event-ID a reader who was cut off goes on after that line.
     """
-    since, tail = call.query_time("since"), call.query_number("tail", 200, 0, _MOST_LINES)
-    follow = call.request.query.get("follow") == "true"
-    after = "" if since is None else _engine_time(since)
+    ago, tail = call.query_ago("since"), call.query_number("tail", 200, 0, _MOST_LINES)
+    follow, timestamps = call.query_flag("follow"), call.query_flag("timestamps")
+    after = _since(call) if ago is None else ""
     if follow and _TIME.fullmatch(call.last_event_id):
-        after, tail = call.last_event_id, -1
+        after, tail, ago = call.last_event_id, -1, None
     wanted = LogsWanted(call.query_word("service") or "", tail, after, follow)
+    show = partial(_text, timestamps=timestamps)
     with ExitStack() as held:
         held.enter_context(call.services.stream_shares.of_user(Kind.LOGS, call.principal.user_id))
+        lines = call.services.inspection.logs(call.id(), wanted, held, ago)
         if follow:
-            return stream(_events(await call.services.inspection.logs(call.id(), wanted, held)), held)
-        return Reply(Raw(await while_connected(call.request, _whole(call, wanted, held)), "text/plain"))
+            return stream(_events(await lines, show), held)
+        return Reply(Raw(await while_connected(call.request, _whole(lines, show)), "text/plain"))
 
 
-async def _whole(call: Call, wanted: LogsWanted, held: ExitStack) -> bytes:
+def _since(call: Call) -> str:
+    """Return the time in the query as the Engine writes times; one of its own as it is, to the nanosecond."""
+    given = call.query_time("since")
+    text = call.request.query.get("since", "")
+    return text if given is None or _TIME.fullmatch(text) else engine_time(given)
+
+
+async def _whole(asked: Awaitable[Lines], show: Callable[[LogLine], str]) -> bytes:
     text = bytearray()
-    async with aclosing(await call.services.inspection.logs(call.id(), wanted, held)) as lines:
+    async with aclosing(await asked) as lines:
         async for batch in lines:
-            text += "".join(f"{_text(line)}\n" for line in batch).encode()
+            text += "".join(f"{show(line)}\n" for line in batch).encode()
             await asyncio.sleep(0)
     return bytes(text)
 
 
-async def _events(lines: Lines) -> Events:
+async def _events(lines: Lines, show: Callable[[LogLine], str]) -> Events:
     async with aclosing(lines):
         async for batch in lines:
-            yield [Event(_text(line), id=line.time or None) for line in batch]
+            yield [Event(show(line), id=line.time or None) for line in batch]
 
 
-def _text(line: LogLine) -> str:
-    return f"{line.container} | {line.text}" if line.container else line.text
-
-
-def _engine_time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+def _text(line: LogLine, *, timestamps: bool) -> str:
+    text = f"{line.time} {line.text}" if timestamps and line.time else line.text
+    return f"{line.container} | {text}" if line.container else text
 
 
 def _container_out(shown: ShownContainer) -> ContainerOut:

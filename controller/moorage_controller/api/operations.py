@@ -3,8 +3,10 @@
 import re
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
+from itertools import pairwise
 
 from moorage_common.compose_output import readable
+from moorage_common.untrusted import cut_at
 
 from moorage_controller.api.call import Call, to_json
 from moorage_controller.api.convert import operation_out, operation_shown_out
@@ -16,7 +18,7 @@ from moorage_controller.store.output import Piece
 
 _MOST_OFFSET = 10**15
 _OFFSET = re.compile(r"[0-9]{1,15}")
-_LONGEST_LINE = 16 * 1024
+_LONGEST_LINE = 64 * 1024
 
 
 async def list_operations(call: Call) -> Reply:
@@ -99,18 +101,21 @@ class _Lines:
         return self._event(line)
 
     def _cut(self, line: bytes, events: list[Event]) -> bytes:
-        """Tell a very long line in parts; return the last of them."""
+        """Tell a very long line in parts, none of which ends inside a character; return the last of them."""
         while len(line) > _LONGEST_LINE:
+            end = cut_at(line, _LONGEST_LINE)
             self._last = ""
-            events += self._event(line[:_LONGEST_LINE])
-            line = line[_LONGEST_LINE:]
+            events += self._event(line[:end])
+            line = line[end:]
             self._last = ""
         return line
 
     def _event(self, line: bytes, *, newline: int = 0) -> list[Event]:
         self.offset += len(line) + newline
-        text = readable(line.decode(errors="replace"))
-        if not text or text == self._last:
+        texts = readable(line.decode(errors="replace"))
+        texts = [text for before, text in pairwise([self._last, *texts]) if text != before]
+        if not texts:
             return []
-        self._last = text
-        return [Event(text, id=str(self.offset))]
+        self._last = texts[-1]
+        # Who is cut off between two texts of one line reads that line anew.
+        return [*(Event(text) for text in texts[:-1]), Event(texts[-1], id=str(self.offset))]

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 from moorage_common.clock import Clock, jittered
-from moorage_common.compose_output import error_sentence
+from moorage_common.compose_output import crash, error_sentence
 from moorage_common.states import OperationKind
 from moorage_common.untrusted import clean_sentence
 
@@ -30,6 +30,7 @@ from moorage_controller.hosts.transport import (
 )
 from moorage_controller.services import start_ends
 from moorage_controller.services.deadlines import provisional_deadline
+from moorage_controller.services.last_logs import LogKeeper
 from moorage_controller.services.outputs import TAIL_BYTES
 from moorage_controller.services.runs import Outcome, Rules, host_app
 from moorage_controller.services.transcript import Transcript
@@ -50,6 +51,13 @@ _RETRIES = {SAID_TOO_MUCH: _LAST_RETRY}
 DEADLINE = "the operation's time limit"
 SILENCE = "the operation's no-progress limit"
 """Who cancelled, as the host's journal has it, when nobody but a limit did."""
+_CRASH_BYTES = 1 << 20
+"""Of the output's end, where a crash is looked for: what Go prints of one may be long."""
+_CRASHED = (
+    "Compose itself crashed ({}), so that what it has done is not known: look at the app's status and at this "
+    "operation's output, then start or stop the app again. If it crashes again, run `docker compose config` in the "
+    "app's directory, and take out of its compose file what was changed or added last."
+)
 _TOO_LONG = {
     DEADLINE: "The operation took longer than its time limit and was stopped.",
     SILENCE: "The operation made no progress for longer than its limit and was stopped.",
@@ -76,6 +84,8 @@ class Delivery:
         self._clock = clock
         self._operation = operation
         self._limits = limits
+        assert operation.app_id is not None
+        self._last_logs = LogKeeper(database, clock, operation.app_id)
         self._transcript = Transcript(database, signals, clock, operation.id)
         self._host_app: HostApp | None = None
         self._offset = 0
@@ -96,10 +106,13 @@ class Delivery:
                 self._connected = await self._connect()
             except HostUnreachableError as error:
                 return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
+            if order.kind is OperationKind.DOWN:
+                await self._last_logs.begin(self._connected, order.app)
         limit = asyncio.create_task(self._enforce_limits())
         try:
             return await self._deliver(order, send=not recovered or self._may_still_start(), sent=recovered)
         finally:
+            await self._last_logs.drop()
             limit.cancel()
             with suppress(asyncio.CancelledError):
                 await limit
@@ -244,6 +257,7 @@ class Delivery:
 
     async def _outcome(self, end: End) -> Outcome:
         await self._transcript.close()
+        await self._last_logs.keep()
         if end.kind is EndKind.LOST:
             return Outcome(
                 "interrupted",
@@ -255,9 +269,16 @@ class Delivery:
         if end.kind is EndKind.BURIED:
             state, code, sentence = self._why_buried(end)
             return Outcome(state, ran=False, error_code=code, error=sentence, observed=end.observed)
+        output = (await self._transcript.tail(_CRASH_BYTES)).decode(errors="replace")
+        crashed = None if end.cancelled_by else crash(output, end.exit_code)
+        if crashed is not None:
+            sentence = clean_sentence(_CRASHED.format(crashed))
+            return Outcome(
+                "failed", exit_code=end.exit_code, error_code="compose_crashed", error=sentence, observed=end.observed
+            )
         if end.exit_code == 0:
             return await self._success(end)
-        state, code, sentence = await self._failure(end)
+        state, code, sentence = await self._failure(end, output[-TAIL_BYTES:])
         if sentence == start_ends.NO_SERVICE and end.observed is not None and not end.observed.containers:
             # Compose has a failure for what was all done: there is nothing to be started.
             return Outcome("succeeded", exit_code=end.exit_code, observed=end.observed)
@@ -280,12 +301,11 @@ class Delivery:
         state = "cancelled" if end.code == "cancelled" else "failed"
         return state, end.code, end.reason or "It was cancelled before it began."
 
-    async def _failure(self, end: End) -> tuple[str, str, str]:
+    async def _failure(self, end: End, output: str) -> tuple[str, str, str]:
         if end.cancelled_by in _TOO_LONG:
             return "failed", "deadline_exceeded", _TOO_LONG[end.cancelled_by]
         if end.cancelled_by:
             return "cancelled", "operation_cancelled", f"The operation was cancelled by {end.cancelled_by}."
-        output = (await self._transcript.tail(TAIL_BYTES)).decode(errors="replace")
         said = error_sentence(output) or f"Compose ended with exit code {end.exit_code} and said nothing."
         port = start_ends.taken_port(said)
         taken = None if port is None or end.observed is None else await self._who_has(port, said, end.observed)

@@ -7,7 +7,7 @@ from datetime import timedelta
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from moorage_controller.store import changes, operations, output
+from moorage_controller.store import changes, last_logs, operations, output
 from moorage_controller.store.engine import Database
 
 log = structlog.get_logger(__name__)
@@ -20,7 +20,10 @@ _CHANGES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Keeps:
-    """How long operations that have ended are kept, how many at most, and for how long what they printed."""
+    """How long operations that have ended are kept, how many at most, and for how long what they printed.
+
+    That counts for the last lines of stopped apps as well.
+    """
 
     operations: timedelta
     most_operations: int
@@ -44,6 +47,7 @@ class History:
         )
         pieces = await self._all(lambda connection: output.remove_old(connection, now - self._keeps.output, _AT_ONCE))
         async with self._database.write() as connection:
+            await last_logs.remove_old(connection, now - self._keeps.output)
             await changes.remove_old(connection, _CHANGES)
         if gone or pieces:
             log.info("history_forgotten", operations=gone, pieces_of_output=pieces)

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
 from uuid import UUID
 
@@ -19,15 +20,20 @@ from moorage_controller.hosts.transport import (
     HostRefusedError,
     Hosts,
 )
+from moorage_controller.services import last_logs
 from moorage_controller.services.runs import host_app
 from moorage_controller.store import apps as app_store
+from moorage_controller.store import last_logs as last_log_store
 from moorage_controller.store import servers as server_store
 from moorage_controller.store.engine import Database
 from moorage_controller.store.servers import Server
 
 T = TypeVar("T")
 Lines = AsyncGenerator[Sequence[LogLine], None]
+First = asyncio.Future[Sequence[LogLine] | None]
+"""The first batch of lines, None where there is none."""
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _WHOLE_SECONDS = 75.0
 """How long a log that isn't followed may take in all; the host itself gives up after a minute."""
 _FIRST_SECONDS = 3.0
@@ -69,14 +75,29 @@ class Inspection:
         unnamed = [project for project in found if project.project.directory not in named]
         return sorted(unnamed, key=lambda each: (each.project.name, each.project.directory))
 
-    async def logs(self, app_id: UUID, wanted: LogsWanted, held: ExitStack) -> Lines:
+    async def logs(self, app_id: UUID, wanted: LogsWanted, held: ExitStack, ago: timedelta | None = None) -> Lines:
         """Return batches of what an app's containers write; what the host objects to is raised here already.
 
-        It holds a place of the host's until `held` is closed. Raises NotFoundError `service_not_found`; ConflictError
-        `too_many_logs`; TooManyRequestsError `too_many_streams`; ForbiddenError.
+        `ago` counts back from now, instead of a time in `wanted`. It holds a place of the host's until `held` is
+        closed. Raises NotFoundError `service_not_found`; ConflictError `too_many_logs`; TooManyRequestsError
+        `too_many_streams`; ForbiddenError. Of a stopped app that has no lines any more, it is what its stop kept.
         """
         server, app = await self._app(app_id)
+        async with self._database.read() as connection:
+            if ago is not None:
+                wanted = replace(wanted, since=engine_time(await self._database.now(connection) - ago))
+            kept = last_logs.shown(await last_log_store.of_stopped(connection, app_id), wanted)
         held.enter_context(self._shares.of_host(server.id))
+        try:
+            first, lines = await self._begin(server, app, wanted)
+        except (NotFoundError, HostUnreachableError):
+            if not kept:
+                raise
+            return _only(kept)
+        return _going_on([] if first.done() and first.result() else kept, first, lines)
+
+    async def _begin(self, server: Server, app: HostApp, wanted: LogsWanted) -> tuple[First, Lines]:
+        """Ask for logs, and wait for what the host objects to."""
         told = self._hosts.transport(server).logs(app, wanted)
         lines = told if wanted.follow else _within(told, _WHOLE_SECONDS)
         first = asyncio.ensure_future(anext(lines, None))
@@ -89,7 +110,7 @@ class Inspection:
             await asyncio.gather(first, return_exceptions=True)
             await lines.aclose()
             raise
-        return _going_on(first, lines)
+        return first, lines
 
     async def _app(self, app_id: UUID) -> tuple[Server, HostApp]:
         server: Server | None = None
@@ -100,6 +121,11 @@ class Inspection:
         if app is None or server is None:
             raise NotFoundError("app_not_found", "There is no app of that id.")
         return server, host_app(app)
+
+
+def engine_time(moment: datetime) -> str:
+    """Return a time as an Engine writes it; none before 1970, which an Engine doesn't know."""
+    return max(moment, _EPOCH).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
 
 
 async def _within(lines: Lines, seconds: float) -> Lines:
@@ -117,8 +143,14 @@ async def _within(lines: Lines, seconds: float) -> Lines:
             raise ContactLostError(f"The host did not send the whole log within {seconds:.0f} seconds.") from None
 
 
-async def _going_on(first: "asyncio.Future[Sequence[LogLine] | None]", lines: Lines) -> Lines:
+async def _only(kept: Sequence[LogLine]) -> Lines:
+    yield kept
+
+
+async def _going_on(kept: Sequence[LogLine], first: First, lines: Lines) -> Lines:
     try:
+        if kept:
+            yield kept
         async with aclosing(lines):
             batch = await _told(first)
             while batch is not None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from uuid import UUID
 
 from moorage_common.clock import Clock, wait_for
-from moorage_common.compose_output import render
+from moorage_common.compose_output import render_end
 
 from moorage_controller.signals import Signals
 from moorage_controller.store import operations as operation_store
@@ -30,10 +30,10 @@ class Outputs:
         signals.operation_ended.connect(self._wake)
 
     async def text(self, operation_id: UUID) -> str:
-        """Return the last 64 KiB as lines for people."""
+        """Return the last 64 KiB as lines for people, with a remark where that isn't all."""
         async with self._database.read() as connection:
             data = await store.tail(connection, operation_id, TAIL_BYTES)
-        return render(data.decode(errors="replace"))
+        return render_end(data, TAIL_BYTES)
 
     async def follow(self, operation_id: UUID, after: int) -> AsyncGenerator[Piece | Operation, None]:
         """Yield the pieces from a byte offset on as they come, and the operation once it has ended.

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import structlog
 from moorage_common.clock import Clock
-from moorage_common.compose_output import render
+from moorage_common.compose_output import render_end
 from moorage_common.untrusted import LIMITS
 
 from moorage_controller.signals import Signals
@@ -69,7 +69,7 @@ class Transcript:
         """Keep the rest. Raises DatabaseUnavailableError."""
         await self.drop()
         await self._keep()
-        log.info("operation_output", end=render(self._end.decode(errors="replace")), bytes=self._start)
+        log.info("operation_output", end=render_end(self._end, _LOGGED_BYTES), bytes=self._start)
 
     async def drop(self) -> None:
         """End without keeping the rest: whoever takes the operation up reads it from the host again."""

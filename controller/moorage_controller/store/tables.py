@@ -233,6 +233,17 @@ operation_output = Table(
     Column("data", LargeBinary(), nullable=False),
 )
 
+# The last lines of what an app's last stop removed, as JSON.
+last_logs = Table(
+    "last_logs",
+    metadata,
+    Column("app_id", ForeignKey("apps.id", ondelete="CASCADE"), primary_key=True),
+    Column("service", String(255), primary_key=True),
+    _time("stopped_at", nullable=False),
+    Column("lines", Text(), nullable=False),
+    Index("ix_last_logs_stopped_at", "stopped_at"),
+)
+
 # Which app, server or operation was changed, in the order of the commits, by whichever controller.
 changes = Table(
     "changes",

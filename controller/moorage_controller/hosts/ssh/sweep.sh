@@ -85,7 +85,13 @@ for each_name in $name $last_name; do
     *" $each_name "*) continue ;;
     esac
     for network in $("$@" network ls --filter "label=$label=$each_name" --format '{{.Name}}' 2>/dev/null); do
-        "$@" network rm "$network" >/dev/null 2>&1 && say "Network $network" Done Removed
+        if "$@" network rm "$network" >/dev/null 2>&1; then
+            say "Network $network" Done Removed
+            continue
+        fi
+        users=$("$@" network inspect -f '{{range .Containers}}, {{.Name}}{{end}}' "$network" 2>/dev/null) || continue
+        users=$(printf '%s' "${users#, }" | tr -d '\\"' | head -c 500)
+        printf '{"id":"Network %s","status":"Warning","text":"Still in use","details":"%s"}\n' "$network" "${users:+by }$users"
     done
 done
 [ -z "$mine" ] || fail "The app was told to stop, but this is still there: ${left#, }."

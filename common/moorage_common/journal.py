@@ -76,6 +76,11 @@ class Journal:
         self._group = group
         self._launcher = tuple(launcher)
 
+    @property
+    def locks(self) -> str:
+        """The folder of the locks on directories and project names."""
+        return str(self._root / "locks")
+
     def prepare(self) -> None:
         """Make the folders, or see that they are as they should be. Raises JournalError."""
         with self._os_errors():

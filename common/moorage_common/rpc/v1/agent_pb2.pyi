@@ -353,6 +353,7 @@ class Host(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     JOURNAL_FIELD_NUMBER: _builtins.int
     KEEPS_DEADLINES_FIELD_NUMBER: _builtins.int
+    DISK_PROBLEM_FIELD_NUMBER: _builtins.int
     engine_reachable: _builtins.bool
     engine_problem: _builtins.str
     """One sentence; empty when the Engine answers."""
@@ -366,7 +367,9 @@ class Host(_message.Message):
     journal: _builtins.str
     """The folder of the agent's journal on the host."""
     keeps_deadlines: _builtins.bool
-    """The agent knows SetDeadline, and stops apps itself."""
+    """The agent knows SetDeadline, its disk takes deadlines, and it stops apps itself."""
+    disk_problem: _builtins.str
+    """Why nothing can be written on the disk with the agent's state, or soon can't; empty while there is room. One sentence."""
     def __init__(
         self,
         *,
@@ -380,10 +383,11 @@ class Host(_message.Message):
         agent_version: _builtins.str = ...,
         journal: _builtins.str = ...,
         keeps_deadlines: _builtins.bool = ...,
+        disk_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "compose_version", b"compose_version", "engine_problem", b"engine_problem", "engine_reachable", b"engine_reachable", "engine_version", b"engine_version", "journal", b"journal", "keeps_deadlines", b"keeps_deadlines", "running_containers", b"running_containers", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "compose_version", b"compose_version", "disk_problem", b"disk_problem", "engine_problem", b"engine_problem", "engine_reachable", b"engine_reachable", "engine_version", b"engine_version", "journal", b"journal", "keeps_deadlines", b"keeps_deadlines", "running_containers", b"running_containers", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,18 +22,18 @@ class SmallDisk:
         """Mount it."""
         about = self.folder.stat()
         owner = f"uid={about.st_uid},gid={about.st_gid},mode={about.st_mode & 0o7777:o}"
-        self._run("mount", "-t", "tmpfs", "-o", f"{_ROOMY},{owner}", "none", str(self.folder))
+        self.run("mount", "-t", "tmpfs", "-o", f"{_ROOMY},{owner}", "none", str(self.folder))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Unmount it, as soon as nobody uses it any more."""
-        self._run("umount", "--lazy", str(self.folder))
+        self.run("umount", "--lazy", str(self.folder))
 
     @contextmanager
     def full(self, way: str) -> Iterator[None]:
         """Have it take nothing, in one of the ways, until the end."""
         size, blocks, free, files, free_files = map(
-            int, self._run("stat", "-f", "-c", "%S %b %f %c %d", self.folder).split()
+            int, self.run("stat", "-f", "-c", "%S %b %f %c %d", self.folder).split()
         )
         options = {
             "bytes": f"size={(blocks - free) * size}",
@@ -48,8 +48,9 @@ class SmallDisk:
 
     def remount(self, options: str) -> None:
         """Give it other options."""
-        self._run("mount", "-o", f"remount,{options}", str(self.folder))
+        self.run("mount", "-o", f"remount,{options}", str(self.folder))
 
-    def _run(self, *argv: object) -> str:
+    def run(self, *argv: object) -> str:
+        """Run a command where the disk is mounted; return what it printed."""
         done = subprocess.run([*self._inside, *map(str, argv)], check=True, capture_output=True, text=True)
         return done.stdout

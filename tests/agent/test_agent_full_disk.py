@@ -93,13 +93,14 @@ async def test_what_never_came_to_a_full_host_can_be_buried(lone: LoneAgent, cal
     assert lone.containers(directory) == {}
 
 
-async def test_a_stop_without_a_journal_waits_for_who_is_at_work(
-    lone: LoneAgent, caller: Caller, disk: SmallDisk
+@pytest.mark.parametrize("way", FULL[:2])
+async def test_a_stop_without_a_journal_waits_for_a_start_that_can_be_cancelled(
+    lone: LoneAgent, caller: Caller, disk: SmallDisk, way: str
 ) -> None:
-    directory = lone.app("at-work", NEVER_HEALTHY)
+    directory = lone.app(f"at-work-{way}", NEVER_HEALTHY)
     starting = await caller.start(UP, directory)
-    await eventually_async(lambda: lone.containers(directory).get("at-work-web-1") == "running", what="web")
-    with disk.full("files"):
+    await eventually_async(lambda: lone.containers(directory).get(f"at-work-{way}-web-1") == "running", what="web")
+    with disk.full(way):
         done = await caller.run(DOWN, directory)
         assert (done.end.end, done.end.code) == (pb.OPERATION_END_BURIED, "directory_busy")
         await caller.cancel(starting)

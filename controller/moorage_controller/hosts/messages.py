@@ -82,6 +82,7 @@ def host_info(host: pb.Host) -> HostInfo:
             compose_version=host.compose_version,
             journal=host.journal,
             keeps_deadlines=host.keeps_deadlines,
+            disk_problem=host.disk_problem,
         )
     )
 

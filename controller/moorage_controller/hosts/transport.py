@@ -71,6 +71,8 @@ class HostInfo:
     journal: str = ""
     fallback: str = ""
     keeps_deadlines: bool = False
+    disk_problem: str = ""
+    """One sentence where nothing can be written on the disk with the host's journal, or soon can't."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,15 +32,17 @@ class SmallDisk:
     @contextmanager
     def full(self, way: str) -> Iterator[None]:
         """Have it take nothing, in one of the ways, until the end."""
-        size, blocks, free, files, free_files = map(
-            int, self.run("stat", "-f", "-c", "%S %b %f %c %d", self.folder).split()
-        )
-        options = {
-            "bytes": f"size={(blocks - free) * size}",
-            "files": f"nr_inodes={files - free_files}",
-            "read-only": "ro",
-        }
-        self.remount(options[way])
+        for tries_left in (3, 2, 1, 0):
+            told = self.run("stat", "-f", "-c", "%S %b %f %c %d", self.folder)
+            size, blocks, free, files, free_files = map(int, told.split())
+            used = {"bytes": f"size={(blocks - free) * size}", "files": f"nr_inodes={files - free_files}"}
+            try:
+                self.remount(used.get(way, "ro"))
+                break
+            except subprocess.CalledProcessError:
+                # Somebody took room between the two commands.
+                if not tries_left:
+                    raise
         try:
             yield
         finally:

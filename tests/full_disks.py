@@ -56,3 +56,10 @@ class SmallDisk:
         """Run a command where the disk is mounted; return what it printed."""
         done = subprocess.run([*self._inside, *map(str, argv)], check=True, capture_output=True, text=True)
         return done.stdout
+
+
+@contextmanager
+def covered(folder: Path) -> Iterator[None]:
+    """Put an empty disk that is full over a folder."""
+    with SmallDisk(folder) as disk, disk.full("files"):
+        yield

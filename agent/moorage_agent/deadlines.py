@@ -181,8 +181,8 @@ class Deadlines:
         try:
             await self._save()
         except RefusalError:
-            # What isn't on disk isn't promised; what was there still is.
-            if self._held.get(held.app_id) == held:
+            # What isn't on disk isn't promised; what was there still is, unless this ends it, or comes sooner.
+            if self._held.get(held.app_id) == held and not _comes_sooner(held, old):
                 self._held.pop(held.app_id)
                 if old is not None:
                     self._held[held.app_id] = old
@@ -222,3 +222,9 @@ class Deadlines:
     def _tell(self) -> None:
         for listener in tuple(self._listeners):
             listener()
+
+
+def _comes_sooner(held: Held, old: Held | None) -> bool:
+    if old is None or held.project != old.project:
+        return False
+    return not held.run_id or (held.run_id == old.run_id and held.due <= old.due)

@@ -8,6 +8,8 @@ _ENOUGH_BYTES = 1024 * _MIB
 """A large disk isn't nearly full when a small part of it is left."""
 _LEAST_PART = 0.05
 _LEAST_FILES = 1000
+_STEPS = (10, 20, 40, 64, 128, 256, 512, 1024)
+"""MiB: a figure that changed with every write would be news each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,12 @@ class Room:
 def room_problem(place: str, room: Room) -> str:
     """Return one sentence where the disk with the folder `place` is nearly full, empty where it isn't."""
     if room.free < max(_LEAST_BYTES, min(room.size * _LEAST_PART, _ENOUGH_BYTES)):
-        left = f"{room.free // _MIB} MiB"
+        left = f"{next(step for step in _STEPS if room.free < step * _MIB)} MiB left"
     elif room.files > 0 and room.free_files < _LEAST_FILES:
-        left = f"room for {room.free_files} files"
+        left = f"{_LEAST_FILES} files left"
     else:
         return ""
-    return f"The disk with {place} has only {left} left: free space there, or no app can be started on this host soon."
+    return f"The disk with {place} has less than {left}: free space there, or no app can be started on this host soon."
 
 
 def full_problem(place: str, reason: str) -> str:

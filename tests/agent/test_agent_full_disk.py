@@ -1,5 +1,6 @@
 """An agent whose disk takes nothing more: what protects people goes on, what needs room is refused beforehand."""
 
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from full_disks import FULL, SmallDisk
 from google.protobuf.duration_pb2 import Duration
 from lone_agent import DOWN, UP, Caller, Desk, LoneAgent, code_of
+from moorage_common.compose import clean_environment, down_command
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.engine import PrivateEngine
+from moorage_lab.processes import installed
 from moorage_lab.waiting import eventually_async
 from stack import NEVER_HEALTHY, SLEEPER
 
@@ -136,9 +139,22 @@ async def test_the_host_says_when_its_disk_is_nearly_full(lone: LoneAgent, calle
     async with caller.watch(lone.apps) as watching:
         await watching.until(lambda: watching.host.disk_problem == "", timeout=20)
         disk.remount("size=40m")
-        await watching.until(lambda: "MiB left" in watching.host.disk_problem, timeout=20)
-        assert watching.host.disk_problem.startswith(f"The disk with {disk.folder} has only 3")
+        await watching.until(lambda: "MiB left:" in watching.host.disk_problem, timeout=20)
+        assert watching.host.disk_problem.startswith(f"The disk with {disk.folder} has less than 40 MiB left:")
         assert watching.host.keeps_deadlines
         with disk.full("bytes"):
             await watching.until(lambda: not watching.host.keeps_deadlines, timeout=20)
         await watching.until(lambda: watching.host.keeps_deadlines, timeout=20)
+
+
+def test_compose_itself_needs_no_room_for_a_stop(lone: LoneAgent) -> None:
+    directory = lone.app("roomless", SLEEPER)
+    lone.compose(directory, "up", "-d")
+    down = down_command(installed("docker-compose"), "roomless")
+    # Neither where temporary files go, nor at home.
+    script = 'mount -t tmpfs -o nr_inodes=1 none /tmp && mount -t tmpfs -o nr_inodes=1 none /root && exec "$@"'
+    argv = ["unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script, "down", *down]
+    environment = clean_environment("/", {"DOCKER_HOST": lone.engine.host, "HOME": "/root"})
+    done = subprocess.run(argv, env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert lone.containers(directory) == {}

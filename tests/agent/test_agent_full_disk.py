@@ -11,6 +11,8 @@ import pytest
 from full_disks import FULL, SmallDisk
 from google.protobuf.duration_pb2 import Duration
 from lone_agent import DOWN, UP, Caller, Desk, LoneAgent, code_of
+from moorage_agent import sweep
+from moorage_common.app_identity import AppIdentity
 from moorage_common.compose import clean_environment, down_command
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.engine import PrivateEngine
@@ -158,3 +160,15 @@ def test_compose_itself_needs_no_room_for_a_stop(lone: LoneAgent) -> None:
     done = subprocess.run(argv, env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert lone.containers(directory) == {}
+
+
+def test_a_stop_whose_output_fits_nowhere_is_one_all_the_same(lone: LoneAgent) -> None:
+    directory = lone.app("speechless", SLEEPER)
+    identity = AppIdentity(str(directory), str(directory), None)
+    environment = clean_environment("/", {"DOCKER_HOST": lone.engine.host, "HOME": "/root"})
+    for argv in (down_command(installed("docker-compose"), "speechless"), sweep.command(identity)):
+        lone.compose(directory, "up", "-d")
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(argv, env=environment, cwd="/", stdout=full, stderr=full, timeout=60, check=False)
+        assert lone.containers(directory) == {}, argv
+        assert done.returncode == 0, argv

@@ -16,6 +16,7 @@ from moorage_common.app_identity import AppIdentity
 from moorage_common.compose import clean_environment, down_command
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.engine import PrivateEngine
+from moorage_lab.images import ensure_sample_image
 from moorage_lab.processes import installed
 from moorage_lab.waiting import eventually_async
 from stack import NEVER_HEALTHY, SLEEPER
@@ -172,3 +173,21 @@ def test_a_stop_whose_output_fits_nowhere_is_one_all_the_same(lone: LoneAgent) -
             done = subprocess.run(argv, env=environment, cwd="/", stdout=full, stderr=full, timeout=60, check=False)
         assert lone.containers(directory) == {}, argv
         assert done.returncode == 0, argv
+
+
+async def test_the_engine_may_share_the_full_disk(engine_folder: Path, desk: Desk) -> None:
+    folder = engine_folder / "whole"
+    folder.mkdir()
+    with SmallDisk(folder) as disk, PrivateEngine(folder / "e") as engine:
+        ensure_sample_image(engine)
+        whole = LoneAgent(folder / "agent", engine, desk).start()
+        try:
+            async with whole.called() as caller:
+                directory = whole.app("whole", SLEEPER)
+                assert (await caller.run(UP, directory)).end.exit_code == 0
+                with disk.full("bytes"):
+                    done = await caller.run(DOWN, directory)
+                    assert whole.containers(directory) == {}
+                    assert done.end.exit_code == 0
+        finally:
+            whole.process.terminate()

@@ -50,6 +50,7 @@ class FakeHost:
         self.boot_id = "boot-1"
         self._reachable = True
         self._engine_problem = ""
+        self._disk_problem = ""
         self._cuts = 0
         self._looked_at = 0
         self._open = True
@@ -86,6 +87,16 @@ class FakeHost:
         if not value:
             for path in self.apps:
                 self.push(self.observation(path))
+
+    @property
+    def disk_problem(self) -> str:
+        """A sentence while the host's disk is full, or nearly; then its agent keeps no deadlines."""
+        return self._disk_problem
+
+    @disk_problem.setter
+    def disk_problem(self, value: str) -> None:
+        self._disk_problem = value
+        self._push_all(self.host_info())
 
     @property
     def commands(self) -> list[tuple[OperationKind, str]]:
@@ -201,7 +212,8 @@ class FakeHost:
             "0.1.0",
             "20.10.24",
             "5.6.1",
-            keeps_deadlines=True,
+            keeps_deadlines=not self._disk_problem,
+            disk_problem=self._disk_problem,
         )
 
     def projects(self) -> list[HostProject]:

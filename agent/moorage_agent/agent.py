@@ -31,6 +31,7 @@ from moorage_agent.server import AgentServer
 from moorage_agent.service import scope_launcher
 from moorage_agent.servicer import AgentServicer
 from moorage_agent.settings import Settings, compose_binary
+from moorage_agent.state_disk import StateDisk
 from moorage_agent.watch import Watcher
 
 log = structlog.get_logger(__name__)
@@ -57,7 +58,8 @@ async def run(settings: Settings) -> None:
     deadlines = Deadlines(settings.data_dir / "deadlines.json", observer.boot_id)
     deadlines.load()
     runner = ComposeRunner(journal, engine, identities, deadlines, compose, environment(settings))
-    watcher = Watcher(observer, engine, identities, deadlines)
+    disk = StateDisk(settings.data_dir)
+    watcher = Watcher(observer, engine, identities, deadlines, disk)
     about = About(version, watcher.boot_id, str(settings.data_dir))
     servicer = AgentServicer(runner, watcher, inspection, deadlines, about, settings)
     server = AgentServer(settings, gate, servicer)
@@ -67,7 +69,7 @@ async def run(settings: Settings) -> None:
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    work = (observer.run(), _look_after(journal, deadlines, settings), prove_alive())
+    work = (observer.run(), _look_after(journal, deadlines, settings), prove_alive(), disk.run())
     background = [asyncio.create_task(each) for each in (*work, deadlines.run(), DeadMan(deadlines, runner).run())]
     try:
         with suppress(JournalError):  # a journal that can't be read says so to whoever asks for an operation

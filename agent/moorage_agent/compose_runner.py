@@ -1,14 +1,15 @@
 """Operations on this host: what a start or a stop is, run under the journal, followed and cancelled."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
 from moorage_common.app_identity import AppIdentity
 from moorage_common.app_orders import down_order, paused, up_order
-from moorage_common.journal import CancelOutcome, Guard, Journal, Launch, Order, Record, Refused, State
+from moorage_common.journal import CancelOutcome, Guard, Journal, JournalError, Launch, Order, Record, Refused, State
 from moorage_common.states import OperationKind
+from moorage_common.unrecorded import Unrecorded
 
 from moorage_agent import sweep
 from moorage_agent.deadlines import Deadlines
@@ -49,18 +50,32 @@ class ComposeRunner:
         self._identities = identities
         self._compose = compose
         self._environment = environment
+        self._unrecorded = Unrecorded()
         self._killers: set[asyncio.Task[None]] = set()
 
     async def start(self, operation_id: str, kind: OperationKind, app: WatchedApp) -> bool:
         """Start an operation; True when it was there already, running or ended, and was left alone.
 
-        Raises RefusalError; JournalError; Refused, when it is buried from now on.
+        A stop that the journal doesn't take runs without one. Raises RefusalError; JournalError, for a start;
+        Refused, when it is buried from now on.
         """
-        if await asyncio.to_thread(self._journal.read, operation_id) is not None:
-            return True
+        is_stop = kind is OperationKind.DOWN
+        try:
+            if await self._read(operation_id) is not None:
+                return True
+        except JournalError:
+            if not is_stop:
+                raise
         identity = await self._identify(kind, app)
         order, names = await self._order(operation_id, kind, identity)
-        launch = await self._journal.launch(order, self._guard(kind, identity, names))
+        guard = self._guard(kind, identity, names)
+        try:
+            launch = await self._journal.launch(order, guard)
+        except JournalError as error:
+            if not is_stop:
+                raise
+            await self._unrecorded.launch(order, guard, self._journal.locks, str(error), _execute)
+            return False
         log.info("operation_launched", operation_id=operation_id, kind=kind.value, outcome=launch.value)
         return launch is not Launch.STARTED
 
@@ -68,12 +83,12 @@ class ComposeRunner:
         """Yield output as it comes, then the record of the end. Raises RefusalError for an unknown operation."""
         while True:
             # The record first: when it says ended, the output read after it is the whole of it.
-            record = await asyncio.to_thread(self._journal.read, operation_id)
+            record = await self._read(operation_id)
             if record is None:
                 raise RefusalError("operation_unknown", "This host's journal has never heard of this operation.")
             # What something left behind prints after the end is not the operation's.
             limit = _BATCH_BYTES if record.state is State.RUNNING else min(_BATCH_BYTES, max(record.length - after, 0))
-            data = await asyncio.to_thread(self._journal.read_output, operation_id, after, limit)
+            data = await self._read_output(operation_id, after, limit)
             if data:
                 yield Chunk(after, data)
                 after += len(data)
@@ -88,10 +103,13 @@ class ComposeRunner:
 
         Raises RefusalError `not_cancellable` for a stop: the Engine goes on with it.
         """
-        record = await asyncio.to_thread(self._journal.read, operation_id)
+        record = await self._read(operation_id)
         if record is not None and record.state is State.RUNNING and record.spec.get("kind") == OperationKind.DOWN:
             raise RefusalError("not_cancellable", "A stop can't be cancelled: the Engine goes on with it.")
-        outcome = await asyncio.to_thread(self._journal.cancel, operation_id, by)
+        ended = self._unrecorded.read(operation_id)
+        if ended is not None:
+            return CancelOutcome.BURIED if ended.state is State.BURIED else CancelOutcome.ALREADY_ENDED
+        outcome = await self._cancel(operation_id, by)
         if outcome is CancelOutcome.SIGNALLED:
             self._begin_to_kill(operation_id)
         return outcome
@@ -101,6 +119,25 @@ class ComposeRunner:
         for record in await asyncio.to_thread(self._journal.running):
             if record.cancelled_by:
                 self._begin_to_kill(record.operation_id)
+
+    async def _read(self, operation_id: str) -> Record | None:
+        """Return what is known of a stop without a journal, else the journal's word. Raises JournalError."""
+        return self._unrecorded.read(operation_id) or await asyncio.to_thread(self._journal.read, operation_id)
+
+    async def _read_output(self, operation_id: str, after: int, limit: int) -> bytes:
+        if self._unrecorded.read(operation_id) is not None:
+            return self._unrecorded.read_output(operation_id, after, limit)
+        return await asyncio.to_thread(self._journal.read_output, operation_id, after, limit)
+
+    async def _cancel(self, operation_id: str, by: str) -> CancelOutcome:
+        """Cancel by the journal; what never began, and can't be buried on disk, this agent itself never begins."""
+        try:
+            return await asyncio.to_thread(self._journal.cancel, operation_id, by)
+        except JournalError:
+            if await self._read(operation_id) is not None:
+                raise
+            self._unrecorded.bury(operation_id, "cancelled", f"Cancelled by {by} before it started.")
+            return CancelOutcome.BURIED
 
     async def _identify(self, kind: OperationKind, app: WatchedApp) -> AppIdentity:
         if kind is OperationKind.DOWN:
@@ -149,3 +186,20 @@ class ComposeRunner:
         await asyncio.sleep(_KILL_AFTER_SECONDS)
         if await asyncio.to_thread(self._journal.kill, operation_id):
             log.warning("operation_killed", operation_id=operation_id)
+
+
+async def _execute(argv: Sequence[str], environment: Mapping[str, str], take: Callable[[bytes], None]) -> int:
+    """Run a stop that has no journal as a child of this process."""
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        env=environment,
+        cwd="/",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while data := await process.stdout.read(_BATCH_BYTES):
+        take(data)
+    return await process.wait()

@@ -78,7 +78,8 @@ def host(state: HostState, about: About) -> pb.Host:
         compose_version=about.compose_version,
         agent_version=build(),
         journal=about.journal,
-        keeps_deadlines=True,
+        keeps_deadlines=state.keeps_deadlines,
+        disk_problem=clean_sentence(state.disk_problem),
         knows_compose_files=True,
     )
 

@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class Deadlines:
             pass
         except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning("deadlines_unreadable", file=str(self._file), error=str(error))
-            if self._file.exists():
+            with suppress(OSError):
                 self._file.replace(self._file.with_suffix(".unreadable"))
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -136,15 +137,20 @@ class Deadlines:
                 await self._change(replace(held, project=project))
 
     async def tried(self, held: Held, *, stopped: bool) -> None:
-        """Note how this agent's own stop ended; where the app is stopped, its deadline is over."""
+        """Note how this agent's own stop ended; where the app is stopped, its deadline is over.
+
+        It holds whether or not the disk takes it: what an agent after this one does once more does no harm.
+        """
         if self._held.get(held.app_id) == held:
-            await self._change(replace(held, run_id="") if stopped else replace(held, tries=held.tries + 1))
+            self._held[held.app_id] = replace(held, run_id="") if stopped else replace(held, tries=held.tries + 1)
+            await self._try_to_save()
+            self._tell()
 
     async def stopping(self, held: Held, operation_id: str) -> None:
         """Note that this agent stops an app itself, to be told."""
         if all(stop.operation_id != operation_id for stop in self._stops):
             self._stops = [*self._stops, Stop(held.app_id, held.cd_path, operation_id)][-_MOST_STOPS:]
-            await self._save()
+            await self._try_to_save()
             self._tell()
 
     async def followed(self, operation_id: str) -> None:
@@ -152,11 +158,8 @@ class Deadlines:
         left = [stop for stop in self._stops if stop.operation_id != operation_id]
         if len(left) < len(self._stops):
             self._stops = left
-            try:
-                await self._save()
-            except RefusalError as error:
-                # It is told once more after a restart, which does no harm.
-                log.warning("deadlines_not_saved", error=str(error))
+            # Where that fails it is told once more after a restart, which does no harm.
+            await self._try_to_save()
             self._tell()
 
     async def run(self) -> None:
@@ -164,10 +167,13 @@ class Deadlines:
         while True:
             await asyncio.sleep(_SAVE_SECONDS)
             if self._held:
-                try:
-                    await self._save()
-                except RefusalError as error:
-                    log.warning("deadlines_not_saved", error=str(error))
+                await self._try_to_save()
+
+    async def _try_to_save(self) -> None:
+        try:
+            await self._save()
+        except RefusalError as error:
+            log.warning("deadlines_not_saved", error=str(error))
 
     async def _change(self, held: Held) -> None:
         old = self._held.get(held.app_id)
@@ -175,8 +181,8 @@ class Deadlines:
         try:
             await self._save()
         except RefusalError:
-            # What isn't on disk isn't promised; what was there still is.
-            if self._held.get(held.app_id) == held:
+            # What isn't on disk isn't promised; what was there still is, unless this ends it, or comes sooner.
+            if self._held.get(held.app_id) == held and not _comes_sooner(held, old):
                 self._held.pop(held.app_id)
                 if old is not None:
                     self._held[held.app_id] = old
@@ -216,3 +222,9 @@ class Deadlines:
     def _tell(self) -> None:
         for listener in tuple(self._listeners):
             listener()
+
+
+def _comes_sooner(held: Held, old: Held | None) -> bool:
+    if old is None or held.project != old.project:
+        return False
+    return not held.run_id or (held.run_id == old.run_id and held.due <= old.due)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -32,6 +33,8 @@ _FLUSH_SECONDS = 10.0
 _TELL_EVERY_SECONDS = 60.0
 _LONGEST_PATH = 90
 """Of the folder: a socket's own has 108 bytes at most."""
+_ELSEWHERE = (None, "/dev/shm", "/run")  # noqa: S108 - folders of random names are made there
+"""Where the sockets may be instead; None is the folder for temporary files."""
 
 
 Target = Callable[[], Awaitable[Path]]
@@ -61,9 +64,7 @@ class Gate:
             raise SetupError(sentence) from None
         # What an agent that was killed left behind: the address is ours, so nobody answers there.
         shutil.rmtree(self._folder, ignore_errors=True)
-        if len(os.fsencode(self._folder)) > _LONGEST_PATH:
-            self._folder = Path(tempfile.mkdtemp(prefix="moorage-agent-"))
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._folder = _socket_folder(self._folder)
         self._made = True
 
     def socket_path(self, number: int) -> Path:
@@ -248,6 +249,27 @@ class _Front(_End):
         back.transport.write(self._first)
         self._first = b""
         self.transport.resume_reading()
+
+
+def _socket_folder(wanted: Path) -> Path:
+    """Make that folder, or one elsewhere where its path is too long or its disk takes nothing. Raises SetupError."""
+    if len(os.fsencode(wanted)) <= _LONGEST_PATH:
+        with suppress(OSError):
+            wanted.mkdir(mode=0o700, exist_ok=True)
+            return _proven(wanted)
+    for place in _ELSEWHERE:
+        with suppress(OSError):
+            return _proven(Path(tempfile.mkdtemp(prefix="moorage-agent-", dir=place)))
+    raise SetupError(f"No disk takes the agent's sockets: free space on the disk with {wanted.parent}.")
+
+
+def _proven(folder: Path) -> Path:
+    """Return the folder, if it takes sockets. Raises OSError."""
+    probe = folder / "probe"
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(probe))
+    probe.unlink()
+    return folder
 
 
 def _network(address: str) -> str:

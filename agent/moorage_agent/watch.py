@@ -15,6 +15,7 @@ from moorage_agent.engine import Engine
 from moorage_agent.errors import RefusalError
 from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.observer import Observer, boot_nanoseconds
+from moorage_agent.state_disk import StateDisk
 
 _HEARTBEAT_SECONDS = 10.0
 _ASK_SECONDS = 3.0
@@ -33,12 +34,14 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """The host's facts. `uptime` is seconds."""
+    """The host's facts. `uptime` is seconds; `disk_problem` one sentence where the agent's disk is full, or nearly."""
 
     engine_problem: str
     running_containers: int
     uptime: int
     engine_version: str
+    disk_problem: str = ""
+    keeps_deadlines: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,10 @@ WatchItem = Everything | Observation | HostState | Heartbeat
 class Watcher:
     """Serves watches from one observer."""
 
-    def __init__(self, observer: Observer, engine: Engine, identities: Identities, deadlines: Deadlines) -> None:
+    def __init__(
+        self, observer: Observer, engine: Engine, identities: Identities, deadlines: Deadlines, disk: StateDisk
+    ) -> None:
+        self._disk = disk
         self._deadlines = deadlines
         self._observer = observer
         self._engine = engine
@@ -73,6 +79,8 @@ class Watcher:
             running_containers=facts.running_containers if facts else 0,
             uptime=int(float(Path("/proc/uptime").read_text().split()[0])),
             engine_version=facts.version if facts else "",
+            disk_problem=self._disk.problem,
+            keeps_deadlines=self._disk.keeps,
         )
 
     async def host_now(self) -> HostState:
@@ -106,7 +114,7 @@ class Watcher:
     async def watch(self, apps: Sequence[WatchedApp]) -> AsyncIterator[WatchItem]:
         """Yield everything, then changes, with a heartbeat where there are none."""
         stirred = asyncio.Event()
-        stop_listening = [source.listen(stirred.set) for source in (self._observer, self._deadlines)]
+        stop_listening = [source.listen(stirred.set) for source in (self._observer, self._deadlines, self._disk)]
         try:
             await self._observer.asked.wait()
             sent = self._observations(await self._identities.current(apps))

@@ -45,7 +45,7 @@ def down_order(
     operation_id: str,
     identity: AppIdentity,
     containers: Collection[Container],
-    compose: Compose,
+    compose: Compose | None,
     sweep: Sequence[str],
     environment: Mapping[str, str],
 ) -> tuple[Order, set[str]]:
@@ -53,6 +53,7 @@ def down_order(
 
     It runs in `/` and reads nothing in the app's folder, which may hold anything by now: `down` by each name, in the
     order and with the grace periods that the containers' labels tell, then `sweep`; never by a name that others bear.
+    Where there is no Compose the sweep does it alone.
     """
     names = {c.project for c in containers if identity.owns(c)}
     names |= {p.name for p in (identity.project, identity.last_project) if p is not None}
@@ -62,7 +63,7 @@ def down_order(
         for name in names
         if PROJECT_NAME.fullmatch(name) and not any(identity.is_foreign(c, name) for c in containers)
     )
-    steps = [*(down_command(compose, name) for name in safe), list(sweep)]
+    steps = [*(down_command(compose, name) for name in safe if compose is not None), list(sweep)]
     argv = steps_command(steps)
     return _order(operation_id, OperationKind.DOWN, identity, argv, "/", environment), set(safe)
 

@@ -76,6 +76,11 @@ class Journal:
         self._group = group
         self._launcher = tuple(launcher)
 
+    @property
+    def locks(self) -> str:
+        """The folder of the locks on directories and project names."""
+        return str(self._root / "locks")
+
     def prepare(self) -> None:
         """Make the folders, or see that they are as they should be. Raises JournalError."""
         with self._os_errors():
@@ -168,7 +173,13 @@ class Journal:
                 if found is not None:
                     return _cancelled(found, before_it_began=noted)
                 noted = noted or files.read_process(folder) is None
-                files.write_cancelled(folder, by)
+                try:
+                    files.write_cancelled(folder, by)
+                except OSError:
+                    # Whether or not it could be written down: what has to end, ends.
+                    if files.signal_command(folder, signal.SIGTERM):
+                        return CancelOutcome.SIGNALLED
+                    raise
                 if files.signal_command(folder, signal.SIGTERM):
                     return CancelOutcome.SIGNALLED
                 # Not begun: whoever starts it sees the note. Or just ended: then the record is on its way.

@@ -22,7 +22,8 @@ mj_visit() {
 
 # Takes the lock of the operation in whose folder we stand, without waiting; fails where something of it lives.
 mj_lock() {
-    [ ! -L lock ] && command exec 9>>lock && flock -n 9 && [ "$PWD/lock" -ef /proc/self/fd/9 ]
+    # What can only be read can be locked all the same.
+    [ ! -L lock ] && { command exec 9>>lock || command exec 9<lock; } 2>/dev/null && flock -n 9 && [ "$PWD/lock" -ef /proc/self/fd/9 ]
 }
 
 mj_look() {
@@ -60,7 +61,8 @@ mj_note() {
     mj_new=.cancelled-$$-$mj_try
     mv cancelled.new "$mj_new" 2>/dev/null
     printf '%-255s\n' "$1" 1<>"$mj_new" && sync "$mj_new"
-    ln "$mj_new" cancelled 2>/dev/null
+    # A link needs room of its own on some file systems.
+    ln "$mj_new" cancelled 2>/dev/null || [ -e cancelled ] || mv "$mj_new" cancelled 2>/dev/null
     rm -f "$mj_new"
     [ -e cancelled ]
 }
@@ -115,12 +117,15 @@ mj_cancel() {
             return
         fi
         mj_process || mj_noted=yes
-        mj_note "$3" || break
+        mj_note "$3" 2>/dev/null
+        mj_written=$?
+        # Whether or not it could be written down: what has to end, ends.
         mj_signal
         case $? in
         0) echo signalled && return ;;
         2) echo not_allowed && return ;;
         esac
+        [ "$mj_written" -eq 0 ] || break
         # Not begun: whoever starts it sees the note. Or just ended: then the record is on its way.
         sleep 0.1 2>/dev/null || sleep 1
     done

@@ -44,9 +44,7 @@ class JournalError(Exception):
 
 def full_disk(place: str) -> JournalError:
     """Return the error of a full disk."""
-    return JournalError(
-        "journal_full", f"The disk of the journal on the host is full: free space under {place} and start again."
-    )
+    return JournalError("journal_full", f"The disk of the journal on the host is full: free space under {place}.")
 
 
 class Ending(StrEnum):
@@ -260,7 +258,12 @@ def held_lock(operations: int, name: str, folder: int) -> Iterator[bool]:
 
     The lock of a folder that was taken away meanwhile is none. Raises OSError.
     """
-    opened = open_file(folder, "lock", os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    try:
+        opened = open_file(folder, "lock", os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        opened = open_file(folder, "lock")
     try:
         yield _flock(opened) and _same_file(operations, f"{name}/lock", opened)
     finally:

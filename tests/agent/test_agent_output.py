@@ -2,15 +2,15 @@
 
 import asyncio
 import json
-import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import docker
 import grpc
 import grpc.aio
 import pytest
+from full_disks import covered
 from lone_agent import DOWN, UP, Caller, Desk, LoneAgent, code_of
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.processes import installed
@@ -104,7 +104,7 @@ async def test_no_secret_of_an_app_shows_in_the_list_of_processes(agent: LoneAge
 
 async def test_a_full_disk_under_the_journal_refuses_with_a_word(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("no-room", SLEEPER)
-    with _full_disk(agent.data / "operations"):
+    with covered(agent.data / "operations"):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await caller.run(UP, directory)
         assert (refused.value.code(), code_of(refused.value)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "journal_full")
@@ -133,16 +133,3 @@ def _commands() -> list[bytes]:
             with suppress(OSError):
                 found.append((folder / "cmdline").read_bytes())
     return found
-
-
-@contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
-    """Put a small file system over a folder, and fill it up."""
-    subprocess.run(["/usr/bin/mount", "-t", "tmpfs", "-o", "size=64k,mode=3770", "tmpfs", str(folder)], check=True)
-    try:
-        with (folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
-            while filler.write(b"x" * 4096):
-                pass
-        yield
-    finally:
-        subprocess.run(["/usr/bin/umount", str(folder)], check=True)

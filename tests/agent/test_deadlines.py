@@ -122,6 +122,15 @@ async def test_what_the_disk_doesn_t_take_isn_t_promised(
         await deadlines.set(SHOP, APP, 2, RUN, 6000)
     assert refused.value.code == "deadlines_not_kept"
     assert only(deadlines).number == 1
+    with pytest.raises(RefusalError):
+        await deadlines.set(SHOP, APP, 3, RUN, 60)
+    assert (only(deadlines).number, only(deadlines).due - machine.boot) == (3, 60), "what comes sooner holds"
+    await deadlines.stopping(only(deadlines), str(uuid4()))
+    await deadlines.tried(only(deadlines), stopped=False)
+    assert only(deadlines).tries == 1
+    with pytest.raises(RefusalError):
+        await deadlines.set(SHOP, APP, 4, "", 0)
+    assert deadlines.held == [], "and so does an end"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"bootId": "first"}', b"\xff", b'{"held": 1}'])

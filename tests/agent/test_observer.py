@@ -20,6 +20,7 @@ from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.observer import Observer
 from moorage_agent.policy import Policy, write_policy
 from moorage_agent.projects import read_project
+from moorage_agent.state_disk import StateDisk
 from moorage_agent.watch import Everything, Heartbeat, HostState, Observation, Watcher, WatchItem
 from moorage_common.app_identity import Reading
 from moorage_common.compose_rules import Rules
@@ -63,7 +64,8 @@ async def watching(engine: Engine, directory: Path) -> AsyncIterator[Told]:
     observer = Observer(engine)
     known = Identities(Policy(file), installed("docker-compose"), {"DOCKER_HOST": engine.host})
     running = asyncio.create_task(observer.run())
-    items = Watcher(observer, engine, known, nothing_held(file)).watch([WatchedApp(str(directory), None)])
+    watcher = Watcher(observer, engine, known, nothing_held(file), StateDisk(file.parent))
+    items = watcher.watch([WatchedApp(str(directory), None)])
     try:
         yield Told(items)
     finally:
@@ -282,7 +284,7 @@ async def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_host_s_fact
     other_engine: PrivateEngine, app: Path
 ) -> None:
     engine = Engine(other_engine.host)
-    watcher = Watcher(Observer(engine), engine, Identities(Policy(app), "", {}), nothing_held(app))
+    watcher = Watcher(Observer(engine), engine, Identities(Policy(app), "", {}), nothing_held(app), StateDisk(app))
     assert (await watcher.host_now()).engine_problem == ""
     dockerd = other_engine._dockerd.identity
     dockerd.send(signal.SIGSTOP)

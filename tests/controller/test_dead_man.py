@@ -50,6 +50,19 @@ async def test_the_agent_knows_before_anything_runs_and_is_told_what_it_became(w
     assert (held(host, app_id).run_id, left(host, app_id)) == (None, None)
 
 
+async def test_a_host_whose_disk_fills_up_is_online_and_says_so(world: World, host: FakeHost, app_id: str) -> None:
+    host.disk_problem = "The disk with /var/lib/moorage has less than 40 MiB left: free space there."
+    await settle()
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    assert (server["status"], server["statusDetail"]) == ("online", host.disk_problem)
+    assert server["keepsDeadlines"] is False
+    (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
+    host.disk_problem = ""
+    await settle()
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    assert (server["status"], server["statusDetail"], server["keepsDeadlines"]) == ("online", None, True)
+
+
 async def test_an_agent_that_forgot_or_missed_something_is_told_again(
     world: World, host: FakeHost, app_id: str
 ) -> None:

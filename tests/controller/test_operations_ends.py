@@ -68,6 +68,7 @@ async def test_a_silent_failure_is_told_by_its_code(world: World, host: FakeHost
         ("directory_busy", 409),
         ("project_busy", 409),
         ("journal_full", 503),
+        ("deadlines_not_kept", 503),
         ("journal_unavailable", 503),
         ("engine_unreachable", 503),
         ("no_compose_file", 502),

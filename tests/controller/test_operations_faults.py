@@ -255,6 +255,24 @@ async def test_a_no_after_a_lost_start_is_not_taken_for_never_ran(world: World, 
     assert run.starts == 1
 
 
+async def test_a_stop_that_its_host_has_forgotten_is_sent_again(
+    world: World, host: FakeHost, running_app_id: str
+) -> None:
+    """It ran without a journal on a full disk, in an agent that was started anew meanwhile."""
+    host.hold()
+    operation_id = await world.begin(running_app_id, "stop")
+    await settle()
+    forgotten = host.journal.pop(UUID(operation_id))
+    assert forgotten.task is not None
+    forgotten.task.cancel()
+    host.break_connections()
+    host.let_go()
+    await world.clock.run(60)
+    assert (await world.operation(operation_id))["state"] == "succeeded"
+    assert (await world.app(running_app_id))["status"] == "stopped"
+    assert host.cancels == []
+
+
 async def test_what_is_refused_when_it_is_sent_again_by_the_next_controller_fails_in_the_host_s_words(
     world: World, host: FakeHost, app_id: str
 ) -> None:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from full_disks import covered
 from member import Member
 from moorage_lab.waiting import eventually, eventually_async
 from stack import DEAF, IMAGE, SLEEPER, Stack
@@ -27,6 +28,17 @@ async def test_an_app_is_stopped_at_its_deadline_and_not_before(member: Member) 
         assert entry["data"] == {"reason": "timeout", "timeout": 2}
         assert entry["username"] == "auto-stop"
         assert entry["userId"] is None
+
+
+async def test_a_full_disk_keeps_no_app_running(member: Member) -> None:
+    async with member.controller():
+        await member.join()
+        app_id = await member.start_app("full", SLEEPER, 2)
+        with covered(member.agent.folder / "data" / "operations"):
+            member.clock.shift(120)
+            await member.wait_for(f"/api/apps/{app_id}", status="stopped", lastError=None)
+            assert await member.running("full") == []
+            assert len(await member.auto_stops(app_id)) == 1
 
 
 async def test_a_failed_start_that_left_containers_is_stopped_too(member: Member) -> None:

@@ -1,11 +1,9 @@
 """Hosts that don't answer, and hosts whose disk is full."""
 
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
+from full_disks import covered
+from moorage_lab.waiting import eventually
 from stack import SLEEPER, Stack
 
 
@@ -34,13 +32,24 @@ def test_an_unreachable_agent_is_told_at_once(stack: Stack) -> None:
 
 def test_a_full_disk_under_the_journal_says_so(stack: Stack) -> None:
     app_id = stack.make_app("full", SLEEPER)
-    with _full_disk(stack.agent.folder / "data" / "operations"):
+    running = stack.make_app("crammed", SLEEPER)
+    stack.api.post(f"/api/apps/{running}/start").expect(200)
+    with covered(stack.agent.folder / "data" / "operations"):
         refused = stack.api.post(f"/api/apps/{app_id}/start").expect(503)
         assert refused["code"] == "journal_full"
         assert "disk" in refused["error"]
         shown = stack.app(app_id)
         assert (shown["status"], shown["lastError"]) == ("stopped", refused["error"])
         assert stack.containers(stack.apps / "full") == []
+        stopped = stack.api.post(f"/api/apps/{running}/stop").expect(200)
+        assert "This stop runs without a journal." in stopped["output"]
+        assert stack.containers(stack.apps / "crammed") == []
+        path = f"/api/servers/{stack.server_id}"
+        eventually(lambda: stack.api.get(path).json["statusDetail"], timeout=30, what="what is wrong with the host")
+        server = stack.api.get(path).expect(200)
+        assert server["status"] == "online"
+        assert str(stack.agent.folder / "data" / "operations") in server["statusDetail"]
+        assert server["keepsDeadlines"] is True
     stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
@@ -62,20 +71,3 @@ def test_an_engine_that_is_down_is_said_and_seen(stack: Stack) -> None:
     stack.wait_online()
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
     assert stack.containers(stack.apps / "no-engine") == []
-
-
-@contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
-    """Put a small file system over a folder, and fill it up."""
-    size = ["-o", "size=64k,mode=3770"]
-    subprocess.run(["/usr/bin/mount", "-t", "tmpfs", *size, "tmpfs", str(folder)], check=True)
-    try:
-        with (folder / "filler").open("wb", buffering=0) as filler:
-            try:
-                while filler.write(b"x" * 4096):
-                    pass
-            except OSError:
-                pass
-        yield
-    finally:
-        subprocess.run(["/usr/bin/umount", str(folder)], check=True)

@@ -58,7 +58,14 @@ _RUN_ERRORS: dict[int, tuple[str, ...]] = {
         "cancelled",
     ),
     502: ("operation_failed",),
-    503: ("host_unreachable", "no_agent", "engine_unreachable", "journal_full", "journal_unavailable"),
+    503: (
+        "host_unreachable",
+        "no_agent",
+        "engine_unreachable",
+        "journal_full",
+        "journal_unavailable",
+        "deadlines_not_kept",
+    ),
     504: ("deadline_exceeded",),
     403: ("path_not_allowed", "provider_not_allowed", "remote_resource_not_allowed", "bind_mount_not_allowed"),
 }

@@ -33,6 +33,7 @@ _OPERATION_STATUS = {
     "engine_unreachable": 503,
     "journal_full": 503,
     "journal_unavailable": 503,
+    "deadlines_not_kept": 503,
     "deadline_exceeded": 504,
     "path_not_allowed": 403,
     "provider_not_allowed": 403,

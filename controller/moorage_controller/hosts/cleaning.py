@@ -36,6 +36,7 @@ def host_info(told: HostInfo) -> HostInfo:
         compose_version=clean_line(told.compose_version, LIMITS.version),
         journal=_path_or_nothing(told.journal),
         fallback=clean_sentence(told.fallback),
+        disk_problem=clean_sentence(told.disk_problem),
     )
 
 

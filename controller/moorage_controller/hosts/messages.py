@@ -83,6 +83,7 @@ def host_info(host: pb.Host) -> HostInfo:
             journal=host.journal,
             keeps_deadlines=host.keeps_deadlines,
             knows_compose_files=host.knows_compose_files,
+            disk_problem=host.disk_problem,
         )
     )
 

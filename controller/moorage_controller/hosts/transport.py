@@ -75,6 +75,8 @@ class HostInfo:
     keeps_deadlines: bool = False
     knows_compose_files: bool = True
     """False for an agent that would start an app with other files than its own."""
+    disk_problem: str = ""
+    """One sentence where nothing can be written on the disk with the host's journal, or soon can't."""
 
 
 @dataclass(frozen=True, slots=True)

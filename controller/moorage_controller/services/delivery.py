@@ -143,7 +143,7 @@ class Delivery:
                     self._heard_at = self._clock.monotonic()
             except HostRefusedError as error:
                 if error.code == "operation_unknown":
-                    await self._bury(transport)
+                    await self._forgotten(transport, send_again=send and order.kind is OperationKind.DOWN)
                 elif proves and error.code != "agent_fault":
                     return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
                 else:
@@ -173,8 +173,13 @@ class Delivery:
         down = self._operation.kind == OperationKind.DOWN
         return down or self._clock.monotonic() < self._limit_at
 
-    async def _bury(self, transport: HostTransport) -> None:
-        """Make "it never ran" a fact on the host; following it then tells so."""
+    async def _forgotten(self, transport: HostTransport, *, send_again: bool) -> None:
+        """Make "it never ran" a fact on the host; following it then tells so.
+
+        A stop that is sent again instead does no harm, and somebody relies on it.
+        """
+        if send_again:
+            return
         with suppress(ContactLostError, HostRefusedError):
             outcome = await transport.cancel(self._operation.id, DEADLINE)
             log.info("operation_buried", outcome=outcome.value, buried=outcome is CancelOutcome.BURIED)

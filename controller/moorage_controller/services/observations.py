@@ -84,10 +84,13 @@ class Observations:
             await self.app_seen(app_id, held.server_id, held.observation, held.shares)
 
     async def host_seen(self, server_id: UUID, info: HostInfo) -> None:
-        """Apply a host's facts. A host whose Engine doesn't answer is offline, with the reason."""
+        """Apply a host's facts. A host whose Engine doesn't answer is offline, with the reason.
+
+        One whose disk is full, or nearly, is online, and says so.
+        """
         values: dict[str, object] = {
             "status": "online" if info.engine_reachable else "offline",
-            "status_detail": None if info.engine_reachable else info.engine_problem,
+            "status_detail": (info.disk_problem if info.engine_reachable else info.engine_problem) or None,
             "running_containers": info.running_containers,
             "uptime": info.uptime,
             "fallback": info.fallback or None,

@@ -364,6 +364,7 @@ class Host(_message.Message):
     JOURNAL_FIELD_NUMBER: _builtins.int
     KEEPS_DEADLINES_FIELD_NUMBER: _builtins.int
     KNOWS_COMPOSE_FILES_FIELD_NUMBER: _builtins.int
+    DISK_PROBLEM_FIELD_NUMBER: _builtins.int
     engine_reachable: _builtins.bool
     engine_problem: _builtins.str
     """One sentence; empty when the Engine answers."""
@@ -377,9 +378,11 @@ class Host(_message.Message):
     journal: _builtins.str
     """The folder of the agent's journal on the host."""
     keeps_deadlines: _builtins.bool
-    """The agent knows SetDeadline, and stops apps itself."""
+    """The agent knows SetDeadline, its disk takes deadlines, and it stops apps itself."""
     knows_compose_files: _builtins.bool
     """The agent knows App.compose_files."""
+    disk_problem: _builtins.str
+    """Why nothing can be written on the disk with the agent's state, or soon can't; empty while there is room. One sentence."""
     def __init__(
         self,
         *,
@@ -394,10 +397,11 @@ class Host(_message.Message):
         journal: _builtins.str = ...,
         keeps_deadlines: _builtins.bool = ...,
         knows_compose_files: _builtins.bool = ...,
+        disk_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "compose_version", b"compose_version", "engine_problem", b"engine_problem", "engine_reachable", b"engine_reachable", "engine_version", b"engine_version", "journal", b"journal", "keeps_deadlines", b"keeps_deadlines", "knows_compose_files", b"knows_compose_files", "running_containers", b"running_containers", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "compose_version", b"compose_version", "disk_problem", b"disk_problem", "engine_problem", b"engine_problem", "engine_reachable", b"engine_reachable", "engine_version", b"engine_version", "journal", b"journal", "keeps_deadlines", b"keeps_deadlines", "knows_compose_files", b"knows_compose_files", "running_containers", b"running_containers", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

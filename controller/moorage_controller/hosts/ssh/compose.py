@@ -73,8 +73,6 @@ async def provide(link: Link) -> HostCompose:
         raise HostRefusedError("engine_unreachable", survey.engine_problem)
     if survey.by_sudo:
         return await _own(link, "sudo lets this SSH user run docker, and no other program")
-    if survey.state_problem:
-        raise refusal(survey.state_problem)
     if ours is None:
         return await _own(link, "the controller was installed without one")
     if _MACHINES.get(survey.machine) != ours.machine:
@@ -82,6 +80,17 @@ async def provide(link: Link) -> HostCompose:
     path = f"{survey.bin}/{ours.name}"
     if await _asked(link, [path]) == ours.version:
         return HostCompose((path,), ours.version)
+    return await (_own_for_want_of_room(link) if survey.state_problem else _uploaded(link, ours, path))
+
+
+async def _own_for_want_of_room(link: Link) -> HostCompose:
+    try:
+        return await _own(link, "ours can't be stored there")
+    except HostRefusedError:
+        raise refusal(link.survey.state_problem) from None
+
+
+async def _uploaded(link: Link, ours: Pinned, path: str) -> HostCompose:
     began = time.monotonic()
     problem = await _upload(link, ours, path)
     if not problem and await _asked(link, [path]) == ours.version:

@@ -39,6 +39,11 @@ class Journal:
         self._wanted: list[tuple[str, asyncio.Future[Look]]] = []
         self._looker: asyncio.Task[None] | None = None
 
+    @property
+    def locks(self) -> str:
+        """The folder of the locks on directories and project names."""
+        return f"{self._root}/locks"
+
     async def read(self, operation_id: str) -> Record | None:
         """Return what is known, None for an operation that was never started here."""
         printed = (await self._link.quick(show_call(self._root, operation_id), limit=LIMITS.record)).output
@@ -145,7 +150,7 @@ class Journal:
         if word == "full":
             raise HostRefusedError(
                 "journal_full",
-                f"The disk of the journal on the host is full: free space under {self._root} and start again.",
+                f"The disk of the journal on the host is full: free space under {self._root}.",
             )
         if word.startswith("failed ") or not word:
             raise HostRefusedError(
@@ -159,9 +164,8 @@ class Journal:
         Twice `setsid`: the first makes sure that the second forks, so that neither this session nor its shell has a
         child to wait for once the supervisor has let go of its output; and unlike `&` it leaves INT as it is.
         """
-        locks = f"{self._root}/locks/"
-        directory_lock = locks + lock_name("directory", order.app_directory)
-        project_lock = "" if order.project is None else locks + lock_name("project", order.project)
+        directory_lock = f"{self.locks}/{lock_name('directory', order.app_directory)}"
+        project_lock = "" if order.project is None else f"{self.locks}/{lock_name('project', order.project)}"
         environment = [f"{name}={value}" for name, value in order.environment.items()]
         about = [json.dumps(dict(order.spec)), directory_lock, project_lock, order.directory]
         supervisor = ["/bin/sh", "-c", supervisor_text(), "moorage-supervisor", self._root, order.operation_id]

@@ -27,7 +27,7 @@ from moorage_controller.hosts.ssh.shell import (
     run_once,
     whole,
 )
-from moorage_controller.hosts.ssh.survey import Survey
+from moorage_controller.hosts.ssh.survey import Survey, read_room
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 _SURVEY_SECONDS = 30.0
@@ -36,6 +36,8 @@ _ANSWER_SECONDS = 5.0
 _DOUBT_SECONDS = 10.0
 _CLOSE_SECONDS = 3.0
 _FORWARD_SECONDS = 10.0
+_ROOM_SECONDS = 8.0
+"""How long what was said of the room on the host's disk holds."""
 
 
 class Link:
@@ -55,6 +57,7 @@ class Link:
         self._forwards: bool | None = None
         """Whether the server lets us through to the Engine's socket; None until it is known."""
         self._real: dict[str, str] = {}
+        self._room, self._room_asked = "", -_ROOM_SECONDS
 
     @classmethod
     async def open(cls, connection: asyncssh.SSHClientConnection, username: str, journal: str = "") -> "Link":
@@ -138,6 +141,13 @@ class Link:
                 raise ContactLostError("The host's shell broke off while it resolved links.")
             self._real |= dict(zip(wanted, found, strict=True))
         return {path: self._real[path] for path in paths}
+
+    async def disk_problem(self) -> str:
+        """Return one sentence where nothing can be written on the host, or soon can't. Raises ContactLostError."""
+        if time.monotonic() - self._room_asked > _ROOM_SECONDS:
+            self._room = read_room((await self.quick(f"mo_room {quote(self.survey.root)}")).fields, self.survey)
+            self._room_asked = time.monotonic()
+        return self._room
 
     def forget_paths(self) -> None:
         """Resolve anew from now on: links may have changed."""

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import structlog
 from moorage_common.clock import jittered
+from moorage_common.unrecorded import Unrecorded
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.connection import AccessOf, PinHostKey, SshTarget, log_in
@@ -51,6 +52,7 @@ class SshHost:
         self._opening: asyncio.Task[Site] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._identities = Identities()
+        self._unrecorded = Unrecorded()
         self._cleaned = -_CLEAN_EVERY_SECONDS
         self._pause = _FIRST_PAUSE
         self._not_before = 0.0
@@ -151,7 +153,7 @@ class SshHost:
             self._pause = min(self._pause * 2, _LAST_PAUSE)
             raise
         self._tried.emit(Timed("ssh_connect", "ok", time.monotonic() - begun))
-        self._pause, self._failure, self._site = _FIRST_PAUSE, None, Site(link, self._identities)
+        self._pause, self._failure, self._site = _FIRST_PAUSE, None, Site(link, self._identities, self._unrecorded)
         self._released(self._site)  # whoever wanted it may be gone
         log.info("ssh_connected", server_id=str(self.target.server_id), place=self.target.place)
         return self._site

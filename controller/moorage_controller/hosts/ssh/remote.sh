@@ -20,6 +20,14 @@ mo_real() {
     printf '%s%s\0' "${mo_found%/}" "$mo_rest"
 }
 
+# Prints why nothing can be written in the journal at a folder, then what is left on its disk, each ended by a NUL.
+mo_room() {
+    mo_probe=$1/operations/.room-$$
+    mo_said=$( (dd if=/dev/zero of="$mo_probe" bs=65536 count=1) 2>&1) && mo_said=
+    rm -f "$mo_probe"
+    printf '%s\0%s\0' "$mo_said" "$(stat -f -c '%a %S %b %d %c' -- "$1" 2>/dev/null)"
+}
+
 # Prints for each file what changes when it is changed, ended by a NUL; nothing for one that isn't there.
 mo_stamp() {
     for mo_file; do

@@ -5,6 +5,7 @@ import time
 
 import structlog
 from moorage_common.logs import Budget
+from moorage_common.unrecorded import Unrecorded
 
 from moorage_controller.hosts.ssh import compose as composes
 from moorage_controller.hosts.ssh.compose import HostCompose
@@ -27,8 +28,10 @@ for events, looks and operations.
 class Site:
     """A host over one connection. `users` counts who works with it: it is closed when the last one is gone."""
 
-    def __init__(self, link: Link, identities: Identities) -> None:
+    def __init__(self, link: Link, identities: Identities, unrecorded: Unrecorded) -> None:
         self.link = link
+        self.unrecorded = unrecorded
+        """The stops that run without a journal, over whichever connection to the host."""
         self.identities = identities
         self.journal = Journal(link)
         self.users = 0

@@ -3,9 +3,10 @@
 import functools
 import importlib.resources
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from moorage_common.disk_room import Room, full_problem, room_problem
 from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, key_path, number_text
 
 from moorage_controller.errors import HostUnreachableError
@@ -101,6 +102,19 @@ def no_shell(error: ScriptError, username: str) -> HostUnreachableError:
     )
 
 
+def read_room(fields: Sequence[str], survey: Survey) -> str:
+    """Read what `mo_room` printed: one sentence where nothing can be written, or soon can't, else nothing."""
+    said, left = [*fields, "", ""][:2]
+    if said:
+        reason = clean_line(said.splitlines()[0].rpartition(": ")[2], LIMITS.word)
+        return survey.state_problem or full_problem(survey.root, reason)
+    try:
+        free, block, blocks, free_files, files = (number_text(word, 0, LIMITS.int64) for word in left.split())
+    except ValueError:
+        return ""  # a `stat` that can't tell
+    return room_problem(survey.root, Room(free * block, blocks * block, free_files, files))
+
+
 def _why_no_engine(told: Mapping[str, str], username: str) -> str:
     endpoint = told["endpoint"]
     if not told["docker"] and not told.get("socket"):
@@ -131,5 +145,5 @@ def _why_no_state(told: Mapping[str, str]) -> str:
     if not problem:
         return ""
     if "No space left" in problem or "uota exceeded" in problem:
-        return f"The disk of the host is full: free space under {told['root']} and start again."
+        return f"The disk of the host is full: free space under {told['root']}."
     return f"The SSH user can't write in {told['root']} on the host: make it a home directory that it can write."

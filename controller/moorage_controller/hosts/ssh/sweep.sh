@@ -39,7 +39,16 @@ look() {
     ids=$("$@" ps -aq --no-trunc --filter "label=$label" 2>&1) || fail "The Docker Engine doesn't answer: $ids"
     [ -n "$ids" ] || return 0
     seen=$("$@" inspect --type container -f "$each" $ids 2>&1)
-    while read -r id container project place; do
+    # Not by a here-document: some shells make a file for it, for which there may be no room.
+    lines=$IFS
+    IFS='
+'
+    set -f
+    for line in $seen; do
+        IFS=$lines
+        id=${line%% *} line=${line#* }
+        container=${line%% *} line=${line#* }
+        project=${line%% *} place=${line#* }
         case $id in
         *[!0-9a-f]*)
             case "$id $container $project $place" in
@@ -62,9 +71,9 @@ look() {
         else
             others="$others$project "
         fi
-    done <<END
-$seen
-END
+    done
+    IFS=$lines
+    set +f
 }
 
 names=

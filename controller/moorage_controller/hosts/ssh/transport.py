@@ -1,7 +1,7 @@
 """The way to a host without an agent: plain SSH."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 from uuid import UUID
@@ -10,8 +10,9 @@ import structlog
 from moorage_common.app_identity import AppIdentity
 from moorage_common.app_orders import down_order, paused, up_order
 from moorage_common.engine_http import EngineProblemError
+from moorage_common.journal_shell import Look
+from moorage_common.journal_types import Guard, Record, Refused, State
 from moorage_common.journal_types import Order as JournalOrder
-from moorage_common.journal_types import Record, Refused, State
 from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.states import OperationKind
 from moorage_common.untrusted import LIMITS
@@ -26,6 +27,7 @@ from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.identities import check_path
 from moorage_controller.hosts.ssh.link import Link, refusal
 from moorage_controller.hosts.ssh.pool import SshHost, contact
+from moorage_controller.hosts.ssh.shell import quote
 from moorage_controller.hosts.ssh.site import Site
 from moorage_controller.hosts.transport import (
     AppObservation,
@@ -49,6 +51,9 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 10.0
+_BATCH_BYTES = 64 * 1024
+_STOP_SECONDS = 3600.0
+"""Of a stop without a journal: each container has its own grace period."""
 _PROBE_SECONDS = 3.0
 """A hung Engine must not keep the caller's own limit from hearing of it."""
 _ENDS = {State.EXITED: EndKind.EXITED, State.LOST: EndKind.LOST, State.BURIED: EndKind.BURIED}
@@ -76,13 +81,13 @@ class SshTransport:
         operation_id = str(order.operation_id)
         check_path(order.app.cd_path)
         async with contact(self._host) as site:
-            link = site.link
-            if link.survey.state_problem:
+            link, is_stop = site.link, order.kind is OperationKind.DOWN
+            if link.survey.state_problem and not is_stop:
                 raise refusal(link.survey.state_problem)
-            if await site.journal.read(operation_id) is not None:
+            if await _read(site, operation_id) is not None:
                 return
-            compose = await site.provide_compose()
-            if order.kind is OperationKind.DOWN:
+            compose = await _compose(site, is_stop=is_stop)
+            if is_stop or compose is None:
                 identity = await site.identities.for_stop(link, order.app)
             else:
                 identity = await site.identities.ask(link, compose, order.app)
@@ -92,7 +97,7 @@ class SshTransport:
                 async def guard() -> Refused | None:
                     containers = (await link.engine.containers()).values()
                     taken = identity.refusal(names, containers)
-                    if taken is not None or order.kind is OperationKind.DOWN:
+                    if taken is not None or is_stop:
                         return taken
                     others = identity.other_files(containers)
                     if others is not None or link.sessions.limit == 1:
@@ -100,7 +105,7 @@ class SshTransport:
                         return others
                     return await site.identities.recheck(link, identity)
 
-                attached = await site.journal.launch(made, guard)
+                attached = await self._launch(site, made, guard, is_stop=is_stop)
             except Refused as error:
                 raise HostRefusedError(error.code, str(error)) from None
             except EngineProblemError as error:
@@ -111,7 +116,7 @@ class SshTransport:
         """Yield output from an offset on, then the end."""
         async with contact(self._host) as site:
             while True:
-                look = await site.journal.look(str(operation_id), after)
+                look = await _look(site, str(operation_id), after)
                 if look.word == "unknown":
                     raise HostRefusedError(
                         "operation_unknown", "This host's journal has never heard of this operation."
@@ -128,10 +133,10 @@ class SshTransport:
     async def cancel(self, operation_id: UUID, by: str) -> CancelOutcome:
         """Stop a start's command, or bury it."""
         async with contact(self._host) as site:
-            record = await site.journal.read(str(operation_id))
+            record = await _read(site, str(operation_id))
             if record is not None and record.state is State.RUNNING and record.spec.get("kind") == OperationKind.DOWN:
                 raise HostRefusedError("not_cancellable", "A stop can't be cancelled: the Engine goes on with it.")
-            return CancelOutcome(await site.journal.cancel(str(operation_id), by or "somebody"))
+            return await _cancel(site, str(operation_id), by or "somebody")
 
     async def watch(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
         """Yield a snapshot, then every change."""
@@ -175,13 +180,14 @@ class SshTransport:
         raise AssertionError("the last attempt returns or raises")
 
     async def _order(
-        self, link: Link, compose: HostCompose, order: Order, identity: AppIdentity
+        self, link: Link, compose: HostCompose | None, order: Order, identity: AppIdentity
     ) -> tuple[JournalOrder, set[str]]:
         operation_id, environment = str(order.operation_id), link.survey.environment
-        if order.kind is OperationKind.DOWN:
+        if order.kind is OperationKind.DOWN or compose is None:
             containers = (await link.engine.containers()).values()
             sweep = _sweep(link, identity)
-            return down_order(operation_id, identity, containers, compose.argv, sweep, environment)
+            argv = None if compose is None else compose.argv
+            return down_order(operation_id, identity, containers, argv, sweep, environment)
         if identity.forbids_start:
             raise HostRefusedError(identity.problem_code, identity.problem)
         before = []
@@ -191,8 +197,27 @@ class SshTransport:
             before.append(["printf", "%s %s %s\\n", "Compose", compose.version, compose.upload])
         return up_order(operation_id, order.kind, identity, compose.argv, environment, before)
 
+    async def _launch(self, site: Site, order: JournalOrder, guard: Guard, *, is_stop: bool) -> bool:
+        """Launch by the journal; a stop that it doesn't take without one."""
+        try:
+            return await site.journal.launch(order, guard)
+        except HostRefusedError as error:
+            if not is_stop:
+                raise
+            await site.unrecorded.launch(order, guard, site.journal.locks, error.sentence, self._execute)
+            return False
+
+    async def _execute(self, argv: Sequence[str], environment: Mapping[str, str], take: Callable[[bytes], None]) -> int:
+        """Run a stop that has no journal in a session; what it prints is known at its end."""
+        variables = [f"{name}={value}" for name, value in environment.items()]
+        script = f"cd /\n{quote('env', '-i', *variables, *argv)}"
+        async with self._host.site() as site:
+            ran = await site.link.slow(script, seconds=_STOP_SECONDS, limit=LIMITS.script_config)
+        take(ran.output)
+        return ran.code
+
     async def _end(self, site: Site, operation_id: str) -> End:
-        record = await site.journal.read(operation_id)
+        record = await _read(site, operation_id)
         if record is None or record.state is State.RUNNING:
             raise ContactLostError("The host's journal changed while it was read.")
         return cleaning.end(
@@ -221,6 +246,44 @@ class SshTransport:
             return None
 
 
+async def _read(site: Site, operation_id: str) -> Record | None:
+    """Return what is known of a stop without a journal, else the journal's word."""
+    return site.unrecorded.read(operation_id) or await site.journal.read(operation_id)
+
+
+async def _look(site: Site, operation_id: str, after: int) -> Look:
+    known = site.unrecorded.read(operation_id)
+    if known is None:
+        return await site.journal.look(operation_id, after)
+    word = "running" if known.state is State.RUNNING else "ended"
+    return Look(word, site.unrecorded.read_output(operation_id, after, _BATCH_BYTES))
+
+
+async def _cancel(site: Site, operation_id: str, by: str) -> CancelOutcome:
+    """Cancel by the journal; what never began, and can't be buried on disk, this controller itself never begins."""
+    ended = site.unrecorded.read(operation_id)
+    if ended is not None:
+        return CancelOutcome.BURIED if ended.state is State.BURIED else CancelOutcome.ALREADY_ENDED
+    try:
+        return CancelOutcome(await site.journal.cancel(operation_id, by))
+    except HostRefusedError:
+        if await site.journal.read(operation_id) is not None:
+            raise
+        site.unrecorded.bury(operation_id, "cancelled", f"Cancelled by {by} before it started.")
+        return CancelOutcome.BURIED
+
+
+async def _compose(site: Site, *, is_stop: bool) -> HostCompose | None:
+    """Return the host's Compose; a stop does without where there is none, by the labels of the containers alone."""
+    try:
+        return await site.provide_compose()
+    except HostRefusedError as error:
+        if not is_stop or error.code == "engine_unreachable":
+            raise
+        log.warning("stop_without_compose", error=error.sentence)
+        return None
+
+
 async def _host_info(site: Site) -> HostInfo:
     facts, problem = None, site.compose_problem
     if not problem:
@@ -228,7 +291,7 @@ async def _host_info(site: Site) -> HostInfo:
             facts = await site.link.engine.facts(seconds=_PROBE_SECONDS)
         except EngineProblemError as error:
             problem = str(error)
-    return watches.host_info(site.link, site.compose, facts, problem)
+    return watches.host_info(site.link, site.compose, facts, problem, await site.link.disk_problem())
 
 
 class _Watched(watches.Apps):

@@ -51,6 +51,7 @@ class Watch:
         self._apps = apps
         self._identities: Sequence[AppIdentity] = ()
         self._identified = 0.0
+        self._disk_problem = ""
         self._dirty: set[str] = set()
         self._stirred = asyncio.Event()
 
@@ -65,7 +66,7 @@ class Watch:
                     async for seen in looks:
                         retry = _FIRST_RETRY
                         now = {i.cd_path: observation(i, seen) for i in self._identities}
-                        facts = host_info(self._link, self._apps.compose, seen.facts)
+                        facts = host_info(self._link, self._apps.compose, seen.facts, disk_problem=self._disk_problem)
                         if host is None:
                             yield Snapshot(facts, list(now.values()))
                         else:
@@ -75,7 +76,7 @@ class Watch:
                                 yield facts
                         told, host = now, facts
             except EngineProblemError as error:
-                lost = host_info(self._link, self._apps.compose, None, str(error))
+                lost = host_info(self._link, self._apps.compose, None, str(error), self._disk_problem)
                 if host is None:
                     yield Snapshot(lost)
                 elif _differ(lost, host):
@@ -141,6 +142,7 @@ class Watch:
 
     async def _identify(self) -> None:
         if not self._identified or time.monotonic() - self._identified > _IDENTITIES_SECONDS:
+            self._disk_problem = await self._link.disk_problem()
             self._identities = await self._apps.identities()
             self._identified = time.monotonic()
 
@@ -183,7 +185,9 @@ def observation(identity: AppIdentity, seen: Seen) -> AppObservation:
     )
 
 
-def host_info(link: Link, compose: HostCompose | None, facts: EngineFacts | None, problem: str = "") -> HostInfo:
+def host_info(
+    link: Link, compose: HostCompose | None, facts: EngineFacts | None, problem: str = "", disk_problem: str = ""
+) -> HostInfo:
     """Return a host's facts; without those of the Engine, with what is wrong with it."""
     return cleaning.host_info(
         HostInfo(
@@ -194,6 +198,7 @@ def host_info(link: Link, compose: HostCompose | None, facts: EngineFacts | None
             agent_version="",
             engine_version=facts.version if facts else "",
             compose_version=compose.version if compose else _pinned_version(),
+            disk_problem=disk_problem,
         )
     )
 

@@ -1,0 +1,65 @@
+"""Disks of a test's own that take nothing more: no bytes, no files, or that can only be read."""
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+FULL = ("bytes", "files", "read-only")
+"""The ways in which a disk takes nothing."""
+_ROOMY = "size=256m,nr_inodes=100000,rw"
+
+
+class SmallDisk:
+    """A tmpfs over an empty folder, whose owner and mode it takes over; `inside` is what an argv there begins with."""
+
+    def __init__(self, folder: Path, inside: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self._inside = inside
+
+    def __enter__(self) -> Self:
+        """Mount it."""
+        about = self.folder.stat()
+        owner = f"uid={about.st_uid},gid={about.st_gid},mode={about.st_mode & 0o7777:o}"
+        self.run("mount", "-t", "tmpfs", "-o", f"{_ROOMY},{owner}", "none", str(self.folder))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unmount it, as soon as nobody uses it any more."""
+        self.run("umount", "--lazy", str(self.folder))
+
+    @contextmanager
+    def full(self, way: str) -> Iterator[None]:
+        """Have it take nothing, in one of the ways, until the end."""
+        for tries_left in (3, 2, 1, 0):
+            told = self.run("stat", "-f", "-c", "%S %b %f %c %d", self.folder)
+            size, blocks, free, files, free_files = map(int, told.split())
+            used = {"bytes": f"size={(blocks - free) * size}", "files": f"nr_inodes={files - free_files}"}
+            try:
+                self.remount(used.get(way, "ro"))
+                break
+            except subprocess.CalledProcessError:
+                # Somebody took room between the two commands.
+                if not tries_left:
+                    raise
+        try:
+            yield
+        finally:
+            self.remount(_ROOMY)
+
+    def remount(self, options: str) -> None:
+        """Give it other options."""
+        self.run("mount", "-o", f"remount,{options}", str(self.folder))
+
+    def run(self, *argv: object) -> str:
+        """Run a command where the disk is mounted; return what it printed."""
+        done = subprocess.run([*self._inside, *map(str, argv)], check=True, capture_output=True, text=True)
+        return done.stdout
+
+
+@contextmanager
+def covered(folder: Path) -> Iterator[None]:
+    """Put an empty disk that is full over a folder."""
+    with SmallDisk(folder) as disk, disk.full("files"):
+        yield

@@ -191,7 +191,6 @@ class PrivateSshd:
             "UsePAM no",
             "PasswordAuthentication yes",
             "PermitRootLogin no",
-            "Subsystem sftp internal-sftp",
             f"SetEnv DOCKER_HOST=unix://{self.folder}/engine/{self._socket.name}",
         ]
 

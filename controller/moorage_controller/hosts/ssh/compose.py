@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import asyncssh
 import structlog
 from moorage_common.untrusted import LIMITS, clean_line
 
 from moorage_controller.hosts.ssh.link import Link, refusal
 from moorage_controller.hosts.ssh.shell import quote
-from moorage_controller.hosts.ssh.upload import NO_PROGRESS_SECONDS, send
-from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
+from moorage_controller.hosts.ssh.upload import UploadFailedError
+from moorage_controller.hosts.transport import HostRefusedError
 
 log = structlog.get_logger(__name__)
 
@@ -119,21 +118,9 @@ async def _asked(link: Link, argv: Sequence[str]) -> str:
 
 
 async def _upload(link: Link, ours: Pinned, path: str) -> str:
-    """Upload by SFTP, and return what went wrong there, empty for nothing. Raises ContactLostError."""
-    part = f"{path}.{time.time_ns()}.part"
+    """Upload it, and return what went wrong on the host, empty for nothing. Raises ContactLostError."""
     try:
-        async with link.sftp() as sftp:
-            await send(sftp, await asyncio.to_thread(ours.path.read_bytes), part)
-    except TimeoutError:
-        raise ContactLostError(
-            f"The upload of Compose made no progress for {NO_PROGRESS_SECONDS:.0f} seconds: the network is too slow."
-        ) from None
-    except asyncssh.SFTPError as error:
-        await link.slow(f"rm -f {quote(part)}", seconds=_ASK_SECONDS)
-        return f"the controller's own can't be stored in {link.survey.bin} ({error.reason})"
-    check = (
-        f"printf '%s  %s\\n' {quote(ours.digest, part)} | sha256sum -c - >/dev/null 2>&1 && chmod 755 {quote(part)} && "
-        f"sync {quote(part)} && mv -f {quote(part, path)} || {{ rm -f {quote(part)}; false; }}"
-    )
-    ran = await link.slow(check, seconds=_ASK_SECONDS)
-    return "" if ran.code == 0 else "its upload did not arrive whole: the host's disk may be full"
+        await link.upload(await asyncio.to_thread(ours.path.read_bytes), ours.digest, path, mode="755")
+    except UploadFailedError as error:
+        return f"the controller's own can't be stored in {link.survey.bin} ({error})"
+    return ""

@@ -13,6 +13,7 @@ from moorage_common.untrusted import LIMITS, Pace, UntrustedError
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh import survey as surveys
+from moorage_controller.hosts.ssh import upload as uploads
 from moorage_controller.hosts.ssh.engine import Engine
 from moorage_controller.hosts.ssh.shell import (
     WINDOW_BYTES,
@@ -28,6 +29,7 @@ from moorage_controller.hosts.ssh.shell import (
     whole,
 )
 from moorage_controller.hosts.ssh.survey import Survey
+from moorage_controller.hosts.ssh.upload import Progress
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 _SURVEY_SECONDS = 30.0
@@ -119,14 +121,15 @@ class Link:
         except ScriptError as error:
             raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
 
-    @asynccontextmanager
-    async def sftp(self) -> AsyncIterator[asyncssh.SFTPClient]:
-        """Open a session for files. Raises ContactLostError, asyncssh.SFTPError."""
-        try:
-            async with self.sessions.sftp() as client:
-                yield client
-        except asyncssh.SFTPConnectionLost as error:
-            raise lost(error) from None
+    async def upload(
+        self, content: bytes, digest: str, path: str, *, mode: str = "600", progress: Progress | None = None
+    ) -> None:
+        """Make a file of that content (`digest`: SHA-256, hex) on the host. Raises UploadFailedError, ContactLostError.
+
+        A part of it that arrived when contact was lost isn't sent again.
+        """
+        call = quote("mo_receive", path, str(len(content)), digest, mode)
+        await uploads.send(self.sessions, f"{_functions()}\n{call}", content, progress)
 
     async def real_paths(self, paths: Sequence[str]) -> Mapping[str, str]:
         """Resolve the links of paths on the host, whether or not they are there; known until `forget_paths`."""

@@ -106,22 +106,12 @@ class Sessions:
             process.close()
             await self._closed(process)
 
-    @asynccontextmanager
-    async def sftp(self) -> AsyncIterator[asyncssh.SFTPClient]:
-        """Open a session for files, waiting for a turn. Raises ContactLostError, SFTPError."""
-        client = await self._turn(self._connection.start_sftp_client, lambda opened: opened.exit())
-        try:
-            yield client
-        finally:
-            client.exit()
-            await self._closed(client)
-
     def end(self, error: UntrustedError) -> ContactLostError:
         """End the connection: the host broke a limit. Returns what to raise."""
         self._connection.abort()
         return said_too_much(f"The host at {self._place},", error)
 
-    async def _closed(self, session: Process | asyncssh.SFTPClient) -> None:
+    async def _closed(self, session: Process) -> None:
         try:
             # The server counts it until it is closed.
             async with asyncio.timeout(_CLOSE_SECONDS):
@@ -149,9 +139,6 @@ class Sessions:
                 if refused >= _REFUSED and self._open > 1:
                     self._limit, refused = self._open - 1, 0
                 self._leave()
-            except asyncssh.SFTPError:
-                self._leave()
-                raise
             except BaseException as error:
                 self._leave()
                 if isinstance(error, lost_errors):

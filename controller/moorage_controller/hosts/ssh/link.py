@@ -1,7 +1,6 @@
 """One live connection to a host, and everything that goes over it."""
 
 import asyncio
-import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -47,6 +46,7 @@ class Link:
         self.survey = survey
         self.connection = connection
         self.sessions = Sessions(connection)
+        self.sessions.shrunk = self._make_room
         self.engine = Engine(self._dial, self.real_paths)
         self._opened = time.monotonic()
         self._line: Line | None = None
@@ -64,11 +64,30 @@ class Link:
         survey = f"journal={quote(journal)}\n{surveys.script('survey.sh')}"
         try:
             ran = await run_once(Sessions(connection), survey, seconds=_SURVEY_SECONDS)
+            link = cls(connection, surveys.read(ran, username))
+            await link.check_ways()
         except ScriptError as error:
             raise surveys.no_shell(error, username) from None
         except ContactLostError as error:
             raise HostUnreachableError(str(error), error.code) from None
-        return cls(connection, surveys.read(ran, username))
+        return link
+
+    async def check_ways(self) -> None:
+        """See that the Engine's events leave a session for all else. Raises HostUnreachableError."""
+        if self.survey.engine_problem:
+            return
+        if self.survey.socket:
+            with suppress(EngineProblemError):
+                forwarded = await self._forward()
+                if forwarded is not None:
+                    forwarded[1].channel.abort()
+                    self._forwards, self._doubts = True, False
+                    return
+        if not await self.sessions.allows_two():
+            asked = f"timeout 10 {self._docker} version >/dev/null 2>&1"
+            if (await run_once(self.sessions, asked, seconds=_QUICK_SECONDS)).code == 0:
+                raise surveys.too_few_sessions()
+            # The same refusal, but it's the Engine that is away: that is told when it is asked.
 
     @property
     def doubtful(self) -> bool:
@@ -158,6 +177,11 @@ class Link:
                 self._line = await opened
             return self._line
 
+    def _make_room(self) -> None:
+        """Give up the long-lived shell where the server lets us have one session alone."""
+        if self.sessions.limit == 1:
+            self._leave_line.set()
+
     @property
     def _uses_line(self) -> bool:
         return not self._doubts and bool(self.survey.socket) and self.sessions.limit > 1
@@ -240,8 +264,7 @@ class Link:
 
     @asynccontextmanager
     async def _dial_stdio(self) -> AsyncIterator[Stream]:
-        environment = shlex.join(f"{name}={value}" for name, value in self.survey.environment.items())
-        command = f"exec env {environment} {quote(*self.survey.docker)} system dial-stdio <&3"
+        command = f"exec {self._docker} system dial-stdio <&3"
         async with self.sessions.open() as process:
             framed = Framed(process, self.sessions.pace)
             try:
@@ -249,6 +272,10 @@ class Link:
             except ScriptError as error:
                 raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
             yield _Stdio(framed, process, self.sessions.pace, self._stdio_answered)
+
+    @property
+    def _docker(self) -> str:
+        return quote("env", *(f"{name}={value}" for name, value in self.survey.environment.items()), *self.survey.docker)
 
     def _stdio_answered(self) -> None:
         """Note that the Engine lives, so that it is the forwarding that is refused."""

@@ -30,6 +30,10 @@ export LC_ALL PATH
 _SESSIONS = 8
 """OpenSSH allows 10 by default; the rest is for people."""
 _REFUSED = 5
+_ALL_REFUSED = 10
+"""The server counts sessions for a moment after they are closed: three seconds of refusals are no such moment."""
+TOO_FEW_SESSIONS = "ssh_sessions_too_few"
+NO_SHELL = "no_shell"
 _CLOSE_SECONDS = 2.0
 WINDOW_BYTES = 256 * 1024
 """What a host may send on a channel before it is read.
@@ -85,6 +89,8 @@ class Sessions:
         self.pace = Pace()
         """How fast the host is read, over all sessions."""
         self._limit = _SESSIONS
+        self.shrunk: Callable[[], object] = lambda: None
+        """Called when the server turns out to let us have fewer."""
         self._open = 0
         self._freed = asyncio.Event()
 
@@ -94,17 +100,28 @@ class Sessions:
         return self._limit
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Process]:
-        """Open a `/bin/sh`, waiting for a turn; closes it at the end. Raises ContactLostError."""
-        process = await self._turn(
-            lambda: self._connection.create_process(SHELL, encoding=None, window=WINDOW_BYTES),
-            lambda opened: opened.close(),
-        )
+    async def open(self, *, patient: bool = True) -> AsyncIterator[Process]:
+        """Open a `/bin/sh`, waiting for a turn; closes it at the end. Raises ContactLostError.
+
+        Who isn't patient gets no turn (TOO_FEW_SESSIONS) instead of waiting for one.
+        """
+        process = await self._turn(patient=patient)
         try:
             yield process
         finally:
             process.close()
             await self._closed(process)
+
+    async def allows_two(self) -> bool:
+        """Try whether the server lets us have two sessions at once. Raises ContactLostError."""
+        async with self.open():
+            try:
+                async with self.open(patient=False):
+                    return True
+            except ContactLostError as error:
+                if error.code == TOO_FEW_SESSIONS:
+                    return False
+                raise
 
     def end(self, error: UntrustedError) -> ContactLostError:
         """End the connection: the host broke a limit. Returns what to raise."""
@@ -121,24 +138,33 @@ class Sessions:
         finally:
             self._leave()
 
-    async def _turn(self, opened: Callable[[], Awaitable[T]], close: Callable[[T], object]) -> T:
+    async def _turn(self, *, patient: bool) -> Process:
         pause, refused = 0.02, 0
         while True:
             while self._open >= self._limit:
+                if not patient:
+                    raise ContactLostError("The SSH server allows no more sessions at once.", TOO_FEW_SESSIONS)
                 self._freed.clear()
                 await self._freed.wait()
             self._open += 1
             try:
-                return await whole(opened(), close)
+                opening = self._connection.create_process(SHELL, encoding=None, window=WINDOW_BYTES)
+                return await whole(opening, lambda opened: opened.close())
             except asyncssh.ChannelOpenError as error:
+                others = self._open - 1
+                self._leave()
                 if error.code != asyncssh.OPEN_CONNECT_FAILED or self._connection.is_closed():
-                    self._leave()
-                    raise lost(error) from None
+                    raise _not_opened(error) from None
                 # The server may still count sessions that we closed just now: believe it when it insists.
                 refused += 1
-                if refused >= _REFUSED and self._open > 1:
-                    self._limit, refused = self._open - 1, 0
-                self._leave()
+                if refused >= _REFUSED and others:
+                    self._limit, refused = others, 0
+                    self.shrunk()
+                elif refused >= _ALL_REFUSED:
+                    raise ContactLostError(
+                        "The SSH server opens no session for commands: raise MaxSessions in its sshd_config.",
+                        TOO_FEW_SESSIONS,
+                    ) from None
             except BaseException as error:
                 self._leave()
                 if isinstance(error, lost_errors):
@@ -295,6 +321,12 @@ class Line:
                 if not whole:
                     # An answer may still come, and would be taken for the next one's.
                     self._process.close()
+
+
+def _not_opened(error: asyncssh.ChannelOpenError) -> ContactLostError:
+    if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:
+        return ContactLostError(f"The SSH server refuses to run {SHELL}: see what it allows this user.", NO_SHELL)
+    return lost(error)
 
 
 def lost(error: BaseException) -> ContactLostError:

@@ -1,4 +1,4 @@
-"""Files to a host, on the standard input of a shell there, as long as there is progress: no SFTP, which few hosts need."""
+"""Files to a host, on the standard input of a shell there, as long as there is progress: SFTP isn't everywhere."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -4,19 +4,22 @@ import asyncio
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from host_calls import order, run
+from host_calls import order, run, watching
 from moorage_common.states import OperationKind
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.credentials import SshCredentials
-from moorage_controller.hosts.transport import HostRefusedError
+from moorage_controller.hosts.transport import HostRefusedError, Snapshot
 from moorage_lab.engine import PrivateEngine
+from moorage_lab.processes import installed
 from moorage_lab.sshd import LabUser, PrivateDropbear, PrivateSshd
 from rigs import SshDesk, remove_ssh_apps, ssh_app
+
+from .disks import small_disk
 
 StartSshd = Callable[..., PrivateSshd]
 
@@ -111,3 +114,37 @@ def no_program(sshd: PrivateSshd, name: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run([*inside, "umount", "--lazy", f"/usr/bin/{name}"], check=True)
+
+
+async def test_a_home_without_programs_is_told_before_anything_is_started(start_sshd: StartSshd) -> None:
+    sshd = start_sshd()
+    desk, home = SshDesk(sshd), sshd.home("op")
+    with small_disk(sshd, home, "noexec,size=64m"):
+        info = await desk.transport().info()
+        assert not info.engine_reachable
+        assert f"no program can be run from {home}/.local/state/moorage/bin" in info.engine_problem
+        error = await refused_start(desk)
+        assert (error.code, error.sentence) == ("compose_missing", info.engine_problem)
+        async with asyncio.timeout(30), aclosing(watching(desk.transport())) as items:
+            snapshot = await anext(items)
+        assert isinstance(snapshot, Snapshot)
+        assert snapshot.host.engine_problem == info.engine_problem
+    await desk.pool.close()
+
+
+async def test_where_no_program_can_be_uploaded_the_host_s_own_compose_will_do(start_sshd: StartSshd) -> None:
+    sshd = start_sshd()
+    await SshDesk(sshd).transport().connect()
+    plugins = sshd.home("op") / ".docker" / "cli-plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "docker-compose").symlink_to(installed("docker-compose"))
+    with small_disk(sshd, sshd.home("op") / ".local/state/moorage/bin", "noexec,size=64m"):
+        await whole_life(SshDesk(sshd))
+
+
+async def refused_start(desk: SshDesk) -> HostRefusedError:
+    began = time.monotonic()
+    with pytest.raises(HostRefusedError) as caught:
+        await desk.transport().start(order(ssh_app(desk.sshd)))
+    assert time.monotonic() - began < _WITHIN_SECONDS
+    return caught.value

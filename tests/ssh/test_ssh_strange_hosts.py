@@ -102,9 +102,9 @@ async def test_a_user_who_may_not_use_docker_is_told(desk: SshDesk) -> None:
 
 async def test_docker_by_sudo_alone_will_do_where_the_host_has_its_own_compose(desk: SshDesk) -> None:
     transport = desk.transport("sudoer")
-    info = await transport.info()
-    assert (info.engine_reachable, info.engine_problem) == (True, "")
     with docker_plugin(desk.sshd):
+        info = await transport.info()
+        assert (info.engine_reachable, info.engine_problem) == (True, "")
         await whole_life(transport, ssh_app(desk.sshd))
 
 
@@ -131,8 +131,9 @@ def begun(sshd: PrivateSshd, sent: Order) -> bool:
 
 
 async def test_docker_by_sudo_without_a_compose_of_the_host_s_own_is_told(desk: SshDesk) -> None:
+    info = await desk.transport("sudoer").info()
     error = await refusal(desk.transport("sudoer"), ssh_app(desk.sshd))
-    assert error.code == "compose_missing"
+    assert (error.code, error.sentence) == ("compose_missing", info.engine_problem)
     assert "install Docker's Compose plugin there" in error.sentence
 
 

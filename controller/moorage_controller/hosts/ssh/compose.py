@@ -17,6 +17,7 @@ from moorage_common.untrusted import LIMITS, clean_line
 
 from moorage_controller.hosts.ssh.link import Link, refusal
 from moorage_controller.hosts.ssh.shell import quote
+from moorage_controller.hosts.ssh.survey import Survey
 from moorage_controller.hosts.ssh.upload import UploadFailedError
 from moorage_controller.hosts.transport import HostRefusedError
 
@@ -70,14 +71,12 @@ async def provide(link: Link) -> HostCompose:
     survey, ours = link.survey, await asyncio.to_thread(pinned)
     if survey.engine_problem:
         raise HostRefusedError("engine_unreachable", survey.engine_problem)
-    if survey.by_sudo:
-        return await _own(link, "sudo lets this SSH user run docker, and no other program")
+    why = why_own(survey, ours)
+    if why:
+        return await _own(link, why)
     if survey.state_problem:
         raise refusal(survey.state_problem)
-    if ours is None:
-        return await _own(link, "the controller was installed without one")
-    if _MACHINES.get(survey.machine) != ours.machine:
-        return await _own(link, f"the controller's own Compose isn't made for {survey.machine}")
+    assert ours is not None
     path = f"{survey.bin}/{ours.name}"
     if await _asked(link, [path]) == ours.version:
         return HostCompose((path,), ours.version)
@@ -89,6 +88,17 @@ async def provide(link: Link) -> HostCompose:
         size = ours.path.stat().st_size >> 20
         return HostCompose((path,), ours.version, f"Uploaded to the host: {size} MiB in {seconds:.0f} s")
     return await _own(link, problem or f"{path} can't be run there")
+
+
+def why_own(survey: Survey, ours: Pinned | None) -> str:
+    """Return why a host must have a Compose of its own, empty where ours can be uploaded, as far as is known."""
+    if survey.by_sudo:
+        return "sudo lets this SSH user run docker, and no other program"
+    if ours is None:
+        return "the controller was installed without one"
+    if _MACHINES.get(survey.machine) != ours.machine:
+        return f"the controller's own Compose isn't made for {survey.machine}"
+    return f"no program can be run from {survey.bin} (is it mounted noexec?)" if survey.noexec else ""
 
 
 async def _own(link: Link, why: str) -> HostCompose:

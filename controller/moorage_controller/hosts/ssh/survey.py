@@ -33,6 +33,8 @@ class Survey:
     booted: float
     engine_problem: str = ""
     state_problem: str = ""
+    noexec: bool = False
+    """Whether no program may be run from `bin`."""
     policy: str = ""
     """What the policy file of an agent there says, empty where there is none."""
 
@@ -87,6 +89,7 @@ def read(ran: Ran, username: str) -> Survey:
         booted=time.monotonic() - uptime,
         engine_problem="" if access and told["docker"] else _why_no_engine(told, username),
         state_problem=_why_no_state(told),
+        noexec="noexec" in told,
         policy=told.get("policy", ""),
     )
 

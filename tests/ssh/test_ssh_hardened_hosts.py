@@ -3,20 +3,31 @@
 import asyncio
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import docker
 import pytest
 from host_calls import order, run, watching
-from moorage_common.states import OperationKind
+from moorage_common.states import OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.credentials import SshCredentials
-from moorage_controller.hosts.transport import HostRefusedError, Snapshot
+from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.ssh.transport import SshTransport
+from moorage_controller.hosts.transport import (
+    AppObservation,
+    HostApp,
+    HostInfo,
+    HostRefusedError,
+    Snapshot,
+    WatchItem,
+)
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.processes import installed
 from moorage_lab.sshd import LabUser, PrivateDropbear, PrivateSshd
+from moorage_lab.waiting import eventually_async
 from rigs import SshDesk, remove_ssh_apps, ssh_app
 
 from .disks import small_disk
@@ -148,3 +159,53 @@ async def refused_start(desk: SshDesk) -> HostRefusedError:
         await desk.transport().start(order(ssh_app(desk.sshd)))
     assert time.monotonic() - began < _WITHIN_SECONDS
     return caught.value
+
+
+@pytest.mark.parametrize("options", [(), ("AllowStreamLocalForwarding no",)])
+async def test_a_channel_that_the_host_closes_is_opened_anew_without_a_word(
+    start_sshd: StartSshd, engine: PrivateEngine, options: tuple[str, ...]
+) -> None:
+    sshd = start_sshd("ChannelTimeout *=2s", *options)
+    desk = SshDesk(sshd)
+    transport, cd_path = desk.transport(), ssh_app(sshd)
+    _, end = await run(transport, order(cd_path))
+    assert end.observed is not None
+    items: list[WatchItem] = []
+    watch = asyncio.create_task(_collect(transport, cd_path, items))
+    await eventually_async(lambda: items, what="the first look")
+    async with transport._host.site() as site:
+        closed = _count_closed(site.link)
+        await eventually_async(lambda: closed() >= 3, what="channels that the host closes")
+    # Between them the long-lived shell has gone, too.
+    assert (await transport.look(HostApp(cd_path))).containers
+    with closing(docker.APIClient(base_url=engine.host, version="auto")) as client:
+        await asyncio.to_thread(client.kill, end.observed.containers[0].id)
+    await eventually_async(lambda: _last_status(items) == "stopped", what="the death")
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+    hosts = [item.host if isinstance(item, Snapshot) else item for item in items]
+    assert [host.engine_problem for host in hosts if isinstance(host, HostInfo) and host.engine_problem] == []
+    await desk.pool.close()
+
+
+async def _collect(transport: SshTransport, cd_path: str, items: list[WatchItem]) -> None:
+    async with aclosing(watching(transport, cd_path)) as watched:
+        async for item in watched:
+            items.append(item)
+
+
+def _last_status(items: list[WatchItem]) -> str:
+    seen = [item for item in items if isinstance(item, AppObservation)]
+    return observed_status(seen[-1].containers) if seen else ""
+
+
+def _count_closed(link: Link) -> Callable[[], int]:
+    """Return what counts how often the stream of the Engine's events was opened from now on."""
+    opened, events = [0], link.engine.events
+
+    def counting(since: int) -> AsyncGenerator[str, None]:
+        opened[0] += 1
+        return events(since)
+
+    link.engine.events = counting  # type: ignore[method-assign] - it is only counted
+    return lambda: opened[0]

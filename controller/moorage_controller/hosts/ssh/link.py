@@ -121,17 +121,21 @@ class Link:
         Over the one long-lived shell; where the Engine's events or a strict server leave no session for that, in one of
         its own. Raises ContactLostError, HostRefusedError.
         """
-        try:
-            async with asyncio.timeout(seconds):
-                line = await self._get_line()
-        except TimeoutError:
-            raise ContactLostError(f"The host opened no session within {seconds:.0f} seconds.") from None
-        try:
-            if line is not None:
-                return await line.run(call, seconds=seconds, limit=limit)
-            return await run_once(self.sessions, f"{_functions()}\n{call}", seconds=seconds, limit=limit)
-        except ScriptError as error:
-            raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
+        for last in (False, True):
+            try:
+                async with asyncio.timeout(seconds):
+                    line = await self._get_line()
+            except TimeoutError:
+                raise ContactLostError(f"The host opened no session within {seconds:.0f} seconds.") from None
+            try:
+                if line is not None:
+                    return await line.run(call, seconds=seconds, limit=limit)
+                return await run_once(self.sessions, f"{_functions()}\n{call}", seconds=seconds, limit=limit)
+            except ScriptError as error:
+                # The SSH server may close a session that is idle for a while; what is quick may well be run twice.
+                if last or line is None or not self.alive:
+                    raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
+        raise AssertionError("the last attempt returns or raises")
 
     async def slow(self, script: str, *, seconds: float, sent: bytes = b"", limit: int = LIMITS.script) -> Ran:
         """Run a script in a session of its own; it may print `limit` bytes. Raises ContactLostError."""
@@ -275,7 +279,9 @@ class Link:
 
     @property
     def _docker(self) -> str:
-        return quote("env", *(f"{name}={value}" for name, value in self.survey.environment.items()), *self.survey.docker)
+        return quote(
+            "env", *(f"{name}={value}" for name, value in self.survey.environment.items()), *self.survey.docker
+        )
 
     def _stdio_answered(self) -> None:
         """Note that the Engine lives, so that it is the forwarding that is refused."""

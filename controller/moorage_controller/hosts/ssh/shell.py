@@ -99,6 +99,11 @@ class Sessions:
         """How many the server lets us have at once, as far as is known."""
         return self._limit
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands, as far as is known."""
+        return not self._connection.is_closed()
+
     @asynccontextmanager
     async def open(self, *, patient: bool = True) -> AsyncIterator[Process]:
         """Open a `/bin/sh`, waiting for a turn; closes it at the end. Raises ContactLostError.
@@ -299,7 +304,7 @@ class Line:
         """
         async with self.turn:
             if self.ended:
-                raise ContactLostError("The shell on the host has ended.")
+                raise ScriptError("it has ended")
             whole = False
             try:
                 async with asyncio.timeout(seconds):
@@ -316,6 +321,8 @@ class Line:
             except TimeoutError:
                 raise ContactLostError(f"The host did not answer within {seconds:.0f} seconds.") from None
             except lost_errors as error:
+                if self._sessions.connected:
+                    raise ScriptError(str(error)) from None
                 raise lost(error) from None
             finally:
                 if not whole:

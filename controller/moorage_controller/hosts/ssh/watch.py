@@ -16,7 +16,7 @@ from pathlib import Path
 from moorage_common.app_identity import AppIdentity
 from moorage_common.clock import jittered
 from moorage_common.containers import Container, settled_states
-from moorage_common.engine_http import EngineProblemError
+from moorage_common.engine_http import EngineClosedError, EngineProblemError
 from moorage_common.untrusted import LIMITS
 
 from moorage_controller.hosts import cleaning
@@ -59,11 +59,12 @@ class Watch:
         told: dict[str, AppObservation] = {}
         host: HostInfo | None = None
         retry = _FIRST_RETRY
+        seen_well = False
         while True:
             try:
                 async with aclosing(self._looks()) as looks:
                     async for seen in looks:
-                        retry = _FIRST_RETRY
+                        retry, seen_well = _FIRST_RETRY, True
                         now = {i.cd_path: observation(i, seen) for i in self._identities}
                         facts = host_info(self._link, self._apps.compose, seen.facts)
                         if host is None:
@@ -75,6 +76,12 @@ class Watch:
                                 yield facts
                         told, host = now, facts
             except EngineProblemError as error:
+                if seen_well and isinstance(error, EngineClosedError):
+                    # The SSH server may close channels that are idle: whether it's the Engine the next look tells.
+                    seen_well = False
+                    await asyncio.sleep(jittered(_FIRST_RETRY))
+                    continue
+                seen_well = False
                 lost = host_info(self._link, self._apps.compose, None, str(error))
                 if host is None:
                     yield Snapshot(lost)

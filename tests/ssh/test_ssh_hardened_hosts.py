@@ -191,7 +191,7 @@ async def test_a_channel_that_the_host_closes_is_opened_anew_without_a_word(
 async def _collect(transport: SshTransport, cd_path: str, items: list[WatchItem]) -> None:
     async with aclosing(watching(transport, cd_path)) as watched:
         async for item in watched:
-            items.append(item)
+            items += [item]
 
 
 def _last_status(items: list[WatchItem]) -> str:

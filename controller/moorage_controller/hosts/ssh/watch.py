@@ -59,12 +59,11 @@ class Watch:
         told: dict[str, AppObservation] = {}
         host: HostInfo | None = None
         retry = _FIRST_RETRY
-        seen_well = False
         while True:
             try:
-                async with aclosing(self._looks()) as looks:
+                async with aclosing(self._looks_over_channels()) as looks:
                     async for seen in looks:
-                        retry, seen_well = _FIRST_RETRY, True
+                        retry = _FIRST_RETRY
                         now = {i.cd_path: observation(i, seen) for i in self._identities}
                         facts = host_info(self._link, self._apps.compose, seen.facts)
                         if host is None:
@@ -76,12 +75,6 @@ class Watch:
                                 yield facts
                         told, host = now, facts
             except EngineProblemError as error:
-                if seen_well and isinstance(error, EngineClosedError):
-                    # The SSH server may close channels that are idle: whether it's the Engine the next look tells.
-                    seen_well = False
-                    await asyncio.sleep(jittered(_FIRST_RETRY))
-                    continue
-                seen_well = False
                 lost = host_info(self._link, self._apps.compose, None, str(error))
                 if host is None:
                     yield Snapshot(lost)
@@ -94,6 +87,23 @@ class Watch:
                     raise ContactLostError(str(error)) from None
             await asyncio.sleep(jittered(retry))
             retry = min(retry * 2, _LAST_RETRY)
+
+    async def _looks_over_channels(self) -> AsyncGenerator[Seen, None]:
+        """Yield what `_looks` does over one channel after the other: the SSH server may close one that is idle.
+
+        Whether it was the Engine that closed it, the first look over the next one tells.
+        """
+        while True:
+            seen_well = False
+            try:
+                async with aclosing(self._looks()) as looks:
+                    async for seen in looks:
+                        seen_well = True
+                        yield seen
+            except EngineClosedError:
+                if not seen_well:
+                    raise
+            await asyncio.sleep(jittered(_FIRST_RETRY))
 
     async def _looks(self) -> AsyncGenerator[Seen, None]:
         """Yield what there is, as often as something stirs, until the Engine or the connection is lost."""

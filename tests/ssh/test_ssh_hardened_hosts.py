@@ -163,7 +163,7 @@ async def refused_start(desk: SshDesk) -> HostRefusedError:
 
 @pytest.mark.parametrize("options", [(), ("AllowStreamLocalForwarding no",)])
 async def test_a_channel_that_the_host_closes_is_opened_anew_without_a_word(
-    start_sshd: StartSshd, engine: PrivateEngine, options: tuple[str, ...]
+    start_sshd: StartSshd, engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     sshd = start_sshd("ChannelTimeout *=2s", *options)
     desk = SshDesk(sshd)
@@ -174,7 +174,7 @@ async def test_a_channel_that_the_host_closes_is_opened_anew_without_a_word(
     watch = asyncio.create_task(_collect(transport, cd_path, items))
     await eventually_async(lambda: items, what="the first look")
     async with transport._host.site() as site:
-        closed = _count_closed(site.link)
+        closed = _count_closed(monkeypatch, site.link)
         await eventually_async(lambda: closed() >= 3, what="channels that the host closes")
     # Between them the long-lived shell has gone, too.
     assert (await transport.look(HostApp(cd_path))).containers
@@ -199,7 +199,7 @@ def _last_status(items: list[WatchItem]) -> str:
     return observed_status(seen[-1].containers) if seen else ""
 
 
-def _count_closed(link: Link) -> Callable[[], int]:
+def _count_closed(monkeypatch: pytest.MonkeyPatch, link: Link) -> Callable[[], int]:
     """Return what counts how often the stream of the Engine's events was opened from now on."""
     opened, events = [0], link.engine.events
 
@@ -207,5 +207,17 @@ def _count_closed(link: Link) -> Callable[[], int]:
         opened[0] += 1
         return events(since)
 
-    link.engine.events = counting  # type: ignore[method-assign] - it is only counted
+    monkeypatch.setattr(link.engine, "events", counting)
     return lambda: opened[0]
+
+
+async def test_a_slow_login_shell_is_told_and_may_be_waited_for(start_sshd: StartSshd) -> None:
+    sshd = start_sshd()
+    (sshd.home("op") / ".bashrc").write_text("sleep 2\n")
+    error = await unreachable(SshDesk(sshd, login_shell_seconds=1))
+    assert error.code == "login_shell_slow"
+    assert error.sentence == "The login shell took longer than 1 s: look at its start-up files."
+    patient = SshDesk(sshd, login_shell_seconds=30)
+    await patient.transport().connect()
+    assert (await patient.transport().info()).engine_reachable
+    await patient.pool.close()

@@ -126,7 +126,7 @@ class Journal:
         try:
             async with asyncio.timeout(_LAUNCH_SECONDS), self._link.sessions.open() as process:
                 framed = Framed(process, self._link.sessions.pace)
-                await framed.begin(self._invocation(order))
+                await framed.begin(self._invocation(order), self._link.sessions.login_shell_seconds)
                 word = await framed.line()
                 if word == "locked":
                     decision = await _decision(guard)

@@ -42,10 +42,10 @@ _FORWARD_SECONDS = 10.0
 class Link:
     """A connection with its survey."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, survey: Survey) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, sessions: Sessions, survey: Survey) -> None:
         self.survey = survey
         self.connection = connection
-        self.sessions = Sessions(connection)
+        self.sessions = sessions
         self.sessions.shrunk = self._make_room
         self.engine = Engine(self._dial, self.real_paths)
         self._opened = time.monotonic()
@@ -59,12 +59,15 @@ class Link:
         self._real: dict[str, str] = {}
 
     @classmethod
-    async def open(cls, connection: asyncssh.SSHClientConnection, username: str, journal: str = "") -> "Link":
+    async def open(
+        cls, connection: asyncssh.SSHClientConnection, username: str, journal: str, login_shell_seconds: float
+    ) -> "Link":
         """Ask what kind of host it is; `journal` is as SshTarget has it. Raises HostUnreachableError."""
+        sessions = Sessions(connection, login_shell_seconds)
         survey = f"journal={quote(journal)}\n{surveys.script('survey.sh')}"
         try:
-            ran = await run_once(Sessions(connection), survey, seconds=_SURVEY_SECONDS)
-            link = cls(connection, surveys.read(ran, username))
+            ran = await run_once(sessions, survey, seconds=_SURVEY_SECONDS)
+            link = cls(connection, sessions, surveys.read(ran, username))
             await link.check_ways()
         except ScriptError as error:
             raise surveys.no_shell(error, username) from None
@@ -272,7 +275,7 @@ class Link:
         async with self.sessions.open() as process:
             framed = Framed(process, self.sessions.pace)
             try:
-                await framed.begin(command)
+                await framed.begin(command, self.sessions.login_shell_seconds)
             except ScriptError as error:
                 raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
             yield _Stdio(framed, process, self.sessions.pace, self._stdio_answered)

@@ -34,6 +34,8 @@ _ALL_REFUSED = 10
 """The server counts sessions for a moment after they are closed: three seconds of refusals are no such moment."""
 TOO_FEW_SESSIONS = "ssh_sessions_too_few"
 NO_SHELL = "no_shell"
+LOGIN_SHELL_SLOW = "login_shell_slow"
+LOGIN_SHELL_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 WINDOW_BYTES = 256 * 1024
 """What a host may send on a channel before it is read.
@@ -82,8 +84,12 @@ def quote(*words: str) -> str:
 class Sessions:
     """The sessions of one connection: queued, and never more than the server lets us have."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
+    def __init__(
+        self, connection: asyncssh.SSHClientConnection, login_shell_seconds: float = LOGIN_SHELL_SECONDS
+    ) -> None:
         self._connection = connection
+        self.login_shell_seconds = login_shell_seconds
+        """How long a login shell may take until it runs what it is given."""
         # Kept, since a connection that has ended doesn't know it any more.
         self._place = "{}, port {}".format(*connection.get_extra_info("peername", ("?", "?")))
         self.pace = Pace()
@@ -207,9 +213,11 @@ async def run_once(
     Raises ContactLostError, ScriptError. On the host it may run on after the time limit: give it one there, too.
     """
     try:
-        async with asyncio.timeout(seconds), sessions.open() as process:
+        async with asyncio.timeout(seconds) as within, sessions.open() as process:
             framed = Framed(process, sessions.pace)
-            await framed.begin(script)
+            within.reschedule(None)
+            await framed.begin(script, sessions.login_shell_seconds)
+            within.reschedule(asyncio.get_running_loop().time() + seconds)
             if sent:
                 process.stdin.write(sent)
             process.stdin.write_eof()
@@ -234,15 +242,25 @@ class Framed:
         self._mark = secrets.token_hex(8)
         self._read = bytearray()
 
-    async def begin(self, script: str) -> None:
-        """Send the script, and return when it runs. Raises ScriptError where no shell takes it."""
+    async def begin(self, script: str, login_shell_seconds: float | None = None) -> None:
+        """Send the script, and return when it runs. Raises ScriptError where no shell takes it.
+
+        Where it is the login shell that may make it late, that has so many seconds: else ContactLostError.
+        """
         # One compound command: the shell has read all of it before anything in it reads from standard input.
         text = (
             f"{{ {_PREAMBLE}printf '\\n%s\\n' 'begin-{self._mark}'\n(\n{script}\n) 3<&0 </dev/null\n"
             f"printf '\\n%s %d\\n' 'end-{self._mark}' \"$?\"\n}}\n"
         )
         self._process.stdin.write(text.encode(errors="surrogateescape"))
-        await self._until(f"\nbegin-{self._mark}\n".encode(), LIMITS.login_noise)
+        try:
+            async with asyncio.timeout(login_shell_seconds):
+                await self._until(f"\nbegin-{self._mark}\n".encode(), LIMITS.login_noise)
+        except TimeoutError:
+            raise ContactLostError(
+                f"The login shell took longer than {login_shell_seconds:g} s: look at its start-up files.",
+                LOGIN_SHELL_SLOW,
+            ) from None
 
     async def line(self) -> str:
         """Return the next line the script prints. Raises ScriptError where it broke off."""
@@ -307,12 +325,16 @@ class Line:
                 raise ScriptError("it has ended")
             whole = False
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds) as within:
                     prologue, self._prologue = self._prologue, ""
-                    if prologue:
-                        self._process.stdin.write(prologue.encode())
                     framed = Framed(self._process, self._sessions.pace)
-                    await framed.begin(script)
+                    if prologue:
+                        within.reschedule(None)
+                        self._process.stdin.write(prologue.encode())
+                        await framed.begin(script, self._sessions.login_shell_seconds)
+                        within.reschedule(asyncio.get_running_loop().time() + seconds)
+                    else:
+                        await framed.begin(script)
                     ran = await framed.end(limit)
                     whole = True
                     return ran

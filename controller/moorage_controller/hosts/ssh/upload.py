@@ -35,7 +35,7 @@ async def send(sessions: Sessions, script: str, content: bytes, progress: Progre
     try:
         async with asyncio.timeout(None) as limit, sessions.open() as process:
             framed = Framed(process, sessions.pace)
-            await framed.begin(script)
+            await framed.begin(script, sessions.login_shell_seconds)
             limit.reschedule(loop.time() + 2 * NO_PROGRESS_SECONDS)  # it may wait for who sends the same
             writing: asyncio.Task[None] | None = None
             arrived = -1

@@ -132,14 +132,19 @@ class Controller:
         channels = AgentChannels(ControllerIdentity(authority, clock).current)
         self._stack.push_async_callback(channels.close)
         credentials = Credentials(database, keyring)
-        shell_seconds = settings.ssh_login_shell_seconds
-        pool = SshPool(credentials.access_of, PinnedKeys(database).pin, login_shell_seconds=shell_seconds)
+        pool = SshPool(
+            credentials.access_of,
+            PinnedKeys(database).pin,
+            login_shell_seconds=settings.ssh_login_shell_seconds,
+        )
         pool.tried.connect(metrics.meters.ssh_connect)
         self._stack.push_async_callback(pool.close)
         hosts = self._make_hosts(channels, pool)
         limits = _limits(settings)
         observations = Observations(database, signals, limits.runs)
-        checks = Checks(database, hosts, observations, signals, clock, seconds=shell_seconds + LOGIN_SECONDS)
+        checks = Checks(
+            database, hosts, observations, signals, clock, seconds=settings.ssh_login_shell_seconds + LOGIN_SECONDS
+        )
         self._stack.push_async_callback(checks.close)
         leases = Leases(database)
         self._stack.push_async_callback(leases.leave)

@@ -143,6 +143,14 @@ async def test_a_home_without_programs_is_told_before_anything_is_started(start_
     await desk.pool.close()
 
 
+async def test_a_home_that_can_t_be_written_ends_a_start_within_seconds(start_sshd: StartSshd) -> None:
+    sshd = start_sshd()
+    with small_disk(sshd, sshd.home("op"), "ro,size=64m"):
+        error = await refused_start(SshDesk(sshd))
+    assert error.code == "journal_unavailable"
+    assert "can't write in" in error.sentence
+
+
 async def test_where_no_program_can_be_uploaded_the_host_s_own_compose_will_do(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     await SshDesk(sshd).transport().connect()

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from moorage_controller.hosts.bundle import Bundle
+from moorage_controller.hosts.ssh.install import Installer
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.upload import UploadFailedError
 from moorage_controller.hosts.transport import ContactLostError
@@ -34,6 +36,14 @@ async def send(link: Link, path: Path, content: bytes = CONTENT, digest: str = D
 
     await link.upload(content, digest, str(path), mode="755", progress=progress)
     return told
+
+
+def stored(path: str) -> tuple[bytes, int, int] | None:
+    """Return a file's content, its mode and its folder's; None where there is no folder."""
+    file = Path(path)
+    if not file.parent.exists():
+        return None
+    return file.read_bytes(), file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777
 
 
 async def test_an_upload_arrives_whole_and_only_once(desk: SshDesk) -> None:
@@ -86,6 +96,21 @@ async def test_what_is_not_as_it_was_sent_is_thrown_away(desk: SshDesk) -> None:
         shutil.chown(part, desk.sshd.uid("op"))
         await send(site.link, place)
     assert place.read_bytes() == CONTENT
+
+
+async def test_an_agent_s_bundle_arrives_in_a_folder_of_its_own(desk: SshDesk) -> None:
+    told: list[int] = []
+
+    async def progress(arrived: int) -> None:
+        told.append(arrived)
+
+    async with desk.transport()._host.site() as site:
+        installer = Installer(site.link)
+        path = await installer.upload(Bundle("0.1.0-1a2b3c4d", CONTENT, DIGEST), progress)
+        assert stored(path) == (CONTENT, 0o600, 0o700)
+        assert told[-1] == len(CONTENT)
+        await installer.clear(path)
+        assert stored(path) is None
 
 
 async def test_a_disk_that_is_too_small_is_told_and_left_as_it_was(desk: SshDesk) -> None:

@@ -8,7 +8,7 @@ say uptime "$uptime"
 say machine "$(uname -m)"
 say home "$HOME"
 missing=
-for tool in flock setsid sync readlink stat tail head find timeout; do
+for tool in flock setsid sync readlink stat tail head find timeout dd sha256sum; do
     command -v "$tool" >/dev/null || missing="$missing $tool"
 done
 say missing "${missing# }"

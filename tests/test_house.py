@@ -8,12 +8,16 @@ from importlib.metadata import distributions, requires
 from pathlib import Path
 
 import pytest
+from moorage_controller.api.details import DETAILS
+from moorage_controller.api.routes import ROUTES
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTIONS = ("common", "migrations", "agent", "controller", "cli", "lab")
 _GENERATED = Path("moorage_common/rpc/v1")
-_MOST_LINES = 400
+_MOST_LINES = 500
+_MOST_README_LINES = 100
+_PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/*.md", "packaging/*.md")
 
 # In pieces, so that this file doesn't hold what it looks for.
 _REGISTRIES = ("pypi" + ".org", "python" + "hosted", "npm" + "js.", "deb" + "ian.org", "ghcr" + ".io", "quay" + ".io")
@@ -126,3 +130,38 @@ def test_no_source_file_is_longer_than_one_can_read() -> None:
         if (count := len(path.read_bytes().splitlines())) > _MOST_LINES
     }
     assert not long, "split along nouns"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= _MOST_README_LINES, "move the rest into docs/"
+
+
+def _pages() -> list[Path]:
+    return sorted(path for pattern in _PAGES for path in ROOT.glob(pattern))
+
+
+@pytest.mark.parametrize("page", [str(path.relative_to(ROOT)) for path in _pages()])
+def test_the_links_of_a_page_lead_to_files_and_headings(page: str) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
+    relative = [link for link in links if not re.match(r"[a-z]+:", link)]
+    assert [link for link in relative if not _leads_somewhere(ROOT / page, link)] == []
+
+
+def _leads_somewhere(page: Path, link: str) -> bool:
+    name, _, heading = link.partition("#")
+    target = page.parent / name if name else page
+    return target.exists() and (not heading or heading in _anchors(target))
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_guide_names_every_route_and_error_code() -> None:
+    guide = (ROOT / "docs/guide.md").read_text()
+    routes = [f"{route.method} {route.path}" for route in ROUTES]
+    codes = {code for details in DETAILS.values() for listed in details.errors.values() for code in listed}
+    assert [route for route in routes if not re.search(rf"{re.escape(route)}(?![\w/{{-])", guide)] == []
+    assert sorted(code for code in codes if f"`{code}`" not in guide) == []

@@ -62,6 +62,14 @@ class OperationInProgressError(ConflictError):
         self.operation_id = operation_id
 
 
+class ServerBusyError(ConflictError):
+    """The server's agent is being installed or removed, and with it the journal of operations moves."""
+
+    def __init__(self) -> None:
+        sentence = "This server's agent is being installed or removed: try again in a minute."
+        super().__init__("server_busy", sentence)
+
+
 class TooManyRequestsError(MoorageError):
     """The caller is to wait; `retry_after` is in whole seconds, 1 or more."""
 
@@ -79,11 +87,26 @@ class OperationFailedError(MoorageError):
         self.operation_id = operation_id
 
 
+HOST_UNREACHABLE = "host_unreachable"
+
+
 class HostUnreachableError(MoorageError):
     """The host can't be reached: nothing was sent."""
 
-    def __init__(self, sentence: str, code: str = "host_unreachable") -> None:
-        super().__init__(clean_code(code, "host_unreachable"), clean_sentence(sentence))
+    def __init__(self, sentence: str, code: str = HOST_UNREACHABLE) -> None:
+        super().__init__(clean_code(code, HOST_UNREACHABLE), clean_sentence(sentence))
+
+
+class StopWaitsError(HostUnreachableError):
+    """The host can't be reached, and a stop, `operation_id`, waits for it."""
+
+    def __init__(self, operation_id: str) -> None:
+        sentence = (
+            f"The host can't be reached. The stop waits for it (operation {operation_id}), and is done as soon as the "
+            "host answers: nothing has to be asked again."
+        )
+        super().__init__(sentence)
+        self.operation_id = operation_id
 
 
 class DatabaseUnavailableError(MoorageError):

@@ -46,7 +46,7 @@ async def test_every_kind_of_error_is_a_problem_document_whose_error_is_a_senten
         assert body["error"].strip()
         assert re.fullmatch(r"[a-z][a-z0-9_]*", body["code"])
         assert body["requestId"] == reply.headers["X-Request-Id"]
-    assert replies[422].json["errors"] == [{"field": "name", "message": "Field required"}]
+    assert replies[422].json["errors"] == [{"field": "name", "message": "It is missing: give it."}]
 
 
 async def test_an_unknown_path_is_a_problem_too_with_and_without_a_token(world: World) -> None:

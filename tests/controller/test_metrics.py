@@ -80,7 +80,15 @@ async def test_a_run_from_start_to_auto_stop_is_counted(world: World, host: Fake
     assert now.value("moorage_auto_stop_lateness_seconds_sum") < 3
     assert now.value("moorage_auto_stop_last_look_timestamp_seconds") > 0
     assert now.value("moorage_background_work_up", work="auto-stop") == 1
-    assert now.value("moorage_status_checks_total", result="answered") >= 0
+
+
+async def test_check_of_a_server_is_counted(world: World) -> None:
+    await world.new_host()
+    (server,) = (await world.admin.get("/api/servers")).expect(200)
+    before = (await scrape(world.nobody)).value("moorage_status_checks_total", result="answered")
+    (await world.admin.post(f"/api/servers/{server['id']}/test")).expect(200)
+    after = (await scrape(world.nobody)).value("moorage_status_checks_total", result="answered")
+    assert after == before + 1
 
 
 async def test_what_is_late_and_what_goes_wrong_shows(world: World, host: FakeHost, running_app_id: str) -> None:

@@ -123,12 +123,12 @@ async def test_a_start_that_fails_gives_its_turn_back(world: World, host: FakeHo
 
 @pytest.fixture
 def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
-    """Return a controller's settings, with those that a test asks for."""
-    marker = request.node.get_closest_marker("parametrize")
-    silent = {"operation_no_progress_minutes": 1, "operation_limit_minutes": 60}
-    return settings.model_copy(update=silent) if marker is None and "silen" in request.node.name else settings
+    """Return a controller's settings, with those of the test's marker `settings`."""
+    marker = request.node.get_closest_marker("settings")
+    return settings if marker is None else settings.model_copy(update=marker.kwargs)
 
 
+@pytest.mark.settings(operation_no_progress_minutes=1, operation_limit_minutes=60)
 async def test_a_silent_start_is_stopped_and_one_that_says_something_is_not(
     world: World, host: FakeHost, app_ids: list[str]
 ) -> None:
@@ -146,6 +146,7 @@ async def test_a_silent_start_is_stopped_and_one_that_says_something_is_not(
     assert (await world.operation(talking))["state"] == "succeeded"
 
 
+@pytest.mark.settings(operation_no_progress_minutes=1, operation_limit_minutes=60)
 async def test_silence_of_a_host_that_is_away_is_no_silence(world: World, host: FakeHost, app_ids: list[str]) -> None:
     operation_id = await world.begin(app_ids[0])
     await world.clock.run(30)
@@ -159,6 +160,7 @@ async def test_silence_of_a_host_that_is_away_is_no_silence(world: World, host: 
     assert (await world.operation(operation_id))["state"] == "succeeded"
 
 
+@pytest.mark.settings(operation_no_progress_minutes=1, operation_limit_minutes=60)
 async def test_a_stop_may_be_silent_for_as_long_as_it_takes(world: World, host: FakeHost, app_ids: list[str]) -> None:
     operation_id = await world.begin(app_ids[0], "stop")
     await world.clock.run(600)

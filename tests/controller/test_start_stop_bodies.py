@@ -59,3 +59,14 @@ async def test_stop_with_cancel_start_cancels_and_stops(world: World, host: Fake
 
 async def test_stop_with_cancel_start_of_an_idle_app_stops(world: World, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/stop", {"cancelStart": True})).expect(200)
+
+
+async def test_start_without_minutes_keeps_the_later_end_of_the_run(world: World, app_id: str) -> None:
+    until = (await world.user.post(f"/api/apps/{app_id}/start", {"minutes": 240})).expect(200)["stopAt"]
+    await world.clock.run(60)
+    assert (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)["stopAt"] == until
+    asked = (await world.user.post(f"/api/apps/{app_id}/start", {"minutes": 5})).expect(200)
+    assert asked["stopAt"] == NOW + 6 * MINUTE
+    default = (await world.app(app_id))["defaultTimeout"]
+    anew = (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
+    assert anew["stopAt"] == NOW + MINUTE + default * MINUTE

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
 from factories import World, make_settings
 from fakes import FakeClock, FakeHosts, settle
+from moorage_controller.api import cors
 from moorage_controller.app import Controller
 from moorage_controller.errors import StartupError
 from moorage_controller.settings import Settings
@@ -96,6 +98,20 @@ async def test_any_other_origin_gets_no_cors_header(behind: World, origin: str) 
     for reply in (asked, await behind.admin.get("/api/apps", Origin=origin)):
         assert not [name for name in reply.headers if name.startswith("Access-Control-")]
         assert "Origin" in reply.headers["Vary"]
+
+
+async def test_unknown_origin_is_logged_once_with_the_setting_that_lets_it_in(
+    behind: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cors, "log", structlog.get_logger())
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(3):
+            await behind.admin.get("/api/apps", Origin="https://evil.example.com")
+        await behind.admin.get("/api/apps", Origin=OURS)
+        await behind.admin.get("/api/apps", Origin=behind.admin.url)
+    (entry,) = [each for each in logged if each["event"] == "origin_unknown"]
+    assert entry["origin"] == "https://evil.example.com"
+    assert "FRONTEND_URL" in entry["hint"]
 
 
 @pytest.mark.parametrize(

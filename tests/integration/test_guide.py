@@ -1,7 +1,7 @@
-"""The backend guide, held to: every endpoint it documents, called as it writes it, replies with its fields and types.
+"""The backend guide (docs/guide.md), held to: what every dashboard calls, called as the guide writes it.
 
-`GUIDE` is transcribed from the guide: what it shows of each reply, and for the routes it only names what it says of the
-tables behind them. We may reply with more fields, never with fewer or with others in their place.
+`GUIDE` has the fields and types that the guide gives each reply. We may reply with more fields, never with fewer or
+with others in their place.
 """
 
 import base64

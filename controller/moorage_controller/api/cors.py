@@ -2,12 +2,18 @@
 
 from collections.abc import Sequence
 
+import structlog
 from aiohttp import web
+from moorage_common.untrusted import clean_line
+
+log = structlog.get_logger(__name__)
 
 _METHODS = "GET, POST, PUT, DELETE"
 _HEADERS = "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Prefer, X-Request-Id"
 _EXPOSED = "ETag, X-Total-Count, X-Request-Id, Location, Retry-After, Idempotency-Replayed"
 _MAX_AGE = "600"
+_MOST_TOLD, _MOST_ORIGIN = 100, 300
+"""How many unknown origins are logged until the next start, and how many characters of one."""
 
 
 class Cors:
@@ -15,6 +21,7 @@ class Cors:
 
     def __init__(self, origins: Sequence[str]) -> None:
         self._origins = frozenset(origins)
+        self._logged: set[str] = set()
 
     def preflight(self, request: web.Request) -> web.Response | None:
         """Answer a browser's question whether it may; None where the request isn't one."""
@@ -26,6 +33,8 @@ class Cors:
         """Return the headers of a reply; to an origin that isn't known, nothing but that the reply depends on it."""
         origin = request.headers.get("Origin")
         if origin is None or origin not in self._origins:
+            if origin is not None and origin.partition("://")[2] != request.host:
+                self._log_unknown(clean_line(origin, _MOST_ORIGIN))
             return {"Vary": "Origin"}
         allowed = {"Vary": "Origin", "Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED}
         if request.method == "OPTIONS":
@@ -35,3 +44,11 @@ class Cors:
                 "Access-Control-Max-Age": _MAX_AGE,
             }
         return allowed
+
+    def _log_unknown(self, origin: str) -> None:
+        """Log once that a page of this origin can't read the replies, and what lets it."""
+        if origin in self._logged or len(self._logged) >= _MOST_TOLD:
+            return
+        self._logged.add(origin)
+        hint = "Browsers hide the replies from this page: add its origin to FRONTEND_URL if it is a dashboard of yours."
+        log.warning("origin_unknown", origin=origin, hint=hint)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from moorage_controller.api import document, idempotency, problems
 from moorage_controller.api.call import Call, Services, to_json
 from moorage_controller.api.details import EVENT_STREAM, LIVE
+from moorage_controller.api.field_errors import field_errors
 from moorage_controller.api.replies import Raw, Reply, page
 from moorage_controller.api.routes import ROUTES, Route
 from moorage_controller.api.sse import Stream
@@ -222,15 +223,7 @@ async def _read_body(model: type[BaseModel], request: web.Request) -> BaseModel:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise InvalidError(_field_errors(error)) from None
-
-
-def _field_errors(error: ValidationError) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for entry in error.errors(include_url=False, include_context=False, include_input=False):
-        field = ".".join(str(part) for part in entry["loc"]) or "body"
-        found.setdefault(field, entry["msg"].removeprefix("Value error, "))
-    return found
+        raise InvalidError(field_errors(error)) from None
 
 
 def _respond(reply: Reply) -> web.Response:

@@ -59,7 +59,7 @@ def from_error(error: errors.MoorageError, request_id: str) -> web.Response:
     extra: dict[str, Any] = {}
     if isinstance(error, errors.InvalidError):
         extra["errors"] = [{"field": field, "message": message} for field, message in error.errors.items()]
-    if isinstance(error, errors.OperationInProgressError):
+    if isinstance(error, errors.OperationInProgressError | errors.StopWaitsError):
         extra["operationId"] = error.operation_id
     if isinstance(error, errors.OperationFailedError):
         extra |= {"output": error.output, "operationId": error.operation_id}

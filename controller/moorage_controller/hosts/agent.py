@@ -1,8 +1,8 @@
 """The way to a host through its agent: gRPC with mutual TLS."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import NoReturn, TypeVar, cast
+from collections.abc import AsyncGenerator, Sequence
+from typing import NoReturn, TypeVar
 from uuid import UUID
 
 import grpc
@@ -15,6 +15,7 @@ from moorage_common.untrusted import KIB, LIMITS, ByteBudget, UntrustedError
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts import messages, wire
+from moorage_controller.hosts.grpc_failures import Failure, failure_sentence, moorage_code
 from moorage_controller.hosts.pools import AgentChannel
 from moorage_controller.hosts.transport import (
     AppObservation,
@@ -41,7 +42,6 @@ _HEARTBEAT_SECONDS = 35.0
 _SMALL = 64 * KIB
 """The most bytes of an answer without lists."""
 _FAILURES = (grpc.aio.AioRpcError, UntrustedError)
-Failure = grpc.aio.AioRpcError | UntrustedError
 
 M = TypeVar("M", bound=Message)
 
@@ -189,18 +189,15 @@ class AgentTransport:
         if self._is_too_much(error):
             lost = self._too_much(error)
             return HostUnreachableError(str(lost), lost.code)
-        details = _details(error)
-        if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            details = "no answer in time"
-        return HostUnreachableError(f"The agent at {self._endpoint} can't be reached: {details}")
+        return HostUnreachableError(f"The agent at {self._endpoint} can't be reached: {failure_sentence(error)}")
 
     def _refused(self, error: Failure) -> HostRefusedError | None:
         """Return the definite answer that a status with a code of ours is; None for any other."""
         if isinstance(error, UntrustedError):
             return None
-        code = _moorage_code(error)
+        code = moorage_code(error)
         if code is not None:
-            return HostRefusedError(code, _details(error))
+            return HostRefusedError(code, failure_sentence(error))
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             sentence = f"The agent at {self._endpoint} doesn't know this call yet: upgrade it."
             return HostRefusedError("agent_too_old", sentence)
@@ -210,30 +207,18 @@ class AgentTransport:
         """Raise HostRefusedError for a definite answer, else ContactLostError."""
         if self._is_too_much(error):
             raise self._too_much(error) from None
-        lost = ContactLostError(f"The connection to the agent at {self._endpoint} was lost: {_details(error)}")
+        lost = ContactLostError(f"The connection to the agent at {self._endpoint} was lost: {failure_sentence(error)}")
         raise self._refused(error) or lost from None
 
     def _is_too_much(self, error: Failure) -> bool:
         """Whether it is a limit that the agent broke: ours, or gRPC's, which has no code of the agent's."""
         if isinstance(error, UntrustedError):
             return True
-        return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _moorage_code(error) is None
+        return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and moorage_code(error) is None
 
     def _too_much(self, error: Failure) -> ContactLostError:
         broken = error if isinstance(error, UntrustedError) else UntrustedError("A message was too large.")
         return said_too_much(f"The agent at {self._endpoint}", broken)
-
-
-def _details(error: Failure) -> str:
-    if isinstance(error, UntrustedError):
-        return str(error)
-    return error.details() or error.code().name
-
-
-def _moorage_code(error: grpc.aio.AioRpcError) -> str | None:
-    # The stubs call it one pair; it is a sequence of pairs.
-    metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
-    return next((str(value) for key, value in metadata if key == "moorage-code"), None)
 
 
 def _asked() -> tuple[tuple[str, str], ...]:

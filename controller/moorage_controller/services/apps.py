@@ -169,7 +169,7 @@ class Apps:
         """Remove an app. Raises NotFoundError; ConflictError while it runs, unless `force`, which stops it first."""
         view = await self.get(app_id)
         if force and (view.app.status != "stopped" or view.app.run_id is not None):
-            operation = await self._operations.wait((await self.stop(app_id, actor)).id)
+            operation = await self._operations.wait_for_stop(await self.stop(app_id, actor))
             if operation.state != "succeeded":
                 raise ConflictError("app_running", f"{view.app.name} could not be stopped: {operation.error}")
         async with self._database.write() as connection:
@@ -228,6 +228,8 @@ class Apps:
                 if other is None:
                     continue  # it ended in between: the way is free
                 if other.kind == kind:
+                    if other.waits_for_host:
+                        self._operations.repeats.count(other, actor)
                     return other
                 raise OperationInProgressError(_in_progress(other), str(other.id)) from None
 
@@ -237,7 +239,7 @@ class Apps:
             now = await self._database.now(connection)
             app = _found(await store.view(connection, app_id)).app
             starts = kind is not OperationKind.DOWN
-            run_minutes = (minutes or app.auto_stop_timeout) if starts else None
+            run_minutes = (minutes or runs.default_minutes(app, kind, now)) if starts else None
             operation = await self._operations.begin(connection, app, kind, actor, now, run_minutes=run_minutes)
             launch(operation)
             values = runs.begin_start(app, operation, now) if starts else {"status": "stopping"}

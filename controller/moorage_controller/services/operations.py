@@ -20,6 +20,8 @@ from moorage_controller.errors import (
     DatabaseUnavailableError,
     HostUnreachableError,
     NotFoundError,
+    ServerBusyError,
+    StopWaitsError,
 )
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError, Hosts
 from moorage_controller.services import runs
@@ -29,6 +31,7 @@ from moorage_controller.services.leases import Leases
 from moorage_controller.services.observations import Observations
 from moorage_controller.services.queue import Queue, Turn
 from moorage_controller.services.runs import Outcome
+from moorage_controller.services.waiting_stops import Repeats, repeats_unreachable
 from moorage_controller.signals import Settled, Signals
 from moorage_controller.store import apps as app_store
 from moorage_controller.store import operations as store
@@ -43,6 +46,8 @@ log = structlog.get_logger(__name__)
 _RETRY_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 """How often to look for the end of what another controller drives."""
+_HOST_SECONDS = 2.0
+"""How long a caller waits to see whether a host that was away is back."""
 _GRACE = timedelta(seconds=60)
 """How long after an operation's own limit a caller still waits: stopping it on the host takes a while."""
 
@@ -53,14 +58,6 @@ Driver = Callable[[Operation], Awaitable[Outcome]]
 
 class InFlightError(Exception):
     """Another operation is in flight on the app."""
-
-
-class ServerBusyError(ConflictError):
-    """The server's agent is being installed or removed, and with it the journal of operations moves."""
-
-    def __init__(self) -> None:
-        sentence = "This server's agent is being installed or removed: try again in a minute."
-        super().__init__("server_busy", sentence)
 
 
 class Operations:
@@ -88,6 +85,7 @@ class Operations:
         self._queue = queue
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._drivers: dict[str, Driver] = {}
+        self.repeats = Repeats()
 
     def drive_by(self, kinds: Iterable[str], driver: Driver) -> None:
         """Have operations of these kinds, which aren't on an app, brought to their end by a driver of their own."""
@@ -105,6 +103,8 @@ class Operations:
     ) -> Operation:
         """Record an operation in the caller's transaction; `run_minutes` makes it begin a run.
 
+        A stop that is asked for again soon after one failed, since the host can't be reached, waits for the host.
+
         Raises InFlightError while another one is in flight on the app; ServerBusyError.
         """
         other = await store.agent_in_flight(connection, app.server_id)
@@ -113,6 +113,8 @@ class Operations:
         operation = self._new(app, kind, actor, now)
         if run_minutes is not None:
             operation = replace(operation, run_id=uuid4(), run_timeout=run_minutes)
+        if kind is OperationKind.DOWN and await repeats_unreachable(connection, app, now):
+            operation = replace(operation, request=store.WAITS)
         try:
             await store.add(connection, operation)
         except IntegrityError:
@@ -165,6 +167,7 @@ class Operations:
 
     def launch(self, operation: Operation, *, recovered: bool = False) -> None:
         """Drive a recorded operation from here on; call it after the commit."""
+        recovered = recovered or operation.waits_for_host
         task = asyncio.create_task(self._drive(operation, recovered=recovered), name=f"operation {operation.id}")
         self._tasks[operation.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(operation.id, None))
@@ -243,6 +246,15 @@ class Operations:
             await self._wait_a_while(operation_id, left)
             operation = await self.get(operation_id)
         return operation
+
+    async def wait_for_stop(self, operation: Operation) -> Operation:
+        """Wait for the end of a stop. Raises StopWaitsError where it waits for a host that can't be reached."""
+        if not operation.waits_for_host:
+            return await self.wait(operation.id)
+        found = await self.wait(operation.id, _HOST_SECONDS)
+        if found.in_flight and found.transport is None:
+            raise StopWaitsError(str(found.id))
+        return await self.wait(operation.id)
 
     async def _seconds_left(self, operation: Operation) -> float:
         async with self._database.read() as connection:
@@ -355,17 +367,19 @@ class Operations:
             self._observations.note(operation.app_id, outcome.observed)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            if not await store.change_in_flight(connection, operation.id, _end(outcome, now)):
+            if not await store.change_in_flight(connection, operation.id, outcome.columns(now)):
                 return
             app = await app_store.get(connection, operation.app_id)
             assert app is not None
             values = runs.settle(app, operation, outcome, now, self._limits.runs)
             await app_store.change(connection, app.id, values)
             await server_store.recount(connection, app.server_id)
+            await self.repeats.record(connection, app, operation, now)
             # Where both did it, controller and agent, it is told once.
             if operation.auto_stop and values["status"] == "stopped" and app.run_id is not None:
                 await record_auto_stop(connection, app, operation, now)
                 late = None if app.stop_at is None else (now - app.stop_at).total_seconds()
+        self.repeats.forget(operation.id)
         await self._observations.operation_ended(operation.app_id, ran=outcome.ran)
         self._ended(operation, outcome, seconds, late)
 
@@ -373,7 +387,7 @@ class Operations:
         """Record the end of an operation that isn't on an app."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            await store.change_in_flight(connection, operation.id, _end(outcome, now))
+            await store.change_in_flight(connection, operation.id, outcome.columns(now))
         self._ended(operation, outcome, seconds, None)
 
     def _ended(self, operation: Operation, outcome: Outcome, seconds: float | None, late: float | None) -> None:
@@ -388,13 +402,3 @@ class Operations:
 def _keeps_out(on_agent: Operation) -> bool:
     """Tell whether an installation or removal of an agent keeps others from its server."""
     return bool(json.loads(on_agent.request or "{}").get("exclusive"))
-
-
-def _end(outcome: Outcome, now: datetime) -> dict[str, object]:
-    return {
-        "state": outcome.state,
-        "exit_code": outcome.exit_code,
-        "error_code": outcome.error_code,
-        "error": outcome.error,
-        "finished_at": now,
-    }

@@ -77,6 +77,16 @@ def shown_timeout(app: App) -> int:
     return max(ceil((app.stop_at - app.started_at) / timedelta(minutes=1)), 1)
 
 
+def default_minutes(app: App, kind: OperationKind, now: datetime) -> int:
+    """Return the length of a run that is given none: the app's default, but no end before that of the run it follows.
+
+    A start by a page that is behind must not shorten what somebody else was given. A restart begins its time anew.
+    """
+    if kind is not OperationKind.UP or app.started_at is None or app.stop_at is None:
+        return app.auto_stop_timeout
+    return max(app.auto_stop_timeout, ceil((app.stop_at - now) / timedelta(minutes=1)))
+
+
 @dataclass(frozen=True, slots=True)
 class NewTimeout:
     """What a change of an app's timeouts means: its `default` from now on, and the minutes by which its run moves."""
@@ -123,6 +133,16 @@ class Outcome:
     def succeeded(self) -> bool:
         """Whether the host did what was asked."""
         return self.state == "succeeded"
+
+    def columns(self, now: datetime) -> Values:
+        """Return the columns of an operation that ends so."""
+        return {
+            "state": self.state,
+            "exit_code": self.exit_code,
+            "error_code": self.error_code,
+            "error": self.error,
+            "finished_at": now,
+        }
 
 
 def host_app(app: App) -> HostApp:

@@ -18,6 +18,8 @@ from moorage_controller.store.users import reference
 
 AGENT_KINDS = ("agent_install", "agent_uninstall")
 """Kinds of operations on a server's agent, not on an app."""
+WAITS = '{"waits": true}'
+"""The `request` of a stop that is done whenever its host is back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Operation:
     """A row of `operations`.
 
     `run_timeout` is minutes; `deadline_at` the moment after which a start is stopped on its host; `request` (JSON) what
-    an operation on an agent was asked with; `driver` the controller that brings it to its end.
+    an operation on an agent was asked with, or WAITS; `driver` the controller that brings it to its end.
     """
 
     id: UUID
@@ -53,6 +55,11 @@ class Operation:
     def in_flight(self) -> bool:
         """Whether its end is not known yet."""
         return self.state in IN_FLIGHT
+
+    @property
+    def waits_for_host(self) -> bool:
+        """Whether it is a stop that waits for a host that can't be reached, instead of failing."""
+        return self.request == WAITS
 
 
 async def add(connection: AsyncConnection, operation: Operation) -> None:
@@ -88,6 +95,13 @@ async def in_flight_on(connection: AsyncConnection, app_id: UUID) -> Operation |
         operations.c.app_id == app_id, operations.c.state.in_(IN_FLIGHT)
     )
     row = (await connection.execute(query)).first()
+    return None if row is None else to_dataclass(Operation, row)
+
+
+async def newest_on(connection: AsyncConnection, app_id: UUID) -> Operation | None:
+    """Return the newest operation on an app, None where there was none."""
+    query = select(*columns(Operation, operations)).where(operations.c.app_id == app_id)
+    row = (await connection.execute(query.order_by(operations.c.created_at.desc()).limit(1))).first()
     return None if row is None else to_dataclass(Operation, row)
 
 

@@ -56,6 +56,7 @@ for word in "$@"; do
         ;;
     sshd)
         command -v sshd >/dev/null || need openssh-server
+        command -v dropbear >/dev/null || need dropbear-bin
         for program in fish tcsh sudo openssl; do
             command -v "$program" >/dev/null || need "$program"
         done

@@ -164,11 +164,11 @@ class AgentRig:
 class SshDesk:
     """The controller's side of a host that is reached by SSH: what opens it, and the host keys that were pinned."""
 
-    def __init__(self, sshd: PrivateSshd) -> None:
+    def __init__(self, sshd: PrivateSshd, login_shell_seconds: float = 5.0) -> None:
         self.sshd = sshd
         self.credentials: SshCredentials | None = SshCredentials(private_key=sshd.key.read_text())
         self.pinned: dict[UUID, str] = {}
-        self.pool = SshPool(self._access_of, self._pin)
+        self.pool = SshPool(self._access_of, self._pin, login_shell_seconds=login_shell_seconds)
 
     def target(self, user: str = "op", server_id: UUID | None = None, port: int | None = None) -> SshTarget:
         """Return where a user of the host is reached."""

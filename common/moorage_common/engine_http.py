@@ -20,6 +20,10 @@ class EngineProblemError(Exception):
         super().__init__(clean_sentence(sentence))
 
 
+class EngineClosedError(EngineProblemError):
+    """The stream to the Engine ended in the middle; a new one may do."""
+
+
 class Stream(Protocol):
     """Bytes to and from the Engine."""
 
@@ -119,7 +123,7 @@ class Talk:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 self._http.receive_data(await self._stream.read(_READ_BYTES))
         except h11.ProtocolError:
-            raise EngineProblemError("The Docker Engine broke off its answer: see on the host that it runs.") from None
+            raise EngineClosedError("The Docker Engine broke off its answer: see on the host that it runs.") from None
         return event
 
 

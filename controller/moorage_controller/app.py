@@ -43,7 +43,7 @@ from moorage_controller.services.apps import Apps
 from moorage_controller.services.audit_archive import AuditArchive
 from moorage_controller.services.audit_log import AuditLog
 from moorage_controller.services.bootstrap import Bootstrap
-from moorage_controller.services.checks import Checks
+from moorage_controller.services.checks import LOGIN_SECONDS, Checks
 from moorage_controller.services.credentials import Credentials
 from moorage_controller.services.deadlines import Deadlines
 from moorage_controller.services.delivery import Limits as OperationLimits
@@ -133,13 +133,19 @@ class Controller:
         channels = AgentChannels(ControllerIdentity(authority, clock).current)
         self._stack.push_async_callback(channels.close)
         credentials = Credentials(database, keyring)
-        pool = SshPool(credentials.access_of, PinnedKeys(database).pin)
+        pool = SshPool(
+            credentials.access_of,
+            PinnedKeys(database).pin,
+            login_shell_seconds=settings.ssh_login_shell_seconds,
+        )
         pool.tried.connect(metrics.meters.ssh_connect)
         self._stack.push_async_callback(pool.close)
         hosts = self._make_hosts(channels, pool)
         limits = _limits(settings)
         observations = Observations(database, signals, limits.runs)
-        checks = Checks(database, hosts, observations, signals, clock)
+        checks = Checks(
+            database, hosts, observations, signals, clock, seconds=settings.ssh_login_shell_seconds + LOGIN_SECONDS
+        )
         self._stack.push_async_callback(checks.close)
         leases = Leases(database)
         self._stack.push_async_callback(leases.leave)

@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     operation_output_days: Annotated[
         int, Field(ge=1, le=3650, description="Days for which the output of an operation that has ended is kept.")
     ] = 7
+    ssh_login_shell_seconds: Annotated[
+        int, Field(ge=1, le=60, description="Seconds that a login shell on a host may take until it runs a command.")
+    ] = 5
     audit_days: Annotated[
         int,
         Field(

@@ -1,4 +1,4 @@
-"""A real sshd on loopback, with users of its own that the machine itself doesn't have."""
+"""A real SSH server on loopback, with users of its own that the machine itself doesn't have."""
 
 import shutil
 import subprocess
@@ -34,13 +34,17 @@ is mounted, so that a socket that a restarted Engine makes anew is there, too.""
 
 @dataclass(frozen=True, slots=True)
 class LabUser:
-    """A user who can log in. `docker` gives him the Engine's socket; `sudo` is what sudoers says after his name."""
+    """A user who can log in. `docker` gives him the Engine's socket; `sudo` is what sudoers says after his name.
+
+    `expired`: his password is to be changed before anything else.
+    """
 
     name: str
     shell: str = "/bin/bash"
     docker: bool = True
     password: str = ""
     sudo: str = ""
+    expired: bool = False
 
 
 class PrivateSshd:
@@ -50,6 +54,8 @@ class PrivateSshd:
     sshd_config, the first of a word counts.
     """
 
+    _package = "openssh-server"
+
     def __init__(self, folder: Path, engine: Engine, users: Sequence[LabUser], *, options: Sequence[str] = ()) -> None:
         self.folder = folder.resolve()
         self.port = free_port()
@@ -58,15 +64,14 @@ class PrivateSshd:
         self.apps = self.folder / "apps"
         self.key = self.folder / "client" / "key"
         self._socket = Path(engine.host.removeprefix("unix://"))
-        self._sshd = shutil.which("sshd", path=SYSTEM_PATH) or "/usr/sbin/sshd"
         argv = ["unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", _LAUNCH, "moorage-sshd"]
-        argv += [str(self.folder), str(self._socket.parent), self._sshd, "-D", "-e", "-f", str(self._settings_file)]
+        argv += [str(self.folder), str(self._socket.parent), *self._server()]
         self.process = Process("sshd", argv, folder=self.folder, environment=plain_environment())
 
     def start(self) -> Self:
         """Start it and wait until it listens; on the same port, with the same host key, when it ran before."""
-        if not Path(self._sshd).exists():
-            raise RuntimeError("There is no sshd on this machine; on Debian or Ubuntu: apt-get install openssh-server.")
+        if not Path(self._server()[0]).exists():
+            raise RuntimeError(f"There is no {self._package} on this machine: apt-get install {self._package}.")
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd insists on it
         self._lay_out()
         self.process.start()
@@ -134,6 +139,11 @@ class PrivateSshd:
         """Stop it."""
         self.stop()
 
+    def _server(self) -> list[str]:
+        """Return the server's argv."""
+        program = shutil.which("sshd", path=SYSTEM_PATH) or "/usr/sbin/sshd"
+        return [program, "-D", "-e", "-f", str(self._settings_file)]
+
     @property
     def _settings_file(self) -> Path:
         return self.folder / "sshd_config"
@@ -167,7 +177,10 @@ class PrivateSshd:
                 f"{u.name}:x:{self.uid(u.name)}:{self.uid(u.name)}::{self.home(u.name)}:{u.shell}" for u in self.users
             ]
         elif name == "shadow":
-            lines += [f"{u.name}:{_hash(u.password) if u.password else '*'}:19000:0:99999:7:::" for u in self.users]
+            lines += [
+                f"{u.name}:{_hash(u.password) if u.password else '*'}:{0 if u.expired else 19000}:0:99999:7:::"
+                for u in self.users
+            ]
         elif name == "sudoers":
             lines = [line for line in lines if not line.startswith(("@includedir", "#includedir"))]
             lines += ['Defaults env_keep += "DOCKER_HOST"', *(f"{u.name} {u.sudo}" for u in self.users if u.sudo)]
@@ -191,9 +204,32 @@ class PrivateSshd:
             "UsePAM no",
             "PasswordAuthentication yes",
             "PermitRootLogin no",
-            "Subsystem sftp internal-sftp",
             f"SetEnv DOCKER_HOST=unix://{self.folder}/engine/{self._socket.name}",
         ]
+
+
+class PrivateDropbear(PrivateSshd):
+    """Another SSH server: it has neither sftp nor a way to a Unix socket, and no options."""
+
+    _package = "dropbear-bin"
+
+    def _server(self) -> list[str]:
+        program = shutil.which("dropbear", path=SYSTEM_PATH) or "/usr/sbin/dropbear"
+        return [program, "-F", "-E", "-m", "-p", f"127.0.0.1:{self.port}", "-r", str(self.folder / "host" / "dropbear")]
+
+    def _lay_out(self) -> None:
+        super()._lay_out()
+        key = self.folder / "host" / "dropbear"
+        if not key.exists():
+            argv = ["dropbearkey", "-t", "ed25519", "-f", str(key)]
+            subprocess.run(argv, check=True, capture_output=True, env=plain_environment())  # noqa: S603 - argv of our own
+        for user in self.users:
+            home, uid = self.home(user.name), self.uid(user.name)
+            (home / ".ssh").mkdir(mode=0o700, exist_ok=True)
+            (home / ".ssh" / "authorized_keys").write_text(self.key.with_suffix(".pub").read_text())
+            (home / ".bashrc").write_text(f"export DOCKER_HOST=unix://{self.folder}/engine/{self._socket.name}\n")
+            for place in (home / ".ssh", home / ".ssh" / "authorized_keys"):
+                shutil.chown(place, uid, uid)
 
 
 def _is_sshd(pid: int) -> bool:

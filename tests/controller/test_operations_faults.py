@@ -95,13 +95,21 @@ async def test_a_host_that_is_away_for_long_is_followed_again_and_its_end_is_the
     operation_id = await world.begin(app_id)
     host.reachable = False
     await world.clock.run(60)
-    assert (await world.operation(operation_id))["state"] == "running"
+    operation = await world.operation(operation_id)
+    assert operation["state"] == "running"
+    assert operation["error"].startswith("Waiting for the host: ")
     assert (await world.app(app_id))["status"] == "starting"
+    host.reachable = True
+    await world.clock.run(20)
+    operation = await world.operation(operation_id)
+    assert (operation["state"], operation["error"]) == ("running", None)
+    host.reachable = False
     host.let_go()
     await settle()
     host.reachable = True
     await world.clock.run(20)
-    assert (await world.operation(operation_id))["state"] == "succeeded"
+    operation = await world.operation(operation_id)
+    assert (operation["state"], operation["error"]) == ("succeeded", None)
     assert (await world.app(app_id))["status"] == "running"
     (run,) = host.journal.values()
     assert run.starts == 1

@@ -31,6 +31,7 @@ from moorage_lab.waiting import eventually_async
 from rigs import QUICK, SLOW, SshDesk, ssh_app
 
 from .conftest import SHELLS
+from .disks import fill, small_disk
 
 StartSshd = Callable[..., PrivateSshd]
 
@@ -101,9 +102,9 @@ async def test_a_user_who_may_not_use_docker_is_told(desk: SshDesk) -> None:
 
 async def test_docker_by_sudo_alone_will_do_where_the_host_has_its_own_compose(desk: SshDesk) -> None:
     transport = desk.transport("sudoer")
-    info = await transport.info()
-    assert (info.engine_reachable, info.engine_problem) == (True, "")
     with docker_plugin(desk.sshd):
+        info = await transport.info()
+        assert (info.engine_reachable, info.engine_problem) == (True, "")
         await whole_life(transport, ssh_app(desk.sshd))
 
 
@@ -130,8 +131,9 @@ def begun(sshd: PrivateSshd, sent: Order) -> bool:
 
 
 async def test_docker_by_sudo_without_a_compose_of_the_host_s_own_is_told(desk: SshDesk) -> None:
+    info = await desk.transport("sudoer").info()
     error = await refusal(desk.transport("sudoer"), ssh_app(desk.sshd))
-    assert error.code == "compose_missing"
+    assert (error.code, error.sentence) == ("compose_missing", info.engine_problem)
     assert "install Docker's Compose plugin there" in error.sentence
 
 
@@ -244,13 +246,6 @@ async def test_old_compose_is_refused(start_sshd: StartSshd) -> None:
     await desk.pool.close()
 
 
-def fill(file: Path) -> None:
-    """Write until the disk is full."""
-    with suppress(OSError), file.open("wb", buffering=0) as opened:
-        while opened.write(b"x" * 4096):
-            pass
-
-
 @contextmanager
 def docker_plugin(sshd: PrivateSshd) -> Iterator[None]:
     """Give root's docker its Compose plugin, as the lab's sshd alone sees it."""
@@ -264,18 +259,5 @@ def docker_plugin(sshd: PrivateSshd) -> Iterator[None]:
     subprocess.run([*inside, "mount", "--bind", plugins, place], check=True)
     try:
         yield
-    finally:
-        subprocess.run([*inside, "umount", "--lazy", place], check=True)
-
-
-@contextmanager
-def small_disk(sshd: PrivateSshd, place: Path, options: str = "size=256k") -> Iterator[Path]:
-    """Mount a small disk there, as the lab's sshd sees it."""
-    about = place.stat()
-    options = f"{options},uid={about.st_uid},gid={about.st_gid},mode=0700"
-    inside = ["nsenter", "--target", str(sshd.process.pid), "--mount", "--"]
-    subprocess.run([*inside, "mount", "-t", "tmpfs", "-o", options, "none", place], check=True)
-    try:
-        yield Path(f"/proc/{sshd.process.pid}/root{place}")
     finally:
         subprocess.run([*inside, "umount", "--lazy", place], check=True)

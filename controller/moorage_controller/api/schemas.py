@@ -179,7 +179,10 @@ class NothingIn(Schema):
 
 
 class OperationOut(Schema):
-    """An operation; `actor` is a user's name or `auto-stop`."""
+    """An operation; `actor` is a user's name or `auto-stop`.
+
+    `error` of one in flight says why it waits for its host.
+    """
 
     id: UUID
     kind: str

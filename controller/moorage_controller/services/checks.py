@@ -21,8 +21,9 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-CHECK_SECONDS = 6.0
-"""A little more than a transport takes to find out by itself, which can say why."""
+LOGIN_SECONDS = 1.0
+CHECK_SECONDS = 5.0 + LOGIN_SECONDS
+"""A little more than a transport takes to find out by itself, which can say why: it waits for a login shell longest."""
 FIRST_SECONDS = 2.0
 """How long the reply to a change of a server waits for its check."""
 ROUND_SECONDS = 8.0
@@ -33,8 +34,16 @@ class Checks:
     """Checks go on when a caller is gone: others may wait for the same one, and what it finds is kept."""
 
     def __init__(
-        self, database: Database, hosts: Hosts, observations: Observations, signals: Signals, clock: Clock
+        self,
+        database: Database,
+        hosts: Hosts,
+        observations: Observations,
+        signals: Signals,
+        clock: Clock,
+        *,
+        seconds: float = CHECK_SECONDS,
     ) -> None:
+        self._seconds = seconds
         self._database = database
         self._hosts = hosts
         self._observations = observations
@@ -107,13 +116,13 @@ class Checks:
 
     async def _ask(self, server: Server) -> None:
         try:
-            info = await self._within(CHECK_SECONDS, self._info(server))
+            info = await self._within(self._seconds, self._info(server))
         except HostUnreachableError as error:
             self._signals.host_checked.emit("unreachable")
             await self._lost(server, error.sentence)
         except TimeoutError:
             self._signals.host_checked.emit("timeout")
-            await self._lost(server, f"The host gave no answer within {CHECK_SECONDS:.0f} seconds.")
+            await self._lost(server, f"The host gave no answer within {self._seconds:.0f} seconds.")
         else:
             self._signals.host_checked.emit("answered")
             await self._observations.host_seen(server.id, info)

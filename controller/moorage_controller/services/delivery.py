@@ -94,6 +94,8 @@ class Delivery:
         self._server: Server | None = None
         """As it was just read, for the first connection."""
         self._noted = operation.transport
+        self._waiting = operation.error
+        """Why it waits for its host, as its reply shows it; None while it doesn't."""
         self._limit_at = 0.0
         self._heard_at: float | None = None
         """When something came last (monotonic); None while there is no contact, and so nothing to be heard."""
@@ -130,6 +132,7 @@ class Delivery:
                     sent = True
                     await transport.start(order)
                     proves = False
+                await self._show_waiting(None)
                 if urgency.get() is Urgency.DUE:
                     # It is in time: others that are due go first from here on.
                     urgency.set(Urgency.AFTERWARDS)
@@ -150,9 +153,11 @@ class Delivery:
                     # It may have begun before: from here on only ask.
                     log.warning("host_refused", code=error.code, error=error.sentence)
                     self._refusal, send = error, False
+                    await self._show_waiting(error.sentence)
             except (ContactLostError, HostUnreachableError) as error:
                 log.warning("host_contact_lost", error=str(error), code=error.code)
                 retry = max(retry, _RETRIES.get(error.code, 0.0))
+                await self._show_waiting(str(error))
             self._heard_at = None
             await self._clock.sleep(jittered(retry))
             retry = min(retry * 2, _LAST_RETRY)
@@ -162,6 +167,17 @@ class Delivery:
             raise ContactLostError("The host sent output from another place than was asked for.")
         await self._transcript.add(item.data)
         self._offset += len(item.data)
+
+    async def _show_waiting(self, why: str | None) -> None:
+        """Let its reply show why it waits for its host; the operation's own end takes the place of that."""
+        if why is None and self._refusal is not None:
+            return  # the host answers, but refuses to be followed
+        sentence = None if why is None else clean_sentence(f"Waiting for the host: {why}")
+        if sentence == self._waiting:
+            return
+        async with self._database.write() as connection:
+            await store.change_in_flight(connection, self._operation.id, {"error": sentence})
+        self._waiting = sentence
 
     def _may_still_start(self) -> bool:
         """Whether an operation that may never have been sent is still wanted: a start only within its limit.

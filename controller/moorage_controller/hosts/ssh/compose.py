@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import asyncssh
 import structlog
 from moorage_common.untrusted import LIMITS, clean_line
 
 from moorage_controller.hosts.ssh.link import Link, refusal
 from moorage_controller.hosts.ssh.shell import quote
-from moorage_controller.hosts.ssh.upload import NO_PROGRESS_SECONDS, send
-from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
+from moorage_controller.hosts.ssh.survey import Survey
+from moorage_controller.hosts.ssh.upload import UploadFailedError
+from moorage_controller.hosts.transport import HostRefusedError
 
 log = structlog.get_logger(__name__)
 
@@ -71,12 +71,10 @@ async def provide(link: Link) -> HostCompose:
     survey, ours = link.survey, await asyncio.to_thread(pinned)
     if survey.engine_problem:
         raise HostRefusedError("engine_unreachable", survey.engine_problem)
-    if survey.by_sudo:
-        return await _own(link, "sudo lets this SSH user run docker, and no other program")
-    if ours is None:
-        return await _own(link, "the controller was installed without one")
-    if _MACHINES.get(survey.machine) != ours.machine:
-        return await _own(link, f"the controller's own Compose isn't made for {survey.machine}")
+    why = why_own(survey, ours)
+    if why:
+        return await _own(link, why)
+    assert ours is not None
     path = f"{survey.bin}/{ours.name}"
     if await _asked(link, [path]) == ours.version:
         return HostCompose((path,), ours.version)
@@ -99,6 +97,17 @@ async def _uploaded(link: Link, ours: Pinned, path: str) -> HostCompose:
         size = ours.path.stat().st_size >> 20
         return HostCompose((path,), ours.version, f"Uploaded to the host: {size} MiB in {seconds:.0f} s")
     return await _own(link, problem or f"{path} can't be run there")
+
+
+def why_own(survey: Survey, ours: Pinned | None) -> str:
+    """Return why a host must have a Compose of its own, empty where ours can be uploaded, as far as is known."""
+    if survey.by_sudo:
+        return "sudo lets this SSH user run docker, and no other program"
+    if ours is None:
+        return "the controller was installed without one"
+    if _MACHINES.get(survey.machine) != ours.machine:
+        return f"the controller's own Compose isn't made for {survey.machine}"
+    return f"no program can be run from {survey.bin} (is it mounted noexec?)" if survey.noexec else ""
 
 
 async def _own(link: Link, why: str) -> HostCompose:
@@ -128,21 +137,9 @@ async def _asked(link: Link, argv: Sequence[str]) -> str:
 
 
 async def _upload(link: Link, ours: Pinned, path: str) -> str:
-    """Upload by SFTP, and return what went wrong there, empty for nothing. Raises ContactLostError."""
-    part = f"{path}.{time.time_ns()}.part"
+    """Upload it, and return what went wrong on the host, empty for nothing. Raises ContactLostError."""
     try:
-        async with link.sftp() as sftp:
-            await send(sftp, await asyncio.to_thread(ours.path.read_bytes), part)
-    except TimeoutError:
-        raise ContactLostError(
-            f"The upload of Compose made no progress for {NO_PROGRESS_SECONDS:.0f} seconds: the network is too slow."
-        ) from None
-    except asyncssh.SFTPError as error:
-        await link.slow(f"rm -f {quote(part)}", seconds=_ASK_SECONDS)
-        return f"the controller's own can't be stored in {link.survey.bin} ({error.reason})"
-    check = (
-        f"printf '%s  %s\\n' {quote(ours.digest, part)} | sha256sum -c - >/dev/null 2>&1 && chmod 755 {quote(part)} && "
-        f"sync {quote(part)} && mv -f {quote(part, path)} || {{ rm -f {quote(part)}; false; }}"
-    )
-    ran = await link.slow(check, seconds=_ASK_SECONDS)
-    return "" if ran.code == 0 else "its upload did not arrive whole: the host's disk may be full"
+        await link.upload(await asyncio.to_thread(ours.path.read_bytes), ours.digest, path, mode="755")
+    except UploadFailedError as error:
+        return f"the controller's own can't be stored in {link.survey.bin} ({error})"
+    return ""

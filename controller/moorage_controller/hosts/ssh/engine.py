@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
 from moorage_common.containers import EVENTS, PROJECT, Container, of_inspection, state_word
-from moorage_common.engine_http import Dial, EngineProblemError, Talk, answering, understanding
+from moorage_common.engine_http import Dial, EngineClosedError, EngineProblemError, Talk, answering, understanding
 from moorage_common.untrusted import LIMITS, Lines, UntrustedError, at_most, clean_line, key_id, number
 
 _CALL_SECONDS = 10.0
@@ -88,7 +88,7 @@ class Engine:
                         found = _EVENT_ID.search(line)
                         # Whose it is can't be seen where its labels are too long: each look asks for all states anyway.
                         yield found[1].decode() if found else ""
-        raise EngineProblemError("The Docker Engine closed the stream of its events: see on the host that it runs.")
+        raise EngineClosedError("The Docker Engine closed the stream of its events: see on the host that it runs.")
 
     async def _rows(self) -> list[tuple[str, str]]:
         """Return id and state of all containers of Compose projects."""

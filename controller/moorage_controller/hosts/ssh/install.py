@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import asyncssh
 from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, number_text, parse_json
 
 from moorage_controller.hosts.bundle import Bundle
 from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.shell import Ran, quote
-from moorage_controller.hosts.ssh.upload import NO_PROGRESS_SECONDS, Progress, send
-from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
+from moorage_controller.hosts.ssh.upload import Progress, UploadFailedError
+from moorage_controller.hosts.transport import HostRefusedError
 
 POLICY = "/etc/moorage-agent/policy.toml"
 _UPLOADS = "/var/tmp/moorage-"  # noqa: S108 - mktemp makes the folder, for its owner alone
@@ -53,7 +52,7 @@ class Installer:
         return Found(told.get("current", ""), "policy" in told)
 
     async def upload(self, bundle: Bundle, progress: Progress) -> str:
-        """Send the bundle into a private folder of the SSH user's, and return its path there."""
+        """Send the bundle into a private folder of the SSH user's, whole, and return its path there."""
         # First what an upload left that broke off: nobody else comes back for it.
         left = f"find /var/tmp -maxdepth 1 -name 'moorage-????????' -user \"$(id -un)\" -mmin +{_LEFT_MINUTES}"
         make = f"umask 077; {left} -exec rm -rf {{}} + 2>/dev/null; mktemp -d {_UPLOADS}XXXXXXXX"
@@ -63,28 +62,17 @@ class Installer:
             raise HostRefusedError("upload_failed", "No folder can be made in /var/tmp on the host: see its disk.")
         path = f"{folder}/bundle.tar.gz"
         try:
-            async with self._link.sftp() as sftp:
-                await send(sftp, bundle.content, path, progress)
-        except TimeoutError:
-            raise ContactLostError(
-                f"The upload made no progress for {NO_PROGRESS_SECONDS:.0f} seconds: the network is too slow."
-            ) from None
-        except asyncssh.SFTPError as error:
+            await self._link.upload(bundle.content, bundle.digest, path, progress=progress)
+        except UploadFailedError as error:
             await self.clear(path)
             raise HostRefusedError(
-                "upload_failed", f"The bundle can't be stored in {folder} on the host ({error.reason}): see its disk."
+                "upload_failed", f"The bundle can't be stored in {folder} on the host ({error}): see its disk."
             ) from None
         return path
 
     async def clear(self, path: str) -> None:
         """Remove what `upload` left."""
         await self._link.slow(f"rm -rf {quote(str(PurePosixPath(path).parent))}", seconds=_QUICK_SECONDS)
-
-    async def verify(self, path: str, bundle: Bundle) -> None:
-        """See that the bundle arrived whole."""
-        sums = quote(f"{bundle.digest}  {path}")
-        if (await self._link.slow(f"printf '%s\\n' {sums} | sha256sum --status -c -", seconds=_SLOW_SECONDS)).code:
-            raise HostRefusedError("upload_failed", "The bundle did not arrive whole: try again.")
 
     async def unpack(self, path: str, build: str) -> None:
         """Unpack the bundle, unless there is no path since it is there, and see that it runs on this host."""

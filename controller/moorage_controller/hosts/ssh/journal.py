@@ -127,17 +127,21 @@ class Journal:
 
     async def _attempt(self, order: Order, guard: Guard) -> str:
         """Run one supervisor and return its last word: started, held, ended, busy ..., or buried."""
+        decision = ""
         try:
             async with asyncio.timeout(_LAUNCH_SECONDS), self._link.sessions.open() as process:
                 framed = Framed(process, self._link.sessions.pace)
-                await framed.begin(self._invocation(order))
+                await framed.begin(self._invocation(order), self._link.sessions.login_shell_seconds)
                 word = await framed.line()
                 if word == "locked":
-                    framed.say(await _decision(guard))
+                    decision = await _decision(guard)
+                    framed.say(decision)
                     word = await framed.line()
         except UntrustedError as error:
             raise self._link.sessions.end(error) from None
         except ScriptError as error:
+            if decision == "go":
+                raise ContactLostError(f"A shell on the host ended while an operation began: {error}") from None
             raise HostRefusedError(
                 "journal_unavailable", f"The operation's supervisor failed on the host: {error.output or 'no word'}."
             ) from None

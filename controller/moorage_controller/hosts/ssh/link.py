@@ -1,7 +1,6 @@
 """One live connection to a host, and everything that goes over it."""
 
 import asyncio
-import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -13,6 +12,7 @@ from moorage_common.untrusted import LIMITS, Pace, UntrustedError
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh import survey as surveys
+from moorage_controller.hosts.ssh import upload as uploads
 from moorage_controller.hosts.ssh.engine import Engine
 from moorage_controller.hosts.ssh.shell import (
     WINDOW_BYTES,
@@ -28,6 +28,7 @@ from moorage_controller.hosts.ssh.shell import (
     whole,
 )
 from moorage_controller.hosts.ssh.survey import Survey, read_room
+from moorage_controller.hosts.ssh.upload import Progress
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 _SURVEY_SECONDS = 30.0
@@ -43,10 +44,11 @@ _ROOM_SECONDS = 8.0
 class Link:
     """A connection with its survey."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, survey: Survey) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, sessions: Sessions, survey: Survey) -> None:
         self.survey = survey
         self.connection = connection
-        self.sessions = Sessions(connection)
+        self.sessions = sessions
+        self.sessions.shrunk = self._make_room
         self.engine = Engine(self._dial, self.real_paths)
         self._opened = time.monotonic()
         self._line: Line | None = None
@@ -60,16 +62,38 @@ class Link:
         self._room, self._room_asked = "", -_ROOM_SECONDS
 
     @classmethod
-    async def open(cls, connection: asyncssh.SSHClientConnection, username: str, journal: str = "") -> "Link":
+    async def open(
+        cls, connection: asyncssh.SSHClientConnection, username: str, journal: str, login_shell_seconds: float
+    ) -> "Link":
         """Ask what kind of host it is; `journal` is as SshTarget has it. Raises HostUnreachableError."""
+        sessions = Sessions(connection, login_shell_seconds)
         survey = f"journal={quote(journal)}\n{surveys.script('survey.sh')}"
         try:
-            ran = await run_once(Sessions(connection), survey, seconds=_SURVEY_SECONDS)
+            ran = await run_once(sessions, survey, seconds=_SURVEY_SECONDS)
+            link = cls(connection, sessions, surveys.read(ran, username))
+            await link.check_ways()
         except ScriptError as error:
             raise surveys.no_shell(error, username) from None
         except ContactLostError as error:
             raise HostUnreachableError(str(error), error.code) from None
-        return cls(connection, surveys.read(ran, username))
+        return link
+
+    async def check_ways(self) -> None:
+        """See that the Engine's events leave a session for all else. Raises HostUnreachableError."""
+        if self.survey.engine_problem:
+            return
+        if self.survey.socket:
+            with suppress(EngineProblemError):
+                forwarded = await self._forward()
+                if forwarded is not None:
+                    forwarded[1].channel.abort()
+                    self._forwards, self._doubts = True, False
+                    return
+        if not await self.sessions.allows_two():
+            asked = f"timeout 10 {self._docker} version >/dev/null 2>&1"
+            if (await run_once(self.sessions, asked, seconds=_QUICK_SECONDS)).code == 0:
+                raise surveys.too_few_sessions()
+            # The same refusal, but it's the Engine that is away: that is told when it is asked.
 
     @property
     def doubtful(self) -> bool:
@@ -103,17 +127,21 @@ class Link:
         Over the one long-lived shell; where the Engine's events or a strict server leave no session for that, in one of
         its own. Raises ContactLostError, HostRefusedError.
         """
-        try:
-            async with asyncio.timeout(seconds):
-                line = await self._get_line()
-        except TimeoutError:
-            raise ContactLostError(f"The host opened no session within {seconds:.0f} seconds.") from None
-        try:
-            if line is not None:
-                return await line.run(call, seconds=seconds, limit=limit)
-            return await run_once(self.sessions, f"{_functions()}\n{call}", seconds=seconds, limit=limit)
-        except ScriptError as error:
-            raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
+        for last in (False, True):
+            try:
+                async with asyncio.timeout(seconds):
+                    line = await self._get_line()
+            except TimeoutError:
+                raise ContactLostError(f"The host opened no session within {seconds:.0f} seconds.") from None
+            try:
+                if line is not None:
+                    return await line.run(call, seconds=seconds, limit=limit)
+                return await run_once(self.sessions, f"{_functions()}\n{call}", seconds=seconds, limit=limit)
+            except ScriptError as error:
+                # The SSH server may close a session that is idle for a while; what is quick may well be run twice.
+                if last or line is None or not self.alive:
+                    raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
+        raise AssertionError("the last attempt returns or raises")
 
     async def slow(self, script: str, *, seconds: float, sent: bytes = b"", limit: int = LIMITS.script) -> Ran:
         """Run a script in a session of its own; it may print `limit` bytes. Raises ContactLostError."""
@@ -122,14 +150,15 @@ class Link:
         except ScriptError as error:
             raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
 
-    @asynccontextmanager
-    async def sftp(self) -> AsyncIterator[asyncssh.SFTPClient]:
-        """Open a session for files. Raises ContactLostError, asyncssh.SFTPError."""
-        try:
-            async with self.sessions.sftp() as client:
-                yield client
-        except asyncssh.SFTPConnectionLost as error:
-            raise lost(error) from None
+    async def upload(
+        self, content: bytes, digest: str, path: str, *, mode: str = "600", progress: Progress | None = None
+    ) -> None:
+        """Make a file of that content (`digest`: SHA-256, hex) on the host. Raises UploadFailedError, ContactLostError.
+
+        A part of it that arrived when contact was lost isn't sent again.
+        """
+        call = quote("mo_receive", path, str(len(content)), digest, mode)
+        await uploads.send(self.sessions, f"{_functions()}\n{call}", content, progress)
 
     async def real_paths(self, paths: Sequence[str]) -> Mapping[str, str]:
         """Resolve the links of paths on the host, whether or not they are there; known until `forget_paths`."""
@@ -164,6 +193,11 @@ class Link:
                 self._line_task = asyncio.create_task(self._keep_line(opened, self._leave_line))
                 self._line = await opened
             return self._line
+
+    def _make_room(self) -> None:
+        """Give up the long-lived shell where the server lets us have one session alone."""
+        if self.sessions.limit == 1:
+            self._leave_line.set()
 
     @property
     def _uses_line(self) -> bool:
@@ -247,15 +281,20 @@ class Link:
 
     @asynccontextmanager
     async def _dial_stdio(self) -> AsyncIterator[Stream]:
-        environment = shlex.join(f"{name}={value}" for name, value in self.survey.environment.items())
-        command = f"exec env {environment} {quote(*self.survey.docker)} system dial-stdio <&3"
+        command = f"exec {self._docker} system dial-stdio <&3"
         async with self.sessions.open() as process:
             framed = Framed(process, self.sessions.pace)
             try:
-                await framed.begin(command)
+                await framed.begin(command, self.sessions.login_shell_seconds)
             except ScriptError as error:
                 raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
             yield _Stdio(framed, process, self.sessions.pace, self._stdio_answered)
+
+    @property
+    def _docker(self) -> str:
+        return quote(
+            "env", *(f"{name}={value}" for name, value in self.survey.environment.items()), *self.survey.docker
+        )
 
     def _stdio_answered(self) -> None:
         """Note that the Engine lives, so that it is the forwarding that is refused."""

@@ -16,6 +16,7 @@ from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.connection import AccessOf, PinHostKey, SshTarget, log_in
 from moorage_controller.hosts.ssh.identities import Identities
 from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.ssh.shell import LOGIN_SHELL_SECONDS
 from moorage_controller.hosts.ssh.site import Site
 from moorage_controller.hosts.transport import ContactLostError
 from moorage_controller.signals import Signal, Timed
@@ -39,6 +40,7 @@ class SshHost:
         pin: PinHostKey,
         turns: asyncio.Semaphore,
         idle: float,
+        login_shell_seconds: float,
         tried: Signal[Timed],
     ) -> None:
         self.target = target
@@ -48,6 +50,7 @@ class SshHost:
         self._pinned = target.host_key
         self._turns = turns
         self._idle = idle
+        self._login_shell_seconds = login_shell_seconds
         self._site: Site | None = None
         self._opening: asyncio.Task[Site] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -135,7 +138,9 @@ class SshHost:
                 self._pinned = access.host_key
                 connection, self._pinned = await log_in(self.target, access, self._pin, seconds=_CONNECT_SECONDS)
                 try:
-                    link = await Link.open(connection, self.target.username, self.target.journal)
+                    link = await Link.open(
+                        connection, self.target.username, self.target.journal, self._login_shell_seconds
+                    )
                 except BaseException:
                     connection.abort()
                     raise
@@ -189,11 +194,13 @@ class SshPool:
         *,
         connects_at_once: int = _CONNECTS_AT_ONCE,
         idle_seconds: float = _IDLE_SECONDS,
+        login_shell_seconds: float = LOGIN_SHELL_SECONDS,
     ) -> None:
         self._access_of = access_of
         self._pin = pin_host_key
         self._turns = asyncio.Semaphore(connects_at_once)
         self._idle = idle_seconds
+        self._login_shell_seconds = login_shell_seconds
         self.tried: Signal[Timed] = Signal()
         """A connection was opened, `ok`, or couldn't be: the error's code."""
         self._hosts: dict[UUID, SshHost] = {}
@@ -209,7 +216,9 @@ class SshPool:
             if known.serves(target):
                 return known
             self._retire(known)
-        made = SshHost(target, self._access_of, self._pin, self._turns, self._idle, self.tried)
+        made = SshHost(
+            target, self._access_of, self._pin, self._turns, self._idle, self._login_shell_seconds, self.tried
+        )
         self._hosts[target.server_id] = made
         return made
 

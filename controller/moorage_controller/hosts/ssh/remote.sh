@@ -105,3 +105,62 @@ mo_config() {
     printf '%d\0%s\0' "$mo_code" "$mo_said"
     [ "$mo_code" -eq 0 ] || [ -n "$mo_complaint" ] || mo_complaint=$(timeout 20 "$@" 2>&1 >/dev/null)
 }
+
+# mo_receive FILE SIZE DIGEST MODE: makes a file of what comes on descriptor 3, whole or not at all; what an upload left that
+# broke off isn't needed again. Says `have BYTES`, at the beginning and after each block, at last `whole`, or `failed WHY`.
+mo_receive() {
+    mo_part=$1.$3.part
+    # The lock is the folder's: no file of it stays behind. Code 1 is that somebody has it, others that it can't be had.
+    exec 8<"${1%/*}" && flock -w 30 8 || [ $? -ne 1 ] || {
+        echo 'failed the same is being uploaded by somebody else'
+        return
+    }
+    if mo_has "$1" "$3"; then
+        echo whole
+        return
+    fi
+    find "${1%/*}" -maxdepth 1 -name '*.part' ! -path "$mo_part" -mmin +1440 -exec rm -f {} + 2>/dev/null
+    umask 077
+    mo_said=$( (: >>"$mo_part") 2>&1) || {
+        mo_give_up "$mo_said"
+        return
+    }
+    mo_there=$(stat -c %s -- "$mo_part")
+    if [ "$mo_there" -gt "$2" ]; then
+        : >"$mo_part"
+        mo_there=0
+    fi
+    echo "have $mo_there"
+    while [ "$mo_there" -lt "$2" ]; do
+        # Whoever sends nothing for so long is gone, and keeps others waiting.
+        mo_said=$(timeout 60 dd bs=65536 count=4 iflag=fullblock <&3 2>&1 >>"$mo_part")
+        case $? in
+        0) ;;
+        124 | 143) return ;;
+        *)
+            mo_give_up "$mo_said"
+            return
+            ;;
+        esac
+        mo_before=$mo_there
+        mo_there=$(stat -c %s -- "$mo_part")
+        [ "$mo_there" -gt "$mo_before" ] || return
+        echo "have $mo_there"
+    done
+    if ! mo_has "$mo_part" "$3"; then
+        mo_give_up 'it did not arrive whole'
+    elif mo_said=$( (chmod "$4" "$mo_part" && sync "$mo_part" && mv -f "$mo_part" "$1") 2>&1); then
+        echo whole
+    else
+        mo_give_up "$mo_said"
+    fi
+}
+
+mo_has() {
+    [ -f "$1" ] && [ "$(sha256sum <"$1" 2>/dev/null)" = "$2  -" ]
+}
+
+mo_give_up() {
+    rm -f "$mo_part"
+    printf 'failed %s\n' "$(printf '%s\n' "$1" | head -n 1)"
+}

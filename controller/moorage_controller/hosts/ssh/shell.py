@@ -30,6 +30,12 @@ export LC_ALL PATH
 _SESSIONS = 8
 """OpenSSH allows 10 by default; the rest is for people."""
 _REFUSED = 5
+_ALL_REFUSED = 10
+"""The server counts sessions for a moment after they are closed: three seconds of refusals are no such moment."""
+TOO_FEW_SESSIONS = "ssh_sessions_too_few"
+NO_SHELL = "no_shell"
+LOGIN_SHELL_SLOW = "login_shell_slow"
+LOGIN_SHELL_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 WINDOW_BYTES = 256 * 1024
 """What a host may send on a channel before it is read.
@@ -78,13 +84,19 @@ def quote(*words: str) -> str:
 class Sessions:
     """The sessions of one connection: queued, and never more than the server lets us have."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
+    def __init__(
+        self, connection: asyncssh.SSHClientConnection, login_shell_seconds: float = LOGIN_SHELL_SECONDS
+    ) -> None:
         self._connection = connection
+        self.login_shell_seconds = login_shell_seconds
+        """How long a login shell may take until it runs what it is given."""
         # Kept, since a connection that has ended doesn't know it any more.
         self._place = "{}, port {}".format(*connection.get_extra_info("peername", ("?", "?")))
         self.pace = Pace()
         """How fast the host is read, over all sessions."""
         self._limit = _SESSIONS
+        self.shrunk: Callable[[], object] = lambda: None
+        """Called when the server turns out to let us have fewer."""
         self._open = 0
         self._freed = asyncio.Event()
 
@@ -93,35 +105,41 @@ class Sessions:
         """How many the server lets us have at once, as far as is known."""
         return self._limit
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands, as far as is known."""
+        return not self._connection.is_closed()
+
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Process]:
-        """Open a `/bin/sh`, waiting for a turn; closes it at the end. Raises ContactLostError."""
-        process = await self._turn(
-            lambda: self._connection.create_process(SHELL, encoding=None, window=WINDOW_BYTES),
-            lambda opened: opened.close(),
-        )
+    async def open(self, *, patient: bool = True) -> AsyncIterator[Process]:
+        """Open a `/bin/sh`, waiting for a turn; closes it at the end. Raises ContactLostError.
+
+        Who isn't patient gets no turn (TOO_FEW_SESSIONS) instead of waiting for one.
+        """
+        process = await self._turn(patient=patient)
         try:
             yield process
         finally:
             process.close()
             await self._closed(process)
 
-    @asynccontextmanager
-    async def sftp(self) -> AsyncIterator[asyncssh.SFTPClient]:
-        """Open a session for files, waiting for a turn. Raises ContactLostError, SFTPError."""
-        client = await self._turn(self._connection.start_sftp_client, lambda opened: opened.exit())
-        try:
-            yield client
-        finally:
-            client.exit()
-            await self._closed(client)
+    async def allows_two(self) -> bool:
+        """Try whether the server lets us have two sessions at once. Raises ContactLostError."""
+        async with self.open():
+            try:
+                async with self.open(patient=False):
+                    return True
+            except ContactLostError as error:
+                if error.code == TOO_FEW_SESSIONS:
+                    return False
+                raise
 
     def end(self, error: UntrustedError) -> ContactLostError:
         """End the connection: the host broke a limit. Returns what to raise."""
         self._connection.abort()
         return said_too_much(f"The host at {self._place},", error)
 
-    async def _closed(self, session: Process | asyncssh.SFTPClient) -> None:
+    async def _closed(self, session: Process) -> None:
         try:
             # The server counts it until it is closed.
             async with asyncio.timeout(_CLOSE_SECONDS):
@@ -131,27 +149,33 @@ class Sessions:
         finally:
             self._leave()
 
-    async def _turn(self, opened: Callable[[], Awaitable[T]], close: Callable[[T], object]) -> T:
+    async def _turn(self, *, patient: bool) -> Process:
         pause, refused = 0.02, 0
         while True:
             while self._open >= self._limit:
+                if not patient:
+                    raise ContactLostError("The SSH server allows no more sessions at once.", TOO_FEW_SESSIONS)
                 self._freed.clear()
                 await self._freed.wait()
             self._open += 1
             try:
-                return await whole(opened(), close)
+                opening = self._connection.create_process(SHELL, encoding=None, window=WINDOW_BYTES)
+                return await whole(opening, lambda opened: opened.close())
             except asyncssh.ChannelOpenError as error:
+                others = self._open - 1
+                self._leave()
                 if error.code != asyncssh.OPEN_CONNECT_FAILED or self._connection.is_closed():
-                    self._leave()
-                    raise lost(error) from None
+                    raise _not_opened(error) from None
                 # The server may still count sessions that we closed just now: believe it when it insists.
                 refused += 1
-                if refused >= _REFUSED and self._open > 1:
-                    self._limit, refused = self._open - 1, 0
-                self._leave()
-            except asyncssh.SFTPError:
-                self._leave()
-                raise
+                if refused >= _REFUSED and others:
+                    self._limit, refused = others, 0
+                    self.shrunk()
+                elif refused >= _ALL_REFUSED:
+                    raise ContactLostError(
+                        "The SSH server opens no session for commands: raise MaxSessions in its sshd_config.",
+                        TOO_FEW_SESSIONS,
+                    ) from None
             except BaseException as error:
                 self._leave()
                 if isinstance(error, lost_errors):
@@ -189,9 +213,11 @@ async def run_once(
     Raises ContactLostError, ScriptError. On the host it may run on after the time limit: give it one there, too.
     """
     try:
-        async with asyncio.timeout(seconds), sessions.open() as process:
+        async with asyncio.timeout(seconds) as within, sessions.open() as process:
             framed = Framed(process, sessions.pace)
-            await framed.begin(script)
+            within.reschedule(None)
+            await framed.begin(script, sessions.login_shell_seconds)
+            within.reschedule(asyncio.get_running_loop().time() + seconds)
             if sent:
                 process.stdin.write(sent)
             process.stdin.write_eof()
@@ -216,15 +242,25 @@ class Framed:
         self._mark = secrets.token_hex(8)
         self._read = bytearray()
 
-    async def begin(self, script: str) -> None:
-        """Send the script, and return when it runs. Raises ScriptError where no shell takes it."""
+    async def begin(self, script: str, login_shell_seconds: float | None = None) -> None:
+        """Send the script, and return when it runs. Raises ScriptError where no shell takes it.
+
+        Where it is the login shell that may make it late, that has so many seconds: else ContactLostError.
+        """
         # One compound command: the shell has read all of it before anything in it reads from standard input.
         text = (
             f"{{ {_PREAMBLE}printf '\\n%s\\n' 'begin-{self._mark}'\n(\n{script}\n) 3<&0 </dev/null\n"
             f"printf '\\n%s %d\\n' 'end-{self._mark}' \"$?\"\n}}\n"
         )
         self._process.stdin.write(text.encode(errors="surrogateescape"))
-        await self._until(f"\nbegin-{self._mark}\n".encode(), LIMITS.login_noise)
+        try:
+            async with asyncio.timeout(login_shell_seconds):
+                await self._until(f"\nbegin-{self._mark}\n".encode(), LIMITS.login_noise)
+        except TimeoutError:
+            raise ContactLostError(
+                f"The login shell took longer than {login_shell_seconds:g} s: look at its start-up files.",
+                LOGIN_SHELL_SLOW,
+            ) from None
 
     async def line(self) -> str:
         """Return the next line the script prints. Raises ScriptError where it broke off."""
@@ -286,15 +322,19 @@ class Line:
         """
         async with self.turn:
             if self.ended:
-                raise ContactLostError("The shell on the host has ended.")
+                raise ScriptError("it has ended")
             whole = False
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds) as within:
                     prologue, self._prologue = self._prologue, ""
-                    if prologue:
-                        self._process.stdin.write(prologue.encode())
                     framed = Framed(self._process, self._sessions.pace)
-                    await framed.begin(script)
+                    if prologue:
+                        within.reschedule(None)
+                        self._process.stdin.write(prologue.encode())
+                        await framed.begin(script, self._sessions.login_shell_seconds)
+                        within.reschedule(asyncio.get_running_loop().time() + seconds)
+                    else:
+                        await framed.begin(script)
                     ran = await framed.end(limit)
                     whole = True
                     return ran
@@ -303,11 +343,19 @@ class Line:
             except TimeoutError:
                 raise ContactLostError(f"The host did not answer within {seconds:.0f} seconds.") from None
             except lost_errors as error:
+                if self._sessions.connected:
+                    raise ScriptError(str(error)) from None
                 raise lost(error) from None
             finally:
                 if not whole:
                     # An answer may still come, and would be taken for the next one's.
                     self._process.close()
+
+
+def _not_opened(error: asyncssh.ChannelOpenError) -> ContactLostError:
+    if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:
+        return ContactLostError(f"The SSH server refuses to run {SHELL}: see what it allows this user.", NO_SHELL)
+    return lost(error)
 
 
 def lost(error: BaseException) -> ContactLostError:

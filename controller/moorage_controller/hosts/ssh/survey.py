@@ -10,7 +10,7 @@ from moorage_common.disk_room import Room, full_problem, room_problem
 from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, key_path, number_text
 
 from moorage_controller.errors import HostUnreachableError
-from moorage_controller.hosts.ssh.shell import Ran, ScriptError
+from moorage_controller.hosts.ssh.shell import NO_SHELL, TOO_FEW_SESSIONS, Ran, ScriptError
 
 _TOLD_BYTES = 200
 _TOLD = frozenset({"endpoint", "missing", "machine", "root", "bin", "home", "docker", "docker_config", "uptime"})
@@ -34,6 +34,8 @@ class Survey:
     booted: float
     engine_problem: str = ""
     state_problem: str = ""
+    noexec: bool = False
+    """Whether no program may be run from `bin`."""
     policy: str = ""
     """What the policy file of an agent there says, empty where there is none."""
 
@@ -88,6 +90,7 @@ def read(ran: Ran, username: str) -> Survey:
         booted=time.monotonic() - uptime,
         engine_problem="" if access and told["docker"] else _why_no_engine(told, username),
         state_problem=_why_no_state(told),
+        noexec="noexec" in told,
         policy=told.get("policy", ""),
     )
 
@@ -95,10 +98,25 @@ def read(ran: Ran, username: str) -> Survey:
 def no_shell(error: ScriptError, username: str) -> HostUnreachableError:
     """Return what a host is told of whose login shell doesn't run `/bin/sh` for us."""
     said = " ".join(error.output.split())[:_TOLD_BYTES]
+    if "assword change required" in said or "assword has expired" in said:
+        return HostUnreachableError(
+            f"The password of the SSH user {username} has expired: set a new one on the host, and store it here.",
+            "password_expired",
+        )
     reason = f"it says: {said}" if said else "it says nothing"
     return HostUnreachableError(
-        f"The SSH user {username} can't run commands on the host ({reason}): give it a login shell such as /bin/sh.",
-        "no_shell",
+        f"The SSH user {username} can't run commands on the host ({reason}): give it a login shell such as /bin/sh, "
+        "and neither a ForceCommand in sshd_config nor a command= in authorized_keys.",
+        NO_SHELL,
+    )
+
+
+def too_few_sessions() -> HostUnreachableError:
+    """Return what a host is told of that has no room for the Engine's events beside anything else."""
+    return HostUnreachableError(
+        "The SSH server allows one session at a time, and no way to Docker's socket beside it: in its sshd_config "
+        "allow AllowStreamLocalForwarding (and no DisableForwarding), or set MaxSessions to 2 or more.",
+        TOO_FEW_SESSIONS,
     )
 
 

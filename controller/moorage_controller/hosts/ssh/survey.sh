@@ -8,7 +8,7 @@ say uptime "$uptime"
 say machine "$(uname -m)"
 say home "$HOME"
 missing=
-for tool in flock setsid sync readlink stat tail head find timeout; do
+for tool in flock setsid sync readlink stat tail head find timeout dd sha256sum; do
     command -v "$tool" >/dev/null || missing="$missing $tool"
 done
 say missing "${missing# }"
@@ -31,6 +31,12 @@ say root "$root"
 bin=${XDG_STATE_HOME:-$HOME/.local/state}/moorage/bin
 mkdir -p "$bin" 2>/dev/null
 say bin "$bin"
+# Whether a program can be run there isn't known before one was.
+try=$bin/.try-$$
+if (umask 077 && printf '#!/bin/sh\n' >"$try" && chmod 700 "$try") 2>/dev/null; then
+    "$try" 2>/dev/null || say noexec yes
+fi
+rm -f "$try"
 
 # What a host with an agent allows, it allows over SSH.
 policy=${policy:-/etc/moorage-agent/policy.toml}

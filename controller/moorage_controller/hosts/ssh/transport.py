@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
 from uuid import UUID
 
@@ -285,6 +285,10 @@ async def _compose(site: Site, *, is_stop: bool) -> HostCompose | None:
 
 
 async def _host_info(site: Site) -> HostInfo:
+    if site.compose is None and composes.why_own(site.link.survey, await asyncio.to_thread(composes.pinned)):
+        # Nothing is uploaded for it, and without one nothing can be started there.
+        with suppress(HostRefusedError):
+            await site.provide_compose()
     facts, problem = None, site.compose_problem
     if not problem:
         try:

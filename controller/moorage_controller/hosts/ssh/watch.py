@@ -16,7 +16,7 @@ from pathlib import Path
 from moorage_common.app_identity import AppIdentity
 from moorage_common.clock import jittered
 from moorage_common.containers import Container, settled_states
-from moorage_common.engine_http import EngineProblemError
+from moorage_common.engine_http import EngineClosedError, EngineProblemError
 from moorage_common.untrusted import LIMITS
 
 from moorage_controller.hosts import cleaning
@@ -62,7 +62,7 @@ class Watch:
         retry = _FIRST_RETRY
         while True:
             try:
-                async with aclosing(self._looks()) as looks:
+                async with aclosing(self._looks_over_channels()) as looks:
                     async for seen in looks:
                         retry = _FIRST_RETRY
                         now = {i.cd_path: observation(i, seen) for i in self._identities}
@@ -88,6 +88,23 @@ class Watch:
                     raise ContactLostError(str(error)) from None
             await asyncio.sleep(jittered(retry))
             retry = min(retry * 2, _LAST_RETRY)
+
+    async def _looks_over_channels(self) -> AsyncGenerator[Seen, None]:
+        """Yield what `_looks` does over one channel after the other: the SSH server may close one that is idle.
+
+        Whether it was the Engine that closed it, the first look over the next one tells.
+        """
+        while True:
+            seen_well = False
+            try:
+                async with aclosing(self._looks()) as looks:
+                    async for seen in looks:
+                        seen_well = True
+                        yield seen
+            except EngineClosedError:
+                if not seen_well:
+                    raise
+            await asyncio.sleep(jittered(_FIRST_RETRY))
 
     async def _looks(self) -> AsyncGenerator[Seen, None]:
         """Yield what there is, as often as something stirs, until the Engine or the connection is lost."""

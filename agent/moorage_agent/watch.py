@@ -106,7 +106,7 @@ class Watcher:
     async def watch(self, apps: Sequence[WatchedApp]) -> AsyncIterator[WatchItem]:
         """Yield everything, then changes, with a heartbeat where there are none."""
         stirred = asyncio.Event()
-        stop_listening = [source.listen(stirred.set) for source in (self._observer, self._deadlines)]
+        stop_listening = [source.listen(stirred.set) for source in (self._observer, self._deadlines, self._identities)]
         try:
             await self._observer.asked.wait()
             sent = self._observations(await self._identities.current(apps))

@@ -12,9 +12,9 @@ from moorage_agent import dead_man
 from moorage_agent.compose_runner import ComposeRunner
 from moorage_agent.dead_man import DeadMan
 from moorage_agent.deadlines import Deadlines
+from moorage_agent.directory_reader import DirectoryReader
 from moorage_agent.engine import Engine
 from moorage_agent.identities import Identities, WatchedApp
-from moorage_agent.policy import Policy
 from moorage_common.journal import Journal
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.processes import installed
@@ -27,7 +27,7 @@ async def watched(agent: LoneAgent) -> AsyncIterator[Deadlines]:
     """Run a dead man's switch in this process, on the journal and the apps of an agent that has no deadlines."""
     engine = Engine(agent.engine.host)
     environment = {"DOCKER_HOST": agent.engine.host}
-    identities = Identities(Policy(agent.data / "policy.toml"), installed("docker-compose"), environment)
+    identities = Identities(DirectoryReader(agent.data / "policy.toml", installed("docker-compose"), environment))
     journal = Journal(agent.data)
     deadlines = Deadlines(agent.folder / "deadlines.json", "boot")
     runner = ComposeRunner(journal, engine, identities, deadlines, installed("docker-compose"), environment)

@@ -2,17 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from posixpath import dirname, join, normpath
 
 import structlog
 from moorage_common.app_identity import (
     COMPOSE_FILES,
+    DIRECTORY_HANGS,
     OVERRIDE_FILES,
     UNREADABLE,
     AppIdentity,
     Reading,
+    directory_hangs,
     no_directory,
     nonsense,
     not_quotable,
@@ -30,13 +32,14 @@ from moorage_common.untrusted import LIMITS
 
 from moorage_controller.hosts.ssh.app_files import check_files, rules_of, run_walk
 from moorage_controller.hosts.ssh.compose import HostCompose
+from moorage_controller.hosts.ssh.directories import hanging
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.shell import quote
 from moorage_controller.hosts.transport import ContactLostError, HostApp, HostRefusedError
 
 log = structlog.get_logger(__name__)
 
-_READ_SECONDS = 90.0
+_READ_SECONDS = 65
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
 """What mends it need not be one of the files that were looked at."""
@@ -67,21 +70,24 @@ class Identities:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(self, link: Link, compose: HostCompose, app: HostApp) -> AppIdentity:
-        """Ask Compose now. Raises ContactLostError, HostRefusedError for a path that can't be one."""
-        link.forget_paths()
-        real = (await link.real_paths([app.cd_path]))[app.cd_path]
+        """Ask Compose now. Raises ContactLostError, HostRefusedError for a path that can't be one, or that hangs."""
+        link.directories.forget()
+        real = (await link.directories.real_paths([app.cd_path]))[app.cd_path]
         check_path(real)
+        if link.directories.hangs(app.cd_path):
+            raise hanging(app.cd_path)
         reading = await self._read_or_refuse(link, compose, real)
         return reading.identity(app.cd_path, real, app.last_project)
 
     async def for_stop(self, link: Link, app: HostApp) -> AppIdentity:
         """Return what is known of an app without reading anything in its folder, nor asking Compose.
 
-        That is its real directory, and the project it was last read as, besides the one that the app names. Raises
+        That is its real directory, as it was last where it hangs, and the project it was last read as, besides the one
+        that the app names. Raises
         ContactLostError, HostRefusedError for a path that can't be one.
         """
-        link.forget_paths()
-        real = (await link.real_paths([app.cd_path]))[app.cd_path]
+        link.directories.forget()
+        real = (await link.directories.real_paths([app.cd_path]))[app.cd_path]
         check_path(real)
         return AppIdentity(app.cd_path, real, self._seen.get(real), app.last_project)
 
@@ -93,27 +99,34 @@ class Identities:
 
     async def current(self, link: Link, compose: HostCompose, apps: Sequence[HostApp]) -> list[AppIdentity]:
         """Return what apps are, in their order; Compose is asked only where its files changed since it was asked."""
-        link.forget_paths()
-        real = await link.real_paths([app.cd_path for app in apps])
+        directories = link.directories
+        directories.forget()
+        real = await directories.real_paths([app.cd_path for app in apps])
         known = {path: self._known[path] for path in real.values() if path in self._known}
-        stamps = await self._stamps(link, {path: entry.reading.files for path, entry in known.items()})
+        asked = {path: entry.reading.files for path, entry in known.items() if not directories.hangs(path)}
+        stamps = await directories.stamps(asked)
+        hung = {real[cd_path] for cd_path in real if directories.hangs(cd_path)}
         now = time.monotonic()
         same = {path: entry for path, entry in known.items() if entry.policy == link.survey.policy}
-        fresh = {path for path, entry in same.items() if stamps[path] == entry.stamp and now < entry.until}
-        stale = [path for path in dict.fromkeys(real.values()) if path not in fresh]
+        fresh = {path for path, entry in same.items() if stamps.get(path) == entry.stamp and now < entry.until}
+        stale = [path for path in dict.fromkeys(real.values()) if path not in fresh | hung]
         read = await asyncio.gather(*(self._read_soon(link, compose, path) for path in stale))
         readings = {path: known[path].reading for path in fresh} | dict(zip(stale, read, strict=True))
+        readings |= {path: Reading(self._seen.get(path), (), DIRECTORY_HANGS, directory_hangs(path)) for path in hung}
         return [readings[real[a.cd_path]].identity(a.cd_path, real[a.cd_path], a.last_project) for a in apps]
 
     async def _read_soon(self, link: Link, compose: HostCompose, real: str) -> Reading:
         """Read one directory, or return what it was last read as where that takes long: the others don't wait."""
         reading = self._reading.get(real)
         if reading is None:
-            reading = self._reading[real] = asyncio.create_task(self._read_or_refuse(link, compose, real))
+            reading = self._reading[real] = asyncio.create_task(self._read_in_turn(link, compose, real))
             reading.add_done_callback(lambda done: self._forget(real, done))
-        last = self._last.get(real)
-        done, _ = await asyncio.wait({reading}, timeout=None if last is None else _PATIENCE_SECONDS)
-        return last if last is not None and not done else await reading
+        done, _ = await asyncio.wait({reading}, timeout=_PATIENCE_SECONDS)
+        return await reading if done else self._last.get(real, Reading(None, ()))
+
+    async def _read_in_turn(self, link: Link, compose: HostCompose, real: str) -> Reading:
+        async with self._turns:
+            return await self._read_or_refuse(link, compose, real)
 
     def _forget(self, real: str, reading: asyncio.Task[Reading]) -> None:
         self._reading.pop(real, None)
@@ -142,11 +155,10 @@ class Identities:
 
     async def _read(self, link: Link, compose: HostCompose, real: str) -> Reading:
         """Ask Compose what the project is called, and where its containers will say they come from."""
-        async with self._turns:
-            files = self._known[real].reading.files if real in self._known else ()
-            before = (await self._stamps(link, {real: files}))[real]
-            reading = await _read(link, compose, real)
-            stamp = (await self._stamps(link, {real: reading.files}))[real]
+        files = self._known[real].reading.files if real in self._known else ()
+        before = await _stamp(link, real, files)
+        reading = await _read(link, compose, real)
+        stamp = await _stamp(link, real, reading.files)
         if reading.project is not None:
             self._seen[real] = reading.project
         if reading.files == files and before != stamp:
@@ -155,15 +167,6 @@ class Identities:
             keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
             self._known[real] = _Known(reading, link.survey.policy, stamp, time.monotonic() + keep)
         return reading
-
-    @staticmethod
-    async def _stamps(link: Link, files: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-        wanted = list(dict.fromkeys(file for several in files.values() for file in several))
-        if not wanted:
-            return dict.fromkeys(files, ())
-        told = (await link.quick(f"mo_stamp {quote(*wanted)}")).fields
-        stamp = dict(zip(wanted, told, strict=True))
-        return {path: tuple(stamp[file] for file in several) for path, several in files.items()}
 
 
 def check_path(path: str) -> None:
@@ -179,6 +182,14 @@ def check_path(path: str) -> None:
         )
     if not path.startswith("/"):
         raise HostRefusedError("invalid_request", "The directory of an app must be an absolute path.")
+
+
+async def _stamp(link: Link, real: str, files: Sequence[str]) -> tuple[str, ...]:
+    """Return the stamp of an app's files. Raises HostRefusedError where one of them hangs."""
+    stamp = (await link.directories.stamps({real: files})).get(real)
+    if stamp is None:
+        raise hanging(real)
+    return stamp
 
 
 async def _read(link: Link, compose: HostCompose, real: str) -> Reading:
@@ -204,7 +215,7 @@ async def _ask(link: Link, compose: HostCompose, real: str, rules: Rules, walked
     environment = clean_environment(real, link.survey.environment)
     argv = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *compose.argv]
     call = f"mo_read_app {quote(real, ' '.join(COMPOSE_FILES), *argv)}"
-    match (await link.slow(call, seconds=_READ_SECONDS, limit=LIMITS.script_config)).fields:  # as mo_read_app prints it
+    match await link.directories.ask(real, call, seconds=_READ_SECONDS, limit=LIMITS.script_config):  # as it prints it
         case ["file" | "nothing" as kind]:
             return no_directory(real, is_file=kind == "file")
         case ["directory", config_code, config, variables_code, variables, complaint, above]:
@@ -218,7 +229,7 @@ async def _ask(link: Link, compose: HostCompose, real: str, rules: Rules, walked
         if not walked.quotable or not again.quotable or again.refusal is not None:
             return not_quotable(real, files)
         return unreadable(error_sentence(complaint) or "nothing", files)
-    resolved = await run_walk(link, walk_resolved(config, directory, rules))
+    resolved = await run_walk(link, real, walk_resolved(config, directory, rules))
     if resolved.refusal is not None:
         return refused(resolved.refusal, files)
     return read_config(config, directory, files)
@@ -233,7 +244,7 @@ async def _places(link: Link, real: str, environment: str, above: str) -> tuple[
     if named:
         files = [join(real, file) for file in named.split(variables.get("COMPOSE_PATH_SEPARATOR") or ":")]
         parent = dirname(files[0]) or "/"
-        return (await link.real_paths([parent]))[parent], [*settings, *files]
+        return (await link.directories.real_paths([parent]))[parent], [*settings, *files]
     # As Compose does: the nearest directory upwards with a file of one of the known names.
     directory = real
     while True:

@@ -3,7 +3,7 @@
 import asyncio
 import shlex
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import asyncssh
@@ -13,6 +13,7 @@ from moorage_common.untrusted import LIMITS, Pace, UntrustedError
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh import survey as surveys
+from moorage_controller.hosts.ssh.directories import Directories
 from moorage_controller.hosts.ssh.engine import Engine
 from moorage_controller.hosts.ssh.shell import (
     WINDOW_BYTES,
@@ -45,7 +46,8 @@ class Link:
         self.survey = survey
         self.connection = connection
         self.sessions = Sessions(connection)
-        self.engine = Engine(self._dial, self.real_paths)
+        self.directories = Directories(self.quick, self.slow)
+        self.engine = Engine(self._dial, self.directories.real_paths)
         self._opened = time.monotonic()
         self._line: Line | None = None
         self._line_turn = asyncio.Lock()
@@ -54,7 +56,6 @@ class Link:
         self._doubts = False
         self._forwards: bool | None = None
         """Whether the server lets us through to the Engine's socket; None until it is known."""
-        self._real: dict[str, str] = {}
 
     @classmethod
     async def open(cls, connection: asyncssh.SSHClientConnection, username: str, journal: str = "") -> "Link":
@@ -127,21 +128,6 @@ class Link:
                 yield client
         except asyncssh.SFTPConnectionLost as error:
             raise lost(error) from None
-
-    async def real_paths(self, paths: Sequence[str]) -> Mapping[str, str]:
-        """Resolve the links of paths on the host, whether or not they are there; known until `forget_paths`."""
-        wanted = [path for path in dict.fromkeys(paths) if path not in self._real]
-        if wanted:
-            ran = await self.quick(f'for mo_each in {quote(*wanted)}; do mo_real "$mo_each"; done')
-            found = ran.fields
-            if len(found) != len(wanted):
-                raise ContactLostError("The host's shell broke off while it resolved links.")
-            self._real |= dict(zip(wanted, found, strict=True))
-        return {path: self._real[path] for path in paths}
-
-    def forget_paths(self) -> None:
-        """Resolve anew from now on: links may have changed."""
-        self._real.clear()
 
     async def _get_line(self) -> Line | None:
         if not self._uses_line:

@@ -20,6 +20,56 @@ mo_real() {
     printf '%s%s\0' "${mo_found%/}" "$mo_rest"
 }
 
+# Each path's real one.
+mo_real_all() {
+    for mo_each; do
+        mo_real "$mo_each"
+    done
+}
+
+mo_self='read -r stat <"/proc/$PPID/stat"; set -- ${stat##*) }; shift 19; printf "%s %s\0" "$PPID" "$1"'
+
+# mo_within SECONDS CALL...: runs a call that may hang, and be ended by nothing, in the background: its output is passed
+# on for so many seconds. Before it comes "PID START" of what runs it, and after it, where it came to its end, "whole".
+mo_within() {
+    mo_seconds=$1
+    shift
+    ({ /bin/sh -c "$mo_self" && "$@" && printf 'whole\0'; } </dev/null 2>/dev/null 3<&- &) | timeout "$mo_seconds" cat
+}
+
+# mo_unless_hanging "PID START" SECONDS CALL...: does the same unless what ran it last still lives.
+mo_unless_hanging() {
+    mo_last=$1
+    shift
+    if mo_lives $mo_last; then
+        printf '%s\0' "$mo_last"
+    else
+        mo_within "$@"
+    fi
+}
+
+mo_lives() {
+    [ $# -eq 2 ] && read -r mo_stat 2>/dev/null <"/proc/$1/stat" || return 1
+    mj_start_time "$mo_stat"
+    [ "$mj_start" = "$2" ]
+}
+
+# mo_real_each SECONDS ["PID START" PATH]...: resolves paths at the same time, so that none waits for another. Prints
+# "NUMBER:" and what mo_unless_hanging says with line ends, ended by a NUL.
+mo_real_each() {
+    mo_limit=$1 mo_number=0
+    shift
+    while [ $# -gt 1 ]; do
+        {
+            mo_told=$(mo_unless_hanging "$1" "$mo_limit" mo_real "$2" | tr '\000' '\n')
+            printf '%d:%s\0' "$mo_number" "$mo_told"
+        } &
+        mo_number=$((mo_number + 1))
+        shift 2
+    done
+    wait
+}
+
 # Prints for each file what changes when it is changed, ended by a NUL; nothing for one that isn't there.
 mo_stamp() {
     for mo_file; do

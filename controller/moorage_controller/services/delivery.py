@@ -1,6 +1,7 @@
 """One operation on its way: sent once, followed through every cut, until the host itself says how it ended."""
 
 import asyncio
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -47,6 +48,16 @@ _RETRIES = {SAID_TOO_MUCH: _LAST_RETRY}
 DEADLINE = "the operation's time limit"
 SILENCE = "the operation's no-progress limit"
 """Who cancelled, as the host's journal has it, when nobody but a limit did."""
+_ENGINE_LOST = (
+    "The Docker Engine on the host went away or was restarted in the middle of it: see there why, and start again once "
+    "the server is online."
+)
+_BY_ENGINES_END = re.compile(
+    r"exited \((143|137)\)|Docker daemon|error during connect|connection reset|broken pipe|\bEOF\b", re.IGNORECASE
+)
+"""What Compose says where its Engine goes away: that stops all containers, or answers no more."""
+_ENGINE_SECONDS, _SOON = 15.0, 3.0
+"""How long an Engine that was told to end stops containers, before it closes its API and is seen to be gone."""
 _TOO_LONG = {
     DEADLINE: "The operation took longer than its time limit and was stopped.",
     SILENCE: "The operation made no progress for longer than its limit and was stopped.",
@@ -70,6 +81,7 @@ class Delivery:
     ) -> None:
         self._database = database
         self._hosts = hosts
+        self._signals = signals
         self._clock = clock
         self._operation = operation
         self._limits = limits
@@ -83,6 +95,7 @@ class Delivery:
         self._limit_at = 0.0
         self._heard_at: float | None = None
         """When something came last (monotonic); None while there is no contact, and so nothing to be heard."""
+        self._engine_lost = False
 
     async def run(self, *, recovered: bool) -> Outcome:
         """Return how it ended. `recovered`: it may have been sent before, by a controller that died."""
@@ -93,9 +106,11 @@ class Delivery:
             except HostUnreachableError as error:
                 return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
         limit = asyncio.create_task(self._enforce_limits())
+        stop_listening = self._signals.engine_lost.connect(self._note_engine)
         try:
             return await self._deliver(order, send=not recovered or self._may_still_start(), sent=recovered)
         finally:
+            stop_listening()
             limit.cancel()
             with suppress(asyncio.CancelledError):
                 await limit
@@ -270,4 +285,19 @@ class Delivery:
             return "cancelled", "operation_cancelled", f"The operation was cancelled by {end.cancelled_by}."
         output = (await self._transcript.tail(TAIL_BYTES)).decode(errors="replace")
         said = error_sentence(output) or f"Compose ended with exit code {end.exit_code} and said nothing."
+        if await self._lost_engine(end, said):
+            return "failed", "engine_lost", clean_sentence(f"{_ENGINE_LOST} Compose said: {said}")
         return "failed", "compose_failed", clean_sentence(said)
+
+    def _note_engine(self, server_id: UUID) -> None:
+        self._engine_lost = self._engine_lost or server_id == self._operation.server_id
+
+    async def _lost_engine(self, end: End, said: str) -> bool:
+        """Tell whether it failed since the Engine went away; waits for that where it looks as if it were about to."""
+        if not _BY_ENGINES_END.search(said):
+            return False
+        # What ended by TERM was told to; all else may as well be the app's own fault.
+        until = self._clock.monotonic() + (_ENGINE_SECONDS if "(143)" in said else _SOON)
+        while end.observed is not None and not self._engine_lost and self._clock.monotonic() < until:
+            await self._clock.sleep(_FIRST_RETRY)
+        return end.observed is None or self._engine_lost

@@ -14,7 +14,7 @@ from moorage_controller.hosts.ssh.shell import quote
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 _ROOM_BYTES = 4 << 20
-_WALK_SECONDS = 10
+_WALK_SECONDS = 8
 _SET_BY_SUDO = (
     *("COLORS", "DISPLAY", "HOSTNAME", "KRB5CCNAME", "LOGNAME", "LS_COLORS", "MAIL", "PS1", "PS2", "SHELL"),
     *("SUDO_COMMAND", "SUDO_GID", "SUDO_HOME", "SUDO_TTY", "SUDO_UID", "SUDO_USER", "TERM", "TZ", "USER", "XAUTHORITY"),

@@ -4,8 +4,8 @@ On the host each is asked in the background, and its answer is waited for so man
 not even SIGKILL may end it: as long as it lives, nobody asks about that path again.
 """
 
-import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from posixpath import normpath
 from typing import Protocol
 
@@ -19,8 +19,6 @@ _PATHS_SECONDS = 2
 _PATHS_A_SECOND = 20
 """How many paths are sure to be resolved in a second, on a host that is busy."""
 _SLOW_SECONDS = 10.0
-_AT_ONCE = 2
-"""Sessions for what may hang: the host has few for all."""
 _WHOLE = "whole"
 _MOST_HANGING = 10_000
 
@@ -50,7 +48,6 @@ class Directories:
         """The real paths of all that was ever asked, by path."""
         self._hanging: dict[str, str] = {}
         """By path, the process on the host that hangs at it: its id and start time."""
-        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     def hangs(self, path: str) -> bool:
         """Whether the last question about a path isn't answered yet."""
@@ -78,13 +75,17 @@ class Directories:
         self._last |= found
         return {path: known.get(path) or self._last.get(path) or normpath(path) for path in paths}
 
-    async def ask(self, path: str, call: str, *, seconds: int, limit: int = LIMITS.script) -> list[str]:
+    async def ask(
+        self, path: str, call: str, *, seconds: int, limit: int = LIMITS.script, aside: bool = False
+    ) -> list[str]:
         """Run a call about what lies at a path, and return its NUL-ended texts.
 
-        Raises HostRefusedError `directory_hangs` where it takes longer than that.
+        `aside`: in a session of its own, which others may hold all of. Raises HostRefusedError `directory_hangs` where
+        it takes longer than that.
         """
         script = f"mo_unless_hanging {quote(self._hanging.get(path, ''))} {seconds} {call}"
-        ran = await self._slow(script, seconds=seconds + _SLOW_SECONDS, limit=limit)
+        run = self._slow if aside else self._quick
+        ran = await run(script, seconds=seconds + _SLOW_SECONDS, limit=limit)
         fields = self._answer(path, ran.fields)
         if fields is None:
             raise hanging(path)
@@ -100,15 +101,11 @@ class Directories:
         if len(told) == len(wanted) + 2:
             stamp = dict(zip(wanted, told[1:], strict=False))
             return {path: tuple(stamp[file] for file in several) for path, several in files.items()}
-        each = await asyncio.gather(*(self._stamps_of(path, several) for path, several in files.items()))
-        return {path: stamps for path, stamps in zip(files, each, strict=True) if stamps is not None}
-
-    async def _stamps_of(self, path: str, files: Sequence[str]) -> tuple[str, ...] | None:
-        async with self._turns:
-            try:
-                return tuple(await self.ask(path, f"mo_stamp {quote(*files)}", seconds=_PATHS_SECONDS))
-            except HostRefusedError:
-                return None
+        stamps = {}
+        for path, several in files.items():
+            with suppress(HostRefusedError):
+                stamps[path] = tuple(await self.ask(path, f"mo_stamp {quote(*several)}", seconds=_PATHS_SECONDS))
+        return stamps
 
     async def _resolve_in_turn(self, paths: Sequence[str]) -> dict[str, str]:
         """Resolve paths one after the other; nothing is known of the first that hangs, and of those after it."""
@@ -126,7 +123,7 @@ class Directories:
         """Resolve paths at the same time; those that hang are left out."""
         words = [word for path in paths for word in (self._hanging.get(path, ""), path)]
         script = f"mo_real_each {_PATHS_SECONDS} {quote(*words)}"
-        told = (await self._slow(script, seconds=_PATHS_SECONDS + len(paths) // _PATHS_A_SECOND + _SLOW_SECONDS)).fields
+        told = (await self._quick(script)).fields
         answers = dict(field.partition(":")[::2] for field in told)
         found = {}
         for number, path in enumerate(paths):

@@ -215,7 +215,8 @@ async def _ask(link: Link, compose: HostCompose, real: str, rules: Rules, walked
     environment = clean_environment(real, link.survey.environment)
     argv = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *compose.argv]
     call = f"mo_read_app {quote(real, ' '.join(COMPOSE_FILES), *argv)}"
-    match await link.directories.ask(real, call, seconds=_READ_SECONDS, limit=LIMITS.script_config):  # as it prints it
+    told = await link.directories.ask(real, call, seconds=_READ_SECONDS, limit=LIMITS.script_config, aside=True)
+    match told:  # as mo_read_app prints it
         case ["file" | "nothing" as kind]:
             return no_directory(real, is_file=kind == "file")
         case ["directory", config_code, config, variables_code, variables, complaint, above]:

@@ -1,6 +1,7 @@
 """Apps on a file system that hangs cost no other app of their host anything, and can be stopped."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, closing
@@ -111,3 +112,33 @@ async def _timed(operation: Awaitable[End]) -> float:
     began = time.monotonic()
     assert (await operation).exit_code == 0
     return time.monotonic() - began
+
+
+_PIPES = {
+    ".env": SLEEPER,
+    "compose.yaml": "",
+    "pipe.env": "services: {web: {image: x, env_file: pipe.env}}\n",
+    "more.yaml": f"include: [more.yaml]\n{SLEEPER}",
+}
+"""Files of apps that are named pipes, and what the app's compose file says."""
+
+
+async def test_apps_made_of_named_pipes_are_refused_and_keep_no_neighbour(way: Way) -> None:
+    neighbour, apps = way.app(SLEEPER), []
+    for name, compose in _PIPES.items():
+        directory = way.app(compose)
+        (directory / name).unlink(missing_ok=True)
+        os.mkfifo(directory / name)
+        apps.append(directory)
+    async with _told(way, *apps, neighbour) as told:
+        await told.until(lambda: {told.problem(d) for d in apps} == {"unreadable_compose_file"}, 20, "what is no file")
+        for directory in apps:
+            began = time.monotonic()
+            with pytest.raises(HostRefusedError) as refused:
+                await way.transport.start(order(str(directory)))
+            assert refused.value.code == "unreadable_compose_file"
+            assert time.monotonic() - began < 5
+        assert await _timed(way.start(neighbour)) < 8
+        await told.until(lambda: told.running(neighbour), 5, "a neighbour's start")
+        _kill(way, neighbour)
+        assert await told.until(lambda: not told.running(neighbour), 10, "a neighbour's death") < 2.5

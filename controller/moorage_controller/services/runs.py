@@ -10,6 +10,7 @@ from math import ceil
 from typing import Any
 from uuid import UUID, uuid4
 
+from moorage_common.app_identity import DIRECTORY_HANGS
 from moorage_common.clock import to_millis
 from moorage_common.states import (
     AppStatus,
@@ -279,9 +280,12 @@ def _as_before(app: App, now: datetime, *, keep_run: bool) -> Values:
 
 def _seen(observation: AppObservation, now: datetime) -> Values:
     containers: Sequence[ContainerState] = observation.containers
+    health = observed_health(containers, observation.replicas)
+    if observation.problem_code == DIRECTORY_HANGS:
+        health = Health.UNKNOWN  # nobody can say what it should be made of
     values: Values = {
         "status": observed_status(containers).value,
-        "health": observed_health(containers, observation.replicas).value,
+        "health": health.value,
         "observed_at": now,
     }
     project: Project | None = observation.project

@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 _PATHS_SECONDS = 0.5
 _START_SECONDS = 20.0
 _MOST_PATHS = 10_000
+_SHORT = ("real_path", "real_directory", "current", "allowed", "recheck")
+"""The kinds that are answered at once, where the file system answers."""
 _MOST_OPEN = 1024
 """Questions without an answer; each may be a thread that hangs."""
 
@@ -72,6 +74,8 @@ class DirectoryReader:
 
         One who asks the same while it is asked already waits for that, and then asks himself.
         """
+        if kind != "allowed_unresolved" and self._hangs(path, seconds):
+            raise DirectoryHangsError(path)
         while True:
             question, ours = self._begin(kind, path, given)
             answer = asyncio.wrap_future(question.answer)
@@ -113,6 +117,12 @@ class DirectoryReader:
             process, self._process = self._process, None
         if process is not None:
             process.end()
+
+    def _hangs(self, path: str, seconds: float) -> bool:
+        """Whether another question about a path is open for so long already."""
+        with self._lock:
+            asked = [self._open.get((kind, path)) for kind in _SHORT]
+        return any(question is not None and question.age >= seconds for question in asked)
 
     def _try_to_begin(self, path: str) -> _Question | None:
         try:

@@ -11,6 +11,7 @@ from uuid import uuid4
 import docker
 import pytest
 from host_calls import order, watching
+from lone_agent import LoneAgent
 from moorage_common.app_identity import DIRECTORY_HANGS
 from moorage_controller.hosts.transport import AppObservation, End, HostApp, HostRefusedError, Snapshot, WatchItem
 from moorage_lab.hung_mount import HungMount
@@ -112,6 +113,21 @@ async def _timed(operation: Awaitable[End]) -> float:
     began = time.monotonic()
     assert (await operation).exit_code == 0
     return time.monotonic() - began
+
+
+async def test_an_agent_that_starts_while_a_directory_hangs_stops_its_app(by_agent: Way, lone_agent: LoneAgent) -> None:
+    place = by_agent.apps / f"mount-{uuid4().hex[:8]}"
+    place.mkdir()
+    directory = by_agent.app(SLEEPER, f"{place.name}/x")
+    assert (await by_agent.start(directory)).exit_code == 0
+    with HungMount(place, by_agent.process):
+        assert (await by_agent.transport.look(HostApp(str(directory)))).containers
+        began = time.monotonic()
+        await asyncio.to_thread(lone_agent.process.restart)
+        assert time.monotonic() - began < 10
+        assert (await by_agent.transport.look(HostApp(str(directory)))).containers
+        assert await _timed(by_agent.stop(directory)) < 15
+        assert by_agent.states(directory) == {}
 
 
 _PIPES = {

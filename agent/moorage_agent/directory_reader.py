@@ -64,11 +64,6 @@ class DirectoryReader:
         self.guessed_wrong: Callable[[], None] = lambda: None
         """Called, in a thread, when one of these turns out to be another."""
 
-    @property
-    def unanswered(self) -> int:
-        """How many questions are open."""
-        return len(self._open)
-
     async def ask(self, kind: str, path: str, *given: object, seconds: float) -> Any:  # noqa: ANN401 - as the kind has it
         """Ask a method of Directories about a path. Raises what it raises; DirectoryHangsError where it takes longer.
 
@@ -131,22 +126,26 @@ class DirectoryReader:
             return None
 
     def _begin(self, kind: str, path: str, given: Sequence[object]) -> tuple[_Question, bool]:
-        """Return the open question, and whether it began just now. Raises DirectoryHangsError where too many are."""
+        """Return the open question, and whether it began just now.
+
+        Raises DirectoryHangsError where too many are open; OSError where the process can't be started.
+        """
         with self._lock:
             found = self._open.get((kind, path))
             if found is not None:
                 return found, False
             if len(self._open) >= _MOST_OPEN:
                 raise DirectoryHangsError(path)
+            process = self._running()
             self._numbers += 1
             question = self._open[kind, path] = _Question(self._numbers, (kind, path))
             question.answer.set_running_or_notify_cancel()  # nobody who leaves takes the answer from others
-            self._running().send(question, pickle.dumps((question.number, kind, given or (path,))))
+            process.send(question, pickle.dumps((question.number, kind, given or (path,))))
         return question, True
 
     def _running(self) -> "_Process":
         if self._process is None or self._process.ended:
-            self._process = _Process(self._argv, self._answered)
+            self._process = _Process(self._argv, self._lock, self._answered)
         return self._process
 
     def _answered(self, question: _Question, told: object) -> None:
@@ -162,8 +161,13 @@ class DirectoryReader:
 class _Process:
     """The process, with a thread for each direction: none of them is one that anything else needs."""
 
-    def __init__(self, argv: Sequence[str], answered: Callable[[_Question, object], None]) -> None:
+    def __init__(
+        self, argv: Sequence[str], lock: threading.Lock, answered: Callable[[_Question, object], None]
+    ) -> None:
         self.ended = False
+        self._closed = False
+        self._lock = lock
+        """Held by who sends: a question is sent, and answered, or there is no process."""
         self.ready = threading.Event()
         self._answered = answered
         self._asked: dict[int, _Question] = {}
@@ -184,6 +188,7 @@ class _Process:
         self._messages.put(message)
 
     def end(self) -> None:
+        self._closed = True
         self._messages.put(None)
 
     def _write(self) -> None:
@@ -202,17 +207,21 @@ class _Process:
         while (message := read_message(pipe)) is not None:
             number, right, told = pickle.loads(message)  # noqa: S301 - from a process of our own
             question = self._asked.pop(number)
-            self._answered(question, told)
             if right:
                 question.answer.set_result(told)
             else:
                 question.answer.set_exception(told)
-        self.ended = True
+            self._answered(question, told)
+        with self._lock:
+            self.ended = True
+            left = list(self._asked.values())
         self.ready.set()
-        for question in list(self._asked.values()):
-            self._answered(question, None)
+        for question in left:
             question.answer.set_exception(DirectoryHangsError(question.key[1]))
-        self._process.wait()
+            self._answered(question, None)
+        code = self._process.wait()
+        if not self._closed:
+            log.warning("directories_process_ended", code=code, unanswered=len(left))
 
 
 def _program() -> list[str]:

@@ -118,7 +118,7 @@ mo_read_app() {
         return
     fi
     printf 'directory\0'
-    mo_complaint=
+    mo_complaint='' mo_late=
     # It has its links resolved: whoever made one of it since then would lead us elsewhere.
     if ! cd -- "$mo_directory" || [ "$(pwd -P)" != "$mo_directory" ]; then
         printf '1\0\0001\0\0%s\0\0' "its directory can't be entered by this SSH user, or is a symbolic link by now"
@@ -142,8 +142,19 @@ mo_read_app() {
 }
 
 mo_config() {
+    if [ -n "$mo_late" ]; then
+        printf '1\0\0'
+        return
+    fi
     mo_said=$(timeout 20 "$@" 2>/dev/null)
     mo_code=$?
     printf '%d\0%s\0' "$mo_code" "$mo_said"
-    [ "$mo_code" -eq 0 ] || [ -n "$mo_complaint" ] || mo_complaint=$(timeout 20 "$@" 2>&1 >/dev/null)
+    case $mo_code in
+    0) ;;
+    124 | 143)
+        mo_late=yes
+        mo_complaint='it did not read the project within 20 seconds'
+        ;;
+    *) [ -n "$mo_complaint" ] || mo_complaint=$(timeout 20 "$@" 2>&1 >/dev/null) ;;
+    esac
 }

@@ -16,11 +16,12 @@ _DIRECTORY = "com.docker.compose.project.working_dir"
 
 @dataclass(frozen=True)
 class Way:
-    """A host: `transport` reaches it, below `apps` its apps lie."""
+    """A host: `transport` reaches it, below `apps` its apps lie; `process` is one that sees its mounts."""
 
     transport: HostTransport
     apps: Path
     engine: Engine
+    process: int
 
     def app(self, compose: str, name: str = "") -> Path:
         """Make an app's directory with a compose file."""

@@ -9,6 +9,10 @@ if sys.argv[1:2] == ["sweep"]:
     from moorage_agent import sweep
 
     sys.exit(sweep.main(sys.argv[2:]))  # at each stop: without gRPC it begins in a third of the time
+elif sys.argv[1:2] == ["directories"]:
+    from moorage_agent import directories
+
+    directories.main(sys.argv[2:])
 else:
     from moorage_agent.cli import main
 

@@ -20,13 +20,13 @@ from moorage_agent.compose_runner import ComposeRunner
 from moorage_agent.convert import About
 from moorage_agent.dead_man import DeadMan
 from moorage_agent.deadlines import Deadlines
+from moorage_agent.directory_reader import DirectoryReader
 from moorage_agent.engine import Engine
 from moorage_agent.errors import SetupError
 from moorage_agent.gate import Gate
 from moorage_agent.identities import Identities
 from moorage_agent.inspection import Inspection
 from moorage_agent.observer import Observer
-from moorage_agent.policy import Policy
 from moorage_agent.server import AgentServer
 from moorage_agent.service import scope_launcher
 from moorage_agent.servicer import AgentServicer
@@ -50,11 +50,12 @@ async def run(settings: Settings) -> None:
     compose = compose_binary()
     version = compose_version(compose)
     journal = open_journal(settings)
-    engine = Engine(settings.docker_host)
+    reader = DirectoryReader(settings.policy_file, compose, environment(settings))
+    engine = Engine(settings.docker_host, reader.real_paths)
     observer = Observer(engine)
-    policy = Policy(settings.policy_file)
-    identities = Identities(policy, compose, environment(settings))
-    inspection = Inspection(engine, observer, identities, policy, settings.docker_socket)
+    reader.guessed_wrong = observer.forget
+    identities = Identities(reader)
+    inspection = Inspection(engine, observer, identities, settings.docker_socket)
     deadlines = Deadlines(settings.data_dir / "deadlines.json", observer.boot_id)
     deadlines.load()
     runner = ComposeRunner(journal, engine, identities, deadlines, compose, environment(settings))
@@ -67,6 +68,7 @@ async def run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     # Calls to an Engine that hangs take a thread each until they time out: the journal must still get one.
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
+    reader.start()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
     work = (observer.run(), _look_after(journal, deadlines, settings), prove_alive(), disk.run())
@@ -87,6 +89,7 @@ async def run(settings: Settings) -> None:
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        reader.close()
 
 
 def open_journal(settings: Settings) -> Journal:

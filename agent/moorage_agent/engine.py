@@ -2,9 +2,9 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import docker
 import docker.errors
 import requests.exceptions
 import urllib3.exceptions
-from moorage_common.containers import EVENTS, PROJECT, Container, of_inspection, of_labels, state_word
+from moorage_common.containers import EVENTS, PROJECT, Container, RealPath, of_inspection, of_labels, state_word
 from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, clean_sentence, key_id, number
 
 from moorage_agent.errors import EngineUnreachableError
@@ -42,11 +42,17 @@ class EventStream(Protocol):
         """End the iteration, wherever it is."""
 
 
+def _real_paths(paths: Sequence[str]) -> Mapping[str, str]:
+    return {path: os.path.realpath(path) for path in paths}
+
+
 @dataclass(slots=True)
 class Engine:
     """The Engine at `host` (unix://PATH). Every method raises EngineUnreachableError."""
 
     host: str
+    real_paths: Callable[[Sequence[str]], Mapping[str, str]] = _real_paths
+    """Resolves the links of the directories that labels name; it must not wait for a file system that hangs."""
     _client: docker.APIClient | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -62,8 +68,11 @@ class Engine:
         """Look at all containers of Compose projects, by id, each inspected: health and exit codes are only there."""
         with self._talking() as client:
             rows = client.containers(all=True, filters={"label": PROJECT})
-            labelled = [(key_id(row["Id"]), of_labels(row["Labels"], _real_path)) for row in rows]
-        found = (self.container(each) for each, label in labelled if label is not None and wanted(label))
+            unresolved = [(key_id(row["Id"]), of_labels(row["Labels"], str)) for row in rows]
+        labelled = [(container_id, label) for container_id, label in unresolved if label is not None]
+        real = self.real_paths([label.directory for _, label in labelled])
+        mine = (i for i, label in labelled if wanted(replace(label, directory=real[label.directory])))
+        found = (self._inspect(container_id, lambda path: real.get(path, path)) for container_id in mine)
         return {c.state.id: c for c in islice(filter(None, found), LIMITS.containers)}
 
     def states(self) -> dict[str, str]:
@@ -74,13 +83,16 @@ class Engine:
 
     def container(self, container_id: str) -> Container | None:
         """Look at one container; None where it is gone, or of no Compose project."""
+        return self._inspect(container_id, lambda path: self.real_paths([path])[path])
+
+    def _inspect(self, container_id: str, real_path: RealPath) -> Container | None:
         with self._talking() as client:
             try:
                 about = client.inspect_container(container_id)
             except docker.errors.NotFound:
                 return None
             try:
-                return of_inspection(about, _real_path)
+                return of_inspection(about, real_path)
             except UntrustedError:
                 return None  # one alone that can't be read is none of ours
 
@@ -180,14 +192,6 @@ class Engine:
             raise EngineUnreachableError(
                 f"The Docker Engine at {self.host} answered with what isn't its API: see on the host what it is."
             ) from error
-
-
-def _real_path(path: str) -> str:
-    """Resolve the links of a path; a label that can't be one stays as it is."""
-    try:
-        return os.path.realpath(path)
-    except (OSError, ValueError):
-        return path
 
 
 def _sentence(host: str, error: Exception) -> str:

@@ -1,5 +1,7 @@
 """What the agent refuses, with a stable code and one sentence; the servicer makes a gRPC status of it."""
 
+from moorage_common.app_identity import DIRECTORY_HANGS, directory_hangs
+
 
 class RefusalError(Exception):
     """A definite no. `str()` is the sentence."""
@@ -8,12 +10,23 @@ class RefusalError(Exception):
         super().__init__(sentence)
         self.code = code
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle it as a plain refusal, from one process of the agent to another."""
+        return RefusalError, (self.code, str(self))
+
 
 class EngineUnreachableError(RefusalError):
     """The Docker Engine doesn't answer, or answers with an error."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__("engine_unreachable", sentence)
+
+
+class DirectoryHangsError(RefusalError):
+    """A directory on the host, or the file system it lies on, doesn't answer."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(DIRECTORY_HANGS, directory_hangs(path))
 
 
 class SetupError(Exception):

@@ -16,7 +16,6 @@ from moorage_agent.engine import Engine
 from moorage_agent.errors import RefusalError
 from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.observer import Observer
-from moorage_agent.policy import Policy
 
 _MOST_FOLLOWED = 128
 """Streams of logs at once: each is a connection to the Engine."""
@@ -25,13 +24,10 @@ _MOST_FOLLOWED = 128
 class Inspection:
     """Looks, and changes nothing."""
 
-    def __init__(
-        self, engine: Engine, observer: Observer, identities: Identities, policy: Policy, socket: Path
-    ) -> None:
+    def __init__(self, engine: Engine, observer: Observer, identities: Identities, socket: Path) -> None:
         self._engine = engine
         self._observer = observer
         self._identities = identities
-        self._policy = policy
         self._socket = socket
         self._budget = Budget(_MOST_FOLLOWED)
 
@@ -44,7 +40,9 @@ class Inspection:
 
     async def projects(self) -> dict[Project, ProjectContainers]:
         """Return the projects whose directories the policy allows. Raises EngineUnreachableError."""
-        return await asyncio.to_thread(self._projects)
+        found = by_project((await asyncio.to_thread(self._engine.containers)).values())
+        allowed = await self._identities.allowed_directories({project.directory for project in found})
+        return {project: theirs for project, theirs in found.items() if project.directory in allowed}
 
     async def logs(self, app: WatchedApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
         """Yield batches of lines. Raises RefusalError, UnknownServiceError, TooManyLogsError, EngineProblemError."""
@@ -60,17 +58,6 @@ class Inspection:
         async with aclosing(Logs(self._dial, look, known, wanted, self._budget).lines()) as batches:
             async for batch in batches:
                 yield batch
-
-    def _projects(self) -> dict[Project, ProjectContainers]:
-        found = by_project(self._engine.containers().values())
-        return {project: theirs for project, theirs in found.items() if self._allows(project.directory)}
-
-    def _allows(self, directory: str) -> bool:
-        try:
-            self._policy.real_directory(directory)
-        except RefusalError:
-            return False
-        return True
 
     @asynccontextmanager
     async def _dial(self) -> AsyncIterator[Stream]:

@@ -52,6 +52,10 @@ class Observer:
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
+    def forget(self) -> None:
+        """Have everything looked at anew, soon: whose a container is was seen wrongly. Any thread may call it."""
+        self._all_looked_at = 0
+
     async def run(self) -> None:
         """Follow the Engine until cancelled."""
         retry = _FIRST_RETRY

@@ -1,7 +1,7 @@
 """The host's own policy: where apps may lie, and what their files may make the host do. Whatever a controller says."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moorage_common.compose_rules import Rules, is_below, parse_rules
@@ -27,10 +27,11 @@ _HEADER = """\
 
 
 class Policy:
-    """The policy file, read anew whenever it changed; its links are resolved anew for each question."""
+    """The policy file, read anew whenever it changed; `real_path` resolves its links anew for each question."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, real_path: Callable[[str], str] = os.path.realpath) -> None:
         self._file = file
+        self._real_path = real_path
         self._read: tuple[tuple[int, ...], Rules] = ((), Rules(()))
 
     def roots(self) -> Sequence[str]:
@@ -46,7 +47,7 @@ class Policy:
             if self._read[0] != stamp:
                 self._read = (stamp, parse_rules(self._file.read_text(encoding="utf-8")))
             listed = self._read[1]
-            return listed.resolved({path: os.path.realpath(path) for path in listed.listed})
+            return listed.resolved({path: self._real_path(path) for path in listed.listed})
         except (OSError, ValueError) as error:
             raise RefusalError(
                 "policy_unreadable", f"The policy {self._file} on the host can't be read ({error}): mend it there."
@@ -58,9 +59,16 @@ class Policy:
         Raises RefusalError: `invalid_request` for a path that isn't absolute or can't be shown on one line,
         `path_not_allowed` outside the roots.
         """
+        return self._allowed(path, os.path.realpath)
+
+    def unresolved_directory(self, path: str) -> str:
+        """Return the directory as it is written, where its links can't be resolved now. Raises as `real_directory`."""
+        return self._allowed(path, os.path.normpath)
+
+    def _allowed(self, path: str, resolve: Callable[[str], str]) -> str:
         if not path.startswith("/") or "\0" in path:
             raise RefusalError("invalid_request", "The directory of an app must be an absolute path.")
-        real = os.path.realpath(path)
+        real = resolve(path)
         if not _speakable(path) or not _speakable(real):
             raise RefusalError(
                 "invalid_request", f"The directory {path!a} has a line break in it, or is not UTF-8: rename it."

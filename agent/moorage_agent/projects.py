@@ -26,6 +26,16 @@ from moorage_common.compose_variables import Variables
 from moorage_agent.app_files import opened, run_walk
 
 _CONFIG_SECONDS = 20.0
+_IN_DIRECTORY = """\
+cd "/proc/self/fd/$1" || exit
+PWD=$2
+export PWD
+unset OLDPWD
+shift 2
+exec "$@"
+"""
+"""Enters the very directory that was opened, whatever bears its name by now. Not Python's child does, before it runs a
+program: all threads of this process wait for that, and would hang where the file system does."""
 
 
 async def read_project(
@@ -98,9 +108,9 @@ async def _run(argv: Sequence[str], directory: str, environment: Mapping[str, st
     try:
         with opened(directory) as handle:
             process = await asyncio.create_subprocess_exec(
-                *argv,
-                cwd=f"/proc/self/fd/{handle}",  # the very directory that was opened, whatever bears its name by now
+                *("/bin/sh", "-c", _IN_DIRECTORY, "moorage-config", str(handle), directory, *argv),
                 env=clean_environment(directory, environment),
+                pass_fds=(handle,),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

@@ -13,11 +13,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 from moorage_common.app_identity import AppIdentity
 from moorage_common.containers import Container
 from moorage_common.states import Project
 
+from moorage_agent.directory_reader import DirectoryReader
 from moorage_agent.engine import Engine
 from moorage_agent.errors import EngineUnreachableError
 
@@ -47,7 +49,9 @@ def main(arguments: Sequence[str]) -> int:
     projects = [Project(*pair) for pair in given.project]
     identity = AppIdentity(given.real_directory, given.real_directory, *_two(projects))
     try:
-        left = _sweep(Engine(os.environ["DOCKER_HOST"]), identity, projects)
+        # Of others' directories one may hang: who waited for it would keep this app running.
+        reader = DirectoryReader(Path(os.devnull), "", {})
+        left = _sweep(Engine(os.environ["DOCKER_HOST"], reader.real_paths), identity, projects)
     except EngineUnreachableError as error:
         return _fail(str(error))
     if left:

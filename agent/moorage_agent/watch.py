@@ -114,7 +114,8 @@ class Watcher:
     async def watch(self, apps: Sequence[WatchedApp]) -> AsyncIterator[WatchItem]:
         """Yield everything, then changes, with a heartbeat where there are none."""
         stirred = asyncio.Event()
-        stop_listening = [source.listen(stirred.set) for source in (self._observer, self._deadlines, self._disk)]
+        sources = (self._observer, self._deadlines, self._disk, self._identities)
+        stop_listening = [source.listen(stirred.set) for source in sources]
         try:
             await self._observer.asked.wait()
             sent = self._observations(await self._identities.current(apps))

@@ -19,6 +19,8 @@ COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-co
 OVERRIDE_FILES = tuple(name.replace("compose.", "compose.override.") for name in COMPOSE_FILES)
 UNREADABLE = "unreadable_compose_file"
 """The problem of an app of which Compose says what we can't make sense of; it is that app's alone."""
+DIRECTORY_HANGS = "directory_hangs"
+"""The problem of an app whose directory lies on a file system that doesn't answer."""
 _MOST_CONFIG = 8 << 20
 _MOST_NAMES = 16 << 10
 """Bytes of all names together: they are kept in each order of the journal, which has room for 64 KiB."""
@@ -178,6 +180,14 @@ def nonsense(directory: str, files: Sequence[str]) -> Reading:
         "parts that are nested very deep, are very large, or are numbers out of all proportion."
     )
     return Reading(None, files, UNREADABLE, problem)
+
+
+def directory_hangs(path: str) -> str:
+    """Return what a directory is told of that doesn't answer."""
+    return (
+        f"The directory {path!a} on the host doesn't answer: the file system it lies on hangs (NFS, FUSE or a disk). "
+        "Mend or unmount it there; a running app can be stopped all the same."
+    )
 
 
 def no_directory(real_directory: str, *, is_file: bool) -> Reading:

@@ -261,7 +261,7 @@ class Journal:
 
     def _invocation(self, order: Order) -> tuple[list[str], dict[str, str]]:
         locks = self._root / "locks"
-        directory_lock = locks / lock_name("directory", os.path.realpath(order.app_directory))
+        directory_lock = locks / lock_name("directory", order.app_directory)
         project_lock = "" if order.project is None else str(locks / lock_name("project", order.project))
         launcher = [word.replace("{id}", order.operation_id) for word in self._launcher]
         supervisor = ["/bin/sh", "-c", supervisor_text(), "moorage-supervisor", str(self._root), order.operation_id]

@@ -66,8 +66,8 @@ class Order:
     """A command to run as the operation `operation_id`.
 
     `spec` (64 KiB of JSON at most) and `argv` show in the host's process list: no secrets there. `environment` is the
-    whole environment of the command, except that PWD is always `directory`. `app_directory` and `project` are what
-    the second and the third lock are for. Raises ValueError for an order that can't be right.
+    whole environment of the command, except that PWD is always `directory`. `app_directory` (its links resolved) and
+    `project` are what the second and the third lock are for. Raises ValueError for an order that can't be right.
     """
 
     operation_id: str

@@ -14,13 +14,14 @@ class Signal(Generic[T]):
     def __init__(self) -> None:
         self._listeners: list[Callable[[T], None]] = []
 
-    def connect(self, listener: Callable[[T], None]) -> None:
-        """Add a listener; it must not block."""
+    def connect(self, listener: Callable[[T], None]) -> Callable[[], None]:
+        """Add a listener, which must not block; returns what takes it away."""
         self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
     def emit(self, value: T) -> None:
         """Tell all listeners."""
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):
             listener(value)
 
 
@@ -59,6 +60,8 @@ class Signals:
         """All that a server's host has to tell was taken in, once for each watch of it."""
         self.host_back: Signal[UUID] = Signal()
         """A server that was offline answers again."""
+        self.engine_lost: Signal[UUID] = Signal()
+        """A server's host answers, and its Engine doesn't."""
         self.output_kept: Signal[UUID] = Signal()
         """More of an operation's output is in the database."""
         self.operation_ended: Signal[UUID] = Signal()

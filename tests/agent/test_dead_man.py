@@ -1,6 +1,7 @@
 """The dead man's switch on a real Engine: what nobody stopped in time the agent stops, until it is done."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
@@ -12,11 +13,12 @@ from moorage_agent import dead_man
 from moorage_agent.compose_runner import ComposeRunner
 from moorage_agent.dead_man import DeadMan
 from moorage_agent.deadlines import Deadlines
+from moorage_agent.directory_reader import DirectoryReader
 from moorage_agent.engine import Engine
 from moorage_agent.identities import Identities, WatchedApp
-from moorage_agent.policy import Policy
 from moorage_common.journal import Journal
 from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_lab.hung_mount import HungMount
 from moorage_lab.processes import installed
 from moorage_lab.waiting import eventually_async
 from stack import DEAF, NEVER_HEALTHY, SLEEPER
@@ -25,9 +27,10 @@ from stack import DEAF, NEVER_HEALTHY, SLEEPER
 @asynccontextmanager
 async def watched(agent: LoneAgent) -> AsyncIterator[Deadlines]:
     """Run a dead man's switch in this process, on the journal and the apps of an agent that has no deadlines."""
-    engine = Engine(agent.engine.host)
     environment = {"DOCKER_HOST": agent.engine.host}
-    identities = Identities(Policy(agent.data / "policy.toml"), installed("docker-compose"), environment)
+    reader = DirectoryReader(agent.data / "policy.toml", installed("docker-compose"), environment)
+    engine = Engine(agent.engine.host, reader.real_paths)
+    identities = Identities(reader)
     journal = Journal(agent.data)
     deadlines = Deadlines(agent.folder / "deadlines.json", "boot")
     runner = ComposeRunner(journal, engine, identities, deadlines, installed("docker-compose"), environment)
@@ -38,6 +41,7 @@ async def watched(agent: LoneAgent) -> AsyncIterator[Deadlines]:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         engine.close()
+        reader.close()
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +66,16 @@ async def test_it_stops_what_is_over_and_nothing_else(agent: LoneAgent, caller: 
         assert agent.containers(on) == {"on-web-1": "running"}
         operation_id = deadlines.of(str(over)).stops[app_id]
     assert (await caller.finish(operation_id)).end.exit_code == 0
+
+
+async def test_it_stops_an_app_whose_directory_hangs(agent: LoneAgent, caller: Caller) -> None:
+    hung, on = agent.app("hung/over", SLEEPER), agent.app("beside", SLEEPER)
+    for directory in (hung, on):
+        await caller.run(UP, directory)
+    async with watched(agent) as deadlines:
+        with HungMount(hung.parent, os.getpid()):
+            await deadlines.set(WatchedApp(str(hung), None), str(uuid4()), 1, str(uuid4()), 0)
+            await eventually_async(lambda: agent.containers(agent.apps) == {"beside-web-1": "running"}, timeout=30)
 
 
 async def test_it_waits_for_who_is_at_work_on_the_app(agent: LoneAgent, caller: Caller) -> None:

@@ -4,13 +4,15 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
 from lone_agent import DIRECTORY_LABEL, DOWN, UP, Caller, LoneAgent, code_of, compose
+from moorage_agent.directory_reader import DirectoryReader
+from moorage_agent.errors import DirectoryHangsError
 from moorage_agent.projects import read_project
 from moorage_common.compose_rules import Rules
 from moorage_common.rpc.v1 import agent_pb2 as pb
@@ -255,3 +257,15 @@ async def test_a_stop_of_what_never_ran_is_fine(agent: LoneAgent, caller: Caller
 def _networks(agent: LoneAgent, project: str) -> list[str | None]:
     with closing(agent.engine.client()) as client:
         return [n.name for n in client.networks.list(filters={"label": f"com.docker.compose.project={project}"})]
+
+
+async def test_the_process_that_reads_directories_may_die(agent: LoneAgent) -> None:
+    reader = DirectoryReader(agent.data / "policy.toml", installed("docker-compose"), {})
+    directory = str(agent.app("reader", None))
+    assert await reader.ask("real_directory", directory, seconds=20) == directory
+    reader.start()._process.kill()
+    with suppress(DirectoryHangsError):  # of a question that it took along
+        await reader.ask("real_directory", directory, seconds=20)
+    assert await reader.ask("real_directory", directory, seconds=20) == directory
+    assert reader.real_paths([directory, "/dev/stdin/../x"])[directory] == directory
+    reader.close()

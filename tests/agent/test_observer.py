@@ -5,7 +5,7 @@ import functools
 import itertools
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,15 @@ from typing import Any
 import docker
 import pytest
 from lone_agent import UP, Desk, LoneAgent, compose
-from moorage_agent import identities, watch
+from moorage_agent import watch
 from moorage_agent.deadlines import Deadlines
+from moorage_agent.directory_reader import DirectoryReader
 from moorage_agent.engine import Engine, EngineFacts, EventStream
 from moorage_agent.identities import Identities, WatchedApp
 from moorage_agent.observer import Observer
-from moorage_agent.policy import Policy, write_policy
-from moorage_agent.projects import read_project
+from moorage_agent.policy import write_policy
 from moorage_agent.state_disk import StateDisk
 from moorage_agent.watch import Everything, Heartbeat, HostState, Observation, Watcher, WatchItem
-from moorage_common.app_identity import Reading
-from moorage_common.compose_rules import Rules
 from moorage_common.containers import Container
 from moorage_lab.engine import PrivateEngine
 from moorage_lab.images import ensure_sample_image
@@ -62,7 +60,7 @@ async def watching(engine: Engine, directory: Path) -> AsyncIterator[Told]:
     file = directory.parent / "policy.toml"
     write_policy(file, [str(directory.parent)])
     observer = Observer(engine)
-    known = Identities(Policy(file), installed("docker-compose"), {"DOCKER_HOST": engine.host})
+    known = Identities(DirectoryReader(file, installed("docker-compose"), {"DOCKER_HOST": engine.host}))
     running = asyncio.create_task(observer.run())
     watcher = Watcher(observer, engine, known, nothing_held(file), StateDisk(file.parent))
     items = watcher.watch([WatchedApp(str(directory), None)])
@@ -194,26 +192,24 @@ async def test_what_the_engine_says_in_riddles_makes_the_host_unknown(engine: Pr
         assert (meddler.before, meddler.after) == ({}, {})
 
 
-async def test_compose_is_asked_again_only_where_its_files_changed(
-    engine: PrivateEngine, running_app: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_compose_is_asked_again_only_where_its_files_changed(engine: PrivateEngine, running_app: Path) -> None:
     asked: list[str] = []
 
-    async def counted(compose: str, real_directory: str, environment: Mapping[str, str], rules: Rules) -> Reading:
-        asked.append(real_directory)
-        return await read_project(compose, real_directory, environment, rules)
+    class Counted(DirectoryReader):
+        async def ask(self, kind: str, path: str, *given: object, seconds: float) -> object:
+            asked.append(kind)
+            return await super().ask(kind, path, *given, seconds=seconds)
 
-    monkeypatch.setattr(identities, "read_project", counted)
     file = running_app.parent / "policy.toml"
     write_policy(file, [str(running_app.parent)])
-    known = Identities(Policy(file), installed("docker-compose"), {"DOCKER_HOST": engine.host})
+    known = Identities(Counted(file, installed("docker-compose"), {"DOCKER_HOST": engine.host}))
     apps = [WatchedApp(str(running_app), None)]
     (first,) = await known.current(apps)
     for _ in range(10):
         # Files of the app's own beside the compose file don't count.
         (running_app / "data.log").write_text("x")
         assert await known.current(apps) == [first]
-    assert len(asked) == 1
+    assert asked.count("read") == 1
     (running_app / "compose.override.yaml").write_text("name: another\n")
     (second,) = await known.current(apps)
     assert second.project is not None
@@ -284,7 +280,8 @@ async def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_host_s_fact
     other_engine: PrivateEngine, app: Path
 ) -> None:
     engine = Engine(other_engine.host)
-    watcher = Watcher(Observer(engine), engine, Identities(Policy(app), "", {}), nothing_held(app), StateDisk(app))
+    known = Identities(DirectoryReader(app, "", {}))
+    watcher = Watcher(Observer(engine), engine, known, nothing_held(app), StateDisk(app))
     assert (await watcher.host_now()).engine_problem == ""
     dockerd = other_engine._dockerd.identity
     dockerd.send(signal.SIGSTOP)

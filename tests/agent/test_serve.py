@@ -19,9 +19,10 @@ from lone_agent import DOWN, UP, Desk, LoneAgent, code_of
 from moorage_agent import compose_runner
 from moorage_agent.compose_runner import Chunk, ComposeRunner
 from moorage_agent.deadlines import Deadlines
+from moorage_agent.directory_reader import DirectoryReader
 from moorage_agent.engine import Engine
 from moorage_agent.identities import Identities, WatchedApp
-from moorage_agent.policy import Policy, write_policy
+from moorage_agent.policy import write_policy
 from moorage_common import x509
 from moorage_common.journal import CancelOutcome, Journal, Record, State
 from moorage_common.rpc.v1 import agent_pb2 as pb
@@ -230,7 +231,7 @@ async def test_what_ignores_a_cancellation_is_killed_even_if_the_agent_was_resta
     environment = {"DOCKER_HOST": engine.host}
     journal = Journal(tmp_path / "journal")
     journal.prepare()
-    identities = Identities(Policy(tmp_path / "policy.toml"), str(stubborn), environment)
+    identities = Identities(DirectoryReader(tmp_path / "policy.toml", str(stubborn), environment))
 
     def runner_of_an_agent() -> ComposeRunner:
         deadlines = Deadlines(tmp_path / "deadlines.json", "boot")

@@ -42,7 +42,8 @@ def lone_sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> I
 async def by_agent(lone_agent: LoneAgent) -> AsyncIterator[Way]:
     """Return the way by the agent."""
     channels = AgentChannels(ControllerIdentity(lone_agent.desk.authority, SystemClock()).current)
-    yield Way(AgentRig(lone_agent, channels).transport, lone_agent.apps, lone_agent.engine)
+    pid = lone_agent.process.process.identity.id
+    yield Way(AgentRig(lone_agent, channels).transport, lone_agent.apps, lone_agent.engine, pid)
     await channels.close()
     lone_agent.clear()
 
@@ -51,7 +52,7 @@ async def by_agent(lone_agent: LoneAgent) -> AsyncIterator[Way]:
 async def by_ssh(lone_sshd: PrivateSshd, engine: PrivateEngine) -> AsyncIterator[Way]:
     """Return the way by SSH."""
     desk = SshDesk(lone_sshd)
-    yield Way(SshRig(desk, engine).transport, lone_sshd.apps, engine)
+    yield Way(SshRig(desk, engine).transport, lone_sshd.apps, engine, lone_sshd.process.identity.id)
     await desk.pool.close()
     remove_ssh_apps(lone_sshd, engine)
 

@@ -7,9 +7,10 @@ import pytest
 from moorage_agent.app_files import opened
 from moorage_agent.compose_runner import ComposeRunner
 from moorage_agent.deadlines import Deadlines
+from moorage_agent.directory_reader import DirectoryReader
 from moorage_agent.engine import Engine
 from moorage_agent.identities import Identities, WatchedApp
-from moorage_agent.policy import Policy, write_policy
+from moorage_agent.policy import write_policy
 from moorage_agent.projects import read_project
 from moorage_common.app_identity import AppIdentity
 from moorage_common.compose import clean_environment
@@ -126,7 +127,7 @@ async def test_a_file_that_is_swapped_before_the_start_is_looked_through_again(
     write_policy(policy, [str(tmp_path)])
     journal, environment = Journal(tmp_path / "journal"), {"DOCKER_HOST": engine.host}
     journal.prepare()
-    identities = _Late(Policy(policy), installed("docker-compose"), environment)
+    identities = _Late(DirectoryReader(policy, installed("docker-compose"), environment))
     deadlines = Deadlines(tmp_path / "deadlines.json", "this-boot")
     compose = installed("docker-compose")
     runner = ComposeRunner(journal, Engine(engine.host), identities, deadlines, compose, environment)

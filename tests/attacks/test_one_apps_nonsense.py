@@ -10,8 +10,9 @@ import pytest
 from host_calls import order, watching
 from hypothesis import given
 from hypothesis import strategies as st
+from moorage_agent.directory_reader import DirectoryReader
 from moorage_agent.identities import Identities, WatchedApp
-from moorage_agent.policy import Policy, write_policy
+from moorage_agent.policy import write_policy
 from moorage_common.app_identity import UNREADABLE, AppIdentity, Reading, read_config
 from moorage_common.compose_output import error_sentence, readable, render
 from moorage_common.journal_types import Order
@@ -144,7 +145,7 @@ async def test_any_fault_in_reading_one_app_is_its_own(tmp_path: Path) -> None:
     for name in ("bad", "good"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "compose.yaml").write_text(SLEEPER)
-    identities = Identities(Policy(tmp_path / "policy.toml"), str(program), {})
+    identities = Identities(DirectoryReader(tmp_path / "policy.toml", str(program), {}))
     apps = [WatchedApp(str(tmp_path / name), None) for name in ("bad", "good")]
 
     async def read() -> bool:
@@ -172,7 +173,7 @@ async def test_an_app_that_takes_long_to_read_keeps_no_neighbour(
     for name in ("bad", "good"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "compose.yaml").write_text(SLEEPER)
-    identities = Identities(Policy(tmp_path / "policy.toml"), str(program), {})
+    identities = Identities(DirectoryReader(tmp_path / "policy.toml", str(program), {}))
     apps = [WatchedApp(str(tmp_path / name), None) for name in ("bad", "good")]
     assert [app.problem_code for app in await identities.current(apps)] == ["", ""]
     slow.touch()

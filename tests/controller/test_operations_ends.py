@@ -28,6 +28,23 @@ async def test_what_compose_said_is_told_and_kept_until_the_next_success(
     assert (await world.app(app_id))["lastError"] is None
 
 
+@pytest.mark.parametrize("engine", ["goes away", "stays"])
+async def test_a_container_that_was_told_to_end_is_blamed_on_the_engine_only_where_that_went_away(
+    world: World, host: FakeHost, app_id: str, engine: str
+) -> None:
+    said = "dependency failed to start: container shop-db-1 exited (143)"
+    host.plans[OperationKind.UP] = Plan(1, f'{{"error":true,"message":"{said}"}}\n'.encode())
+    starting = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
+    await world.clock.run(5)
+    assert not starting.done()
+    if engine == "goes away":
+        host.engine_problem = "It doesn't answer."
+    await world.clock.run(20)
+    body = (await starting).expect(502, "compose_failed" if engine == "stays" else "engine_lost")
+    assert said in body["error"]
+    assert ("was restarted" in body["error"]) == (engine == "goes away")
+
+
 async def test_a_failed_start_never_runs_down_and_what_it_left_has_a_deadline(
     world: World, host: FakeHost, app_id: str
 ) -> None:

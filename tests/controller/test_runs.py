@@ -9,6 +9,7 @@ from factories import PATH, app_row, operation_row
 from fakes import EPOCH
 from hypothesis import given
 from hypothesis import strategies as st
+from moorage_common.app_identity import DIRECTORY_HANGS
 from moorage_common.states import ContainerState, OperationKind, Project
 from moorage_controller.hosts.transport import AppObservation
 from moorage_controller.services import runs
@@ -283,3 +284,11 @@ def test_a_run_that_is_found_shows_the_real_start_and_counts_from_now() -> None:
     ahead = [replace(containers[1], started_at=LATER + timedelta(hours=1))]
     found = replace(app, **runs.observe(app, replace(seen(), containers=ahead), LATER, RULES, in_flight=False))
     assert found.started_at == LATER, "a host's clock that is ahead makes no start in the future"
+
+
+def test_an_app_whose_directory_hangs_goes_on_running_and_its_health_is_unknown() -> None:
+    app, observation = a_running_app(), replace(seen("running"), problem_code=DIRECTORY_HANGS)
+    assert runs.observe(app, seen("running"), LATER, RULES, in_flight=False)["health"] == "healthy"
+    changes = runs.observe(app, observation, LATER, RULES, in_flight=False)
+    assert changes.get("health", app.health) == "unknown"
+    assert "status" not in changes

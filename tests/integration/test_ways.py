@@ -14,6 +14,8 @@ from moorage_lab.waiting import eventually
 from rigs import remove_ssh_apps
 from stack import IMAGE, SLEEPER, SLOW, Stack
 
+_ASYNC = {"Prefer": "respond-async"}
+
 
 @pytest.fixture(scope="module")
 def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
@@ -156,10 +158,49 @@ def _ended(stack: Stack, operation_id: str) -> Any:  # noqa: ANN401 - JSON
     return shown if shown["finishedAt"] else None
 
 
+_STUBBORN = f"""\
+{SLOW.replace("stop_grace_period: 0s", "stop_grace_period: 5s").replace("touch /ready", "true")}
+  slow:
+    image: {IMAGE}
+    stop_grace_period: 4s
+    command: sh -c "trap '' TERM; while :; do sleep 1; done"
+"""
+"""Of its containers one ends at once when its Engine does, and keeps that waiting for another."""
+
+
+def _running(stack: Stack, place: Path, services: list[str]) -> None:
+    def right() -> bool:
+        assert stack.containers(place, running=True) == services
+        return True
+
+    eventually(right, timeout=40, what=f"{services} in {place}")
+
+
+def test_a_start_says_that_the_engine_went_away_in_its_middle(stack: Stack, sshd: PrivateSshd) -> None:
+    body = {"name": "restarted", "address": "127.0.0.1", **ssh(sshd, "op")}
+    bare = wait_server(stack, stack.api.post("/api/servers", body).expect(201)["id"], status="online")["id"]
+    places = {"by-agent": (stack.server_id, stack.apps / "by-agent"), "by-ssh": (bare, sshd.apps / "by-ssh")}
+    apps = [stack.make_app(name, _STUBBORN, place, serverId=server) for name, (server, place) in places.items()]
+    started = [stack.api.post(f"/api/apps/{app_id}/start", headers=_ASYNC).expect(202)["id"] for app_id in apps]
+    for _, place in places.values():
+        _running(stack, place, ["db", "slow"])
+    stack.engine.restart()
+    for app_id, operation in zip(apps, started, strict=True):
+        stack.wait_app(app_id, operationId=None)
+        ended = stack.operation(operation)
+        assert ended["state"] == "failed"
+        assert "The Docker Engine on the host went away or was restarted" in ended["error"]
+        assert "Compose said:" in ended["error"]
+    for server in (stack.server_id, bare):
+        wait_server(stack, server, status="online")
+    for app_id in apps:
+        stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
+
+
 def test_ssh_takes_over_a_start_of_an_agent_that_is_killed_in_its_middle(stack: Stack) -> None:
     wait_server(stack, status="online", connection="agent")
     app_id = stack.make_app("taken-over", SLOW)
-    operation = stack.api.post(f"/api/apps/{app_id}/start", headers={"Prefer": "respond-async"}).expect(202)["id"]
+    operation = stack.api.post(f"/api/apps/{app_id}/start", headers=_ASYNC).expect(202)["id"]
     out = stack.journal(operation) / "out"
     eventually(lambda: "Waiting" in out.read_text(), timeout=20, what="the start in full swing")
     assert stack.operation(operation)["transport"] == "agent"

@@ -1,6 +1,7 @@
 """One operation on its way: sent once, followed through every cut, until the host itself says how it ended."""
 
 import asyncio
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -58,6 +59,16 @@ _CRASHED = (
     "operation's output, then start or stop the app again. If it crashes again, run `docker compose config` in the "
     "app's directory, and take out of its compose file what was changed or added last."
 )
+_ENGINE_LOST = (
+    "The Docker Engine on the host went away or was restarted in the middle of it: see there why, and start again once "
+    "the server is online."
+)
+_BY_ENGINES_END = re.compile(
+    r"exited \((143|137)\)|Docker daemon|error during connect|connection reset|broken pipe|\bEOF\b", re.IGNORECASE
+)
+"""What Compose says where its Engine goes away: that stops all containers, or answers no more."""
+_ENGINE_SECONDS, _SOON = 15.0, 3.0
+"""How long an Engine that was told to end stops containers, before it closes its API and is seen to be gone."""
 _TOO_LONG = {
     DEADLINE: "The operation took longer than its time limit and was stopped.",
     SILENCE: "The operation made no progress for longer than its limit and was stopped.",
@@ -81,6 +92,7 @@ class Delivery:
     ) -> None:
         self._database = database
         self._hosts = hosts
+        self._signals = signals
         self._clock = clock
         self._operation = operation
         self._limits = limits
@@ -99,6 +111,7 @@ class Delivery:
         self._limit_at = 0.0
         self._heard_at: float | None = None
         """When something came last (monotonic); None while there is no contact, and so nothing to be heard."""
+        self._engine_lost = False
 
     async def run(self, *, recovered: bool) -> Outcome:
         """Return how it ended. `recovered`: it may have been sent before, by a controller that died."""
@@ -111,10 +124,12 @@ class Delivery:
             if order.kind is OperationKind.DOWN:
                 await self._last_logs.begin(self._connected, order.app)
         limit = asyncio.create_task(self._enforce_limits())
+        stop_listening = self._signals.engine_lost.connect(self._note_engine)
         try:
             return await self._deliver(order, send=not recovered or self._may_still_start(), sent=recovered)
         finally:
             await self._last_logs.drop()
+            stop_listening()
             limit.cancel()
             with suppress(asyncio.CancelledError):
                 await limit
@@ -330,7 +345,11 @@ class Delivery:
         said = error_sentence(output) or f"Compose ended with exit code {end.exit_code} and said nothing."
         port = start_ends.taken_port(said)
         taken = None if port is None or end.observed is None else await self._who_has(port, said, end.observed)
-        return ("failed", "compose_failed", clean_sentence(said)) if taken is None else ("failed", "port_taken", taken)
+        if taken is not None:
+            return "failed", "port_taken", taken
+        if await self._lost_engine(end, said):
+            return "failed", "engine_lost", clean_sentence(f"{_ENGINE_LOST} Compose said: {said}")
+        return "failed", "compose_failed", clean_sentence(said)
 
     async def _who_has(self, port: int, said: str, observed: AppObservation) -> str | None:
         """Return who has a port that a start failed over; None where the host can't be asked just now."""
@@ -344,3 +363,16 @@ class Delivery:
             apps = await app_store.on_server(connection, self._operation.server_id)
         taken = start_ends.TakenPort(port, said, self._operation.app_id, observed)
         return taken.sentence(projects, apps)
+
+    def _note_engine(self, server_id: UUID) -> None:
+        self._engine_lost = self._engine_lost or server_id == self._operation.server_id
+
+    async def _lost_engine(self, end: End, said: str) -> bool:
+        """Tell whether it failed since the Engine went away; waits for that where it looks as if it were about to."""
+        if not _BY_ENGINES_END.search(said):
+            return False
+        # What ended by TERM was told to; all else may as well be the app's own fault.
+        until = self._clock.monotonic() + (_ENGINE_SECONDS if "(143)" in said else _SOON)
+        while end.observed is not None and not self._engine_lost and self._clock.monotonic() < until:
+            await self._clock.sleep(_FIRST_RETRY)
+        return end.observed is None or self._engine_lost

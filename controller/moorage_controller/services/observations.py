@@ -98,6 +98,8 @@ class Observations:
         if info.agent_version:
             values |= {"agent_version": info.agent_version, "agent_journal": info.journal or None}
             values["keeps_deadlines"] = info.keeps_deadlines
+        if not info.engine_reachable:
+            self._signals.engine_lost.emit(server_id)
         await self._change_server(server_id, values)
 
     async def host_lost(self, server_id: UUID, sentence: str) -> None:

@@ -11,6 +11,7 @@ from math import ceil
 from typing import Any
 from uuid import UUID, uuid4
 
+from moorage_common.app_identity import DIRECTORY_HANGS
 from moorage_common.clock import to_millis
 from moorage_common.states import (
     AppStatus,
@@ -330,10 +331,13 @@ def _as_before(app: App, now: datetime, *, keep_run: bool) -> Values:
 def _seen(observation: AppObservation, now: datetime) -> Values:
     containers: Sequence[ContainerState] = observation.containers
     judged = judge(containers, observation.replicas)
+    health, reason = judged.health, judged.reason
+    if observation.problem_code == DIRECTORY_HANGS:
+        health, reason = Health.UNKNOWN, observation.problem  # nobody can say what it should be made of
     values: Values = {
         "status": observed_status(containers).value,
-        "health": judged.health.value,
-        "health_detail": None if judged.reason is None else clean_sentence(judged.reason),
+        "health": health.value,
+        "health_detail": None if not reason else clean_sentence(reason),
         "observed_at": now,
     }
     project: Project | None = observation.project

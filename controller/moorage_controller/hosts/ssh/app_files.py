@@ -14,6 +14,7 @@ from moorage_controller.hosts.ssh.shell import quote
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 _ROOM_BYTES = 4 << 20
+_WALK_SECONDS = 8
 _SET_BY_SUDO = (
     *("COLORS", "DISPLAY", "HOSTNAME", "KRB5CCNAME", "LOGNAME", "LS_COLORS", "MAIL", "PS1", "PS2", "SHELL"),
     *("SUDO_COMMAND", "SUDO_GID", "SUDO_HOME", "SUDO_TTY", "SUDO_UID", "SUDO_USER", "TERM", "TZ", "USER", "XAUTHORITY"),
@@ -27,7 +28,7 @@ async def rules_of(link: Link) -> Rules:
     """
     try:
         listed = parse_rules(link.survey.policy)
-        real = await link.real_paths(listed.listed)
+        real = await link.directories.real_paths(listed.listed)
     except ValueError:
         raise HostRefusedError(
             "policy_unreadable", "The agent's policy on the host is not what such a file can be: mend it there."
@@ -47,24 +48,24 @@ async def check_files(link: Link, real: str, rules: Rules, compose_files: Sequen
     if link.survey.by_sudo:
         # sudo has an environment of its own.
         variables = Variables({}, [*clean, *_SET_BY_SUDO])
-    return await run_walk(link, walk_app(real, variables, clean["HOME"], rules, compose_files))
+    return await run_walk(link, real, walk_app(real, variables, clean["HOME"], rules, compose_files))
 
 
-async def run_walk(link: Link, walk: Walk) -> Walked:
-    """Run a walk on the host. Raises ContactLostError, HostRefusedError."""
+async def run_walk(link: Link, real: str, walk: Walk) -> Walked:
+    """Run a walk through the files of the app in a real directory. Raises ContactLostError, HostRefusedError."""
     try:
         asks = next(walk)
         while True:
-            asks = walk.send(await _read_paths(link, asks))
+            asks = walk.send(await _read_paths(link, real, asks))
     except StopIteration as ended:
         walked: Walked = ended.value
         return walked
 
 
-async def _read_paths(link: Link, asks: Sequence[Ask]) -> Mapping[str, Found]:
+async def _read_paths(link: Link, real: str, asks: Sequence[Ask]) -> Mapping[str, Found]:
     words = [word for ask in asks for word in ("r" if ask.content else "s", ask.path)]
-    script = f"mo_read_paths {FILE_BYTES + 1} {_ROOM_BYTES} {quote(*words)}"
-    told = (await link.quick(script, limit=LIMITS.script_config)).fields
+    call = f"mo_read_paths {FILE_BYTES + 1} {_ROOM_BYTES} {quote(*words)}"
+    told = await link.directories.ask(real, call, seconds=_WALK_SECONDS, limit=LIMITS.script_config)
     if len(told) != 3 * len(asks):
         raise ContactLostError("The host's shell broke off while it looked at an app's files.")
     found = zip(asks, told[::3], told[1::3], told[2::3], strict=True)

@@ -9,10 +9,12 @@ from posixpath import dirname, join, normpath
 import structlog
 from moorage_common.app_identity import (
     COMPOSE_FILES,
+    DIRECTORY_HANGS,
     OVERRIDE_FILES,
     UNREADABLE,
     AppIdentity,
     Reading,
+    directory_hangs,
     no_directory,
     nonsense,
     not_quotable,
@@ -30,13 +32,14 @@ from moorage_common.untrusted import LIMITS
 
 from moorage_controller.hosts.ssh.app_files import check_files, rules_of, run_walk
 from moorage_controller.hosts.ssh.compose import HostCompose
+from moorage_controller.hosts.ssh.directories import hanging
 from moorage_controller.hosts.ssh.link import Link
 from moorage_controller.hosts.ssh.shell import quote
 from moorage_controller.hosts.transport import ContactLostError, HostApp, HostRefusedError
 
 log = structlog.get_logger(__name__)
 
-_READ_SECONDS = 90.0
+_READ_SECONDS = 65
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
 """What mends it need not be one of the files that were looked at."""
@@ -71,20 +74,23 @@ class Identities:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(self, link: Link, compose: HostCompose, app: HostApp) -> AppIdentity:
-        """Ask Compose now. Raises ContactLostError, HostRefusedError for a path that can't be one."""
-        link.forget_paths()
-        real = (await link.real_paths([app.cd_path]))[app.cd_path]
+        """Ask Compose now. Raises ContactLostError, HostRefusedError for a path that can't be one, or that hangs."""
+        link.directories.forget()
+        real = (await link.directories.real_paths([app.cd_path]))[app.cd_path]
         check_path(real)
+        if link.directories.hangs(app.cd_path):
+            raise hanging(app.cd_path)
         return _identity(app, real, await self._read_or_refuse(link, compose, (real, app.compose_files)))
 
     async def for_stop(self, link: Link, app: HostApp) -> AppIdentity:
         """Return what is known of an app without reading anything in its folder, nor asking Compose.
 
-        That is its real directory, and the project it was last read as, besides the one that the app names. Raises
+        That is its real directory, as it was last where it hangs, and the project it was last read as, besides the one
+        that the app names. Raises
         ContactLostError, HostRefusedError for a path that can't be one.
         """
-        link.forget_paths()
-        real = (await link.real_paths([app.cd_path]))[app.cd_path]
+        link.directories.forget()
+        real = (await link.directories.real_paths([app.cd_path]))[app.cd_path]
         check_path(real)
         return AppIdentity(app.cd_path, real, self._seen.get((real, app.compose_files)), app.last_project)
 
@@ -97,28 +103,36 @@ class Identities:
 
     async def current(self, link: Link, compose: HostCompose, apps: Sequence[HostApp]) -> list[AppIdentity]:
         """Return what apps are, in their order; Compose is asked only where its files changed since it was asked."""
-        link.forget_paths()
-        real = await link.real_paths([app.cd_path for app in apps])
+        directories = link.directories
+        directories.forget()
+        real = await directories.real_paths([app.cd_path for app in apps])
         places = [(real[app.cd_path], app.compose_files) for app in apps]
         known = {place: self._known[place] for place in places if place in self._known}
-        stamps = await self._stamps(link, {place: entry.reading.files for place, entry in known.items()})
+        asked = {place: entry.reading.files for place, entry in known.items() if not directories.hangs(place[0])}
+        stamps = await _stamps(link, asked)
+        hung = {place for app, place in zip(apps, places, strict=True) if directories.hangs(app.cd_path)}
         now = time.monotonic()
         same = {place: entry for place, entry in known.items() if entry.policy == link.survey.policy}
-        fresh = {place for place, entry in same.items() if stamps[place] == entry.stamp and now < entry.until}
-        stale = [place for place in dict.fromkeys(places) if place not in fresh]
+        fresh = {place for place, entry in same.items() if stamps.get(place) == entry.stamp and now < entry.until}
+        stale = [place for place in dict.fromkeys(places) if place not in fresh | hung]
         read = await asyncio.gather(*(self._read_soon(link, compose, place) for place in stale))
         readings = {place: known[place].reading for place in fresh} | dict(zip(stale, read, strict=True))
+        for place in hung:
+            readings[place] = Reading(self._seen.get(place), (), DIRECTORY_HANGS, directory_hangs(place[0]))
         return [_identity(app, place[0], readings[place]) for app, place in zip(apps, places, strict=True)]
 
     async def _read_soon(self, link: Link, compose: HostCompose, place: _Place) -> Reading:
         """Read one directory, or return what it was last read as where that takes long: the others don't wait."""
         reading = self._reading.get(place)
         if reading is None:
-            reading = self._reading[place] = asyncio.create_task(self._read_or_refuse(link, compose, place))
+            reading = self._reading[place] = asyncio.create_task(self._read_in_turn(link, compose, place))
             reading.add_done_callback(lambda done: self._forget(place, done))
-        last = self._last.get(place)
-        done, _ = await asyncio.wait({reading}, timeout=None if last is None else _PATIENCE_SECONDS)
-        return last if last is not None and not done else await reading
+        done, _ = await asyncio.wait({reading}, timeout=_PATIENCE_SECONDS)
+        return await reading if done else self._last.get(place, Reading(None, ()))
+
+    async def _read_in_turn(self, link: Link, compose: HostCompose, place: _Place) -> Reading:
+        async with self._turns:
+            return await self._read_or_refuse(link, compose, place)
 
     def _forget(self, place: _Place, reading: asyncio.Task[Reading]) -> None:
         self._reading.pop(place, None)
@@ -147,11 +161,10 @@ class Identities:
 
     async def _read(self, link: Link, compose: HostCompose, place: _Place) -> Reading:
         """Ask Compose what the project is called, and where its containers will say they come from."""
-        async with self._turns:
-            files = self._known[place].reading.files if place in self._known else ()
-            before = (await self._stamps(link, {place: files}))[place]
-            reading = await _read(link, compose, place)
-            stamp = (await self._stamps(link, {place: reading.files}))[place]
+        files = self._known[place].reading.files if place in self._known else ()
+        before = await _stamp(link, place[0], files)
+        reading = await _read(link, compose, place)
+        stamp = await _stamp(link, place[0], reading.files)
         if reading.project is not None:
             self._seen[place] = reading.project
         if reading.files == files and before != stamp:
@@ -160,15 +173,6 @@ class Identities:
             keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
             self._known[place] = _Known(reading, link.survey.policy, stamp, time.monotonic() + keep)
         return reading
-
-    @staticmethod
-    async def _stamps(link: Link, files: Mapping[_Place, Sequence[str]]) -> dict[_Place, tuple[str, ...]]:
-        wanted = list(dict.fromkeys(file for several in files.values() for file in several))
-        if not wanted:
-            return dict.fromkeys(files, ())
-        told = (await link.quick(f"mo_stamp {quote(*wanted)}")).fields
-        stamp = dict(zip(wanted, told, strict=True))
-        return {place: tuple(stamp[file] for file in several) for place, several in files.items()}
 
 
 def check_path(path: str) -> None:
@@ -188,6 +192,28 @@ def check_path(path: str) -> None:
 
 def _identity(app: HostApp, real: str, reading: Reading) -> AppIdentity:
     return reading.identity(app.cd_path, real, app.last_project, app.compose_files)
+
+
+async def _stamps(link: Link, files: Mapping[_Place, Sequence[str]]) -> dict[_Place, tuple[str, ...]]:
+    """Return the stamps of the files of places; places whose files hang are left out."""
+    wanted: dict[str, list[str]] = {}
+    for (real, _), several in files.items():
+        wanted[real] = list(dict.fromkeys([*wanted.get(real, ()), *several]))
+    told = await link.directories.stamps(wanted)
+    stamps = {real: dict(zip(wanted[real], stamp, strict=True)) for real, stamp in told.items()}
+    return {
+        place: tuple(stamps[place[0]][file] for file in several)
+        for place, several in files.items()
+        if place[0] in stamps
+    }
+
+
+async def _stamp(link: Link, real: str, files: Sequence[str]) -> tuple[str, ...]:
+    """Return the stamp of an app's files. Raises HostRefusedError where one of them hangs."""
+    stamp = (await link.directories.stamps({real: files})).get(real)
+    if stamp is None:
+        raise hanging(real)
+    return stamp
 
 
 async def _read(link: Link, compose: HostCompose, place: _Place) -> Reading:
@@ -216,7 +242,8 @@ async def _ask(link: Link, compose: HostCompose, place: _Place, rules: Rules, wa
     settings = [f"{name}={value}" for name, value in environment.items()]
     argv = ["env", "-i", *settings, *with_files(compose.argv, compose_files)]
     call = f"mo_read_app {quote(real, ' '.join(COMPOSE_FILES), *argv)}"
-    match (await link.slow(call, seconds=_READ_SECONDS, limit=LIMITS.script_config)).fields:  # as mo_read_app prints it
+    told = await link.directories.ask(real, call, seconds=_READ_SECONDS, limit=LIMITS.script_config, aside=True)
+    match told:  # as mo_read_app prints it
         case ["file" | "nothing" as kind]:
             return no_directory(real, is_file=kind == "file")
         case ["directory", config_code, config, variables_code, variables, complaint, above]:
@@ -230,7 +257,7 @@ async def _ask(link: Link, compose: HostCompose, place: _Place, rules: Rules, wa
         if not walked.quotable or not again.quotable or again.refusal is not None:
             return not_quotable(real, files)
         return unreadable(error_sentence(complaint) or "nothing", files)
-    resolved = await run_walk(link, walk_resolved(config, directory, rules))
+    resolved = await run_walk(link, real, walk_resolved(config, directory, rules))
     if resolved.refusal is not None:
         return refused(resolved.refusal, files)
     return read_config(config, directory, files, walked.services, walked.config_files)
@@ -247,7 +274,7 @@ async def _places(link: Link, place: _Place, environment: str, above: str) -> tu
     if compose_files or listed:
         files = [join(real, file) for file in named]
         parent = dirname(files[0]) or "/"
-        return (await link.real_paths([parent]))[parent], [*settings, *files]
+        return (await link.directories.real_paths([parent]))[parent], [*settings, *files]
     # As Compose does: the nearest directory upwards with a file of one of the known names.
     directory = real
     while True:

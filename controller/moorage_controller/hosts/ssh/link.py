@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import asyncssh
@@ -13,6 +13,7 @@ from moorage_common.untrusted import LIMITS, Pace, UntrustedError
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh import upload as uploads
+from moorage_controller.hosts.ssh.directories import Directories
 from moorage_controller.hosts.ssh.engine import Engine
 from moorage_controller.hosts.ssh.shell import (
     WINDOW_BYTES,
@@ -49,7 +50,8 @@ class Link:
         self.connection = connection
         self.sessions = sessions
         self.sessions.shrunk = self._make_room
-        self.engine = Engine(self._dial, self.real_paths)
+        self.directories = Directories(self.quick, self.slow)
+        self.engine = Engine(self._dial, self.directories.real_paths)
         self._opened = time.monotonic()
         self._line: Line | None = None
         self._line_turn = asyncio.Lock()
@@ -58,7 +60,6 @@ class Link:
         self._doubts = False
         self._forwards: bool | None = None
         """Whether the server lets us through to the Engine's socket; None until it is known."""
-        self._real: dict[str, str] = {}
         self._room, self._room_asked = "", -_ROOM_SECONDS
 
     @classmethod
@@ -160,27 +161,12 @@ class Link:
         call = quote("mo_receive", path, str(len(content)), digest, mode)
         await uploads.send(self.sessions, f"{_functions()}\n{call}", content, progress)
 
-    async def real_paths(self, paths: Sequence[str]) -> Mapping[str, str]:
-        """Resolve the links of paths on the host, whether or not they are there; known until `forget_paths`."""
-        wanted = [path for path in dict.fromkeys(paths) if path not in self._real]
-        if wanted:
-            ran = await self.quick(f'for mo_each in {quote(*wanted)}; do mo_real "$mo_each"; done')
-            found = ran.fields
-            if len(found) != len(wanted):
-                raise ContactLostError("The host's shell broke off while it resolved links.")
-            self._real |= dict(zip(wanted, found, strict=True))
-        return {path: self._real[path] for path in paths}
-
     async def disk_problem(self) -> str:
         """Return one sentence where nothing can be written on the host, or soon can't. Raises ContactLostError."""
         if time.monotonic() - self._room_asked > _ROOM_SECONDS:
             self._room = read_room((await self.quick(f"mo_room {quote(self.survey.root)}")).fields, self.survey)
             self._room_asked = time.monotonic()
         return self._room
-
-    def forget_paths(self) -> None:
-        """Resolve anew from now on: links may have changed."""
-        self._real.clear()
 
     async def _get_line(self) -> Line | None:
         if not self._uses_line:

@@ -28,6 +28,56 @@ mo_room() {
     printf '%s\0%s\0' "$mo_said" "$(stat -f -c '%a %S %b %d %c' -- "$1" 2>/dev/null)"
 }
 
+# Each path's real one.
+mo_real_all() {
+    for mo_each; do
+        mo_real "$mo_each"
+    done
+}
+
+mo_self='read -r stat <"/proc/$PPID/stat"; set -- ${stat##*) }; shift 19; printf "%s %s\0" "$PPID" "$1"'
+
+# mo_within SECONDS CALL...: runs a call that may hang, and be ended by nothing, in the background: its output is passed
+# on for so many seconds. Before it comes "PID START" of what runs it, and after it, where it came to its end, "whole".
+mo_within() {
+    mo_seconds=$1
+    shift
+    ({ /bin/sh -c "$mo_self" && "$@" && printf 'whole\0'; } </dev/null 2>/dev/null 3<&- &) | timeout "$mo_seconds" cat
+}
+
+# mo_unless_hanging "PID START" SECONDS CALL...: does the same unless what ran it last still lives.
+mo_unless_hanging() {
+    mo_last=$1
+    shift
+    if mo_lives $mo_last; then
+        printf '%s\0' "$mo_last"
+    else
+        mo_within "$@"
+    fi
+}
+
+mo_lives() {
+    [ $# -eq 2 ] && read -r mo_stat 2>/dev/null <"/proc/$1/stat" || return 1
+    mj_start_time "$mo_stat"
+    [ "$mj_start" = "$2" ]
+}
+
+# mo_real_each SECONDS ["PID START" PATH]...: resolves paths at the same time, so that none waits for another. Prints
+# "NUMBER:" and what mo_unless_hanging says with line ends, ended by a NUL.
+mo_real_each() {
+    mo_limit=$1 mo_number=0
+    shift
+    while [ $# -gt 1 ]; do
+        {
+            mo_told=$(mo_unless_hanging "$1" "$mo_limit" mo_real "$2" | tr '\000' '\n')
+            printf '%d:%s\0' "$mo_number" "$mo_told"
+        } &
+        mo_number=$((mo_number + 1))
+        shift 2
+    done
+    wait
+}
+
 # Prints for each file what changes when it is changed, ended by a NUL; nothing for one that isn't there.
 mo_stamp() {
     for mo_file; do
@@ -76,7 +126,7 @@ mo_read_app() {
         return
     fi
     printf 'directory\0'
-    mo_complaint=
+    mo_complaint='' mo_late=
     # It has its links resolved: whoever made one of it since then would lead us elsewhere.
     if ! cd -- "$mo_directory" || [ "$(pwd -P)" != "$mo_directory" ]; then
         printf '1\0\0001\0\0%s\0\0' "its directory can't be entered by this SSH user, or is a symbolic link by now"
@@ -100,10 +150,21 @@ mo_read_app() {
 }
 
 mo_config() {
+    if [ -n "$mo_late" ]; then
+        printf '1\0\0'
+        return
+    fi
     mo_said=$(timeout 20 "$@" 2>/dev/null)
     mo_code=$?
     printf '%d\0%s\0' "$mo_code" "$mo_said"
-    [ "$mo_code" -eq 0 ] || [ -n "$mo_complaint" ] || mo_complaint=$(timeout 20 "$@" 2>&1 >/dev/null)
+    case $mo_code in
+    0) ;;
+    124 | 143)
+        mo_late=yes
+        mo_complaint='it did not read the project within 20 seconds'
+        ;;
+    *) [ -n "$mo_complaint" ] || mo_complaint=$(timeout 20 "$@" 2>&1 >/dev/null) ;;
+    esac
 }
 
 # mo_receive FILE SIZE DIGEST MODE: makes a file of what comes on descriptor 3, whole or not at all; what an upload left that

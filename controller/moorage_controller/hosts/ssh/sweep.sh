@@ -18,8 +18,8 @@ fail() {
     exit 1
 }
 
-# Sets found to the path with its links resolved, whether or not it is there.
-resolve() {
+# Prints the path with its links resolved, whether or not it is there, and a dot.
+resolved() {
     there=$1 rest=
     while ! found=$(readlink -f -- "$there" 2>/dev/null && echo .); do
         there=${there%/}
@@ -30,7 +30,21 @@ resolve() {
     done
     found=${found%.}
     found=${found%?}
-    found=${found%/}$rest
+    printf '%s.' "${found%/}$rest"
+}
+
+# Sets found to the path with its links resolved; to the path itself where the file system hangs, on which no more than
+# a process in the background, without this operation's locks, may wait.
+resolve() {
+    found=$1
+    case $hung$real$end in
+    "$1$end"* | *"$end$1$end"*) return 0 ;;
+    esac
+    found=$( (resolved "$1" </dev/null 2>/dev/null 7>&- 8>&- 9>&- &) | timeout 2 cat)
+    case $found in
+    *.) found=${found%.} ;;
+    *) found=$1 hung="$hung$1$end" ;;
+    esac
 }
 
 # Sets mine to the ids and left to the names of what is the app's, and others to the names of all other projects.
@@ -76,7 +90,8 @@ look() {
     set +f
 }
 
-names=
+names='' hung='' end='
+'
 for round in 1 2 3 4 5; do
     look "$@"
     [ -n "$mine" ] || break

@@ -29,6 +29,7 @@ _COALESCE_SECONDS = 0.05
 _PING_SECONDS = 10.0
 _IDENTITIES_SECONDS = 15.0
 """How long a change of a compose file, or of a link on the way to it, may go unnoticed; a start always asks anew."""
+_PATIENCE_SECONDS = 1.0
 _FIRST_RETRY, _LAST_RETRY = 0.2, 5.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 """Looks over SSH are dated by this controller's clock: what it asked for later, it saw later."""
@@ -52,6 +53,7 @@ class Watch:
         self._identities: Sequence[AppIdentity] = ()
         self._identified = 0.0
         self._disk_problem = ""
+        self._identifying: asyncio.Task[Sequence[AppIdentity]] | None = None
         self._dirty: set[str] = set()
         self._stirred = asyncio.Event()
 
@@ -129,9 +131,11 @@ class Watch:
                 yield seen
             await pump
         finally:
-            if pump is not None:
-                pump.cancel()
-                await asyncio.gather(pump, return_exceptions=True)
+            left = [task for task in (pump, self._identifying) if task is not None]
+            self._identifying = None
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
             await events.aclose()
 
     async def _pump(self, events: AsyncGenerator[str, None]) -> None:
@@ -158,9 +162,17 @@ class Watch:
         return Seen(containers, began, await engine.facts())
 
     async def _identify(self) -> None:
-        if not self._identified or time.monotonic() - self._identified > _IDENTITIES_SECONDS:
+        """Ask what the apps are, where it is time to; what is known already waits a second at most for that."""
+        if self._identifying is None:
+            if self._identified and time.monotonic() - self._identified <= _IDENTITIES_SECONDS:
+                return
             self._disk_problem = await self._link.disk_problem()
-            self._identities = await self._apps.identities()
+            self._identifying = asyncio.create_task(self._apps.identities())
+            self._identifying.add_done_callback(lambda _: self._stirred.set())
+        done, _ = await asyncio.wait({self._identifying}, timeout=_PATIENCE_SECONDS if self._identified else None)
+        if done:
+            told, self._identifying = self._identifying, None
+            self._identities = await told
             self._identified = time.monotonic()
 
 

@@ -1,0 +1,147 @@
+"""Questions about directories on a host: a file system that hangs (NFS, FUSE, a dying disk) keeps none but its own.
+
+On the host each is asked in the background, and its answer is waited for so many seconds. What asked may hang on, and
+not even SIGKILL may end it: as long as it lives, nobody asks about that path again.
+"""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
+from posixpath import normpath
+from typing import Protocol
+
+from moorage_common.app_identity import DIRECTORY_HANGS, directory_hangs
+from moorage_common.untrusted import LIMITS
+
+from moorage_controller.hosts.ssh.shell import Ran, quote
+from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
+
+_PATHS_SECONDS = 2
+_PATHS_A_SECOND = 20
+"""How many paths are sure to be resolved in a second, on a host that is busy."""
+_SLOW_SECONDS = 10.0
+_WHOLE = "whole"
+_MOST_HANGING = 10_000
+
+
+class Quick(Protocol):
+    """Runs a short script on the host."""
+
+    def __call__(self, call: str, *, seconds: float = ..., limit: int = ...) -> Awaitable[Ran]:
+        """Return what it printed. Raises ContactLostError, HostRefusedError."""
+
+
+class Slow(Protocol):
+    """Runs a script in a session of its own."""
+
+    def __call__(self, script: str, *, seconds: float, sent: bytes = ..., limit: int = ...) -> Awaitable[Ran]:
+        """Return what it printed. Raises ContactLostError."""
+
+
+class Directories:
+    """The directories of one host, over one connection. Every method raises ContactLostError, HostRefusedError."""
+
+    def __init__(self, quick: Quick, slow: Slow) -> None:
+        self._quick = quick
+        self._slow = slow
+        self._real: dict[str, str] = {}
+        self._last: dict[str, str] = {}
+        """The real paths of all that was ever asked, by path."""
+        self._hanging: dict[str, str] = {}
+        """By path, the process on the host that hangs at it: its id and start time."""
+
+    def hangs(self, path: str) -> bool:
+        """Whether the last question about a path isn't answered yet."""
+        return path in self._hanging
+
+    def forget(self) -> None:
+        """Resolve anew from now on: links may have changed."""
+        self._real.clear()
+
+    async def real_paths(self, paths: Sequence[str]) -> Mapping[str, str]:
+        """Resolve the links of paths, whether or not they are there; known until `forget`.
+
+        One that hangs is as it was last, else as it is written.
+        """
+        known = {path: self._real[path] for path in paths if path in self._real}
+        wanted = [path for path in dict.fromkeys(paths) if path not in known]
+        asked = [path for path in wanted if path not in self._hanging]
+        found = await self._resolve_in_turn(asked)
+        left = [path for path in wanted if path not in found]
+        if left:
+            found |= await self._resolve_each(left)
+        self._real |= found
+        if len(self._last) > _MOST_HANGING:
+            self._last.clear()
+        self._last |= found
+        return {path: known.get(path) or self._last.get(path) or normpath(path) for path in paths}
+
+    async def ask(
+        self, path: str, call: str, *, seconds: int, limit: int = LIMITS.script, aside: bool = False
+    ) -> list[str]:
+        """Run a call about what lies at a path, and return its NUL-ended texts.
+
+        `aside`: in a session of its own, which others may hold all of. Raises HostRefusedError `directory_hangs` where
+        it takes longer than that.
+        """
+        script = f"mo_unless_hanging {quote(self._hanging.get(path, ''))} {seconds} {call}"
+        run = self._slow if aside else self._quick
+        ran = await run(script, seconds=seconds + _SLOW_SECONDS, limit=limit)
+        fields = self._answer(path, ran.fields)
+        if fields is None:
+            raise hanging(path)
+        return fields
+
+    async def stamps(self, files: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+        """Return what changes when a file is changed, of the files of each path; those that hang are left out."""
+        wanted = list(dict.fromkeys(file for several in files.values() for file in several))
+        if not wanted:
+            return dict.fromkeys(files, ())
+        seconds = _PATHS_SECONDS + len(wanted) // _PATHS_A_SECOND
+        told = (await self._quick(f"mo_within {seconds} mo_stamp {quote(*wanted)}")).fields
+        if len(told) == len(wanted) + 2:
+            stamp = dict(zip(wanted, told[1:], strict=False))
+            return {path: tuple(stamp[file] for file in several) for path, several in files.items()}
+        stamps = {}
+        for path, several in files.items():
+            with suppress(HostRefusedError):
+                stamps[path] = tuple(await self.ask(path, f"mo_stamp {quote(*several)}", seconds=_PATHS_SECONDS))
+        return stamps
+
+    async def _resolve_in_turn(self, paths: Sequence[str]) -> dict[str, str]:
+        """Resolve paths one after the other; nothing is known of the first that hangs, and of those after it."""
+        if not paths:
+            return {}
+        seconds = _PATHS_SECONDS + len(paths) // _PATHS_A_SECOND
+        told = (await self._quick(f"mo_within {seconds} mo_real_all {quote(*paths)}")).fields
+        if len(told) == len(paths) + 2:
+            return dict(zip(paths, told[1:], strict=False))
+        if not told:
+            raise ContactLostError("The host's shell broke off while it resolved links.")
+        return dict(zip(paths[: len(told) - 1], told[1:], strict=False))
+
+    async def _resolve_each(self, paths: Sequence[str]) -> dict[str, str]:
+        """Resolve paths at the same time; those that hang are left out."""
+        words = [word for path in paths for word in (self._hanging.get(path, ""), path)]
+        script = f"mo_real_each {_PATHS_SECONDS} {quote(*words)}"
+        told = (await self._quick(script)).fields
+        answers = dict(field.partition(":")[::2] for field in told)
+        found = {}
+        for number, path in enumerate(paths):
+            fields = self._answer(path, answers.get(str(number), "").split("\n"))
+            if fields:
+                found[path] = "\n".join(fields)
+        return found
+
+    def _answer(self, path: str, told: Sequence[str]) -> list[str] | None:
+        """Return what a call answered; None where it hangs, which is noted."""
+        if told[-1:] == [_WHOLE]:
+            self._hanging.pop(path, None)
+            return list(told[1:-1])
+        if len(self._hanging) < _MOST_HANGING:
+            self._hanging[path] = told[0] if told else ""
+        return None
+
+
+def hanging(path: str) -> HostRefusedError:
+    """Return the refusal of what needs a directory that doesn't answer."""
+    return HostRefusedError(DIRECTORY_HANGS, directory_hangs(path))

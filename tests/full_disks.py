@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from moorage_lab.waiting import eventually
+
 FULL = ("bytes", "files", "read-only")
 """The ways in which a disk takes nothing."""
 _ROOMY = "size=256m,nr_inodes=100000,rw"
@@ -32,21 +34,22 @@ class SmallDisk:
     @contextmanager
     def full(self, way: str) -> Iterator[None]:
         """Have it take nothing, in one of the ways, until the end."""
-        for tries_left in (3, 2, 1, 0):
-            told = self.run("stat", "-f", "-c", "%S %b %f %c %d", self.folder)
-            size, blocks, free, files, free_files = map(int, told.split())
-            used = {"bytes": f"size={(blocks - free) * size}", "files": f"nr_inodes={files - free_files}"}
-            try:
-                self.remount(used.get(way, "ro"))
-                break
-            except subprocess.CalledProcessError:
-                # Somebody took room between the two commands.
-                if not tries_left:
-                    raise
+        eventually(lambda: self._fills(way), timeout=20, what=f"a full disk ({way})")
         try:
             yield
         finally:
             self.remount(_ROOMY)
+
+    def _fills(self, way: str) -> bool:
+        """Fill it; False where somebody took room, or wrote, just now."""
+        told = self.run("stat", "-f", "-c", "%S %b %f %c %d", self.folder)
+        size, blocks, free, files, free_files = map(int, told.split())
+        used = {"bytes": f"size={(blocks - free) * size}", "files": f"nr_inodes={files - free_files}"}
+        try:
+            self.remount(used.get(way, "ro"))
+        except subprocess.CalledProcessError:
+            return False
+        return True
 
     def remount(self, options: str) -> None:
         """Give it other options."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from moorage_common.disk_room import Room, full_problem, room_problem
 log = structlog.get_logger(__name__)
 
 _ASK_SECONDS = 5.0
-_PROBE = ".room"
 _PROBE_BYTES = 1 << 16
 
 
@@ -58,11 +58,11 @@ class StateDisk:
 
 def _refused(folder: Path) -> str:
     """Return why a folder takes nothing, empty where it does."""
-    probe = folder / _PROBE
+    # A name of its own: others may write in the journal's folders.
+    probe = folder / f".room-{secrets.token_hex(8)}"
     try:
         try:
-            opened = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-            with os.fdopen(opened, "wb", buffering=0) as file:
+            with os.fdopen(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
                 for _ in range(_PROBE_BYTES // 4096):
                     file.write(bytes(4096))
         finally:

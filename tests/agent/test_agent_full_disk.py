@@ -126,7 +126,7 @@ async def test_the_dead_man_s_switch_acts_on_a_full_disk_after_a_restart_too(
     with disk.full(way):
         lone.process.kill()
         lone.process.start()
-        await eventually_async(lambda: lone.containers(directory) == {}, timeout=30, what="it stopped")
+        await eventually_async(lambda: lone.containers(directory) == {}, timeout=60, what="it stopped")
         async with lone.called() as again:
             host = await facts(again)
             assert not host.keeps_deadlines

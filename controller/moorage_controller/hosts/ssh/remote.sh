@@ -23,7 +23,7 @@ mo_real() {
 # Prints why nothing can be written in the journal at a folder, then what is left on its disk, each ended by a NUL.
 mo_room() {
     mo_probe=$1/operations/.room-$$
-    mo_said=$( (dd if=/dev/zero of="$mo_probe" bs=65536 count=1) 2>&1) && mo_said=
+    mo_said=$( (set -C && dd if=/dev/zero bs=65536 count=1 >"$mo_probe") 2>&1) && mo_said=
     rm -f "$mo_probe"
     printf '%s\0%s\0' "$mo_said" "$(stat -f -c '%a %S %b %d %c' -- "$1" 2>/dev/null)"
 }

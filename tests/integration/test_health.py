@@ -129,7 +129,7 @@ def test_a_start_that_leaves_nothing_running_says_what_it_came_to(place: Place) 
         "unknown",
         None,
     )
-    fails = f"""{{{SERVICE}, command: [sh, -c, "echo first; echo no such file >&2; exit 3"]}}"""
+    fails = f"""{{{SERVICE}, command: [sh, -c, "echo first >&2; echo no such file >&2; exit 3"]}}"""
     place.write("comes-to", job=job, other=fails)
     failed = place.post(app_id, "start", 502)
     assert failed["code"] == "exited_early"

@@ -107,7 +107,7 @@ async def test_a_project_that_no_app_names_is_found_and_made_an_app(
     host.set_running("relative", ["web"])
     path = f"/api/servers/{server_id}/discover"
     found = (await world.admin.get(path)).expect(200)
-    by_hand = {"configFiles": [], "environmentFile": None, "composeFiles": []}
+    by_hand: dict[str, object] = {"configFiles": [], "environmentFile": None, "composeFiles": []}
     assert found == [
         {"name": "found", "cdPath": "/srv/apps/found", "status": "running", "services": ["db", "web"]} | by_hand,
         {"name": "stopped", "cdPath": "/srv/apps/stopped", "status": "stopped", "services": ["job"]} | by_hand,

@@ -86,7 +86,7 @@ def host(state: HostState, about: About) -> pb.Host:
 
 def observation(seen: Observation, boot_id: str) -> pb.AppObservation:
     """Show what was seen of an app."""
-    project = seen.identity.named
+    project = seen.project or seen.identity.named
     message = pb.AppObservation(
         cd_path=seen.identity.cd_path,
         real_directory=seen.identity.real_directory,

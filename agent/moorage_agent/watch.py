@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moorage_common.app_identity import AppIdentity
 from moorage_common.containers import settled_states
-from moorage_common.states import ContainerState
+from moorage_common.states import ContainerState, Project
 
 from moorage_agent.deadlines import Deadlines, Known
 from moorage_agent.engine import Engine
@@ -30,6 +30,7 @@ class Observation:
     containers: Sequence[ContainerState]
     looked_at: int
     known: Known = field(default_factory=Known)
+    project: Project | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ class Watcher:
         found = await asyncio.to_thread(self._engine.containers, identity.owns)
         facts = await asyncio.to_thread(self._engine.facts)
         known = self._deadlines.of(identity.cd_path)
-        return Observation(identity, settled_states(found.values(), facts.time), began, known)
+        states, project = settled_states(found.values(), facts.time), identity.seen_as(found.values())
+        return Observation(identity, states, began, known, project)
 
     @property
     def boot_id(self) -> str:
@@ -148,10 +150,11 @@ class Watcher:
             return {}
         observations = {}
         for identity in identities:
-            owned = (c for c in self._observer.containers.values() if identity.owns(c))
+            owned = [c for c in self._observer.containers.values() if identity.owns(c)]
             known = self._deadlines.of(identity.cd_path)
             states = settled_states(owned, facts.time)
-            observations[identity.cd_path] = Observation(identity, states, looked_at, known)
+            project = identity.seen_as(owned)
+            observations[identity.cd_path] = Observation(identity, states, looked_at, known, project)
         return observations
 
 

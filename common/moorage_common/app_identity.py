@@ -79,17 +79,31 @@ class AppIdentity:
                 )
         return None
 
+    def seen_as(self, containers: Iterable[Container]) -> Project | None:
+        """Return the project to know an app by: the last one, as long as containers of it are left elsewhere."""
+        last = self.last_project
+        left = (c for c in containers if c.directory != self.real_directory)
+        return last if any(Project(c.project, c.directory) == last for c in left) else self.named
+
     def other_files(self, containers: Iterable[Container]) -> Refused | None:
         """Return why a start would make other containers beside those that run: they were started by other files.
 
         Not where the app says which files are its own, nor where a file of one of the known names came or went.
         """
-        for container in containers:
-            if self.compose_files or self.project is None or not (self.owns(container) and container.state.alive):
-                continue
-            usual = {join(self.project.directory, name) for name in (*COMPOSE_FILES, *OVERRIDE_FILES)}
+        project = self.project
+        if project is None:
+            return None
+        for container in (c for c in containers if self.owns(c) and c.state.alive):
+            if container.project != project.name:
+                return Refused(
+                    "other_files",
+                    f"{container.state.name} runs as a part of the Compose project {container.project}, and a start "
+                    f"would make {project.name} beside it: stop the app first.",
+                )
+            places = (container.directory, project.directory)
+            usual = {join(place, name) for place in places for name in (*COMPOSE_FILES, *OVERRIDE_FILES)}
             others = [f for f in container.config_files if f not in self.config_files and f not in usual]
-            if others or container.environment_file:
+            if (others or container.environment_file) and not self.compose_files:
                 started_with = ", ".join(others) or f"the environment file {container.environment_file}"
                 return Refused(
                     "other_files",

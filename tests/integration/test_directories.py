@@ -106,3 +106,33 @@ def test_app_that_was_started_with_other_files_says_which_are_its_own(place: Pla
     place.start(app_id)
     assert place.running(directory) == ["web"]
     place.stop(app_id)
+
+
+def test_directory_that_is_renamed_while_its_app_runs(place: Place) -> None:
+    old, new = place.apps / "before-rename", place.apps / "after-rename"
+    app_id = place.make_app("renamed", SLEEPER, old)
+    path, moved = f"/api/apps/{app_id}", {"cdPath": str(new)}
+    place.start(app_id)
+    assert place.stack.api.put(path, moved).expect(409)["code"] == "app_running"
+    old.rename(new)
+    gone = f"{old} is gone from the host"
+    eventually(lambda: gone in (place.stack.app(app_id)["lastError"] or ""), timeout=40, what="the reason")
+    place.stack.api.put(path, moved).expect(200)
+    place.stack.wait_app(app_id, status="running", health="healthy", lastError=None)
+    assert [each["state"] for each in place.stack.api.get(f"{path}/services").expect(200)] == ["running"]
+    assert place.stack.api.post(f"{path}/restart").expect(409)["code"] == "other_files"
+    place.stop(app_id)
+    assert place.running(old) == []
+    place.start(app_id)
+    assert place.running(new) == ["web"]
+    place.stop(app_id)
+
+
+def test_link_to_another_app_s_directory_is_seen_by_the_host(place: Place) -> None:
+    real, link = place.apps / "shared-place", place.apps / "shared-link"
+    place.make_app("first", SLEEPER, real)
+    link.symlink_to(real)
+    stack = place.stack
+    body = {"name": "second", "projectId": stack.project_id, "serverId": place.server_id, "cdPath": str(link)}
+    refused = stack.api.post("/api/apps", body).expect(409)
+    assert (refused["code"], "first" in refused["error"]) == ("directory_taken", True)

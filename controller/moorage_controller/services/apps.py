@@ -23,7 +23,7 @@ from moorage_controller.hosts.transport import HostApp
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
 from moorage_controller.services.deadlines import Deadlines, deadline_of
-from moorage_controller.services.directories import Directories, check_directory, check_new_place, is_moved
+from moorage_controller.services.directories import Directories, Moved, check_directory, check_new_place, is_moved
 from moorage_controller.services.idempotency import UNKEYED, Once
 from moorage_controller.services.operations import InFlightError, Operations
 from moorage_controller.services.runs import Rules, host_app
@@ -140,11 +140,11 @@ class Apps:
         ForbiddenError for any other change where the caller may change the timeout only; HostUnreachableError where the
         agent can't be told of a later deadline: it would act on the one that it knows.
         """
-        seen = await self._directories.read_new(app_id, changes)
+        moved = await self._directories.read_new(app_id, changes)
         while True:
             told = await self._tell_of_later_end(app_id, changes)
             with suppress(_MovedError):
-                return await self._update(app_id, changes, actor, told, seen, timeout_only=timeout_only)
+                return await self._update(app_id, changes, actor, told, moved, timeout_only=timeout_only)
 
     async def _update(
         self,
@@ -152,14 +152,15 @@ class Apps:
         changes: Mapping[str, Any],
         actor: Actor,
         told: tuple[UUID | None, datetime | None],
-        seen: Mapping[str, Any],
+        moved: Moved | None,
         *,
         timeout_only: bool,
     ) -> AppView:
         """Change fields, if the run is still the one that its agent was `told` of (run and end). Raises _MovedError."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            old = _found(await store.view(connection, app_id)).app
+            view = _found(await store.view(connection, app_id))
+            old = view.app
             timeouts = {field: changes[key] for key, field in _TIMEOUTS.items() if key in changes}
             others = {key: value for key, value in changes.items() if key not in _TIMEOUTS}
             if timeouts and (old.run_id, old.stop_at) != told:
@@ -167,7 +168,7 @@ class Apps:
             await _check_references(connection, changes)
             if timeout_only and any(getattr(old, key) != value for key, value in others.items()):
                 raise ForbiddenError("admin_only", "Only an admin may change more of an app than autoStopTimeout.")
-            values: runs.Values = {**others, "updated_at": now, **await _place(connection, old, others, seen)}
+            values: runs.Values = {**others, "updated_at": now, **await _place(connection, view, others, moved)}
             timeout = _new_timeout(old, changes)
             if (timeout.default, timeout.shift) != (old.auto_stop_timeout, 0):
                 for field, minutes in timeouts.items():
@@ -300,18 +301,24 @@ class Apps:
 
 
 async def _place(
-    connection: AsyncConnection, app: App, changes: Mapping[str, Any], seen: Mapping[str, Any]
+    connection: AsyncConnection, view: AppView, changes: Mapping[str, Any], moved: Moved | None
 ) -> runs.Values:
-    """Return what another server or directory changes besides; `seen` is what was read there.
+    """Return what another server or directory changes besides; `moved` is what hosts say of both.
 
-    Raises ConflictError while the app runs, and where another app is there.
+    Raises ConflictError where another app is there, and while the app runs, unless its directory is gone: then its
+    containers are found by what they were started as until they are stopped.
     """
+    app = view.app
     if not is_moved(app, changes):
         return {}
+    values: runs.Values = {**_NEVER_SEEN, **(moved.seen if moved else {})}
     if app.status != "stopped":
-        name = "cdPath" if changes.get("server_id", app.server_id) == app.server_id else "serverId"
-        raise ConflictError("app_running", f"{name} can't change while {app.name} runs: stop it first.")
-    values = {**_NEVER_SEEN, **seen}
+        elsewhere = changes.get("server_id", app.server_id) != app.server_id
+        gone = moved is not None and moved.gone == app.cd_path and view.operation_id is None
+        if elsewhere or not gone:
+            name = "serverId" if elsewhere else "cdPath"
+            raise ConflictError("app_running", f"{name} can't change while {app.name} runs: stop it first.")
+        values = {}
     await check_new_place(connection, replace(app, **{**changes, **values}))
     return values
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from posixpath import normpath
 from typing import Any
 from uuid import UUID
@@ -20,6 +20,22 @@ from moorage_controller.store.engine import Database
 
 _LOOK_SECONDS = 2.0
 _HINT = "give each app a directory of its own."
+_GONE_HINT = "say in cdPath where it is now, or stop the app."
+
+
+GONE = "directory_missing"
+"""What a host says of an app whose directory isn't there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Of an app that is moved: what its host reads in the new directory, as columns, and the old one where it is gone.
+
+    Gone means that the host says so while the app runs: nobody can say any more what its files were.
+    """
+
+    seen: Mapping[str, Any]
+    gone: str | None
 
 
 class Directories:
@@ -31,24 +47,34 @@ class Directories:
 
     async def read(self, server_id: UUID, app: HostApp) -> Mapping[str, Any]:
         """Return the project that a host reads in a directory, as an app's columns; none where it doesn't say soon."""
-        async with self._database.read() as connection:
-            server = await server_store.get(connection, server_id)
-        if server is None or server.status != "online":
-            return {}
-        project: Project | None = None
-        with suppress(HostUnreachableError, HostRefusedError, ContactLostError, TimeoutError):
-            async with asyncio.timeout(_LOOK_SECONDS):
-                project = (await self._hosts.transport(server).look(app)).project
+        seen = await self._look(server_id, app)
+        project: Project | None = None if seen is None else seen.project
         return {} if project is None else {"project_name": project.name, "project_directory": project.directory}
 
-    async def read_new(self, app_id: UUID, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the same of the directory that changes move an app to; none where it stays."""
+    async def read_new(self, app_id: UUID, changes: Mapping[str, Any]) -> Moved | None:
+        """Return what is known of the directory that changes move an app to; None where it stays."""
         async with self._database.read() as connection:
             app = await store.get(connection, app_id)
         if app is None or not is_moved(app, changes):
-            return {}
+            return None
         new = replace(app, **{key: changes[key] for key in ("server_id", "cd_path", "compose_files") if key in changes})
-        return await self.read(new.server_id, HostApp(new.cd_path, compose_files=new.compose_files))
+        seen = await self.read(new.server_id, HostApp(new.cd_path, compose_files=new.compose_files))
+        gone = app.status == "running" and new.server_id == app.server_id and await self._is_gone(app)
+        return Moved(seen, app.cd_path if gone else None)
+
+    async def _is_gone(self, app: App) -> bool:
+        seen = await self._look(app.server_id, HostApp(app.cd_path))
+        return seen is not None and seen.problem_code == GONE
+
+    async def _look(self, server_id: UUID, app: HostApp) -> AppObservation | None:
+        async with self._database.read() as connection:
+            server = await server_store.get(connection, server_id)
+        if server is None or server.status != "online":
+            return None
+        with suppress(HostUnreachableError, HostRefusedError, ContactLostError, TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                return await self._hosts.transport(server).look(app)
+        return None
 
 
 def is_moved(app: App, changes: Mapping[str, Any]) -> bool:
@@ -105,14 +131,23 @@ class Shared:
         return next((each for each in self._apps if each.id != app.id and mine & self._directories[each.id]), None)
 
 
+def problem_of(app: App, observation: AppObservation, shares: App | None) -> str | None:
+    """Return what is wrong with an app's directory, as a sentence."""
+    if shares is not None:
+        return taken(app, shares)
+    if observation.problem_code == GONE and any(c.alive for c in observation.containers):
+        return f"{app.cd_path} is gone from the host while its containers run: {_GONE_HINT}"
+    return None
+
+
+def is_problem(sentence: str | None) -> bool:
+    """Whether that is such a sentence."""
+    return sentence is not None and sentence.endswith((_HINT, _GONE_HINT))
+
+
 def taken(app: App, other: App | Neighbour) -> str:
     """Return the sentence for an app that shares its directory."""
     return f"{app.cd_path} is the directory of the app {other.name}, too: {_HINT}"
-
-
-def says_taken(sentence: str | None) -> bool:
-    """Whether that is such a sentence."""
-    return sentence is not None and sentence.endswith(_HINT)
 
 
 def directories(app: App | Neighbour) -> set[str]:

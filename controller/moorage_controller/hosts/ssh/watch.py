@@ -200,11 +200,12 @@ async def look(link: Link, identity: AppIdentity) -> AppObservation:
 
 def observation(identity: AppIdentity, seen: Seen) -> AppObservation:
     """Return what was seen of an app."""
+    owned = [c for c in seen.containers.values() if identity.owns(c)]
     return cleaning.observation(
         AppObservation(
             cd_path=identity.cd_path,
-            project=identity.named,
-            containers=settled_states((c for c in seen.containers.values() if identity.owns(c)), seen.facts.time),
+            project=identity.seen_as(owned),
+            containers=settled_states(owned, seen.facts.time),
             looked_at=seen.looked_at,
             boot_id=BOOT_ID,
             problem_code=identity.problem_code,

@@ -100,7 +100,13 @@ class Settings(BaseSettings):
         int, Field(ge=100, description="The most operations that are remembered; the oldest are forgotten first.")
     ] = 10_000
     operation_output_days: Annotated[
-        int, Field(ge=1, le=3650, description="Days for which the output of an operation that has ended is kept.")
+        int,
+        Field(
+            ge=1,
+            le=3650,
+            description="Days for which the output of an operation that has ended is kept, and what a stopped app "
+            "wrote last.",
+        ),
     ] = 7
     ssh_login_shell_seconds: Annotated[
         int, Field(ge=1, le=60, description="Seconds that a login shell on a host may take until it runs a command.")

@@ -73,7 +73,9 @@ def _threads(way: Way) -> int:
     return len(list(Path(f"/proc/{way.process}/task").iterdir()))
 
 
-async def test_apps_on_a_mount_that_hangs_keep_no_neighbour(way: Way) -> None:
+async def test_apps_on_a_mount_that_hangs_keep_no_neighbour(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_IDENTITIES_SECONDS", "_PING_SECONDS"):
+        monkeypatch.setattr(f"moorage_controller.hosts.ssh.watch.{name}", 2.0)
     place = way.apps / f"mount-{uuid4().hex[:8]}"
     place.mkdir()
     hung, neighbour, late = [way.app(SLEEPER, f"{place.name}/{n}") for n in range(_HUNG)], way.app(SLEEPER), way.app("")

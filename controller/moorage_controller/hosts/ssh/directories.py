@@ -4,6 +4,7 @@ On the host each is asked in the background, and its answer is waited for so man
 not even SIGKILL may end it: as long as it lives, nobody asks about that path again.
 """
 
+import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from posixpath import normpath
@@ -46,6 +47,7 @@ class Directories:
         self._real: dict[str, str] = {}
         self._last: dict[str, str] = {}
         """The real paths of all that was ever asked, by path."""
+        self._turn = asyncio.Lock()
         self._hanging: dict[str, str] = {}
         """By path, the process on the host that hangs at it: its id and start time."""
 
@@ -63,16 +65,10 @@ class Directories:
         One that hangs is as it was last, else as it is written.
         """
         known = {path: self._real[path] for path in paths if path in self._real}
-        wanted = [path for path in dict.fromkeys(paths) if path not in known]
-        asked = [path for path in wanted if path not in self._hanging]
-        found = await self._resolve_in_turn(asked)
-        left = [path for path in wanted if path not in found]
-        if left:
-            found |= await self._resolve_each(left)
-        self._real |= found
-        if len(self._last) > _MOST_HANGING:
-            self._last.clear()
-        self._last |= found
+        if len(known) < len(set(paths)):
+            # One after the other: what the first finds to hang, the next doesn't wait for.
+            async with self._turn:
+                known |= await self._resolve([path for path in dict.fromkeys(paths) if path not in known])
         return {path: known.get(path) or self._last.get(path) or normpath(path) for path in paths}
 
     async def ask(
@@ -107,11 +103,24 @@ class Directories:
                 stamps[path] = tuple(await self.ask(path, f"mo_stamp {quote(*several)}", seconds=_PATHS_SECONDS))
         return stamps
 
+    async def _resolve(self, paths: Sequence[str]) -> dict[str, str]:
+        """Return the real paths of those that don't hang."""
+        asked = [path for path in paths if path not in self._hanging and path not in self._real]
+        found = await self._resolve_in_turn(asked)
+        left = [path for path in paths if path not in found and path not in self._real]
+        if left:
+            found |= await self._resolve_each(left)
+        if len(self._last) > _MOST_HANGING:
+            self._last.clear()
+        self._last |= found
+        self._real |= found
+        return {path: self._real[path] for path in paths if path in self._real}
+
     async def _resolve_in_turn(self, paths: Sequence[str]) -> dict[str, str]:
         """Resolve paths one after the other; nothing is known of the first that hangs, and of those after it."""
         if not paths:
             return {}
-        seconds = _PATHS_SECONDS + len(paths) // _PATHS_A_SECOND
+        seconds = 1 + len(paths) // _PATHS_A_SECOND
         told = (await self._quick(f"mo_within {seconds} mo_real_all {quote(*paths)}")).fields
         if len(told) == len(paths) + 2:
             return dict(zip(paths, told[1:], strict=False))

@@ -197,9 +197,11 @@ async def test_compose_is_asked_again_only_where_its_files_changed(
 ) -> None:
     asked: list[str] = []
 
-    async def counted(compose: str, real_directory: str, environment: Mapping[str, str], rules: Rules) -> Reading:
+    async def counted(
+        compose: str, real_directory: str, environment: Mapping[str, str], rules: Rules, files: Sequence[str]
+    ) -> Reading:
         asked.append(real_directory)
-        return await read_project(compose, real_directory, environment, rules)
+        return await read_project(compose, real_directory, environment, rules, files)
 
     monkeypatch.setattr(identities, "read_project", counted)
     file = running_app.parent / "policy.toml"

@@ -296,7 +296,8 @@ class Machine(Walk):
             self.stop_at.pop(app_id, None)
             if app["stopAt"] is not None and self.host_of(n).reachable:
                 self.stop_at[app_id] = app["stopAt"]
-            if app["status"] in {"running", "stopping"}:
+            # A stop of what doesn't run has no run to end.
+            if app["status"] == "running" or app["startedAt"] is not None:
                 assert app["stopAt"] is not None, "it runs, and nobody will ever stop it"
         for host in self.hosts:
             for run in host.journal.values():

@@ -13,7 +13,7 @@ from fakes import EPOCH, FakeClock
 from moorage_controller import cli
 from moorage_controller.services import backup
 from moorage_controller.services.enrollment import load_authority
-from moorage_controller.store import audit, idempotency, output, projects, servers
+from moorage_controller.store import audit, idempotency, last_logs, output, projects, servers
 from moorage_controller.store.encryption import Keyring
 from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
 from moorage_controller.store.output import Piece
@@ -95,6 +95,7 @@ async def fill(database: Database) -> None:
     token_id = uuid4()
     async with database.write() as connection:
         await output.append(connection, operation.id, Piece(0, b"a\r\nb\0\xff"))
+        await last_logs.replace(connection, app.id, EPOCH, {"größe": '[["", "web-1", "a"]]'})
         sealed = keyring.seal(SECRET, column="servers.encrypted_credentials", row=str(app.server_id))
         await servers.change(connection, app.server_id, {"encrypted_credentials": sealed})
         sealed = keyring.seal(SECRET, column="enrollment_tokens.encrypted_secret", row=str(token_id))

@@ -216,7 +216,7 @@ class SshTransport:
 
 
 async def _host_info(site: Site) -> HostInfo:
-    if site.compose is None and composes.why_own(site.link.survey, composes.pinned()):
+    if site.compose is None and composes.why_own(site.link.survey, await asyncio.to_thread(composes.pinned)):
         # Nothing is uploaded for it, and without one nothing can be started there.
         with suppress(HostRefusedError):
             await site.provide_compose()

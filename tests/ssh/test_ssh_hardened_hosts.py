@@ -145,20 +145,23 @@ async def test_a_home_without_programs_is_told_before_anything_is_started(start_
 
 async def test_a_home_that_can_t_be_written_ends_a_start_within_seconds(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
+    desk = SshDesk(sshd)
     with small_disk(sshd, sshd.home("op"), "ro,size=64m"):
-        error = await refused_start(SshDesk(sshd))
+        error = await refused_start(desk)
     assert error.code == "journal_unavailable"
     assert "can't write in" in error.sentence
+    await desk.pool.close()
 
 
 async def test_where_no_program_can_be_uploaded_the_host_s_own_compose_will_do(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
-    await SshDesk(sshd).transport().connect()
+    desk = SshDesk(sshd)
+    await desk.transport().connect()
     plugins = sshd.home("op") / ".docker" / "cli-plugins"
     plugins.mkdir(parents=True)
     (plugins / "docker-compose").symlink_to(installed("docker-compose"))
     with small_disk(sshd, sshd.home("op") / ".local/state/moorage/bin", "noexec,size=64m"):
-        await whole_life(SshDesk(sshd))
+        await whole_life(desk)
 
 
 async def refused_start(desk: SshDesk) -> HostRefusedError:

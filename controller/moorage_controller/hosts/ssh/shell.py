@@ -8,7 +8,7 @@ import asyncio
 import secrets
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -222,6 +222,10 @@ async def run_once(
                 process.stdin.write(sent)
             process.stdin.write_eof()
             return await framed.end(limit)
+    except ScriptError:
+        if sessions.connected:
+            raise
+        raise ContactLostError("The SSH connection to the host was lost.") from None
     except UntrustedError as error:
         raise sessions.end(error) from None
     except TimeoutError:
@@ -252,7 +256,9 @@ class Framed:
             f"{{ {_PREAMBLE}printf '\\n%s\\n' 'begin-{self._mark}'\n(\n{script}\n) 3<&0 </dev/null\n"
             f"printf '\\n%s %d\\n' 'end-{self._mark}' \"$?\"\n}}\n"
         )
-        self._process.stdin.write(text.encode(errors="surrogateescape"))
+        with suppress(BrokenPipeError):
+            # A login shell that has ended already may have said why.
+            self._process.stdin.write(text.encode(errors="surrogateescape"))
         try:
             async with asyncio.timeout(login_shell_seconds):
                 await self._until(f"\nbegin-{self._mark}\n".encode(), LIMITS.login_noise)

@@ -33,7 +33,7 @@ from moorage_controller.store import audit, contents
 from moorage_controller.store.engine import Database
 from moorage_controller.store.migrate import migrate
 from moorage_controller.store.tables import metadata, users
-from moorage_controller.store.types import EncryptedText
+from moorage_controller.store.types import EncryptedText, TextTuple
 from moorage_lab.processes import installed, plain_environment
 from moorage_lab.waiting import eventually
 from sqlalchemy import Column, Integer, LargeBinary, String, inspect, select, text
@@ -323,6 +323,6 @@ async def test_every_column_is_of_a_type_that_a_backup_knows(database: Database)
 
 def kind(column: Column[Any]) -> str:
     """Return what a column's type is called, the same as it is declared and as it is found."""
-    alike = {"text": String | EncryptedText, "integer": Integer, "bytes": LargeBinary}
+    alike = {"text": String | EncryptedText | TextTuple, "integer": Integer, "bytes": LargeBinary}
     found = next((name for name, types in alike.items() if isinstance(column.type, types)), None)
     return found or type(column.type).__name__.lower()

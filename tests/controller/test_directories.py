@@ -88,7 +88,7 @@ async def test_link_to_another_app_s_directory_and_its_project_s_name_are_seen_a
     await settle()
     await world.clock.run(60)
     for one, name in ((app_id, "second"), (made, app["name"])):
-        assert name in (await world.app(one))["lastError"]
+        assert name in (await world.app(one))["healthDetail"]
         problem = (await world.user.post(f"/api/apps/{one}/restart")).expect(409, "directory_taken")
         assert name in problem["error"]
     assert (await world.app(app_id))["status"] == "running"

@@ -116,9 +116,9 @@ def test_directory_that_is_renamed_while_its_app_runs(place: Place) -> None:
     assert place.stack.api.put(path, moved).expect(409)["code"] == "app_running"
     old.rename(new)
     gone = f"{old} is gone from the host"
-    eventually(lambda: gone in (place.stack.app(app_id)["lastError"] or ""), timeout=40, what="the reason")
+    eventually(lambda: gone in (place.stack.app(app_id)["healthDetail"] or ""), timeout=40, what="the reason")
     place.stack.api.put(path, moved).expect(200)
-    place.stack.wait_app(app_id, status="running", health="healthy", lastError=None)
+    place.stack.wait_app(app_id, status="running", health="healthy", healthDetail=None)
     assert [each["state"] for each in place.stack.api.get(f"{path}/services").expect(200)] == ["running"]
     assert place.stack.api.post(f"{path}/restart").expect(409)["code"] == "other_files"
     place.stop(app_id)

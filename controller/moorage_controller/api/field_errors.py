@@ -25,6 +25,7 @@ _TYPES: Mapping[str, str] = {
     "uuid": "It must be a UUID.",
     "list": "It must be a list.",
     "set": "It must be a list.",
+    "tuple": "It must be a list.",
     "frozen": "It must be a list.",
     "dict": "It must be an object.",
     "model": "It must be an object.",

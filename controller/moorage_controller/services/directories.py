@@ -19,9 +19,6 @@ from moorage_controller.store.apps import App, Neighbour
 from moorage_controller.store.engine import Database
 
 _LOOK_SECONDS = 2.0
-_HINT = "give each app a directory of its own."
-_GONE_HINT = "say in cdPath where it is now, or stop the app."
-
 
 GONE = "directory_missing"
 """What a host says of an app whose directory isn't there."""
@@ -136,18 +133,14 @@ def problem_of(app: App, observation: AppObservation, shares: App | None) -> str
     if shares is not None:
         return taken(app, shares)
     if observation.problem_code == GONE and any(c.alive for c in observation.containers):
-        return f"{app.cd_path} is gone from the host while its containers run: {_GONE_HINT}"
+        hint = "say in cdPath where it is now, or stop the app."
+        return f"{app.cd_path} is gone from the host while its containers run: {hint}"
     return None
-
-
-def is_problem(sentence: str | None) -> bool:
-    """Whether that is such a sentence."""
-    return sentence is not None and sentence.endswith((_HINT, _GONE_HINT))
 
 
 def taken(app: App, other: App | Neighbour) -> str:
     """Return the sentence for an app that shares its directory."""
-    return f"{app.cd_path} is the directory of the app {other.name}, too: {_HINT}"
+    return f"{app.cd_path} is the directory of the app {other.name}, too: give each app a directory of its own."
 
 
 def directories(app: App | Neighbour) -> set[str]:

@@ -12,7 +12,7 @@ from moorage_controller.auth.roles import OBSERVER
 from moorage_controller.hosts.transport import AppObservation, HostInfo
 from moorage_controller.services import runs
 from moorage_controller.services.audit import Action, record
-from moorage_controller.services.directories import is_problem, problem_of
+from moorage_controller.services.directories import problem_of
 from moorage_controller.services.renewal import expired_sentence
 from moorage_controller.services.runs import EndedRun, Rules
 from moorage_controller.signals import Signals
@@ -139,11 +139,8 @@ class Observations:
         if seen.shares is not None and seen.shares.age < app.age:
             # What runs there is that of who was there first: two runs of it would end each other.
             observation = replace(observation, containers=())
-        values = runs.observe(app, observation, now, self._rules, in_flight=in_flight, ended=ended)
         problem = problem_of(app, observation, seen.shares)
-        if problem != app.last_error and (problem is not None or is_problem(app.last_error)) and not in_flight:
-            values |= {"last_error": problem, "observed_at": now}
-        return values
+        return runs.observe(app, observation, now, self._rules, in_flight=in_flight, ended=ended, problem=problem)
 
     async def _apply(self, connection: AsyncConnection, app_id: UUID, seen: _Seen) -> None:
         now = await self._database.now(connection)

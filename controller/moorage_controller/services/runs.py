@@ -259,13 +259,16 @@ def observe(
     *,
     in_flight: bool,
     ended: EndedRun | None = None,
+    problem: str | None = None,
 ) -> Values:
     """Return what changes by an observation; empty where nothing does.
 
     While an operation is in flight its end decides about status and run; only the health is taken. `ended` is the run
-    that ended last without an operation.
+    that ended last without an operation; `problem` is what is wrong with the app's directory, shown as health detail.
     """
     seen = _seen(observation, now) if in_flight else _with_run(app, observation, now, rules, ended)
+    if problem is not None:
+        seen["health_detail"] = problem
     if in_flight:
         del seen["status"]
     elif app.status == AppStatus.RUNNING and seen["status"] == AppStatus.STOPPED:

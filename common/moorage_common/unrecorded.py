@@ -49,7 +49,8 @@ class _Run:
             if not end:
                 return
             self.begun = True
-            self.output += self.why
+            if bytes(word) not in _BUSY:
+                self.output += self.why
         self.output += data[: max(_MOST_OUTPUT - len(self.output), 0)]
 
 
@@ -106,7 +107,6 @@ class Unrecorded:
             return
         run.refusal = _BUSY.get(bytes(run.word), ("", ""))
         if run.refusal[0]:
-            run.output.clear()
             run.state = State.BURIED
         else:
             run.state, run.exit_code = State.EXITED, code

@@ -41,8 +41,8 @@ class Place:
 def places(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[dict[str, Place]]:
     """Return two servers of one controller, by the way to each."""
     assert sample_image
-    stack = Stack(short_folder / "stack", engine)
-    with PrivateSshd(short_folder / "ways", engine, [LabUser("op")]) as sshd:
+    stack = Stack(short_folder / "dirs-stack", engine)
+    with PrivateSshd(short_folder / "dirs-ssh", engine, [LabUser("op")]) as sshd:
         try:
             stack.start()
             access = {"sshUser": "op", "sshPort": sshd.port, "sshPrivateKey": sshd.key.read_text()}

@@ -66,7 +66,7 @@ def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterat
 @pytest.fixture(scope="module")
 def places(engine: PrivateEngine, sshd: PrivateSshd, short_folder: Path) -> Iterator[dict[str, Place]]:
     """Return a server with an agent, and one without."""
-    stack = Stack(short_folder / "stack", engine)
+    stack = Stack(short_folder / "health-stack", engine)
     try:
         stack.start()
         body = {"name": "bare", "address": "127.0.0.1", "sshUser": "op", "sshPort": sshd.port}

@@ -21,7 +21,7 @@ _ASYNC = {"Prefer": "respond-async"}
 def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
     """Return an sshd with users who may use Docker."""
     assert sample_image
-    with PrivateSshd(short_folder / "ways", engine, [LabUser("op"), LabUser("other")]) as running:
+    with PrivateSshd(short_folder / "ways-ssh", engine, [LabUser("op"), LabUser("other")]) as running:
         yield running
         remove_ssh_apps(running, engine)
 
@@ -29,7 +29,7 @@ def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterat
 @pytest.fixture(scope="module")
 def stack(engine: PrivateEngine, sshd: PrivateSshd, short_folder: Path) -> Iterator[Stack]:
     """Return a controller, and an agent whose host can be reached by SSH as well."""
-    made = Stack(short_folder / "stack", engine)
+    made = Stack(short_folder / "ways-stack", engine)
     try:
         made.start()
         made.api.put(f"/api/servers/{made.server_id}", ssh(sshd, "op")).expect(200)

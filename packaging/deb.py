@@ -21,7 +21,7 @@ from email.utils import formatdate
 from importlib.metadata import version
 from pathlib import Path
 
-from moorage_agent.policy import write_policy
+from moorage_agent.apps.policy import write_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = Path(__file__).resolve().parent

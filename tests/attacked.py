@@ -11,8 +11,8 @@ import structlog
 from factories import ADMIN, PASSWORD, USER, World, make_settings, user_row
 from moorage_common import logging
 from moorage_controller.database import open_database
-from moorage_controller.store import users
-from moorage_controller.store.migrate import migrate
+from moorage_controller.store.database.migrate import migrate
+from moorage_controller.store.tables import users
 
 _CHEAP, REAL = 4, 12
 """Costs of bcrypt: a test's, and production's."""

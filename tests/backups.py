@@ -11,13 +11,11 @@ from click.testing import CliRunner, Result
 from factories import ENCRYPTION_KEY, add_app, add_operation, add_users, audit_row, project_row, server_row
 from fakes import EPOCH, FakeClock
 from moorage_controller import cli
-from moorage_controller.services import backup
-from moorage_controller.services.enrollment import load_authority
-from moorage_controller.store import audit, idempotency, last_logs, output, projects, servers
-from moorage_controller.store.encryption import Keyring
-from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
-from moorage_controller.store.output import Piece
-from moorage_controller.store.tables import (
+from moorage_controller.services.admin import backup
+from moorage_controller.services.agents.enrollment import load_authority
+from moorage_controller.store.database.database import Database, postgresql_url, sqlite_url
+from moorage_controller.store.database.encryption import Keyring
+from moorage_controller.store.schema import (
     api_tokens,
     audit_logs,
     enrollment_tokens,
@@ -26,7 +24,9 @@ from moorage_controller.store.tables import (
     metadata,
     users,
 )
-from moorage_controller.store.tables import projects as projects_table
+from moorage_controller.store.schema import projects as projects_table
+from moorage_controller.store.tables import audit, idempotency, last_logs, output, projects, servers
+from moorage_controller.store.tables.output import Piece
 from sqlalchemy import func, insert, select
 
 BACKUPS = 8

@@ -10,10 +10,10 @@ from uuid import uuid4
 import pytest
 from hypothesis import settings
 from member import Member
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.images import ensure_sample_image
-from moorage_lab.pids import Pid
-from moorage_lab.postgres import PrivatePostgres
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.images import ensure_sample_image
+from moorage_lab.programs.pids import Pid
+from moorage_lab.programs.postgres import PrivatePostgres
 from stack import IMAGE, Stack
 
 # The same examples each time: a change is judged by itself; `pytest --hypothesis-profile=search` looks further.

@@ -13,16 +13,16 @@ import aiohttp
 import bcrypt
 from fakes import EPOCH, FakeClock, FakeHost, FakeHosts, settle
 from moorage_common.clock import Clock
-from moorage_common.join_token import JoinToken
-from moorage_common.x509 import new_key, signing_request
+from moorage_common.tls.join_token import JoinToken
+from moorage_common.tls.x509 import new_key, signing_request
 from moorage_controller.app import Controller
 from moorage_controller.database import open_database
 from moorage_controller.settings import Settings
-from moorage_controller.store import apps, audit, operations, projects, servers, users
-from moorage_controller.store.apps import App
-from moorage_controller.store.engine import Database
-from moorage_controller.store.operations import Operation
-from moorage_controller.store.tables import metadata
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.schema import metadata
+from moorage_controller.store.tables import apps, audit, operations, projects, servers, users
+from moorage_controller.store.tables.apps import App
+from moorage_controller.store.tables.operations import Operation
 from multidict import CIMultiDict
 from sqlalchemy import text
 

@@ -3,8 +3,8 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from moorage_common.logs import LogLine
-from moorage_common.states import ContainerState
+from moorage_common.docker.logs import LogLine
+from moorage_common.docker.states import ContainerState
 from moorage_controller.hosts.transport import End, Order
 
 

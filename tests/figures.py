@@ -1,6 +1,6 @@
 """What benchmarks measure with, and how they tell what they found."""
 
-from moorage_lab.sshd import PrivateSshd
+from moorage_lab.programs.sshd import PrivateSshd
 from moorage_lab.waiting import eventually
 from stack import SLEEPER, Stack
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from moorage_lab.api import Api
-from moorage_lab.controller import ControllerProcess
-from moorage_lab.host import Fleet, Host
+from moorage_lab.hosts.host import Fleet, Host
+from moorage_lab.programs.controller import ControllerProcess
 from moorage_lab.waiting import eventually
 
 OLD = "0.0.9"

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from uuid import UUID, uuid4
 
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 from moorage_controller.hosts.transport import End, HostApp, HostTransport, Order, WatchItem
 
 _PATIENCE = 90.0

@@ -9,7 +9,7 @@ from uuid import uuid4
 import grpc
 import grpc.aio
 from lone_agent import Caller
-from moorage_common import x509
+from moorage_common.tls import x509
 from moorage_controller.pki.authority import Authority
 
 

@@ -16,14 +16,14 @@ import docker
 import grpc
 import grpc.aio
 from aiohttp import web
-from moorage_common import x509
-from moorage_common.join_token import JoinToken
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
+from moorage_common.tls import x509
+from moorage_common.tls.join_token import JoinToken
 from moorage_controller.pki.authority import Authority
-from moorage_lab.agent import AgentProcess
-from moorage_lab.engine import Engine
-from moorage_lab.processes import installed, plain_environment
+from moorage_lab.programs.agent import AgentProcess
+from moorage_lab.programs.engine import Engine
+from moorage_lab.programs.processes import installed, plain_environment
 
 UP, DOWN, RESTART = pb.OPERATION_KIND_UP, pb.OPERATION_KIND_DOWN, pb.OPERATION_KIND_RESTART
 DIRECTORY_LABEL = "com.docker.compose.project.working_dir"

@@ -9,9 +9,9 @@ from typing import Any
 import docker
 from moorage_controller.app import Controller
 from moorage_controller.settings import Settings
-from moorage_lab.agent import AgentProcess
 from moorage_lab.api import Api
-from moorage_lab.engine import PrivateEngine
+from moorage_lab.programs.agent import AgentProcess
+from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.waiting import eventually_async
 from shifted_clock import ShiftedClock
 

@@ -11,13 +11,13 @@ from lone_agent import LoneAgent
 from moorage_controller.hosts.agent import AgentTransport
 from moorage_controller.hosts.credentials import SshCredentials
 from moorage_controller.hosts.pools import AgentChannels
-from moorage_controller.hosts.ssh.connection import SshAccess, SshTarget
-from moorage_controller.hosts.ssh.pool import SshPool
+from moorage_controller.hosts.ssh.session.connection import SshAccess, SshTarget
+from moorage_controller.hosts.ssh.session.pool import SshPool
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import HostTransport
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.network import free_port
-from moorage_lab.sshd import PrivateSshd
+from moorage_lab.hosts.network import free_port
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.sshd import PrivateSshd
 from stack import IMAGE
 
 QUICK = f"""\

@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from moorage_common import x509
-from moorage_common.join_token import JoinToken
+from moorage_common.tls import x509
+from moorage_common.tls.join_token import JoinToken
 from moorage_lab.api import Api
-from moorage_lab.controller import ControllerProcess
-from moorage_lab.network import free_port, listens
-from moorage_lab.processes import Process
+from moorage_lab.hosts.network import free_port, listens
+from moorage_lab.programs.controller import ControllerProcess
+from moorage_lab.programs.processes import Process
 from moorage_lab.waiting import eventually
 
 SECONDS = float(os.environ.get("MOORAGE_ATTACK_SECONDS", "5"))

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from moorage_lab.agent import AgentProcess
 from moorage_lab.api import Api
-from moorage_lab.controller import ControllerProcess
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed, plain_environment
+from moorage_lab.programs.agent import AgentProcess
+from moorage_lab.programs.controller import ControllerProcess
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed, plain_environment
 from moorage_lab.waiting import eventually
 
 IMAGE = "moorage-sample:local"

@@ -8,7 +8,7 @@ from importlib.metadata import distributions, requires
 from pathlib import Path
 
 import pytest
-from moorage_controller.api.details import DETAILS
+from moorage_controller.api.docs.details import DETAILS
 from moorage_controller.api.routes import ROUTES
 from packaging.requirements import Requirement
 

@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import docker
 from host_calls import order, run
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 from moorage_controller.hosts.transport import End, HostTransport
-from moorage_lab.engine import Engine
+from moorage_lab.programs.engine import Engine
 
 _DIRECTORY = "com.docker.compose.project.working_dir"
 

@@ -6,11 +6,11 @@ from moorage_common.frozen import clean_environment
 
 clean_environment()
 if sys.argv[1:2] == ["sweep"]:
-    from moorage_agent import sweep
+    from moorage_agent.operations import sweep
 
     sys.exit(sweep.main(sys.argv[2:]))  # at each stop: without gRPC it begins in a third of the time
 elif sys.argv[1:2] == ["directories"]:
-    from moorage_agent import directories
+    from moorage_agent.apps import directories
 
     directories.main(sys.argv[2:])
 else:

@@ -9,30 +9,31 @@ from contextlib import suppress
 from datetime import timedelta
 
 import structlog
-from moorage_common import open_files, x509
+from moorage_common import open_files
 from moorage_common.clock import SystemClock
-from moorage_common.journal import Journal, JournalError
+from moorage_common.journal.journal import Journal, JournalError
 from moorage_common.systemd import notify, prove_alive
+from moorage_common.tls import x509
 
-from moorage_agent import certificates
+from moorage_agent.apps.directory_reader import DirectoryReader
+from moorage_agent.apps.identities import Identities
 from moorage_agent.build import build
-from moorage_agent.compose_runner import ComposeRunner
-from moorage_agent.convert import About
-from moorage_agent.dead_man import DeadMan
-from moorage_agent.deadlines import Deadlines
-from moorage_agent.directory_reader import DirectoryReader
-from moorage_agent.engine import Engine
+from moorage_agent.deadlines.dead_man_switch import DeadMan
+from moorage_agent.deadlines.deadlines import Deadlines
+from moorage_agent.deadlines.state_disk import StateDisk
+from moorage_agent.docker.engine import Engine
+from moorage_agent.docker.inspection import Inspection
+from moorage_agent.docker.observer import Observer
+from moorage_agent.docker.watch import Watcher
 from moorage_agent.errors import SetupError
-from moorage_agent.gate import Gate
-from moorage_agent.identities import Identities
-from moorage_agent.inspection import Inspection
-from moorage_agent.observer import Observer
-from moorage_agent.server import AgentServer
-from moorage_agent.service import scope_launcher
-from moorage_agent.servicer import AgentServicer
+from moorage_agent.identity import certificates
+from moorage_agent.operations.compose_runner import ComposeRunner
+from moorage_agent.operations.scopes import scope_launcher
+from moorage_agent.rpc.convert import About
+from moorage_agent.rpc.gate import Gate
+from moorage_agent.rpc.server import AgentServer
+from moorage_agent.rpc.servicer import AgentServicer
 from moorage_agent.settings import Settings, compose_binary
-from moorage_agent.state_disk import StateDisk
-from moorage_agent.watch import Watcher
 
 log = structlog.get_logger(__name__)
 

@@ -12,9 +12,11 @@ from typing import TextIO
 import click
 from moorage_common import logging
 
-from moorage_agent import agent, certificates, enrollment, sweep
+from moorage_agent import agent
 from moorage_agent.build import build
 from moorage_agent.errors import SetupError
+from moorage_agent.identity import certificates, enrollment
+from moorage_agent.operations import sweep
 from moorage_agent.settings import DEFAULT_DATA_DIR, DEFAULT_LISTEN, Settings
 from moorage_agent.status import describe, facts
 

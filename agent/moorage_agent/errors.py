@@ -1,6 +1,6 @@
 """What the agent refuses, with a stable code and one sentence; the servicer makes a gRPC status of it."""
 
-from moorage_common.app_identity import DIRECTORY_HANGS, directory_hangs
+from moorage_common.docker.app_identity import DIRECTORY_HANGS, directory_hangs
 
 
 class RefusalError(Exception):

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 
-from moorage_common import x509
 from moorage_common.clock import SystemClock
-from moorage_common.journal import Journal, JournalError
+from moorage_common.journal.journal import Journal, JournalError
+from moorage_common.tls import x509
 
 from moorage_agent.agent import compose_version
+from moorage_agent.apps.policy import Policy
 from moorage_agent.build import build
-from moorage_agent.certificates import expiry_problem
-from moorage_agent.engine import Engine
+from moorage_agent.docker.engine import Engine
 from moorage_agent.errors import RefusalError, SetupError
-from moorage_agent.policy import Policy
+from moorage_agent.identity.certificates import expiry_problem
 from moorage_agent.settings import Settings, compose_binary
 
 

@@ -11,7 +11,8 @@ from typing import TextIO
 import click
 from click.shell_completion import get_completion_class
 
-from moorage_cli import logins, names, shown
+from moorage_cli import formatting as shown
+from moorage_cli import logins, names
 from moorage_cli.client import Client
 from moorage_cli.errors import MoorageError
 from moorage_cli.progress import watch

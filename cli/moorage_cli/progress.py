@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from moorage_cli import clean, shown
+from moorage_cli import clean
+from moorage_cli import formatting as shown
 from moorage_cli.client import Client
 from moorage_cli.errors import MoorageError, UnreachableError
 

@@ -12,69 +12,70 @@ from moorage_common import open_files
 from moorage_common.clock import Clock, SystemClock
 
 from moorage_controller import settings as settings_module
-from moorage_controller.api import events, middleware
-from moorage_controller.api.call import Services
-from moorage_controller.api.proxies import TrustedProxies
-from moorage_controller.api.surface import Surface
+from moorage_controller.api.admin import events
+from moorage_controller.api.http import middleware
+from moorage_controller.api.http.call import Services
+from moorage_controller.api.http.http_edge import Surface
+from moorage_controller.api.http.proxies import TrustedProxies
 from moorage_controller.auth.passwords import Passwords
 from moorage_controller.auth.rate_limit import budgets
 from moorage_controller.auth.stream_shares import StreamShares
-from moorage_controller.background.auto_stop import AutoStop
-from moorage_controller.background.certificates import Certificates as CertificateRenewal
-from moorage_controller.background.host_watcher import HostWatcher
-from moorage_controller.background.loop import Loop
-from moorage_controller.background.retention import Retention
-from moorage_controller.background.take_over import TakeOver
 from moorage_controller.connections import Limits, Listener
 from moorage_controller.data_folder import lock
 from moorage_controller.database import open_database
 from moorage_controller.errors import StartupError
 from moorage_controller.hosts.choose import ChosenHosts
 from moorage_controller.hosts.pools import AgentChannels
-from moorage_controller.hosts.ssh.pool import SshPool
+from moorage_controller.hosts.ssh.session.pool import SshPool
 from moorage_controller.hosts.transport import Hosts
 from moorage_controller.https import Certificates
 from moorage_controller.pki.authority import Authority
 from moorage_controller.pki.identity import ControllerIdentity
-from moorage_controller.services.accounts import Accounts
-from moorage_controller.services.agents import Agents
-from moorage_controller.services.api_tokens import ApiTokens
-from moorage_controller.services.apps import Apps
-from moorage_controller.services.audit_archive import AuditArchive
-from moorage_controller.services.audit_log import AuditLog
-from moorage_controller.services.bootstrap import Bootstrap
-from moorage_controller.services.checks import LOGIN_SECONDS, Checks
-from moorage_controller.services.credentials import Credentials
-from moorage_controller.services.deadlines import Deadlines
-from moorage_controller.services.delivery import Limits as OperationLimits
-from moorage_controller.services.directories import Directories
-from moorage_controller.services.enrollment import Enrollments, load_authority
-from moorage_controller.services.extensions import Extensions
-from moorage_controller.services.feed import Feed
-from moorage_controller.services.health import Health
-from moorage_controller.services.history import History, Keeps
-from moorage_controller.services.host_keys import HostKeys, PinnedKeys
-from moorage_controller.services.inspection import Inspection
-from moorage_controller.services.leases import Leases
-from moorage_controller.services.metrics import Metrics, Parts
-from moorage_controller.services.observations import Observations
-from moorage_controller.services.operations import Operations
-from moorage_controller.services.outputs import Outputs
-from moorage_controller.services.projects import Projects
-from moorage_controller.services.queue import Queue
-from moorage_controller.services.renewal import Renewals
-from moorage_controller.services.run_ends import RunEnds
-from moorage_controller.services.runs import Rules
-from moorage_controller.services.servers import Servers
-from moorage_controller.services.timekeeper import Timekeeper
-from moorage_controller.services.users import Users
+from moorage_controller.services.accounts.accounts import Accounts
+from moorage_controller.services.accounts.api_tokens import ApiTokens
+from moorage_controller.services.accounts.users import Users
+from moorage_controller.services.admin.health import Health
+from moorage_controller.services.admin.history import History, Keeps
+from moorage_controller.services.admin.metrics import Metrics, Parts
+from moorage_controller.services.admin.retention import Retention
+from moorage_controller.services.agents.agents import Agents
+from moorage_controller.services.agents.bootstrap import Bootstrap
+from moorage_controller.services.agents.certificates import Certificates as CertificateRenewal
+from moorage_controller.services.agents.enrollment import Enrollments, load_authority
+from moorage_controller.services.agents.renewal import Renewals
+from moorage_controller.services.audit.audit_archive import AuditArchive
+from moorage_controller.services.audit.audit_log import AuditLog
+from moorage_controller.services.events.feed import Feed
+from moorage_controller.services.fleet.checks import LOGIN_SECONDS, Checks
+from moorage_controller.services.fleet.credentials import Credentials
+from moorage_controller.services.fleet.directories import Directories
+from moorage_controller.services.fleet.host_keys import HostKeys, PinnedKeys
+from moorage_controller.services.fleet.host_watcher import HostWatcher
+from moorage_controller.services.fleet.inspection import Inspection
+from moorage_controller.services.fleet.observations import Observations
+from moorage_controller.services.fleet.projects import Projects
+from moorage_controller.services.fleet.servers import Servers
+from moorage_controller.services.operations.leases import Leases
+from moorage_controller.services.operations.operation_runner import Limits as OperationLimits
+from moorage_controller.services.operations.operations import Operations
+from moorage_controller.services.operations.orphan_recovery import TakeOver
+from moorage_controller.services.operations.output_reader import Outputs
+from moorage_controller.services.operations.queue import Queue
+from moorage_controller.services.periodic import Loop
+from moorage_controller.services.runs.apps import Apps
+from moorage_controller.services.runs.auto_stop import AutoStop
+from moorage_controller.services.runs.clock_jumps import Timekeeper
+from moorage_controller.services.runs.deadline_sync import Deadlines
+from moorage_controller.services.runs.extensions import Extensions
+from moorage_controller.services.runs.run_expiry import RunEnds
+from moorage_controller.services.runs.transitions import Rules
 from moorage_controller.settings import Settings
 from moorage_controller.signals import Signals
-from moorage_controller.store.encryption import Keyring, UndecryptableError
-from moorage_controller.store.engine import Database
-from moorage_controller.store.migrate import migrate, require_current
-from moorage_controller.store.operations import AGENT_KINDS
-from moorage_controller.store.revisions import Revisions
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.database.encryption import Keyring, UndecryptableError
+from moorage_controller.store.database.migrate import migrate, require_current
+from moorage_controller.store.database.version import Revisions
+from moorage_controller.store.tables.operations import AGENT_KINDS
 
 _SHUTDOWN_SECONDS = 5.0
 

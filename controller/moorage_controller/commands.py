@@ -13,18 +13,18 @@ from moorage_common.clock import SystemClock
 from pydantic import ValidationError
 
 from moorage_controller import settings as settings_module
-from moorage_controller.api.user_schemas import AccountIn
+from moorage_controller.api.accounts.schemas import AccountIn
 from moorage_controller.auth.passwords import Passwords
 from moorage_controller.auth.roles import Actor
 from moorage_controller.data_folder import lock
 from moorage_controller.database import open_database
 from moorage_controller.errors import ConflictError, StartupError
-from moorage_controller.services import backup, key_rotation
-from moorage_controller.services.accounts import Accounts
+from moorage_controller.services.accounts.accounts import Accounts
+from moorage_controller.services.admin import backup, key_rotation
 from moorage_controller.settings import Settings
-from moorage_controller.store.encryption import Keyring
-from moorage_controller.store.engine import Database
-from moorage_controller.store.migrate import require_current, unmigrated
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.database.encryption import Keyring
+from moorage_controller.store.database.migrate import require_current, unmigrated
 
 _MADE_BYTES = 12
 

@@ -3,7 +3,7 @@
 from moorage_common.clock import Clock
 
 from moorage_controller.settings import Settings
-from moorage_controller.store.engine import Database, postgresql_url, sqlite_url
+from moorage_controller.store.database.database import Database, postgresql_url, sqlite_url
 
 
 def open_database(settings: Settings, clock: Clock, *, clock_decides: bool = False) -> Database:

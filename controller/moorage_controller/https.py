@@ -6,8 +6,8 @@ from datetime import datetime
 from pathlib import Path
 
 import structlog
-from moorage_common import x509
 from moorage_common.clock import Clock
+from moorage_common.tls import x509
 
 from moorage_controller.errors import StartupError
 

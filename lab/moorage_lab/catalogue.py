@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moorage_lab.agent import AgentProcess
 from moorage_lab.api import Api
+from moorage_lab.programs.agent import AgentProcess
 
 SERVER = "this machine"
 PROJECT = "demo"

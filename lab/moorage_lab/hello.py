@@ -4,8 +4,8 @@ import itertools
 import re
 from pathlib import Path
 
-from moorage_lab.images import SAMPLE_IMAGE
-from moorage_lab.network import port_is_free
+from moorage_lab.hosts.network import port_is_free
+from moorage_lab.programs.images import SAMPLE_IMAGE
 
 FIRST_PORT = 8088
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TextIO
 
 from moorage_lab import catalogue
-from moorage_lab.agent import AgentProcess
 from moorage_lab.api import Api
-from moorage_lab.controller import ADMIN, ControllerProcess
-from moorage_lab.engine import Engine, PrivateEngine, find_engine
 from moorage_lab.hello import choose_port, write_hello
-from moorage_lab.images import ensure_sample_image
-from moorage_lab.network import port_is_free
-from moorage_lab.processes import ProcessDiedError
+from moorage_lab.hosts.network import port_is_free
+from moorage_lab.programs.agent import AgentProcess
+from moorage_lab.programs.controller import ADMIN, ControllerProcess
+from moorage_lab.programs.engine import Engine, PrivateEngine, find_engine
+from moorage_lab.programs.images import ensure_sample_image
+from moorage_lab.programs.processes import ProcessDiedError
 from moorage_lab.waiting import NotInTimeError
 
 _ONLINE_LIMIT = 60.0

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from lone_agent import Caller, Desk, LoneAgent
-from moorage_lab.engine import PrivateEngine
+from moorage_lab.programs.engine import PrivateEngine
 from stack import IMAGE
 
 

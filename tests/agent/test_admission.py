@@ -13,9 +13,9 @@ from cryptography import x509 as cx
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from lone_agent import Caller, LoneAgent, code_of
-from moorage_common import x509
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
+from moorage_common.tls import x509
 from moorage_controller.pki.authority import Authority
 
 Identity = tuple[bytes, bytes]

@@ -8,7 +8,7 @@ import grpc.aio
 import pytest
 from lone_agent import DOWN, UP, Caller, LoneAgent, code_of, compose, entries
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_lab.engine import PrivateEngine
+from moorage_lab.programs.engine import PrivateEngine
 from stack import IMAGE, SLEEPER
 
 

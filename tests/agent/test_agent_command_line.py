@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from lone_agent import Desk, LoneAgent
-from moorage_common import x509
+from moorage_common.tls import x509
 from moorage_controller.pki.authority import Authority
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed, plain_environment
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed, plain_environment
 
 Run = Callable[..., str]
 

@@ -11,13 +11,13 @@ import pytest
 from full_disks import FULL, SmallDisk
 from google.protobuf.duration_pb2 import Duration
 from lone_agent import DOWN, UP, Caller, Desk, LoneAgent, code_of
-from moorage_agent import sweep
-from moorage_common.app_identity import AppIdentity
-from moorage_common.compose import clean_environment, down_command
+from moorage_agent.operations import sweep
+from moorage_common.compose.command import clean_environment, down_command
+from moorage_common.docker.app_identity import AppIdentity
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.images import ensure_sample_image
-from moorage_lab.processes import installed
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.images import ensure_sample_image
+from moorage_lab.programs.processes import installed
 from moorage_lab.waiting import eventually_async
 from stack import NEVER_HEALTHY, SLEEPER
 

@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 from lone_agent import Desk, LoneAgent
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.pids import Pid
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.pids import Pid
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from lone_agent import compose
-from moorage_agent.engine import Engine, EventStream
-from moorage_agent.observer import Observer
-from moorage_lab.engine import PrivateEngine
+from moorage_agent.docker.engine import Engine, EventStream
+from moorage_agent.docker.observer import Observer
+from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.waiting import eventually_async
 from stack import IMAGE
 

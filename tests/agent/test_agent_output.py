@@ -12,8 +12,8 @@ import grpc.aio
 import pytest
 from full_disks import covered
 from lone_agent import DOWN, UP, Caller, Desk, LoneAgent, code_of
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed
 from moorage_lab.waiting import eventually_async
 from stack import IMAGE, SLEEPER
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from lone_agent import DOWN, UP, Caller, LoneAgent, entries
-from moorage_common.compose_output import error_sentence
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed
+from moorage_common.compose.output import error_sentence
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed
 from stack import IMAGE
 
 _SLEEP = "init: true, stop_grace_period: 0s, command: sleep 1000"
@@ -55,7 +55,7 @@ def _sweep(agent: LoneAgent, directory: Path) -> subprocess.CompletedProcess[str
     """Run the sweep alone, in the app's directory, as a stop does."""
     python = Path(installed("moorage-agent")).parent / "python"
     return subprocess.run(
-        [str(python), "-I", "-m", "moorage_agent.sweep", "--real-directory", str(directory)],
+        [str(python), "-I", "-m", "moorage_agent.operations.sweep", "--real-directory", str(directory)],
         cwd=directory,
         env={"DOCKER_HOST": agent.engine.host, "PWD": str(directory), "PYTHONPATH": str(directory)},
         capture_output=True,

@@ -9,17 +9,17 @@ from uuid import uuid4
 import grpc.aio
 import pytest
 from lone_agent import UP, Caller, LoneAgent, code_of
-from moorage_agent import dead_man
-from moorage_agent.compose_runner import ComposeRunner
-from moorage_agent.dead_man import DeadMan
-from moorage_agent.deadlines import Deadlines
-from moorage_agent.directory_reader import DirectoryReader
-from moorage_agent.engine import Engine
-from moorage_agent.identities import Identities, WatchedApp
-from moorage_common.journal import Journal
+from moorage_agent.apps.directory_reader import DirectoryReader
+from moorage_agent.apps.identities import Identities, WatchedApp
+from moorage_agent.deadlines import dead_man_switch as dead_man
+from moorage_agent.deadlines.dead_man_switch import DeadMan
+from moorage_agent.deadlines.deadlines import Deadlines
+from moorage_agent.docker.engine import Engine
+from moorage_agent.operations.compose_runner import ComposeRunner
+from moorage_common.journal.journal import Journal
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_lab.hung_mount import HungMount
-from moorage_lab.processes import installed
+from moorage_lab.hosts.hung_mount import HungMount
+from moorage_lab.programs.processes import installed
 from moorage_lab.waiting import eventually_async
 from stack import DEAF, NEVER_HEALTHY, SLEEPER
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from moorage_agent.deadlines import Deadlines, Held
+from moorage_agent.apps.identities import WatchedApp
+from moorage_agent.deadlines.deadlines import Deadlines, Held
 from moorage_agent.errors import RefusalError
-from moorage_agent.identities import WatchedApp
-from moorage_common.states import Project
+from moorage_common.docker.states import Project
 
 APP, RUN, NEXT_RUN = (str(uuid4()) for _ in range(3))
 SHOP = WatchedApp("/srv/shop", Project("shop", "/srv/shop"))
@@ -117,7 +117,7 @@ async def test_what_the_disk_doesn_t_take_isn_t_promised(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moorage_agent.deadlines.write_file", full)
+    monkeypatch.setattr("moorage_agent.deadlines.deadlines.write_file", full)
     with pytest.raises(RefusalError, match="No space left on device") as refused:
         await deadlines.set(SHOP, APP, 2, RUN, 6000)
     assert refused.value.code == "deadlines_not_kept"

@@ -10,10 +10,10 @@ import pytest
 from cryptography import x509 as cx
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from lone_agent import Desk
-from moorage_common import x509
+from moorage_common.tls import x509
 from moorage_controller.pki.authority import Authority
-from moorage_lab.network import free_port
-from moorage_lab.processes import installed, plain_environment
+from moorage_lab.hosts.network import free_port
+from moorage_lab.programs.processes import installed, plain_environment
 
 Enroll = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -11,13 +11,13 @@ import grpc
 import grpc.aio
 import pytest
 from lone_agent import DIRECTORY_LABEL, DOWN, UP, Caller, LoneAgent, code_of, compose
-from moorage_agent.directory_reader import DirectoryReader
+from moorage_agent.apps.directory_reader import DirectoryReader
+from moorage_agent.apps.projects import read_project
 from moorage_agent.errors import DirectoryHangsError
-from moorage_agent.projects import read_project
-from moorage_common.compose_rules import Rules
+from moorage_common.compose.rules import Rules
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed
 from stack import IMAGE, SLEEPER
 
 EXTRA = f"  extra: {{image: '{IMAGE}', init: true, stop_grace_period: 0s, command: sleep 1000, profiles: [x]}}\n"

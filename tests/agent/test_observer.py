@@ -13,19 +13,19 @@ from typing import Any
 import docker
 import pytest
 from lone_agent import UP, Desk, LoneAgent, compose
-from moorage_agent import watch
-from moorage_agent.deadlines import Deadlines
-from moorage_agent.directory_reader import DirectoryReader
-from moorage_agent.engine import Engine, EngineFacts, EventStream
-from moorage_agent.identities import Identities, WatchedApp
-from moorage_agent.observer import Observer
-from moorage_agent.policy import write_policy
-from moorage_agent.state_disk import StateDisk
-from moorage_agent.watch import Everything, Heartbeat, HostState, Observation, Watcher, WatchItem
-from moorage_common.containers import Container
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.images import ensure_sample_image
-from moorage_lab.processes import installed
+from moorage_agent.apps.directory_reader import DirectoryReader
+from moorage_agent.apps.identities import Identities, WatchedApp
+from moorage_agent.apps.policy import write_policy
+from moorage_agent.deadlines.deadlines import Deadlines
+from moorage_agent.deadlines.state_disk import StateDisk
+from moorage_agent.docker import watch
+from moorage_agent.docker.engine import Engine, EngineFacts, EventStream
+from moorage_agent.docker.observer import Observer
+from moorage_agent.docker.watch import Everything, Heartbeat, HostState, Observation, Watcher, WatchItem
+from moorage_common.docker.containers import Container
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.images import ensure_sample_image
+from moorage_lab.programs.processes import installed
 from stack import IMAGE, SLEEPER
 
 

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+from moorage_agent.apps.policy import Policy, write_policy
 from moorage_agent.errors import RefusalError
-from moorage_agent.policy import Policy, write_policy
 
 
 @pytest.fixture

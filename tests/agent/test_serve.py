@@ -16,19 +16,19 @@ import grpc
 import grpc.aio
 import pytest
 from lone_agent import DOWN, UP, Desk, LoneAgent, code_of
-from moorage_agent import compose_runner
-from moorage_agent.compose_runner import Chunk, ComposeRunner
-from moorage_agent.deadlines import Deadlines
-from moorage_agent.directory_reader import DirectoryReader
-from moorage_agent.engine import Engine
-from moorage_agent.identities import Identities, WatchedApp
-from moorage_agent.policy import write_policy
-from moorage_common import x509
-from moorage_common.journal import CancelOutcome, Journal, Record, State
+from moorage_agent.apps.directory_reader import DirectoryReader
+from moorage_agent.apps.identities import Identities, WatchedApp
+from moorage_agent.apps.policy import write_policy
+from moorage_agent.deadlines.deadlines import Deadlines
+from moorage_agent.docker.engine import Engine
+from moorage_agent.operations import compose_runner
+from moorage_agent.operations.compose_runner import Chunk, ComposeRunner
+from moorage_common.docker.states import OperationKind
+from moorage_common.journal.journal import CancelOutcome, Journal, Record, State
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_common.states import OperationKind
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed, plain_environment
+from moorage_common.tls import x509
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed, plain_environment
 from moorage_lab.waiting import eventually, eventually_async
 from stack import IMAGE, NEVER_HEALTHY, SLEEPER
 

@@ -8,8 +8,8 @@ from lone_agent import Desk, LoneAgent
 from moorage_common.clock import SystemClock
 from moorage_controller.hosts.pools import AgentChannels
 from moorage_controller.pki.identity import ControllerIdentity
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from rigs import AgentRig, SshDesk, SshRig, remove_ssh_apps
 from stack import IMAGE
 from ways import Way

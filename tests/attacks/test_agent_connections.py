@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from lone_agent import Desk, LoneAgent
-from moorage_agent.gate import MOST_OF_ADDRESS
+from moorage_agent.rpc.gate import MOST_OF_ADDRESS
 from moorage_common.open_files import raise_limit
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
-from moorage_lab.engine import PrivateEngine
+from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.waiting import eventually
 from stack import IMAGE
 

@@ -11,10 +11,10 @@ import grpc
 import grpc.aio
 import pytest
 from lone_agent import UP, Caller, Desk, LoneAgent, code_of
-from moorage_common.compose import clean_environment
+from moorage_common.compose.command import clean_environment
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed
 from stack import IMAGE, SLEEPER
 
 SECRET = "root:$6$not-for-you:20000:0:99999:7:::\n"  # noqa: S105 - what such a file looks like

@@ -4,21 +4,21 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from moorage_agent.app_files import opened
-from moorage_agent.compose_runner import ComposeRunner
-from moorage_agent.deadlines import Deadlines
-from moorage_agent.directory_reader import DirectoryReader
-from moorage_agent.engine import Engine
-from moorage_agent.identities import Identities, WatchedApp
-from moorage_agent.policy import write_policy
-from moorage_agent.projects import read_project
-from moorage_common.app_identity import AppIdentity
-from moorage_common.compose import clean_environment
-from moorage_common.compose_rules import Rules
-from moorage_common.journal import Journal, Order, Refused, State
-from moorage_common.states import OperationKind
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed
+from moorage_agent.apps.app_files import opened
+from moorage_agent.apps.directory_reader import DirectoryReader
+from moorage_agent.apps.identities import Identities, WatchedApp
+from moorage_agent.apps.policy import write_policy
+from moorage_agent.apps.projects import read_project
+from moorage_agent.deadlines.deadlines import Deadlines
+from moorage_agent.docker.engine import Engine
+from moorage_agent.operations.compose_runner import ComposeRunner
+from moorage_common.compose.command import clean_environment
+from moorage_common.compose.rules import Rules
+from moorage_common.docker.app_identity import AppIdentity
+from moorage_common.docker.states import OperationKind
+from moorage_common.journal.journal import Journal, Order, Refused, State
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed
 from moorage_lab.waiting import eventually_async
 
 
@@ -69,7 +69,7 @@ async def test_compose_reads_no_directory_that_became_a_link(tmp_path: Path, mon
             app.symlink_to(elsewhere)
         return opened(path)
 
-    monkeypatch.setattr("moorage_agent.projects.opened", swap)
+    monkeypatch.setattr("moorage_agent.apps.projects.opened", swap)
     reading = await read_project(installed("docker-compose"), str(app), {}, Rules([str(tmp_path / "apps")]))
     assert reading.project is None
     assert reading.problem_code == "unreadable_compose_file"
@@ -99,8 +99,8 @@ async def test_a_file_that_is_swapped_while_compose_reads_is_not_quoted(
         file.write_text(good)
         return raw
 
-    monkeypatch.setattr("moorage_agent.projects.opened", swap)
-    monkeypatch.setattr("moorage_agent.projects.error_sentence", swap_back)
+    monkeypatch.setattr("moorage_agent.apps.projects.opened", swap)
+    monkeypatch.setattr("moorage_agent.apps.projects.error_sentence", swap_back)
     reading = await read_project(installed("docker-compose"), str(app), {}, Rules([str(app)]))
     assert swaps
     assert reading.problem_code == "unreadable_compose_file"

@@ -13,9 +13,9 @@ from host_calls import order, run, watching
 from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import EndKind, HostApp, HostRefusedError, Snapshot
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed
-from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed
+from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from rigs import QUICK, SshDesk, remove_ssh_apps, ssh_app
 
 SECRET = "root:$6$not-for-you:20000:0:99999:7:::\n"  # noqa: S105 - what such a file looks like

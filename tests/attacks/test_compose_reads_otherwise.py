@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from moorage_agent.projects import read_project
-from moorage_common.compose import clean_environment, config_command
-from moorage_common.compose_rules import Rules
-from moorage_lab.processes import installed
+from moorage_agent.apps.projects import read_project
+from moorage_common.compose.command import clean_environment, config_command
+from moorage_common.compose.rules import Rules
+from moorage_lab.programs.processes import installed
 
 WEB = "services: {web: {image: x, env_file: '%s'}}\n"
 BESIDE = {"sub/i.yml": WEB % "${X:-../a.env}", "a.env": "", "n.env": "", "sub/.env": "X=@OUT/s.env\n"}

@@ -1,11 +1,11 @@
 """Containers that say more than any container should, on a host whose agent is honest: it stays within its limits."""
 
-from moorage_agent import convert
-from moorage_agent.watch import Everything, HostState, Observation
-from moorage_common.app_identity import AppIdentity
-from moorage_common.containers import ProjectContainers, clean_state
+from moorage_agent.docker.watch import Everything, HostState, Observation
+from moorage_agent.rpc import convert
+from moorage_common.docker.app_identity import AppIdentity
+from moorage_common.docker.containers import ProjectContainers, clean_state
+from moorage_common.docker.states import ContainerState, Project
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_common.states import ContainerState, Project
 from moorage_common.untrusted import LIMITS
 from moorage_controller.hosts import messages, wire
 

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from moorage_common.containers import DIRECTORY, PROJECT, SERVICE, of_inspection, of_labels
-from moorage_common.engine_http import EngineProblemError, understanding
-from moorage_common.log_parts import Parts
-from moorage_common.states import ContainerState
+from moorage_common.docker.containers import DIRECTORY, PROJECT, SERVICE, of_inspection, of_labels
+from moorage_common.docker.engine_http import EngineProblemError, understanding
+from moorage_common.docker.log_parts import Parts
+from moorage_common.docker.states import ContainerState
 from moorage_common.untrusted import LIMITS, Lines, UntrustedError, clean_line, clean_text, parse_json
 from moorage_controller.hosts.ssh import engine
 

@@ -21,19 +21,19 @@ from moorage_controller.errors import ConflictError, HostUnreachableError
 from moorage_controller.hosts.choose import ChosenHosts, ssh_target
 from moorage_controller.hosts.credentials import fingerprint
 from moorage_controller.hosts.pools import AgentChannels
-from moorage_controller.hosts.ssh.connection import key_text
-from moorage_controller.hosts.ssh.pool import SshPool
-from moorage_controller.services.credentials import Credentials
-from moorage_controller.services.host_keys import HostKeys, PinnedKeys
+from moorage_controller.hosts.ssh.session.connection import key_text
+from moorage_controller.hosts.ssh.session.pool import SshPool
+from moorage_controller.services.fleet.credentials import Credentials
+from moorage_controller.services.fleet.host_keys import HostKeys, PinnedKeys
 from moorage_controller.signals import Signals
-from moorage_controller.store import servers as store
-from moorage_controller.store.encryption import Keyring
-from moorage_controller.store.migrate import migrate
-from moorage_controller.store.servers import Server
-from moorage_lab.controller import ControllerProcess
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.network import free_port
-from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_controller.store.database.encryption import Keyring
+from moorage_controller.store.database.migrate import migrate
+from moorage_controller.store.tables import servers as store
+from moorage_controller.store.tables.servers import Server
+from moorage_lab.hosts.network import free_port
+from moorage_lab.programs.controller import ControllerProcess
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
 
 T = TypeVar("T")

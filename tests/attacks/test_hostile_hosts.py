@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from moorage_lab.engine import Engine
-from moorage_lab.network import free_port, listens
-from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.hosts.network import free_port, listens
+from moorage_lab.programs.engine import Engine
+from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
 from siege import SECONDS, Figures, Siege
 

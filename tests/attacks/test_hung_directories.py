@@ -12,9 +12,9 @@ import docker
 import pytest
 from host_calls import order, watching
 from lone_agent import LoneAgent
-from moorage_common.app_identity import DIRECTORY_HANGS
+from moorage_common.docker.app_identity import DIRECTORY_HANGS
 from moorage_controller.hosts.transport import AppObservation, End, HostApp, HostRefusedError, Snapshot, WatchItem
-from moorage_lab.hung_mount import HungMount
+from moorage_lab.hosts.hung_mount import HungMount
 from moorage_lab.waiting import eventually_async
 from stack import SLEEPER
 from ways import Way

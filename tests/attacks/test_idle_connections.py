@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from moorage_controller.connections import Limits, Listener
 from moorage_lab.api import Api
-from moorage_lab.controller import ControllerProcess
+from moorage_lab.programs.controller import ControllerProcess
 from moorage_lab.waiting import eventually
 
 FILES = 300

@@ -9,16 +9,17 @@ import pytest
 from attacked import attacked
 from factories import World, add_app, app_row, make_settings, project_row, server_row
 from fakes import FakeClock, settle
-from moorage_controller.api import conditional, surface
-from moorage_controller.api.conditional import Conditional
-from moorage_controller.api.events import show
+from moorage_controller.api.admin.events import show
+from moorage_controller.api.http import conditional
+from moorage_controller.api.http import http_edge as surface
+from moorage_controller.api.http.conditional import Conditional
 from moorage_controller.database import open_database
-from moorage_controller.services import feed as feeds
-from moorage_controller.services.feed import Feed, News
-from moorage_controller.store import apps, projects, servers
-from moorage_controller.store.engine import Database
-from moorage_controller.store.migrate import migrate
-from moorage_controller.store.revisions import Revisions
+from moorage_controller.services.events import feed as feeds
+from moorage_controller.services.events.feed import Feed, News
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.database.migrate import migrate
+from moorage_controller.store.database.version import Revisions
+from moorage_controller.store.tables import apps, projects, servers
 from sse import listening
 
 MIB = 1024 * 1024

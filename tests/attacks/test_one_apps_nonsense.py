@@ -10,13 +10,13 @@ import pytest
 from host_calls import order, watching
 from hypothesis import given
 from hypothesis import strategies as st
-from moorage_agent.directory_reader import DirectoryReader
-from moorage_agent.identities import Identities, WatchedApp
-from moorage_agent.policy import write_policy
-from moorage_common.app_identity import UNREADABLE, AppIdentity, Reading, read_config
-from moorage_common.compose_output import error_sentence, readable, render
-from moorage_common.journal_types import Order
-from moorage_common.states import Project
+from moorage_agent.apps.directory_reader import DirectoryReader
+from moorage_agent.apps.identities import Identities, WatchedApp
+from moorage_agent.apps.policy import write_policy
+from moorage_common.compose.output import error_sentence, readable, render
+from moorage_common.docker.app_identity import UNREADABLE, AppIdentity, Reading, read_config
+from moorage_common.docker.states import Project
+from moorage_common.journal.types import Order
 from moorage_controller.hosts.transport import AppObservation, HostRefusedError, Snapshot
 from moorage_lab.waiting import eventually_async
 from stack import SLEEPER
@@ -161,7 +161,7 @@ async def test_any_fault_in_reading_one_app_is_its_own(tmp_path: Path) -> None:
 async def test_an_app_that_takes_long_to_read_keeps_no_neighbour(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moorage_agent.identities._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("moorage_agent.apps.identities._PATIENCE_SECONDS", 0.3)
     write_policy(tmp_path / "policy.toml", [str(tmp_path)])
     program, slow = tmp_path / "compose", tmp_path / "slow"
     program.write_text(

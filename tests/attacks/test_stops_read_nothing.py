@@ -12,14 +12,14 @@ from pathlib import Path
 import docker
 import pytest
 from lone_agent import compose
-from moorage_common.app_identity import AppIdentity
-from moorage_common.app_orders import down_order
-from moorage_common.compose import down_command
-from moorage_common.containers import Container
-from moorage_common.states import ContainerState, Project
+from moorage_common.compose.command import down_command
+from moorage_common.compose.orders import down_order
+from moorage_common.docker.app_identity import AppIdentity
+from moorage_common.docker.containers import Container
+from moorage_common.docker.states import ContainerState, Project
 from moorage_controller.hosts.transport import EndKind
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed, plain_environment
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed, plain_environment
 from stack import IMAGE, SLEEPER
 from ways import Way
 

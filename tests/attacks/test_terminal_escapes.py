@@ -15,7 +15,7 @@ import pytest
 from attacked import attacked
 from factories import World
 from moorage_cli import clean
-from moorage_lab.processes import installed, plain_environment
+from moorage_lab.programs.processes import installed, plain_environment
 from terminal import Terminal
 
 CLIPBOARD = "\x1b]52;c;cm0gLXJmIH4=\x07"

@@ -18,13 +18,13 @@ from factories import World, add_users, app_row, make_settings, project_row, ser
 from fakes import FakeHost
 from figures import tell
 from moorage_common.clock import SystemClock
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 from moorage_controller.database import open_database
 from moorage_controller.hosts.transport import Deadline, Order
 from moorage_controller.settings import Settings
-from moorage_controller.store import apps, projects, servers
-from moorage_controller.store.migrate import migrate
-from moorage_lab.postgres import PrivatePostgres
+from moorage_controller.store.database.migrate import migrate
+from moorage_controller.store.tables import apps, projects, servers
+from moorage_lab.programs.postgres import PrivatePostgres
 from moorage_lab.waiting import eventually_async
 
 _HOSTS, _APPS, _DUE = 125, 80, 4

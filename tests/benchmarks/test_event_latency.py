@@ -10,7 +10,7 @@ import docker
 import pytest
 from factories import Api
 from figures import make_ssh_app, tell
-from moorage_lab.sshd import PrivateSshd
+from moorage_lab.programs.sshd import PrivateSshd
 from sse import Listener, listening
 from stack import SLEEPER, Stack
 

@@ -13,12 +13,12 @@ import pytest
 from factories import app_row, project_row, server_row
 from fakes import FakeClock
 from figures import tell
-from moorage_controller.store import apps, projects, servers
-from moorage_controller.store.engine import Database, sqlite_url
-from moorage_controller.store.migrate import migrate
-from moorage_lab.controller import ControllerProcess
-from moorage_lab.network import free_port, listens
-from moorage_lab.processes import Process, plain_environment
+from moorage_controller.store.database.database import Database, sqlite_url
+from moorage_controller.store.database.migrate import migrate
+from moorage_controller.store.tables import apps, projects, servers
+from moorage_lab.hosts.network import free_port, listens
+from moorage_lab.programs.controller import ControllerProcess
+from moorage_lab.programs.processes import Process, plain_environment
 
 _APPS = 1000
 _ROUNDS = 60

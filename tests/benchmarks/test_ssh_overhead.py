@@ -5,7 +5,7 @@ import statistics
 import time
 
 from figures import make_ssh_app, tell
-from moorage_lab.sshd import PrivateSshd
+from moorage_lab.programs.sshd import PrivateSshd
 from rigs import SshDesk
 from stack import SLEEPER, Stack
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from moorage_common.journal import Journal, JournalError, Order
+from moorage_common.journal.journal import Journal, JournalError, Order
 
 SHELLS = ["sh", *(name for name in ("busybox", "bash") if shutil.which(name))]
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"

@@ -3,9 +3,16 @@
 from dataclasses import replace
 
 import pytest
-from moorage_common.app_identity import AppIdentity
-from moorage_common.containers import CONFIG_FILES, DIRECTORY, ENVIRONMENT_FILE, PROJECT, Container, of_inspection
-from moorage_common.states import ContainerState, Project
+from moorage_common.docker.app_identity import AppIdentity
+from moorage_common.docker.containers import (
+    CONFIG_FILES,
+    DIRECTORY,
+    ENVIRONMENT_FILE,
+    PROJECT,
+    Container,
+    of_inspection,
+)
+from moorage_common.docker.states import ContainerState, Project
 
 _SHOP = Project("shop", "/srv/shop")
 _APP = AppIdentity("/srv/shop", "/srv/shop", _SHOP, config_files=("/srv/shop/compose.yaml",))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moorage_common.compose import (
+from moorage_common.compose.command import (
     clean_environment,
     config_command,
     down_command,
@@ -16,7 +16,7 @@ from moorage_common.compose import (
     steps_command,
     with_files,
 )
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 
 SHELLS = {
     name: [program, *rest]

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from moorage_agent.app_files import run_walk
-from moorage_agent.projects import read_project
-from moorage_common.compose_files import Ask, Found, Kind, Walked, walk_app, walk_resolved
-from moorage_common.compose_rules import EVERYWHERE, Rules, parse_rules
-from moorage_common.compose_variables import Variables
-from moorage_common.compose_yaml import UnreadableError, parse
-from moorage_lab.processes import installed
+from moorage_agent.apps.app_files import run_walk
+from moorage_agent.apps.projects import read_project
+from moorage_common.compose.files import Ask, Found, Kind, Walked, walk_app, walk_resolved
+from moorage_common.compose.rules import EVERYWHERE, Rules, parse_rules
+from moorage_common.compose.variables import Variables
+from moorage_common.compose.yaml_nodes import UnreadableError, parse
+from moorage_lab.programs.processes import installed
 
 ROOTS = Rules(["/srv"])
 

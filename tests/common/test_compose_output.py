@@ -6,7 +6,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moorage_common.compose_output import crash, error_sentence, remarks, render, render_end
+from moorage_common.compose.output import crash, error_sentence, remarks, render, render_end
 
 UP = """\
 {"id":"Network web_default","status":"Working","text":"Creating"}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from moorage_common.compose import clean_environment
-from moorage_common.compose_variables import UnsureError, Variables
-from moorage_lab.processes import installed
+from moorage_common.compose.command import clean_environment
+from moorage_common.compose.variables import UnsureError, Variables
+from moorage_lab.programs.processes import installed
 
 _ALPHABET = st.sampled_from(
     [

@@ -1,7 +1,7 @@
 """What people are told of the room on a host's disk."""
 
 import pytest
-from moorage_common.disk_room import Room, room_problem
+from moorage_common.journal.disk_room import Room, room_problem
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moorage_common.join_token import JoinToken
+from moorage_common.tls.join_token import JoinToken
 
 part = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="-"), min_size=1, max_size=64)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moorage_common.journal import Journal, JournalError, Launch, Order, Record, State
+from moorage_common.journal.journal import Journal, JournalError, Launch, Order, Record, State
 
 TELL = """
 import json, os

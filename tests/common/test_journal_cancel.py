@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from moorage_common.journal import CancelOutcome, Journal, Launch, Order, Record, Refused, State
-from moorage_common.journal_files import start_time
+from moorage_common.journal.files import start_time
+from moorage_common.journal.journal import CancelOutcome, Journal, Launch, Order, Record, Refused, State
 
 Orders = Callable[..., Order]
 Until = Callable[..., Awaitable[None]]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from moorage_common.clock import SystemClock
-from moorage_common.journal import Journal, Launch, Order, Record, Refused, State
-from moorage_common.journal_files import held_lock, open_folder
+from moorage_common.journal.files import held_lock, open_folder
+from moorage_common.journal.journal import Journal, Launch, Order, Record, Refused, State
 
 Orders = Callable[..., Order]
 Until = Callable[..., Awaitable[None]]

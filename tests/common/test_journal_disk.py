@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from moorage_common.journal import CancelOutcome, Journal, JournalError, Launch, Order, Record, State
+from moorage_common.journal.journal import CancelOutcome, Journal, JournalError, Launch, Order, Record, State
 
 Orders = Callable[..., Order]
 Until = Callable[..., Awaitable[None]]

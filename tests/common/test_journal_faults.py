@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from moorage_common.journal import Journal, Launch, Order, Record, Refused, State
+from moorage_common.journal.journal import Journal, Launch, Order, Record, Refused, State
 
 Orders = Callable[..., Order]
 Until = Callable[..., Awaitable[None]]
@@ -21,7 +21,7 @@ WAIT = "while [ ! -e on ]; do sleep 0.01; done"
 LAUNCH = """
 import asyncio, json, sys, time
 from pathlib import Path
-from moorage_common.journal import Journal, Order
+from moorage_common.journal.journal import Journal, Order
 
 async def guard():
     print("guarding", flush=True)

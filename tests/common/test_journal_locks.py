@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from moorage_common.journal import Journal, JournalError, Launch, Order, Record, Refused, State, lock_name
+from moorage_common.journal.journal import Journal, JournalError, Launch, Order, Record, Refused, State, lock_name
 
 Orders = Callable[..., Order]
 Until = Callable[..., Awaitable[None]]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from moorage_common import journal_shell
-from moorage_common.journal import CancelOutcome, Journal, Launch, Order, Record, Refused, State
-from moorage_common.journal_shell import Look
+from moorage_common.journal import shell as journal_shell
+from moorage_common.journal.journal import CancelOutcome, Journal, Launch, Order, Record, Refused, State
+from moorage_common.journal.shell import Look
 
 Orders = Callable[..., Order]
 Until = Callable[..., Awaitable[None]]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moorage_common.states import AppStatus, ContainerState, Health, judge, observed_status, unsettled
+from moorage_common.docker.states import AppStatus, ContainerState, Health, judge, observed_status, unsettled
 
 UP = ContainerState(id="1", name="web-a-1", service="a", image="a:1", state="running")
 DONE = replace(UP, state="exited", exit_code=0)

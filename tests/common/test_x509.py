@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 from moorage_common.clock import SystemClock
-from moorage_common.x509 import (
+from moorage_common.tls.x509 import (
     agent_name,
     check_issued_certificate,
     dns_names,

@@ -11,8 +11,8 @@ from uuid import UUID, uuid4
 
 import pytest
 from host_calls import followed, order, run, watching
-from moorage_common.logs import LogLine, LogsWanted
-from moorage_common.states import OperationKind, observed_status
+from moorage_common.docker.logs import LogLine, LogsWanted
+from moorage_common.docker.states import OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import (
     AppObservation,

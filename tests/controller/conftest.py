@@ -19,9 +19,9 @@ from fakes import FakeClock, FakeHost, settle
 from moorage_common import logging
 from moorage_controller.database import open_database
 from moorage_controller.settings import Settings
-from moorage_controller.store.engine import Database
-from moorage_controller.store.migrate import migrate
-from moorage_lab.postgres import PrivatePostgres
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.database.migrate import migrate
+from moorage_lab.programs.postgres import PrivatePostgres
 
 Kind = Literal["sqlite", "postgresql"]
 

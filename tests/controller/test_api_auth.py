@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from factories import ADMIN, JWT_SECRET, PASSWORD, USER, Api, World, user_row
 from moorage_controller.auth import tokens
-from moorage_controller.store import users
-from moorage_controller.store.tables import users as users_table
+from moorage_controller.store.schema import users as users_table
+from moorage_controller.store.tables import users
 from sqlalchemy import delete, update
 
 

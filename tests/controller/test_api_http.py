@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 from factories import World
-from moorage_controller.services.projects import Projects
+from moorage_controller.services.fleet.projects import Projects
 from moorage_lab.waiting import eventually_async
 
 SQLITE_ONLY = "what lies between the socket and the services asks no database"

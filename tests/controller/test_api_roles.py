@@ -5,7 +5,8 @@ import uuid
 import pytest
 from factories import ADMIN, PASSWORD, Api, World
 from moorage_common.clock import to_millis
-from moorage_controller.api import health, schemas
+from moorage_controller.api import schemas
+from moorage_controller.api.admin import health
 from moorage_controller.api.routes import ROUTES, Route
 from moorage_controller.auth.roles import Role, Scope
 

@@ -5,10 +5,10 @@ import uuid
 
 import pytest
 from factories import ENCRYPTION_KEY, ENDPOINT, JWT_SECRET, PASSWORD, Api, Reply, World
-from moorage_common.join_token import JoinToken
-from moorage_common.x509 import key_to_pem, new_key, signing_request
-from moorage_controller.store.encryption import Keyring
-from moorage_controller.store.tables import enrollment_tokens
+from moorage_common.tls.join_token import JoinToken
+from moorage_common.tls.x509 import key_to_pem, new_key, signing_request
+from moorage_controller.store.database.encryption import Keyring
+from moorage_controller.store.schema import enrollment_tokens
 from sqlalchemy import update
 
 SQLITE_ONLY = "What is shown is made of the same rows on both."

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from factories import ADMIN, PASSWORD, PATH, USER, Api, World
 from moorage_common.clock import to_millis
-from moorage_controller.store import api_tokens, users
+from moorage_controller.store.tables import api_tokens, users
 
 
 async def make(world: World, caller: Api, *scopes: str, **fields: object) -> tuple[dict[str, Any], Api]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from factories import ADMIN, PASSWORD, USER, Api, World
-from moorage_controller.store import users as store
+from moorage_controller.store.tables import users as store
 from moorage_lab.waiting import eventually_async
 
 NEW = {"username": "anna", "password": "long enough"}

@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import pytest
 from fakes import EPOCH
-from moorage_controller.services import audit_archive as archives
-from moorage_controller.services.audit_archive import AuditArchive
-from moorage_controller.store import audit
-from moorage_controller.store.audit import AuditEntry, AuditFilter
-from moorage_controller.store.engine import Database
+from moorage_controller.services.audit import audit_archive as archives
+from moorage_controller.services.audit.audit_archive import AuditArchive
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.tables import audit
+from moorage_controller.store.tables.audit import AuditEntry, AuditFilter
 
 DAYS = timedelta(days=30)
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 from fakes import EPOCH, FakeClock
-from moorage_common.x509 import CONTROLLER_URI, agent_name, key_from_pem, new_key, signing_request
+from moorage_common.tls.x509 import CONTROLLER_URI, agent_name, key_from_pem, new_key, signing_request
 from moorage_controller.pki.authority import Authority, public_key_digest
 from moorage_controller.pki.identity import ControllerIdentity
 

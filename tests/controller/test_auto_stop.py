@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 from factories import PATH, World
 from fakes import EPOCH, FakeHost, Plan, settle
-from moorage_common.states import OperationKind
-from moorage_controller.services.run_ends import RunEnds
-from moorage_controller.store import apps
+from moorage_common.docker.states import OperationKind
+from moorage_controller.services.runs.run_expiry import RunEnds
+from moorage_controller.store.tables import apps
 
 NOW = int(EPOCH.timestamp() * 1000)
 SECONDS = 300

@@ -28,13 +28,14 @@ from backups import (
 )
 from factories import ENCRYPTION_KEY, World, audit_row
 from fakes import EPOCH
-from moorage_controller.services import backup
-from moorage_controller.store import audit, contents
-from moorage_controller.store.engine import Database
-from moorage_controller.store.migrate import migrate
-from moorage_controller.store.tables import metadata, users
-from moorage_controller.store.types import EncryptedText, TextTuple
-from moorage_lab.processes import installed, plain_environment
+from moorage_controller.services.admin import backup
+from moorage_controller.store.database import table_dump as contents
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.database.migrate import migrate
+from moorage_controller.store.database.types import EncryptedText, TextTuple
+from moorage_controller.store.schema import metadata, users
+from moorage_controller.store.tables import audit
+from moorage_lab.programs.processes import installed, plain_environment
 from moorage_lab.waiting import eventually
 from sqlalchemy import Column, Integer, LargeBinary, String, inspect, select, text
 

@@ -12,10 +12,11 @@ import pytest
 from backups import BACKUPS, Place, backed_up_under_writers, done, fill, refused, restored_pairs
 from factories import audit_row
 from fakes import EPOCH
-from moorage_controller.store import audit, contents
-from moorage_controller.store.migrate import migrate
-from moorage_lab.postgres import PrivatePostgres
-from moorage_lab.processes import installed, plain_environment
+from moorage_controller.store.database import table_dump as contents
+from moorage_controller.store.database.migrate import migrate
+from moorage_controller.store.tables import audit
+from moorage_lab.programs.postgres import PrivatePostgres
+from moorage_lab.programs.processes import installed, plain_environment
 from moorage_lab.waiting import eventually
 
 NewPlace = Callable[[], Place]

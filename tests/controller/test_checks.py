@@ -11,13 +11,13 @@ from factories import ENDPOINT, World, server_row
 from fakes import FakeClock, FakeHosts, FakeTransport, settle
 from moorage_controller.errors import NotFoundError
 from moorage_controller.hosts.transport import HostInfo, HostTransport, Reachable
-from moorage_controller.services.checks import AT_ONCE, CHECK_SECONDS, ROUND_SECONDS, Checks
-from moorage_controller.services.observations import Observations
-from moorage_controller.services.runs import Rules
+from moorage_controller.services.fleet.checks import AT_ONCE, CHECK_SECONDS, ROUND_SECONDS, Checks
+from moorage_controller.services.fleet.observations import Observations
+from moorage_controller.services.runs.transitions import Rules
 from moorage_controller.signals import Signals
-from moorage_controller.store import servers as store
-from moorage_controller.store.engine import Database
-from moorage_controller.store.servers import Server
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.tables import servers as store
+from moorage_controller.store.tables.servers import Server
 from moorage_lab.waiting import eventually_async
 
 SQLITE_ONLY = "Who asks a host, and for how long, hangs on no database."

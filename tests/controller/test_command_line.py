@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from factories import PASSWORD, World
 from fakes import FakeHost, Plan, settle
 from moorage_cli.main import main
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 
 SQLITE_ONLY = "The command line sees the API alone."
 

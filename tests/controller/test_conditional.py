@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 from factories import ADMIN, World, project_row
-from moorage_controller.services.projects import Projects
-from moorage_controller.store import projects
+from moorage_controller.services.fleet.projects import Projects
+from moorage_controller.store.tables import projects
 from sqlalchemy import text
 
 

@@ -9,7 +9,7 @@ from copies import Copies
 from factories import PATH, World
 from fakes import FakeHost, settle
 from moorage_controller.errors import DatabaseUnavailableError
-from moorage_controller.store.engine import Database
+from moorage_controller.store.database.database import Database
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 Write = Callable[[Database], AbstractAsyncContextManager[AsyncConnection]]

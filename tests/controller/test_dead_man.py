@@ -5,7 +5,7 @@ import uuid
 import pytest
 from factories import PATH, World
 from fakes import EPOCH, FakeHost, settle
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 from moorage_controller.hosts.transport import Deadline
 
 NOW = int(EPOCH.timestamp() * 1000)

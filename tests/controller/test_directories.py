@@ -6,13 +6,13 @@ from uuid import UUID
 import pytest
 from factories import PATH, World, add_app
 from fakes import FakeHost, settle
-from moorage_common.states import ContainerState, Project
+from moorage_common.docker.states import ContainerState, Project
 from moorage_controller.hosts.transport import AppObservation
-from moorage_controller.services.observations import Observations
-from moorage_controller.services.runs import Rules
+from moorage_controller.services.fleet.observations import Observations
+from moorage_controller.services.runs.transitions import Rules
 from moorage_controller.signals import Signals
-from moorage_controller.store import apps
-from moorage_controller.store.engine import Database
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.tables import apps
 
 _WEB = ContainerState(id="a" * 64, name="shop-web-1", service="web", image="sample:1", state="running")
 

@@ -6,10 +6,10 @@ import uuid
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moorage_controller.store.encryption import Keyring, UndecryptableError
-from moorage_controller.store.engine import Database
-from moorage_controller.store.enrollment import StoredToken, add_token
-from moorage_controller.store.types import Ciphertext
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.database.encryption import Keyring, UndecryptableError
+from moorage_controller.store.database.types import Ciphertext
+from moorage_controller.store.tables.enrollment import StoredToken, add_token
 from sqlalchemy.exc import StatementError
 
 OLD, NEW = "an old key of more than 32 characters", "a new key of more than 32 characters."

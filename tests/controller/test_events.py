@@ -10,10 +10,10 @@ import aiohttp
 import pytest
 from factories import PATH, Api, World, add_app
 from fakes import FakeHost, settle
-from moorage_controller.services import feed as feeds
-from moorage_controller.services.feed import Feed, News, Ready
-from moorage_controller.store import apps, changes, servers
-from moorage_controller.store.engine import Database
+from moorage_controller.services.events import feed as feeds
+from moorage_controller.services.events.feed import Feed, News, Ready
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.tables import apps, changes, servers
 from sse import Event, Listener, listening
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from factories import PATH, Reply, World
 from fakes import EPOCH, FakeHost, settle
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 from moorage_controller.hosts.transport import Deadline
 
 NOW = int(EPOCH.timestamp() * 1000)

@@ -1,7 +1,7 @@
 """Each wrong value of each field of each body gets a sentence of ours, and none that is for programmers."""
 
 import pytest
-from moorage_controller.api.field_errors import UNKNOWN, field_errors
+from moorage_controller.api.http.field_errors import UNKNOWN, field_errors
 from moorage_controller.api.routes import ROUTES
 from pydantic import BaseModel, ValidationError
 

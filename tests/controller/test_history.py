@@ -5,14 +5,14 @@ from datetime import timedelta
 import pytest
 from factories import PATH, Api, World, add_app, add_operation, app_row
 from fakes import EPOCH, FakeHost
-from moorage_controller.services import history as histories
-from moorage_controller.services.history import History, Keeps
+from moorage_controller.services.admin import history as histories
+from moorage_controller.services.admin.history import History, Keeps
 from moorage_controller.settings import Settings
-from moorage_controller.store import apps, changes, operations, output
-from moorage_controller.store.apps import App
-from moorage_controller.store.engine import Database
-from moorage_controller.store.operations import Operation
-from moorage_controller.store.output import Piece
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.tables import apps, changes, operations, output
+from moorage_controller.store.tables.apps import App
+from moorage_controller.store.tables.operations import Operation
+from moorage_controller.store.tables.output import Piece
 
 KEEPS = Keeps(operations=timedelta(days=90), most_operations=5, output=timedelta(days=7))
 

@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 from factories import World
 from fakes import FakeHost, Plan, settle
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 from moorage_common.untrusted import LIMITS
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import ContactLostError, End, HostRefusedError, Output

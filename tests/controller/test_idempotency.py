@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from factories import ADMIN, ENCRYPTION_KEY, PATH, Api, Reply, World
-from moorage_controller.api import middleware
-from moorage_controller.api.details import DETAILS
+from moorage_controller.api.docs.details import DETAILS
+from moorage_controller.api.http import middleware
 from moorage_controller.api.routes import ROUTES
-from moorage_controller.store import idempotency as store
-from moorage_controller.store.encryption import Keyring
-from moorage_controller.store.engine import Database
-from moorage_controller.store.users import by_name
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.database.encryption import Keyring
+from moorage_controller.store.tables import idempotency as store
+from moorage_controller.store.tables.users import by_name
 from sqlalchemy.exc import OperationalError
 
 CREATING = [route.path for route in ROUTES if route.creates]

@@ -12,7 +12,7 @@ from factories import ADMIN, PASSWORD, PATH, Api, make_settings
 from fakes import FakeClock, FakeHosts
 from moorage_common.clock import SystemClock
 from moorage_controller.app import Controller, migrate_database
-from moorage_controller.store.engine import Database, postgresql_url
+from moorage_controller.store.database.database import Database, postgresql_url
 from sqlalchemy import text
 
 Pair = tuple[Api, Api]

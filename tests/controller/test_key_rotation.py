@@ -9,20 +9,20 @@ import pytest
 from click.testing import CliRunner, Result
 from factories import ENCRYPTION_KEY as OLD
 from factories import World, server_row
-from moorage_common.join_token import JoinToken
-from moorage_common.x509 import new_key, signing_request
+from moorage_common.tls.join_token import JoinToken
+from moorage_common.tls.x509 import new_key, signing_request
 from moorage_controller import cli, commands
 from moorage_controller.errors import StartupError
-from moorage_controller.services.credentials import Credentials
-from moorage_controller.services.enrollment import load_authority
-from moorage_controller.services.key_rotation import rotate
+from moorage_controller.services.admin.key_rotation import rotate
+from moorage_controller.services.agents.enrollment import load_authority
+from moorage_controller.services.fleet.credentials import Credentials
 from moorage_controller.settings import Settings
-from moorage_controller.store import sealed as sealed_store
-from moorage_controller.store import servers as server_store
-from moorage_controller.store.encryption import Keyring
-from moorage_controller.store.engine import Database
-from moorage_controller.store.tables import metadata
-from moorage_controller.store.types import Ciphertext, EncryptedText
+from moorage_controller.store.database import encrypted_columns as sealed_store
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.database.encryption import Keyring
+from moorage_controller.store.database.types import Ciphertext, EncryptedText
+from moorage_controller.store.schema import metadata
+from moorage_controller.store.tables import servers as server_store
 from sqlalchemy import Column, select
 
 NEW = "a test's new key, of 32 characters or more"

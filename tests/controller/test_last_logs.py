@@ -9,12 +9,12 @@ from uuid import UUID
 import pytest
 from factories import PATH, World
 from fakes import FakeHost, settle
-from moorage_common.logs import LogLine, LogsWanted
-from moorage_controller.services.last_logs import shown
-from moorage_controller.store import last_logs as store
-from moorage_controller.store.engine import Database
-from moorage_controller.store.last_logs import ServiceLog
-from moorage_controller.store.tables import last_logs
+from moorage_common.docker.logs import LogLine, LogsWanted
+from moorage_controller.services.operations.last_logs import shown
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.schema import last_logs
+from moorage_controller.store.tables import last_logs as store
+from moorage_controller.store.tables.last_logs import ServiceLog
 from sqlalchemy import func, select
 from sse import listening
 

@@ -8,11 +8,11 @@ import aiohttp
 import pytest
 from factories import PATH, Api, World, add_app, add_operation
 from fakes import FakeHost, Plan, settle
-from moorage_common.states import OperationKind
-from moorage_controller.api import sse
-from moorage_controller.store import output
-from moorage_controller.store.engine import Database
-from moorage_controller.store.output import Piece
+from moorage_common.docker.states import OperationKind
+from moorage_controller.api.http import sse
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.tables import output
+from moorage_controller.store.tables.output import Piece
 from moorage_lab.waiting import eventually_async
 from sse import listening
 
@@ -228,7 +228,7 @@ async def test_a_database_that_was_away_loses_no_output(
 
 
 async def test_a_logged_out_reader_is_let_go(world: World, operation_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moorage_controller.api.sse._ADMIT_SECONDS", 0.05)
+    monkeypatch.setattr("moorage_controller.api.http.sse._ADMIT_SECONDS", 0.05)
     admitted = 0
     admit_again = sse._Sending._admit_again
 
@@ -249,7 +249,7 @@ async def test_a_logged_out_reader_is_let_go(world: World, operation_id: str, mo
 async def test_a_reader_who_takes_nothing_is_dropped(
     world: World, host: FakeHost, operation_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moorage_controller.api.sse._SEND_SECONDS", 0.3)
+    monkeypatch.setattr("moorage_controller.api.http.sse._SEND_SECONDS", 0.3)
     host.say(PATH, b"".join(b"%07d %s\n" % (n, b"x" * 1000) for n in range(9_000)))
     host.let_go()
     await world.clock.run(5)

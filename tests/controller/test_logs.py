@@ -6,7 +6,7 @@ from typing import Any
 
 from factories import JWT_SECRET, PASSWORD, World
 from fakes import FakeHost, Plan, settle
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 
 SQLITE_ONLY = "What is logged hangs on no database."
 

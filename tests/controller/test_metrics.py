@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from factories import PASSWORD, Api, World
 from fakes import FakeHost, Plan, settle
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 from moorage_controller.settings import Settings
 from prometheus_client.parser import text_string_to_metric_families
 

@@ -15,9 +15,9 @@ from moorage_controller.app import Controller, migrate_database
 from moorage_controller.database import open_database
 from moorage_controller.errors import StartupError
 from moorage_controller.settings import Settings
-from moorage_controller.store import apps, operations, projects, servers
-from moorage_controller.store.migrate import migrate
-from moorage_controller.store.tables import metadata
+from moorage_controller.store.database.migrate import migrate
+from moorage_controller.store.schema import metadata
+from moorage_controller.store.tables import apps, operations, projects, servers
 from sqlalchemy import Connection, inspect, text
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from factories import World
-from moorage_controller.api import health, schemas
+from moorage_controller.api import schemas
+from moorage_controller.api.admin import health
 from moorage_controller.api.routes import ROUTES, Route
 from moorage_controller.auth.roles import Role
 from openapi_spec_validator import OpenAPIV31SpecValidator

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from factories import LIMIT, PATH, World
 from fakes import EPOCH, FakeHost, Plan, Refusal, settle
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 
 NOW = int(EPOCH.timestamp() * 1000)
 MINUTE = 60_000

@@ -7,9 +7,9 @@ from uuid import UUID
 import pytest
 from factories import LIMIT, PATH, World, add_operation
 from fakes import EPOCH, FakeHost, Plan, Refusal, settle
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 from moorage_controller.hosts.transport import EndKind, HostRefusedError, Order
-from moorage_controller.store.operations import Operation
+from moorage_controller.store.tables.operations import Operation
 
 NOW = int(EPOCH.timestamp() * 1000)
 MINUTE = 60_000

@@ -7,9 +7,9 @@ from uuid import UUID
 import pytest
 from factories import PATH, World
 from fakes import EPOCH, FakeHost, settle
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 from moorage_controller.hosts.transport import Order
-from moorage_controller.store import operations
+from moorage_controller.store.tables import operations
 
 NOW = int(EPOCH.timestamp() * 1000)
 MINUTE = 60_000

@@ -6,8 +6,8 @@ from uuid import UUID
 import pytest
 from factories import LIMIT, PATH, World
 from fakes import FakeHost, Refusal, settle
-from moorage_common.states import OperationKind
-from moorage_controller.services.queue import Gate
+from moorage_common.docker.states import OperationKind
+from moorage_controller.services.operations.queue import Gate
 from moorage_controller.settings import Settings
 
 SQLITE_ONLY = "Turns are taken in memory."

@@ -13,11 +13,11 @@ from moorage_controller.auth.passwords import Passwords
 from moorage_controller.auth.rate_limit import Budget, network
 from moorage_controller.auth.roles import Origin
 from moorage_controller.errors import NotAuthenticatedError, TooManyRequestsError
-from moorage_controller.services.api_tokens import ApiTokens
-from moorage_controller.services.login_limits import delay
-from moorage_controller.services.users import Users
+from moorage_controller.services.accounts.api_tokens import ApiTokens
+from moorage_controller.services.accounts.login_limits import delay
+from moorage_controller.services.accounts.users import Users
 from moorage_controller.settings import Settings
-from moorage_controller.store.engine import Database
+from moorage_controller.store.database.database import Database
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import structlog
 from factories import PATH, World
 from fakes import EPOCH, FakeHost, Plan, settle
 from moorage_common.clock import SystemClock
-from moorage_common.states import OperationKind
-from moorage_controller.services import timekeeper
+from moorage_common.docker.states import OperationKind
+from moorage_controller.services.runs import clock_jumps as timekeeper
 from moorage_controller.settings import Settings
 from moorage_lab.waiting import eventually_async
 from sse import Listener, listening

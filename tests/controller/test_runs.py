@@ -9,13 +9,13 @@ from factories import PATH, app_row, operation_row
 from fakes import EPOCH
 from hypothesis import given
 from hypothesis import strategies as st
-from moorage_common.app_identity import DIRECTORY_HANGS
-from moorage_common.states import ContainerState, OperationKind, Project
+from moorage_common.docker.app_identity import DIRECTORY_HANGS
+from moorage_common.docker.states import ContainerState, OperationKind, Project
 from moorage_controller.hosts.transport import AppObservation
-from moorage_controller.services import runs
-from moorage_controller.services.runs import EndedRun, Outcome, Rules
-from moorage_controller.store.apps import App
-from moorage_controller.store.operations import Operation
+from moorage_controller.services.runs import transitions as runs
+from moorage_controller.services.runs.transitions import EndedRun, Outcome, Rules
+from moorage_controller.store.tables.apps import App
+from moorage_controller.store.tables.operations import Operation
 
 LATER = EPOCH + timedelta(minutes=7)
 PROJECT = Project("shop", PATH)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from moorage_controller.errors import NotFoundError
 from moorage_controller.hosts.credentials import SshCredentials
 from moorage_controller.hosts.private_keys import BadKeyError, checked
-from moorage_controller.services.credentials import Credentials
-from moorage_controller.store import servers as server_store
-from moorage_controller.store.encryption import Keyring, UndecryptableError
+from moorage_controller.services.fleet.credentials import Credentials
+from moorage_controller.store.database.encryption import Keyring, UndecryptableError
+from moorage_controller.store.tables import servers as server_store
 
 PASSPHRASE = "open sesame"  # noqa: S105 - a test's
 PASSWORD = "a login's password"  # noqa: S105 - a test's

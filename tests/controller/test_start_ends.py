@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 from factories import PATH, app_row
-from moorage_common.states import ContainerState, Project
+from moorage_common.docker.states import ContainerState, Project
 from moorage_controller.hosts.transport import AppObservation, HostProject
-from moorage_controller.services.start_ends import TakenPort, exited_early, taken_port
+from moorage_controller.services.operations.start_ends import TakenPort, exited_early, taken_port
 
 WEB = ContainerState("1", "shop-web-1", "web", "x", "exited", exit_code=3)
 UP = replace(WEB, state="running", exit_code=0, ports=("127.0.0.1:8080->80/tcp",))

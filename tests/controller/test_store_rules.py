@@ -7,11 +7,11 @@ from datetime import timedelta
 import pytest
 from factories import USER, add_app, add_operation, audit_row, operation_row, project_row, user_row
 from fakes import EPOCH
-from moorage_controller.store import apps, audit, enrollment, operations, projects, servers, users
-from moorage_controller.store.engine import Database, postgresql_url
-from moorage_controller.store.tables import apps as apps_table
-from moorage_controller.store.tables import users as users_table
-from moorage_controller.store.types import Ciphertext
+from moorage_controller.store.database.database import Database, postgresql_url
+from moorage_controller.store.database.types import Ciphertext
+from moorage_controller.store.schema import apps as apps_table
+from moorage_controller.store.schema import users as users_table
+from moorage_controller.store.tables import apps, audit, enrollment, operations, projects, servers, users
 from moorage_lab.waiting import eventually_async
 from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, StatementError

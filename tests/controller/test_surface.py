@@ -10,7 +10,7 @@ import pytest
 import structlog
 from factories import World, make_settings
 from fakes import FakeClock, FakeHosts, settle
-from moorage_controller.api import cors
+from moorage_controller.api.http import cors
 from moorage_controller.app import Controller
 from moorage_controller.errors import StartupError
 from moorage_controller.settings import Settings

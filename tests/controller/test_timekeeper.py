@@ -8,13 +8,13 @@ import structlog
 from factories import add_app
 from fakes import EPOCH, FakeClock
 from moorage_controller.database import open_database
-from moorage_controller.services import timekeeper
-from moorage_controller.services.leases import Leases
-from moorage_controller.services.timekeeper import Timekeeper
+from moorage_controller.services.operations.leases import Leases
+from moorage_controller.services.runs import clock_jumps as timekeeper
+from moorage_controller.services.runs.clock_jumps import Timekeeper
 from moorage_controller.settings import Settings
-from moorage_controller.store import apps
-from moorage_controller.store.apps import App
-from moorage_controller.store.engine import Database
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.tables import apps
+from moorage_controller.store.tables.apps import App
 
 HOUR = timedelta(hours=1)
 on_postgresql = pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True, scope="session")

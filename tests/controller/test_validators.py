@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from moorage_controller.api import app_schemas, schemas, server_schemas, user_schemas
+from moorage_controller.api import schemas
+from moorage_controller.api.accounts import schemas as user_schemas
+from moorage_controller.api.apps import schemas as app_schemas
+from moorage_controller.api.fleet import schemas as server_schemas
 from pydantic import TypeAdapter, ValidationError
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=600)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from fleet_desk import OLD, Desk
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.host import Fleet
+from moorage_lab.hosts.host import Fleet
+from moorage_lab.programs.engine import PrivateEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = ("common/moorage_common", "packaging")

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 import pytest
 from fleet_desk import BROKEN, OLD, Desk, files_of
-from moorage_lab.host import Fleet, Host
+from moorage_lab.hosts.host import Fleet, Host
 from moorage_lab.waiting import eventually
 from stack import SLEEPER, SLOW
 

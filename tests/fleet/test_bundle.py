@@ -11,11 +11,11 @@ from uuid import uuid4
 import pytest
 from docker.models.containers import Container
 from issuer import Issuer
-from moorage_common.join_token import JoinToken
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.images import SAMPLE_IMAGE
-from moorage_lab.network import listens
-from moorage_lab.old_system import ensure_old_image
+from moorage_common.tls.join_token import JoinToken
+from moorage_lab.hosts.network import listens
+from moorage_lab.hosts.old_system import ensure_old_image
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.images import SAMPLE_IMAGE
 from moorage_lab.waiting import eventually_async
 
 pytestmark = pytest.mark.timeout(400)

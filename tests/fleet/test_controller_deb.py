@@ -9,7 +9,7 @@ import moorage_migrations
 import pytest
 from fleet_desk import OLD, files_of
 from moorage_lab.api import Api
-from moorage_lab.host import Fleet, Host, HostError
+from moorage_lab.hosts.host import Fleet, Host, HostError
 from moorage_lab.waiting import eventually
 from sqlalchemy import create_engine
 from stack import SLEEPER

@@ -11,7 +11,7 @@ import pytest
 from fleet_desk import OLD, files_of
 from issuer import Issuer
 from lone_agent import DOWN, UP
-from moorage_lab.host import Fleet, Host, HostError
+from moorage_lab.hosts.host import Fleet, Host, HostError
 from stack import SLOW
 
 pytestmark = pytest.mark.timeout(600)

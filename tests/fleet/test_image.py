@@ -7,9 +7,9 @@ from pathlib import Path
 
 import docker
 import pytest
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.host import Fleet
-from moorage_lab.host_image import HOST_IMAGE
+from moorage_lab.hosts.host import Fleet
+from moorage_lab.hosts.host_image import HOST_IMAGE
+from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.waiting import eventually
 
 pytestmark = pytest.mark.timeout(600)

@@ -2,7 +2,7 @@
 
 import pytest
 from fleet_desk import Desk
-from moorage_lab.host import Fleet, Host
+from moorage_lab.hosts.host import Fleet, Host
 from moorage_lab.waiting import eventually
 from stack import IMAGE, SLOW
 

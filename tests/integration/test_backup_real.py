@@ -4,8 +4,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from moorage_lab.controller import ADMIN, ControllerProcess
-from moorage_lab.processes import installed, plain_environment
+from moorage_lab.programs.controller import ADMIN, ControllerProcess
+from moorage_lab.programs.processes import installed, plain_environment
 from stack import SLEEPER, Stack
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 from dashboard import Dashboard, chromium, served
-from moorage_lab.controller import ADMIN
-from moorage_lab.engine import PrivateEngine
+from moorage_lab.programs.controller import ADMIN
+from moorage_lab.programs.engine import PrivateEngine
 from playwright.sync_api import Browser, Page, expect
 from stack import SLEEPER, Stack
 

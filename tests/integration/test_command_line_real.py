@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from moorage_lab.controller import ADMIN
-from moorage_lab.processes import installed, plain_environment
+from moorage_lab.programs.controller import ADMIN
+from moorage_lab.programs.processes import installed, plain_environment
 from stack import IMAGE, SLOW, Stack
 from terminal import Terminal
 

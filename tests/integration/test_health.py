@@ -10,9 +10,9 @@ from typing import Any
 
 import docker
 import pytest
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.network import free_port
-from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.hosts.network import free_port
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
 from rigs import remove_ssh_apps
 from stack import IMAGE, Stack

@@ -10,10 +10,10 @@ from uuid import uuid4
 import aiohttp
 import pytest
 from factories import Api
-from moorage_lab.controller import ControllerProcess
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.postgres import PrivatePostgres
-from moorage_lab.processes import installed
+from moorage_lab.programs.controller import ControllerProcess
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.postgres import PrivatePostgres
+from moorage_lab.programs.processes import installed
 from moorage_lab.waiting import eventually_async
 from sse import Listener, listening
 from stack import IMAGE, SLEEPER, SLOW, Stack

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from moorage_lab.controller import ControllerProcess
-from moorage_lab.postgres import PrivatePostgres
-from moorage_lab.processes import ProcessDiedError, installed
+from moorage_lab.programs.controller import ControllerProcess
+from moorage_lab.programs.postgres import PrivatePostgres
+from moorage_lab.programs.processes import ProcessDiedError, installed
 from moorage_lab.waiting import eventually
 
 BACK_WITHIN = 5.0

@@ -15,11 +15,11 @@ from typing import Any
 import docker
 import docker.errors
 import pytest
-from moorage_common.states import Health
-from moorage_lab.agent import AgentProcess
+from moorage_common.docker.states import Health
 from moorage_lab.api import Reply
-from moorage_lab.controller import ControllerProcess
-from moorage_lab.engine import PrivateEngine
+from moorage_lab.programs.agent import AgentProcess
+from moorage_lab.programs.controller import ControllerProcess
+from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.waiting import eventually
 from stack import IMAGE, Stack
 

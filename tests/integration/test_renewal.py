@@ -7,7 +7,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 from member import Member
-from moorage_common import x509
+from moorage_common.tls import x509
 from moorage_lab.waiting import eventually_async
 from stack import SLEEPER
 

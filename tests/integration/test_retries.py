@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from moorage_lab.controller import ControllerProcess
+from moorage_lab.programs.controller import ControllerProcess
 from moorage_lab.waiting import eventually
 
 CALLERS = 8

@@ -13,12 +13,12 @@ from uuid import UUID
 import asyncssh
 from moorage_common.clock import SystemClock
 from moorage_controller.hosts.credentials import SshCredentials
-from moorage_controller.services.credentials import Credentials
-from moorage_controller.store.encryption import Keyring
-from moorage_controller.store.engine import Database, sqlite_url
+from moorage_controller.services.fleet.credentials import Credentials
+from moorage_controller.store.database.database import Database, sqlite_url
+from moorage_controller.store.database.encryption import Keyring
 from moorage_lab.api import Api, Reply
-from moorage_lab.controller import ControllerProcess
-from moorage_lab.processes import installed
+from moorage_lab.programs.controller import ControllerProcess
+from moorage_lab.programs.processes import installed
 
 PASSPHRASE = "Tr0ub4dor&3 correct horse"  # noqa: S105 - a test's
 PASSWORD = 'a "quoted" password\\with / all & sorts'  # noqa: S105 - a test's

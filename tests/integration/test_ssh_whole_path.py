@@ -8,9 +8,9 @@ from typing import Any
 import docker
 import pytest
 from moorage_lab.api import Api
-from moorage_lab.controller import ControllerProcess
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.programs.controller import ControllerProcess
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
 from rigs import remove_ssh_apps, ssh_app
 from stack import SLEEPER, SLOW

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from moorage_common import x509
-from moorage_common.join_token import JoinToken
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
+from moorage_common.tls import x509
+from moorage_common.tls.join_token import JoinToken
 from moorage_controller.pki.authority import Authority
-from moorage_lab.agent import AgentProcess
 from moorage_lab.api import Api
+from moorage_lab.programs.agent import AgentProcess
 from moorage_lab.waiting import eventually
 from stack import SLEEPER, Stack
 

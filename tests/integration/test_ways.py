@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
 from rigs import remove_ssh_apps
 from stack import IMAGE, SLEEPER, SLOW, Stack

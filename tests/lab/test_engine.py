@@ -12,11 +12,11 @@ from pathlib import Path
 
 import docker
 import pytest
-from moorage_lab.engine import PrivateEngine, find_engine
-from moorage_lab.images import SAMPLE_IMAGE, ensure_sample_image
-from moorage_lab.network import bridge_exists, free_port, make_bridge, remove_bridge
-from moorage_lab.pids import with_argument
-from moorage_lab.processes import Process, plain_environment
+from moorage_lab.hosts.network import bridge_exists, free_port, make_bridge, remove_bridge
+from moorage_lab.programs.engine import PrivateEngine, find_engine
+from moorage_lab.programs.images import SAMPLE_IMAGE, ensure_sample_image
+from moorage_lab.programs.pids import with_argument
+from moorage_lab.programs.processes import Process, plain_environment
 from moorage_lab.waiting import eventually
 
 
@@ -140,8 +140,8 @@ def test_what_a_killed_owner_left_is_cleaned_up(engine_folder: Path) -> None:
     program = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
-        from moorage_lab.engine import PrivateEngine
-        from moorage_lab.images import SAMPLE_IMAGE, ensure_sample_image
+        from moorage_lab.programs.engine import PrivateEngine
+        from moorage_lab.programs.images import SAMPLE_IMAGE, ensure_sample_image
         private = PrivateEngine(Path({str(folder)!r})).start()
         ensure_sample_image(private)
         private.client().containers.run(SAMPLE_IMAGE, ["sleep", "600"], init=True, detach=True)
@@ -176,7 +176,7 @@ def test_an_engine_is_found_where_one_answers_and_only_there(
     assert found is not None
     assert found.host == engine.host
     monkeypatch.setenv("DOCKER_HOST", f"unix://{os.devnull}")
-    monkeypatch.setattr("moorage_lab.engine._DEFAULT_HOST", f"unix://{os.devnull}")
+    monkeypatch.setattr("moorage_lab.programs.engine._DEFAULT_HOST", f"unix://{os.devnull}")
     assert find_engine() is None
 
 

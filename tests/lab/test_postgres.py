@@ -4,13 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from moorage_lab.pids import Pid
-from moorage_lab.postgres import PrivatePostgres
+from moorage_lab.programs.pids import Pid
+from moorage_lab.programs.postgres import PrivatePostgres
 
 _STARTER = """\
 import os, signal, sys
 from pathlib import Path
-from moorage_lab.postgres import PrivatePostgres
+from moorage_lab.programs.postgres import PrivatePostgres
 PrivatePostgres(Path(sys.argv[1])).start()
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from moorage_lab.network import free_port, listens, port_is_free
-from moorage_lab.pids import Pid, descendants
-from moorage_lab.processes import Process, ProcessDiedError, plain_environment
+from moorage_lab.hosts.network import free_port, listens, port_is_free
+from moorage_lab.programs.pids import Pid, descendants
+from moorage_lab.programs.processes import Process, ProcessDiedError, plain_environment
 from moorage_lab.waiting import NotInTimeError, eventually, eventually_async
 
 _STUBBORN = (

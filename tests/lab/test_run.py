@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from moorage_lab.api import Api
-from moorage_lab.network import free_port, listens
-from moorage_lab.pids import descendants
-from moorage_lab.processes import Process, plain_environment
+from moorage_lab.hosts.network import free_port, listens
+from moorage_lab.programs.pids import descendants
+from moorage_lab.programs.processes import Process, plain_environment
 from moorage_lab.waiting import eventually
 
 Start = Callable[[], Process]

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from moorage_lab.processes import installed, plain_environment
+from moorage_lab.programs.processes import installed, plain_environment
 
 PACKAGING = Path(__file__).resolve().parents[2] / "packaging"
 

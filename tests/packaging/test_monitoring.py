@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moorage_controller.services import metrics
-from moorage_controller.services.meters import Meters
-from moorage_lab.promtool import promtool
+from moorage_controller.services.admin import metrics
+from moorage_controller.services.admin.meters import Meters
+from moorage_lab.programs.promtool import promtool
 from prometheus_client import CollectorRegistry
 
 ROOT = Path(__file__).resolve().parents[2]

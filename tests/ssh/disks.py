@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from moorage_lab.sshd import PrivateSshd
+from moorage_lab.programs.sshd import PrivateSshd
 
 
 def fill(file: Path) -> None:

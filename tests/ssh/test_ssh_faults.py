@@ -13,7 +13,7 @@ from uuid import uuid4
 import docker
 import pytest
 from host_calls import followed, order, watching
-from moorage_common.states import observed_status
+from moorage_common.docker.states import observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import (
@@ -26,9 +26,9 @@ from moorage_controller.hosts.transport import (
     Snapshot,
     WatchItem,
 )
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.pids import Pid
-from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.pids import Pid
+from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually, eventually_async
 from rigs import FEW_SECONDS, QUICK, SLOW, SshDesk, ssh_app
 

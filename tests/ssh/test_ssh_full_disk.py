@@ -8,11 +8,11 @@ import pytest
 from full_disks import FULL, SmallDisk
 from host_calls import followed, order, run, watching
 from lone_agent import compose
-from moorage_common.states import OperationKind, observed_status
+from moorage_common.docker.states import OperationKind, observed_status
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import CancelOutcome, EndKind, HostRefusedError, Snapshot
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from rigs import SLOW, SshDesk, remove_ssh_apps, ssh_app
 
 

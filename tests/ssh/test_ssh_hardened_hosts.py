@@ -11,10 +11,10 @@ from uuid import uuid4
 import docker
 import pytest
 from host_calls import order, run, watching
-from moorage_common.states import OperationKind, observed_status
+from moorage_common.docker.states import OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.credentials import SshCredentials
-from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.ssh.session.host_session import Link
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import (
     AppObservation,
@@ -24,9 +24,9 @@ from moorage_controller.hosts.transport import (
     Snapshot,
     WatchItem,
 )
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed
-from moorage_lab.sshd import LabUser, PrivateDropbear, PrivateSshd
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed
+from moorage_lab.programs.sshd import LabUser, PrivateDropbear, PrivateSshd
 from moorage_lab.waiting import eventually_async
 from rigs import SshDesk, remove_ssh_apps, ssh_app
 

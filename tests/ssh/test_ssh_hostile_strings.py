@@ -6,11 +6,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from moorage_common.states import OperationKind
+from moorage_common.docker.states import OperationKind
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import End, EndKind, HostApp, HostRefusedError, Order
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from rigs import SLOW, SshDesk, remove_ssh_apps, ssh_app
 
 from .conftest import SHELLS

@@ -11,11 +11,11 @@ import asyncssh
 import pytest
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.credentials import SshCredentials, fingerprint
-from moorage_controller.hosts.ssh.connection import SshTarget
-from moorage_controller.hosts.ssh.pool import SshPool
+from moorage_controller.hosts.ssh.session.connection import SshTarget
+from moorage_controller.hosts.ssh.session.pool import SshPool
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.signals import Timed
-from moorage_lab.sshd import LabUser, PrivateSshd
+from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
 from rigs import SshDesk
 

@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import pytest
 from host_calls import followed, order, run, watching
-from moorage_common.logs import LogsWanted
-from moorage_common.states import OperationKind, observed_status
+from moorage_common.docker.logs import LogsWanted
+from moorage_common.docker.states import OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import (
@@ -24,9 +24,9 @@ from moorage_controller.hosts.transport import (
     Order,
     Snapshot,
 )
-from moorage_lab.engine import PrivateEngine
-from moorage_lab.processes import installed
-from moorage_lab.sshd import PrivateSshd
+from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed
+from moorage_lab.programs.sshd import PrivateSshd
 from moorage_lab.waiting import eventually_async
 from rigs import QUICK, SLOW, SshDesk, ssh_app
 

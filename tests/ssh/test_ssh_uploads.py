@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from moorage_controller.hosts.bundle import Bundle
 from moorage_controller.hosts.ssh.install import Installer
-from moorage_controller.hosts.ssh.link import Link
-from moorage_controller.hosts.ssh.upload import UploadFailedError
+from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.upload import UploadFailedError
 from moorage_controller.hosts.transport import ContactLostError
-from moorage_lab.sshd import PrivateSshd
+from moorage_lab.programs.sshd import PrivateSshd
 from rigs import SshDesk
 
 from .disks import small_disk

@@ -4,26 +4,21 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from moorage_common.clock import to_millis
-from moorage_common.compose_output import remarks
-from moorage_common.states import OperationKind
+from moorage_common.compose.output import remarks
+from moorage_common.docker.states import OperationKind
 from pydantic import BaseModel
 
-from moorage_controller.api.app_schemas import AppOut, StartedOut, StoppedOut
+from moorage_controller.api.apps.schemas import AppOut, StartedOut, StoppedOut
+from moorage_controller.api.fleet.schemas import RefreshedOut, ServerOut, ServerStatusOut, ServerTestOut
 from moorage_controller.api.schemas import AuditEntryOut, OperationOut, OperationShownOut, ProjectOut
-from moorage_controller.api.server_schemas import (
-    RefreshedOut,
-    ServerOut,
-    ServerStatusOut,
-    ServerTestOut,
-)
 from moorage_controller.errors import OperationFailedError
 from moorage_controller.hosts.credentials import fingerprint
-from moorage_controller.services.runs import LastResult, shown_timeout
-from moorage_controller.store.apps import AppView
-from moorage_controller.store.audit import AuditEntry
-from moorage_controller.store.operations import Operation
-from moorage_controller.store.projects import Project
-from moorage_controller.store.servers import Server
+from moorage_controller.services.runs.transitions import LastResult, shown_timeout
+from moorage_controller.store.tables.apps import AppView
+from moorage_controller.store.tables.audit import AuditEntry
+from moorage_controller.store.tables.operations import Operation
+from moorage_controller.store.tables.projects import Project
+from moorage_controller.store.tables.servers import Server
 
 _LEFT_NOTHING: dict[str, str] = {
     LastResult.COMPLETED: "Application completed: all its containers have exited with code 0, and nothing runs now",

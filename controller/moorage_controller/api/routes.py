@@ -5,28 +5,16 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from moorage_controller.api import (
-    agents,
-    app_schemas,
-    apps,
-    audit,
-    auth,
-    enrollment,
-    events,
-    health,
-    inspection,
-    metrics,
-    operations,
-    projects,
-    schemas,
-    server_schemas,
-    servers,
-    tokens,
-    user_schemas,
-    users,
-)
-from moorage_controller.api.call import Call
-from moorage_controller.api.replies import Reply
+from moorage_controller.api import schemas
+from moorage_controller.api.accounts import auth, tokens, users
+from moorage_controller.api.accounts import schemas as user_schemas
+from moorage_controller.api.admin import audit, events, health, metrics
+from moorage_controller.api.apps import apps, inspection, operations
+from moorage_controller.api.apps import schemas as app_schemas
+from moorage_controller.api.fleet import agents, enrollment, projects, servers
+from moorage_controller.api.fleet import schemas as server_schemas
+from moorage_controller.api.http.call import Call
+from moorage_controller.api.http.replies import Reply
 from moorage_controller.auth.rate_limit import Limit
 from moorage_controller.auth.roles import Role, Scope
 

@@ -8,10 +8,10 @@ from uuid import UUID
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
+from moorage_common.docker.logs import LogLine, LogsWanted
+from moorage_common.docker.states import OperationKind
 from moorage_common.logging import REQUEST_ID_KEY, request_id
-from moorage_common.logs import LogLine, LogsWanted
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_common.states import OperationKind
 from moorage_common.untrusted import KIB, LIMITS, ByteBudget, UntrustedError
 
 from moorage_controller.errors import HostUnreachableError

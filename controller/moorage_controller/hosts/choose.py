@@ -10,13 +10,13 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from uuid import UUID
 
-from moorage_common.logs import LogLine, LogsWanted
+from moorage_common.docker.logs import LogLine, LogsWanted
 
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.agent import AgentTransport
 from moorage_controller.hosts.pools import AgentChannels
-from moorage_controller.hosts.ssh.connection import SshTarget, show_key
-from moorage_controller.hosts.ssh.pool import SshPool
+from moorage_controller.hosts.ssh.session.connection import SshTarget, show_key
+from moorage_controller.hosts.ssh.session.pool import SshPool
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import (
     AppObservation,

@@ -1,13 +1,13 @@
 """What hosts say, as it may be kept, shown and logged, whichever way it came: each of the transport's types, cleaned.
 
-Containers are cleaned where they are read: `moorage_common.containers.clean_state`.
+Containers are cleaned where they are read: `moorage_common.docker.containers.clean_state`.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from moorage_common.logs import LogLine
-from moorage_common.states import Project
+from moorage_common.docker.logs import LogLine
+from moorage_common.docker.states import Project
 from moorage_common.untrusted import (
     LIMITS,
     UntrustedError,

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from moorage_common.containers import clean_state
-from moorage_common.logs import LogLine, LogsWanted
+from moorage_common.docker.containers import clean_state
+from moorage_common.docker.logs import LogLine, LogsWanted
+from moorage_common.docker.states import ContainerState, OperationKind, Project
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from moorage_common.states import ContainerState, OperationKind, Project
 from moorage_common.untrusted import LIMITS, UntrustedError, at_most
 
 from moorage_controller.hosts import cleaning

@@ -7,7 +7,7 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
-from moorage_common.tls import ClientIdentity
+from moorage_common.tls.tls import ClientIdentity
 from moorage_common.untrusted import KIB, LIMITS, Pace
 
 from moorage_controller.errors import HostUnreachableError

@@ -11,8 +11,8 @@ from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
-from moorage_common.logs import LogLine, LogsWanted
-from moorage_common.states import ContainerState, OperationKind, Project
+from moorage_common.docker.logs import LogLine, LogsWanted
+from moorage_common.docker.states import ContainerState, OperationKind, Project
 from moorage_common.untrusted import UntrustedError, clean_code, clean_sentence
 
 SAID_TOO_MUCH = "host_said_too_much"

@@ -8,7 +8,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from moorage_common.x509 import CERTIFICATE_DAYS, CONTROLLER_URI, fingerprint, key_from_pem, key_to_pem, new_key
+from moorage_common.tls.x509 import CERTIFICATE_DAYS, CONTROLLER_URI, fingerprint, key_from_pem, key_to_pem, new_key
 
 _CA_DAYS = 3650
 _BACKDATE = dt.timedelta(days=1)

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from moorage_common.clock import Clock
-from moorage_common.tls import ClientIdentity
+from moorage_common.tls.tls import ClientIdentity
 
 from moorage_controller.pki.authority import Authority
 

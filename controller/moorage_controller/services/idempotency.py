@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.errors import InvalidError
-from moorage_controller.store import idempotency as store
+from moorage_controller.store.tables import idempotency as store
 
 T = TypeVar("T")
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-from moorage_common.compose import clean_environment
-from moorage_common.compose_files import Ask, Found, Kind, Walk, Walked, walk_app
-from moorage_common.compose_rules import EVERYWHERE, Rules, parse_rules
-from moorage_common.compose_variables import Variables
-from moorage_common.compose_yaml import FILE_BYTES
+from moorage_common.compose.command import clean_environment
+from moorage_common.compose.files import Ask, Found, Kind, Walk, Walked, walk_app
+from moorage_common.compose.rules import EVERYWHERE, Rules, parse_rules
+from moorage_common.compose.variables import Variables
+from moorage_common.compose.yaml_nodes import FILE_BYTES
 from moorage_common.untrusted import LIMITS
 
-from moorage_controller.hosts.ssh.link import Link
-from moorage_controller.hosts.ssh.shell import quote
+from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.shell import quote
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 _ROOM_BYTES = 4 << 20

@@ -15,10 +15,10 @@ from pathlib import Path
 import structlog
 from moorage_common.untrusted import LIMITS, clean_line
 
-from moorage_controller.hosts.ssh.link import Link, refusal
-from moorage_controller.hosts.ssh.shell import quote
+from moorage_controller.hosts.ssh.session.host_session import Link, refusal
+from moorage_controller.hosts.ssh.session.shell import quote
+from moorage_controller.hosts.ssh.session.upload import UploadFailedError
 from moorage_controller.hosts.ssh.survey import Survey
-from moorage_controller.hosts.ssh.upload import UploadFailedError
 from moorage_controller.hosts.transport import HostRefusedError
 
 log = structlog.get_logger(__name__)

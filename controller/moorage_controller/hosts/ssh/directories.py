@@ -10,10 +10,10 @@ from contextlib import suppress
 from posixpath import normpath
 from typing import Protocol
 
-from moorage_common.app_identity import DIRECTORY_HANGS, directory_hangs
+from moorage_common.docker.app_identity import DIRECTORY_HANGS, directory_hangs
 from moorage_common.untrusted import LIMITS
 
-from moorage_controller.hosts.ssh.shell import Ran, quote
+from moorage_controller.hosts.ssh.session.shell import Ran, quote
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 _PATHS_SECONDS = 2

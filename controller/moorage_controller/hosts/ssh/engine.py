@@ -10,8 +10,15 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
-from moorage_common.containers import EVENTS, PROJECT, Container, of_inspection, state_word
-from moorage_common.engine_http import Dial, EngineClosedError, EngineProblemError, Talk, answering, understanding
+from moorage_common.docker.containers import EVENTS, PROJECT, Container, of_inspection, state_word
+from moorage_common.docker.engine_http import (
+    Dial,
+    EngineClosedError,
+    EngineProblemError,
+    Talk,
+    answering,
+    understanding,
+)
 from moorage_common.untrusted import LIMITS, Lines, UntrustedError, at_most, clean_line, key_id, number
 
 _CALL_SECONDS = 10.0

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from posixpath import dirname, join, normpath
 
 import structlog
-from moorage_common.app_identity import (
+from moorage_common.compose.command import clean_environment, with_files
+from moorage_common.compose.files import Walked, walk_resolved
+from moorage_common.compose.output import error_sentence
+from moorage_common.compose.rules import Rules, is_below
+from moorage_common.docker.app_identity import (
     COMPOSE_FILES,
     DIRECTORY_HANGS,
     OVERRIDE_FILES,
@@ -22,19 +26,15 @@ from moorage_common.app_identity import (
     refused,
     unreadable,
 )
-from moorage_common.compose import clean_environment, with_files
-from moorage_common.compose_files import Walked, walk_resolved
-from moorage_common.compose_output import error_sentence
-from moorage_common.compose_rules import Rules, is_below
-from moorage_common.journal_types import Refused
-from moorage_common.states import Project
+from moorage_common.docker.states import Project
+from moorage_common.journal.types import Refused
 from moorage_common.untrusted import LIMITS
 
 from moorage_controller.hosts.ssh.app_files import check_files, rules_of, run_walk
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.directories import hanging
-from moorage_controller.hosts.ssh.link import Link
-from moorage_controller.hosts.ssh.shell import quote
+from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.shell import quote
 from moorage_controller.hosts.transport import ContactLostError, HostApp, HostRefusedError
 
 log = structlog.get_logger(__name__)

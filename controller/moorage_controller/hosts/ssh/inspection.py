@@ -3,15 +3,15 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from moorage_common.app_identity import AppIdentity
-from moorage_common.containers import by_project
-from moorage_common.engine_http import EngineProblemError
-from moorage_common.logs import LogLine, Logs, LogsWanted, TooManyLogsError, UnknownServiceError
-from moorage_common.states import ContainerState
+from moorage_common.docker.app_identity import AppIdentity
+from moorage_common.docker.containers import by_project
+from moorage_common.docker.engine_http import EngineProblemError
+from moorage_common.docker.logs import LogLine, Logs, LogsWanted, TooManyLogsError, UnknownServiceError
+from moorage_common.docker.states import ContainerState
 
 from moorage_controller.hosts import cleaning
 from moorage_controller.hosts.ssh import watch as watches
-from moorage_controller.hosts.ssh.site import Site
+from moorage_controller.hosts.ssh.session.site import Site
 from moorage_controller.hosts.transport import AppObservation, HostApp, HostProject, HostRefusedError
 
 

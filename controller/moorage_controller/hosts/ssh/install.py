@@ -12,9 +12,9 @@ from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, number_
 
 from moorage_controller.hosts.bundle import Bundle
 from moorage_controller.hosts.ssh import survey as surveys
-from moorage_controller.hosts.ssh.link import Link
-from moorage_controller.hosts.ssh.shell import Ran, quote
-from moorage_controller.hosts.ssh.upload import Progress, UploadFailedError
+from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.shell import Ran, quote
+from moorage_controller.hosts.ssh.session.upload import Progress, UploadFailedError
 from moorage_controller.hosts.transport import HostRefusedError
 
 POLICY = "/etc/moorage-agent/policy.toml"

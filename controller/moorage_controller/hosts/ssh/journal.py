@@ -4,22 +4,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 
-from moorage_common.journal import lock_name, supervisor_text
-from moorage_common.journal_files import one_line
-from moorage_common.journal_shell import (
-    Look,
-    cancel_call,
-    clean_call,
-    look_call,
-    parse_outputs,
-    read_record,
-    show_call,
-)
-from moorage_common.journal_types import CancelOutcome, Guard, Order, Record, Refused, check_code
+from moorage_common.journal.files import one_line
+from moorage_common.journal.journal import lock_name, supervisor_text
+from moorage_common.journal.shell import Look, cancel_call, clean_call, look_call, parse_outputs, read_record, show_call
+from moorage_common.journal.types import CancelOutcome, Guard, Order, Record, Refused, check_code
 from moorage_common.untrusted import LIMITS, UntrustedError
 
-from moorage_controller.hosts.ssh.link import Link
-from moorage_controller.hosts.ssh.shell import Framed, ScriptError, lost_errors, quote
+from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.shell import Framed, ScriptError, lost_errors, quote
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 _LOOK_BYTES = 64 * 1024

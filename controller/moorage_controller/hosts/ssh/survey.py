@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moorage_common.disk_room import Room, full_problem, room_problem
+from moorage_common.journal.disk_room import Room, full_problem, room_problem
 from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, key_path, number_text
 
 from moorage_controller.errors import HostUnreachableError
-from moorage_controller.hosts.ssh.shell import NO_SHELL, TOO_FEW_SESSIONS, Ran, ScriptError
+from moorage_controller.hosts.ssh.session.shell import NO_SHELL, TOO_FEW_SESSIONS, Ran, ScriptError
 
 _TOLD_BYTES = 200
 _TOLD = frozenset({"endpoint", "missing", "machine", "root", "bin", "home", "docker", "docker_config", "uptime"})

@@ -7,14 +7,14 @@ from typing import TypeVar
 from uuid import UUID
 
 import structlog
-from moorage_common.app_identity import AppIdentity
-from moorage_common.app_orders import down_order, paused, up_order
-from moorage_common.engine_http import EngineProblemError
-from moorage_common.journal_shell import Look
-from moorage_common.journal_types import Guard, Record, Refused, State
-from moorage_common.journal_types import Order as JournalOrder
-from moorage_common.logs import LogLine, LogsWanted
-from moorage_common.states import OperationKind
+from moorage_common.compose.orders import down_order, paused, up_order
+from moorage_common.docker.app_identity import AppIdentity
+from moorage_common.docker.engine_http import EngineProblemError
+from moorage_common.docker.logs import LogLine, LogsWanted
+from moorage_common.docker.states import OperationKind
+from moorage_common.journal.shell import Look
+from moorage_common.journal.types import Guard, Record, Refused, State
+from moorage_common.journal.types import Order as JournalOrder
 from moorage_common.untrusted import LIMITS
 
 from moorage_controller.errors import HostUnreachableError
@@ -25,10 +25,10 @@ from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh import watch as watches
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.identities import check_path
-from moorage_controller.hosts.ssh.link import Link, refusal
-from moorage_controller.hosts.ssh.pool import SshHost, contact
-from moorage_controller.hosts.ssh.shell import quote
-from moorage_controller.hosts.ssh.site import Site
+from moorage_controller.hosts.ssh.session.host_session import Link, refusal
+from moorage_controller.hosts.ssh.session.pool import SshHost, contact
+from moorage_controller.hosts.ssh.session.shell import quote
+from moorage_controller.hosts.ssh.session.site import Site
 from moorage_controller.hosts.transport import (
     AppObservation,
     CancelOutcome,

@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from moorage_common.app_identity import AppIdentity
 from moorage_common.clock import jittered
-from moorage_common.containers import Container, settled_states
-from moorage_common.engine_http import EngineClosedError, EngineProblemError
+from moorage_common.docker.app_identity import AppIdentity
+from moorage_common.docker.containers import Container, settled_states
+from moorage_common.docker.engine_http import EngineClosedError, EngineProblemError
 from moorage_common.untrusted import LIMITS
 
 from moorage_controller.hosts import cleaning
 from moorage_controller.hosts.ssh.compose import HostCompose, pinned
 from moorage_controller.hosts.ssh.engine import EngineFacts
-from moorage_controller.hosts.ssh.link import Link
+from moorage_controller.hosts.ssh.session.host_session import Link
 from moorage_controller.hosts.transport import AppObservation, ContactLostError, HostInfo, Snapshot, WatchItem
 
 _COALESCE_SECONDS = 0.05

@@ -1,0 +1,73 @@
+"""Files and directories of apps, opened so that nothing an app does meanwhile leads elsewhere."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from moorage_common.compose.files import Ask, Found, Kind, Walk, Walked
+from moorage_common.compose.yaml_nodes import FILE_BYTES
+
+_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextmanager
+def opened(real: str) -> Iterator[int]:
+    """Open a path, which has its links resolved, as a handle (O_PATH), one component after the other.
+
+    Raises OSError where it isn't there, or where a component is a link by now.
+    """
+    handle = os.open("/", _HANDLE | os.O_DIRECTORY)
+    try:
+        for component in Path(real).parts[1:]:
+            inner = os.open(component, _HANDLE, dir_fd=handle)
+            os.close(handle)
+            handle = inner
+            if stat.S_ISLNK(os.fstat(handle).st_mode):
+                raise OSError(errno.ELOOP, "a symbolic link", real)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def run_walk(walk: Walk) -> Walked:
+    """Run a walk through compose files on this host."""
+    try:
+        asks = next(walk)
+        while True:
+            asks = walk.send(_read_paths(asks))
+    except StopIteration as ended:
+        walked: Walked = ended.value
+        return walked
+
+
+def _read_paths(asks: Sequence[Ask]) -> Mapping[str, Found]:
+    return {ask.path: _found(ask) for ask in asks}
+
+
+def _found(ask: Ask) -> Found:
+    real = os.path.realpath(ask.path)
+    try:
+        with opened(real) as handle:
+            mode = os.fstat(handle).st_mode
+            if stat.S_ISDIR(mode):
+                return Found(Kind.DIRECTORY, real)
+            if not stat.S_ISREG(mode):
+                return Found(Kind.OTHER, real)
+            return Found(Kind.FILE, real, _content(handle) if ask.content else None)
+    except (FileNotFoundError, NotADirectoryError):
+        return Found(Kind.NOTHING, real)
+    except OSError:
+        # Changed while it was looked up, too long, or a loop of links: nothing that an app's files are made of.
+        return Found(Kind.OTHER, real)
+
+
+def _content(handle: int) -> bytes | None:
+    try:
+        # The very file that was looked at, whatever bears its name by now.
+        with Path(f"/proc/self/fd/{handle}").open("rb") as file:
+            return file.read(FILE_BYTES + 1)
+    except PermissionError:
+        return None

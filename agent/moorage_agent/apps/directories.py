@@ -1,0 +1,267 @@
+"""What is asked about apps' directories, answered in a process of its own.
+
+A file system that hangs (NFS, FUSE, a dying disk) keeps whoever asks for as long as it likes, and not even SIGKILL may
+end that. So nothing of the agent itself asks: this process does, with a thread for each question, and the agent gives
+up what doesn't answer in time. Run as `moorage-agent directories POLICY COMPOSE`; see directory_reader.py.
+"""
+
+import asyncio
+import os
+import pickle
+import queue
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from moorage_common.compose.command import PROJECT_NAME
+from moorage_common.compose.rules import Rules
+from moorage_common.docker.app_identity import AppIdentity, Reading
+from moorage_common.docker.states import Project
+
+from moorage_agent.apps.policy import Policy
+from moorage_agent.apps.projects import check_files, read_project
+from moorage_agent.errors import RefusalError
+
+_ROOT_SECONDS = 0.5
+_IDLE_THREADS = 8
+_CLOCK_TICK_NS = 20_000_000
+LENGTH = struct.Struct(">I")
+"""Precedes each message on the two pipes."""
+
+Stamp = tuple[tuple[int, int, int] | None, ...]
+Place = tuple[str, tuple[str, ...]]
+"""A real directory, and the files there that an app says are its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was read in a place: it stands while the rules and the files (`stamp`) stay the same.
+
+    `stamp` is None where the files changed while they were read, or in the same tick of the file system's clock.
+    """
+
+    place: Place
+    reading: Reading
+    rules: Rules | None
+    stamp: Stamp | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An app as it is asked about; `known` is what was read of it last."""
+
+    cd_path: str
+    last_project: Project | None
+    compose_files: tuple[str, ...]
+    known: Known | None
+
+
+class Directories:
+    """The answers. Each method may last for ever where a file system hangs."""
+
+    def __init__(self, policy: Path, compose: str, environment: Mapping[str, str]) -> None:
+        self._threads = Threads()
+        self._roots = _LastPaths(self._threads)
+        self._policy = Policy(policy, self._roots.real_path)
+        self._compose = compose
+        self._environment = environment
+
+    def real_path(self, path: str) -> str:
+        """Resolve the links of a path; one that can't be a path stays as it is."""
+        try:
+            return os.path.realpath(path)
+        except (OSError, ValueError):
+            return path
+
+    def real_directory(self, path: str) -> str:
+        """Return an app's real directory. Raises RefusalError, as the policy does."""
+        return self._policy.real_directory(path)
+
+    def current(self, asked: Asked) -> tuple[str, AppIdentity | None]:
+        """Return an app's real directory, and what the app is; None where what is known doesn't stand any more.
+
+        Raises RefusalError where the policy doesn't allow the directory.
+        """
+        try:
+            real, rules = self._policy.real_directory(asked.cd_path), self._policy.rules()
+        except (OSError, ValueError) as error:
+            raise RefusalError(
+                "invalid_request", f"{asked.cd_path!a} can't be a directory on the host: {error}."
+            ) from None
+        known, place = asked.known, (real, asked.compose_files)
+        if known is None or known.stamp is None or (known.place, known.rules) != (place, rules):
+            return real, None
+        if _stamp(known.reading.files) != known.stamp:
+            return real, None
+        return real, self.allowed(known.reading.identity(asked.cd_path, real, asked.last_project, asked.compose_files))
+
+    def read(self, place: Place) -> Known:
+        """Ask Compose what a place holds."""
+        began_ns = time.time_ns()
+        try:
+            rules = self._policy.rules()
+        except RefusalError as error:
+            return Known(place, Reading(None, (), error.code, str(error)), None, None)
+        reading = asyncio.run(read_project(self._compose, place[0], self._environment, rules, place[1]))
+        stamp = _stamp(reading.files)
+        if any(about is not None and about[0] >= began_ns - _CLOCK_TICK_NS for about in stamp):
+            return Known(place, reading, rules, None)
+        return Known(place, reading, rules, stamp)
+
+    def recheck(self, real_directory: str, compose_files: Sequence[str]) -> None:
+        """Look through an app's files once more, right before Compose works with them. Raises RefusalError."""
+        real = self._policy.real_directory(real_directory)
+        refusal = check_files(real, self._environment, self._policy.rules(), compose_files).refusal
+        if refusal is not None:
+            raise RefusalError(refusal.code, str(refusal))
+
+    def allowed(self, identity: AppIdentity) -> AppIdentity:
+        """Take away what lies outside the policy: nobody's app is reached, or shown, through another's directory."""
+        return _allowed(identity, self._policy.real_directory)
+
+    def allowed_unresolved(self, identity: AppIdentity) -> AppIdentity:
+        """Do the same for an app whose directory doesn't answer: its paths are taken as they are."""
+        return _allowed(identity, self._policy.unresolved_directory)
+
+
+class Threads:
+    """Runs each piece of work in a thread that nothing else waits for; a few are kept for what comes next."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Begin with it at once."""
+        self._work.put(work)
+        with self._lock:
+            if self._idle:
+                self._idle -= 1
+                return
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            self._work.get()()
+            with self._lock:
+                if self._idle >= _IDLE_THREADS:
+                    return
+                self._idle += 1
+
+
+class _LastPaths:
+    """Real paths of the policy's own directories: as they were last where one doesn't answer at once.
+
+    They are compared in every question: one that hangs must not make the questions about all others hang.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._last: dict[str, str] = {}
+        self._asked: dict[str, tuple[threading.Event, float]] = {}
+        self._lock = threading.Lock()
+
+    def real_path(self, path: str) -> str:
+        with self._lock:
+            asked = self._asked.get(path)
+            if asked is None:
+                asked = self._asked[path] = (threading.Event(), time.monotonic())
+                self._threads.run(lambda: self._ask(path, asked[0]))
+        answered, since = asked
+        answered.wait(max(since + _ROOT_SECONDS - time.monotonic(), 0))
+        return self._last.get(path) or os.path.normpath(path)
+
+    def _ask(self, path: str, answered: threading.Event) -> None:
+        real = os.path.realpath(path)
+        with self._lock:
+            self._last[path] = real
+            del self._asked[path]
+        answered.set()
+
+
+def reason(cd_path: str, refusal: RefusalError) -> AppIdentity:
+    """Return the identity of an app of which nothing may be told but why."""
+    return AppIdentity(cd_path, "", None, None, refusal.code, str(refusal))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Answer questions from standard input on standard output until the agent is gone."""
+    policy, compose, *pairs = arguments
+    environment = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    questions, answers = sys.stdin.buffer, sys.stdout.buffer
+    directories, threads, turn = Directories(Path(policy), compose, environment), Threads(), threading.Lock()
+    write_message(answers, b"")  # ready
+    while (message := read_message(questions)) is not None:
+        number, name, given = pickle.loads(message)  # noqa: S301 - from the agent that started this process
+
+        def answer(number: int = number, name: str = name, given: Sequence[object] = given) -> None:
+            try:
+                told: tuple[bool, object] = (True, getattr(directories, name)(*given))
+            except RefusalError as error:
+                told = (False, error)
+            except Exception as error:  # noqa: BLE001 - raised, and logged, where it was asked
+                told = (False, RuntimeError("".join(traceback.format_exception(error))))
+            with turn:
+                write_message(answers, pickle.dumps((number, *told)))
+
+        threads.run(answer)
+    os._exit(0)  # threads that hang wait for nobody
+
+
+def read_message(pipe: BinaryIO) -> bytes | None:
+    """Return the next message, None at the end."""
+    head = pipe.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    body = pipe.read(LENGTH.unpack(head)[0])
+    return body if len(body) == LENGTH.unpack(head)[0] else None
+
+
+def write_message(pipe: BinaryIO, body: bytes) -> None:
+    """Send a message."""
+    pipe.write(LENGTH.pack(len(body)) + body)
+    pipe.flush()
+
+
+def _allowed(identity: AppIdentity, allow: Callable[[str], str]) -> AppIdentity:
+    try:
+        # Again: the policy may have changed while Compose was asked.
+        allow(identity.real_directory)
+    except RefusalError as error:
+        return reason(identity.cd_path, error)
+    last = identity.last_project
+    if last is not None and _refusal(last, allow) is not None:
+        identity = replace(identity, last_project=None)
+    refusal = None if identity.project is None else _refusal(identity.project, allow)
+    if refusal is None:
+        return identity
+    return replace(identity, project=None, problem_code=refusal.code, problem=str(refusal), replicas={})
+
+
+def _refusal(project: Project, allow: Callable[[str], str]) -> RefusalError | None:
+    if not PROJECT_NAME.fullmatch(project.name):
+        return RefusalError("invalid_request", f"{project.name!a} can't be the name of a Compose project.")
+    try:
+        allow(project.directory)
+    except RefusalError as error:
+        return error
+    return None
+
+
+def _stamp(files: Sequence[str]) -> Stamp:
+    return tuple(_about(file) for file in files)
+
+
+def _about(file: str) -> tuple[int, int, int] | None:
+    try:
+        about = Path(file).stat()
+    except (OSError, ValueError):
+        return None
+    return about.st_ctime_ns, about.st_ino, about.st_size

@@ -1,0 +1,231 @@
+"""The agent's side of the process that answers questions about apps' directories (directories.py).
+
+One question of a kind about a path at a time: while it isn't answered, nobody asks it again.
+"""
+
+import asyncio
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass, field
+from pathlib import Path
+from posixpath import normpath
+from typing import Any, BinaryIO, cast
+
+import structlog
+from moorage_common.compose.command import CLEAN_PATH
+
+from moorage_agent.apps.directories import read_message, write_message
+from moorage_agent.errors import DirectoryHangsError
+
+log = structlog.get_logger(__name__)
+
+_PATHS_SECONDS = 0.5
+_START_SECONDS = 20.0
+_MOST_PATHS = 10_000
+_SHORT = ("real_path", "real_directory", "current", "allowed", "recheck")
+"""The kinds that are answered at once, where the file system answers."""
+_MOST_OPEN = 1024
+"""Questions without an answer; each may be a thread that hangs."""
+
+
+@dataclass(eq=False, slots=True)
+class _Question:
+    number: int
+    key: tuple[str, str]
+    since: float = field(default_factory=time.monotonic)
+    answer: Future[Any] = field(default_factory=Future)
+
+    @property
+    def age(self) -> float:
+        return time.monotonic() - self.since
+
+
+class DirectoryReader:
+    """Asks. `environment` is what a clean environment for Compose is made from."""
+
+    def __init__(self, policy: Path, compose: str, environment: Mapping[str, str]) -> None:
+        given = [word for pair in environment.items() for word in pair]
+        self._argv = [*_program(), str(policy), compose, *given]
+        self._lock = threading.Lock()
+        self._process: _Process | None = None
+        self._open: dict[tuple[str, str], _Question] = {}
+        self._numbers = 0
+        self._last: dict[str, str] = {}
+        """The real paths of what was asked last, by path."""
+        self._guessed: dict[str, str] = {}
+        """What `real_paths` returned of those that didn't answer yet."""
+        self.guessed_wrong: Callable[[], None] = lambda: None
+        """Called, in a thread, when one of these turns out to be another."""
+
+    async def ask(self, kind: str, path: str, *given: object, seconds: float) -> Any:  # noqa: ANN401 - as the kind has it
+        """Ask a method of Directories about a path. Raises what it raises; DirectoryHangsError where it takes longer.
+
+        One who asks the same while it is asked already waits for that, and then asks himself.
+        """
+        if kind != "allowed_unresolved" and self._hangs(path, seconds):
+            raise DirectoryHangsError(path)
+        while True:
+            question, ours = self._begin(kind, path, given)
+            answer = asyncio.wrap_future(question.answer)
+            done, _ = await asyncio.wait({answer}, timeout=max(seconds - question.age, 0))
+            if not done:
+                raise DirectoryHangsError(path)
+            if ours:
+                return answer.result()
+            answer.exception()
+
+    def real_paths(self, paths: Sequence[str]) -> Mapping[str, str]:
+        """Resolve the links of paths: blocks for half a second at most, in all.
+
+        One that doesn't answer is as it was last, else as it is written.
+        """
+        if not paths:
+            return {}
+        self.start().ready.wait(_START_SECONDS)
+        questions = {path: self._try_to_begin(path) for path in dict.fromkeys(paths)}
+        wait_for([q.answer for q in questions.values() if q and q.age < _PATHS_SECONDS], timeout=_PATHS_SECONDS)
+        with self._lock:
+            for path, question in questions.items():
+                if question is not None and question.answer.done() and question.answer.exception() is None:
+                    self._last[path] = question.answer.result()
+            real = {path: self._last.get(path) or normpath(path) for path in questions}
+            if len(self._last) > _MOST_PATHS:
+                self._last = dict(real)
+            self._guessed |= {path: real[path] for path, q in questions.items() if q and not q.answer.done()}
+        return real
+
+    def start(self) -> "_Process":
+        """Start the process now, rather than with the first question; return it."""
+        with self._lock:
+            return self._running()
+
+    def close(self) -> None:
+        """Let the process end."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            process.end()
+
+    def _hangs(self, path: str, seconds: float) -> bool:
+        """Whether another question about a path is open for so long already."""
+        with self._lock:
+            asked = [self._open.get((kind, path)) for kind in _SHORT]
+        return any(question is not None and question.age >= seconds for question in asked)
+
+    def _try_to_begin(self, path: str) -> _Question | None:
+        try:
+            return self._begin("real_path", path, ())[0]
+        except DirectoryHangsError:
+            return None
+
+    def _begin(self, kind: str, path: str, given: Sequence[object]) -> tuple[_Question, bool]:
+        """Return the open question, and whether it began just now.
+
+        Raises DirectoryHangsError where too many are open; OSError where the process can't be started.
+        """
+        with self._lock:
+            found = self._open.get((kind, path))
+            if found is not None:
+                return found, False
+            if len(self._open) >= _MOST_OPEN:
+                raise DirectoryHangsError(path)
+            process = self._running()
+            self._numbers += 1
+            question = self._open[kind, path] = _Question(self._numbers, (kind, path))
+            question.answer.set_running_or_notify_cancel()  # nobody who leaves takes the answer from others
+            process.send(question, pickle.dumps((question.number, kind, given or (path,))))
+        return question, True
+
+    def _running(self) -> "_Process":
+        if self._process is None or self._process.ended:
+            self._process = _Process(self._argv, self._lock, self._answered)
+        return self._process
+
+    def _answered(self, question: _Question, told: object) -> None:
+        with self._lock:
+            if self._open.get(question.key) is question:
+                del self._open[question.key]
+            kind, path = question.key
+            guess = self._guessed.pop(path, None) if kind == "real_path" else None
+        if guess is not None and guess != told:
+            self.guessed_wrong()
+
+
+class _Process:
+    """The process, with a thread for each direction: none of them is one that anything else needs."""
+
+    def __init__(
+        self, argv: Sequence[str], lock: threading.Lock, answered: Callable[[_Question, object], None]
+    ) -> None:
+        self.ended = False
+        self._closed = False
+        self._lock = lock
+        """Held by who sends: a question is sent, and answered, or there is no process."""
+        self.ready = threading.Event()
+        self._answered = answered
+        self._asked: dict[int, _Question] = {}
+        self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._process = subprocess.Popen(  # noqa: S603 - an argv of our own
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            env={"PATH": CLEAN_PATH, "LANG": "C.UTF-8"},
+            start_new_session=True,
+        )
+        threading.Thread(target=self._write, name="directories-write", daemon=True).start()
+        threading.Thread(target=self._read, name="directories-read", daemon=True).start()
+
+    def send(self, question: _Question, message: bytes) -> None:
+        self._asked[question.number] = question
+        self._messages.put(message)
+
+    def end(self) -> None:
+        self._closed = True
+        self._messages.put(None)
+
+    def _write(self) -> None:
+        pipe = cast("BinaryIO", self._process.stdin)
+        try:
+            while (message := self._messages.get()) is not None:
+                write_message(pipe, message)
+            pipe.close()
+        except OSError:
+            pass  # it ended, as the other thread sees
+
+    def _read(self) -> None:
+        pipe = cast("BinaryIO", self._process.stdout)
+        if read_message(pipe) is not None:
+            self.ready.set()
+        while (message := read_message(pipe)) is not None:
+            number, right, told = pickle.loads(message)  # noqa: S301 - from a process of our own
+            question = self._asked.pop(number)
+            if right:
+                question.answer.set_result(told)
+            else:
+                question.answer.set_exception(told)
+            self._answered(question, told)
+        with self._lock:
+            self.ended = True
+            left = list(self._asked.values())
+        self.ready.set()
+        for question in left:
+            question.answer.set_exception(DirectoryHangsError(question.key[1]))
+            self._answered(question, None)
+        code = self._process.wait()
+        if not self._closed:
+            log.warning("directories_process_ended", code=code, unanswered=len(left))
+
+
+def _program() -> list[str]:
+    # A frozen program is its own interpreter; -I keeps this process's directory out of Python's module path.
+    if getattr(sys, "frozen", False):
+        return [sys.executable, "directories"]
+    return [sys.executable, "-I", "-m", "moorage_agent", "directories"]

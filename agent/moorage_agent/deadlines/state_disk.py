@@ -1,0 +1,73 @@
+"""The disk with the agent's state: asked from time to time, by writing on it, whether it still takes anything."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from moorage_common.journal.disk_room import Room, full_problem, room_problem
+
+log = structlog.get_logger(__name__)
+
+_ASK_SECONDS = 5.0
+_PROBE_BYTES = 1 << 16
+
+
+class StateDisk:
+    """What is known of the disk with the folder of the agent's state.
+
+    `problem` is one sentence, empty where all is well; `keeps` whether the folder takes what is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._listeners: set[Callable[[], None]] = set()
+        self.problem = ""
+        self.keeps = True
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have `listener` called after every change; returns what ends that."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    async def run(self) -> None:
+        """Ask, for ever."""
+        while True:
+            before = self.problem
+            await asyncio.to_thread(self.check)
+            if self.problem != before:
+                log.warning("state_disk", problem=self.problem or "none any more")
+                for listener in tuple(self._listeners):
+                    listener()
+            await asyncio.sleep(_ASK_SECONDS)
+
+    def check(self) -> None:
+        """Ask now."""
+        refused = _refused(self._folder)
+        self.keeps = not refused
+        self.problem = refused or _refused(self._folder / "operations") or self._room()
+
+    def _room(self) -> str:
+        about = os.statvfs(self._folder)
+        room = Room(about.f_bavail * about.f_frsize, about.f_blocks * about.f_frsize, about.f_favail, about.f_files)
+        return room_problem(str(self._folder), room)
+
+
+def _refused(folder: Path) -> str:
+    """Return why a folder takes nothing, empty where it does."""
+    # A name of its own: others may write in the journal's folders.
+    probe = folder / f".room-{secrets.token_hex(8)}"
+    try:
+        try:
+            with os.fdopen(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+                for _ in range(_PROBE_BYTES // 4096):
+                    file.write(bytes(4096))
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+    except OSError as error:
+        return full_problem(str(folder), error.strerror or str(error))
+    return ""

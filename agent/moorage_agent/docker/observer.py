@@ -1,0 +1,177 @@
+"""What runs on this host, kept true without gaps.
+
+The Engine's time is taken, the stream of events since then is opened, and only then everything is looked at: what
+happens in between is in the stream. An event only says which container to look at again, and each look asks for the
+states of all. Every reconnect begins with a look at everything.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from moorage_common.docker.containers import Container
+
+from moorage_agent.docker.engine import Engine, EngineFacts, EventStream
+from moorage_agent.errors import EngineUnreachableError
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+_COALESCE_SECONDS = 0.05
+_PING_SECONDS = 10.0
+_EVERYTHING_NANOSECONDS = 600 * 10**9
+"""How often everything is looked at anew, in case an Engine forgot to tell of something."""
+_FIRST_RETRY, _LAST_RETRY = 0.2, 5.0
+_STUCK_SECONDS = 30.0
+_CLOSE_SECONDS = 5.0
+
+
+class Observer:
+    """Follows the Engine for as long as `run` runs; others read what it knows and are told of changes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._listeners: set[Callable[[], None]] = set()
+        self.containers: Mapping[str, Container] = {}
+        self.looked_at = 0
+        """Nanoseconds of the boot clock at which the look behind `containers` began."""
+        self._all_looked_at = 0
+        self.facts: EngineFacts | None = None
+        self.problem = "The Docker Engine was not asked yet."
+        self.asked = asyncio.Event()
+        """Set as soon as the Engine answered, or didn't, for the first time."""
+        self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have `listener` called after every change; returns what ends that."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    def forget(self) -> None:
+        """Have everything looked at anew, soon: whose a container is was seen wrongly. Any thread may call it."""
+        self._all_looked_at = 0
+
+    async def run(self) -> None:
+        """Follow the Engine until cancelled."""
+        retry = _FIRST_RETRY
+        while True:
+            began = time.monotonic()
+            try:
+                await self._session()
+            except EngineUnreachableError as error:
+                if self.facts is not None or self.problem != str(error):
+                    log.warning("engine_lost", problem=str(error))
+                self._lost(str(error))
+            except Exception:
+                # One bad event never ends the watch; but what was known is not known any more.
+                log.exception("observer_failed")
+                self._lost("The agent couldn't make sense of what the Docker Engine said: see its log on the host.")
+            await asyncio.to_thread(self._engine.close)
+            retry = _FIRST_RETRY if time.monotonic() - began > _LAST_RETRY else min(retry * 2, _LAST_RETRY)
+            await asyncio.sleep(retry)
+
+    async def _session(self) -> None:
+        """One connection to the Engine, from the first look to its end, which is always an error."""
+        stream = await _within(_STUCK_SECONDS, self._open())
+        dirty: set[str] = set()
+        stirred = asyncio.Event()
+        ended = asyncio.ensure_future(_pump(stream, dirty, stirred))
+        try:
+            await _within(_STUCK_SECONDS, self._look_at_all())
+            while not ended.done():
+                if boot_nanoseconds() - self._all_looked_at > _EVERYTHING_NANOSECONDS:
+                    await _within(_STUCK_SECONDS, self._look_at_all())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_PING_SECONDS):
+                        await stirred.wait()
+                await asyncio.sleep(_COALESCE_SECONDS)
+                stirred.clear()
+                await _within(_STUCK_SECONDS, self._look_again(dirty))
+        finally:
+            closing = asyncio.ensure_future(asyncio.to_thread(stream.close))
+            # A thread that can't be ended must not keep the next session from what is true.
+            _, left = await asyncio.wait({closing, ended}, timeout=_CLOSE_SECONDS)
+            if left:
+                log.warning("engine_events_not_closed")
+        raise EngineUnreachableError("The Docker Engine closed the stream of its events: see on the host that it runs.")
+
+    async def _open(self) -> EventStream:
+        facts = await asyncio.to_thread(self._engine.facts)
+        return await asyncio.to_thread(self._engine.events, facts.time)
+
+    async def _look_at_all(self) -> None:
+        began = self._all_looked_at = boot_nanoseconds()
+        containers = await asyncio.to_thread(self._engine.containers)
+        self._now_knows(containers, began, await asyncio.to_thread(self._engine.facts))
+
+    async def _look_again(self, dirty: set[str]) -> None:
+        """Look at what was stirred, and at what is not as it was known: an event may be later than this look.
+
+        So `looked_at` holds for all: no container has another state, comes or goes, before a look and unseen by it.
+        """
+        ids, began = set(dirty), boot_nanoseconds()
+        dirty.clear()
+        states = await asyncio.to_thread(self._engine.states)
+        containers = {
+            container_id: known
+            for container_id, known in self.containers.items()
+            if container_id not in ids and states.get(container_id) == known.state.state
+        }
+        for container_id in states.keys() - containers.keys():
+            found = await asyncio.to_thread(self._engine.container, container_id)
+            if found is not None:
+                containers[container_id] = found
+        self._now_knows(containers, began, await asyncio.to_thread(self._engine.facts))
+
+    def _now_knows(self, containers: Mapping[str, Container], looked_at: int, facts: EngineFacts) -> None:
+        self.containers, self.looked_at, self.facts, self.problem = containers, looked_at, facts, ""
+        self._tell()
+
+    def _lost(self, problem: str) -> None:
+        self.facts, self.problem = None, problem
+        self._tell()
+
+    def _tell(self) -> None:
+        self.asked.set()
+        for listener in tuple(self._listeners):
+            listener()
+
+
+def boot_nanoseconds() -> int:
+    """Return nanoseconds since boot, suspended time included: the same clock before and after the agent's restart."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+async def _within(seconds: float, look: Coroutine[Any, Any, T]) -> T:
+    """Look, however many containers there are; what takes longer than that hangs. Raises EngineUnreachableError."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await look
+    except TimeoutError:
+        raise EngineUnreachableError(
+            f"A look at the Docker Engine didn't end within {seconds:.0f} seconds: see on the host how it is."
+        ) from None
+
+
+async def _pump(stream: EventStream, dirty: set[str], stirred: asyncio.Event) -> None:
+    """Read the blocking stream in a thread of its own; returns when it ends, however it ends."""
+    loop = asyncio.get_running_loop()
+
+    def stir(container_id: str | None) -> None:
+        if container_id is not None:
+            dirty.add(container_id)
+        stirred.set()
+
+    def read() -> None:
+        # The stream ends in whatever way the connection under it does.
+        with suppress(Exception):
+            for event in stream:
+                loop.call_soon_threadsafe(stir, event["Actor"]["ID"])
+        loop.call_soon_threadsafe(stir, None)
+
+    await asyncio.to_thread(read)

@@ -1,0 +1,1 @@
+"""Who this agent is: its enrollment and its certificates."""

@@ -1,0 +1,1 @@
+"""Starts, stops and restarts on this host."""

@@ -1,0 +1,1 @@
+"""The gRPC server: connections, calls and messages."""

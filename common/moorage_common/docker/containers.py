@@ -1,0 +1,202 @@
+"""Containers of Compose projects, as the Engine's API (any version since 1.24) shows them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from moorage_common.docker.states import ContainerState, Project, unsettled
+from moorage_common.untrusted import (
+    LIMITS,
+    UntrustedError,
+    clean_line,
+    key_id,
+    key_name,
+    key_path,
+    known_word,
+    number,
+)
+
+PROJECT = "com.docker.compose.project"
+DIRECTORY = "com.docker.compose.project.working_dir"
+SERVICE = "com.docker.compose.service"
+ONE_OFF = "com.docker.compose.oneoff"
+CONFIG_FILES = "com.docker.compose.project.config_files"
+ENVIRONMENT_FILE = "com.docker.compose.project.environment_file"
+EVENTS = (
+    "create",
+    "start",
+    "restart",
+    "die",
+    "stop",
+    "kill",
+    "oom",
+    "pause",
+    "unpause",
+    "rename",
+    "destroy",
+    "health_status",
+)
+"""All but the noise: each health check alone makes three exec events."""
+_STATES = frozenset({"created", "running", "paused", "restarting", "removing", "exited", "dead", "stopping", "stopped"})
+"""The last two are Podman's."""
+_HEALTHS = frozenset({"starting", "healthy", "unhealthy"})
+_RESTART_POLICIES = frozenset({"no", "always", "unless-stopped", "on-failure"})
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container of some Compose project: its state, and whose it is; its paths have their links resolved.
+
+    `config_files` and `environment_file` are those that its `up` was given, empty where its labels don't tell.
+    """
+
+    state: ContainerState
+    project: str
+    directory: str
+    config_files: tuple[str, ...] = ()
+    environment_file: str = ""
+
+
+@dataclass(slots=True)
+class ProjectContainers:
+    """The states of a project's containers, and the files that they were started with."""
+
+    states: list[ContainerState] = field(default_factory=list)
+    config_files: list[str] = field(default_factory=list)
+    environment_file: str = ""
+
+
+RealPath = Callable[[str], str]
+"""Resolves the links of a path on the host."""
+
+
+def named_directory(labels: Mapping[str, str]) -> str:
+    """Return the directory that a container's labels name, links and all."""
+    return labels.get(DIRECTORY) or "/"
+
+
+def settled_states(containers: Iterable[Container], engine_time: int) -> tuple[ContainerState, ...]:
+    """Return the states by name, each judged as of an Engine's time (epoch seconds)."""
+    states = (replace(c.state, unsettled=unsettled(c.state, engine_time)) for c in containers)
+    return tuple(sorted(states, key=lambda state: state.name))
+
+
+def by_project(containers: Iterable[Container]) -> dict[Project, ProjectContainers]:
+    """Return the projects that containers belong to, each with what is known of theirs."""
+    found: dict[Project, ProjectContainers] = {}
+    for container in containers:
+        project = found.setdefault(Project(container.project, container.directory), ProjectContainers())
+        project.states.append(container.state)
+        project.config_files += [file for file in container.config_files if file not in project.config_files]
+        project.config_files = project.config_files[: LIMITS.config_files]
+        project.environment_file = project.environment_file or container.environment_file
+    return found
+
+
+def of_labels(labels: Mapping[str, str], real_path: RealPath) -> Container | None:
+    """Return whose a container is, from its labels alone: its state is left empty. None for one of no project."""
+    owner = _owner(labels)
+    if owner is None:
+        return None
+    service = clean_line(labels.get(SERVICE, ""), LIMITS.name)
+    state = ContainerState(id="", name="", service=service, image="", state="")
+    return Container(state, owner.name, real_path(owner.directory))
+
+
+def owner_directory(about: Mapping[str, Any]) -> str | None:
+    """Return the directory that an inspected container's labels name, None for one of no Compose project."""
+    owner = _owner(about["Config"]["Labels"] or {})
+    return None if owner is None else owner.directory
+
+
+def state_word(word: object) -> str:
+    """Return the Engine's word for a container's state; `unknown` for what is none."""
+    return known_word(word, _STATES)
+
+
+def clean_state(seen: ContainerState) -> ContainerState:
+    """Return a container as it may be kept and shown. Raises UntrustedError for one whose id can't be one."""
+    return replace(
+        seen,
+        id=key_id(seen.id),
+        name=clean_line(seen.name, LIMITS.name),
+        service=clean_line(seen.service, LIMITS.name),
+        image=clean_line(seen.image, LIMITS.image),
+        state=state_word(seen.state),
+        health=known_word(seen.health, _HEALTHS, ""),
+        exit_code=number(seen.exit_code, -LIMITS.int32, LIMITS.int32),
+        ports=_some([clean_line(port, LIMITS.port) for port in seen.ports[: LIMITS.ports + 1]]),
+        restarts=number(seen.restarts, 0, LIMITS.int32),
+        restart_policy=known_word(seen.restart_policy, _RESTART_POLICIES, ""),
+    )
+
+
+def of_inspection(about: Mapping[str, Any], real_path: RealPath) -> Container | None:
+    """Read what the Engine says of a container that is inspected; None for one of no Compose project.
+
+    Raises UntrustedError, and what reading another shape raises: see `engine_http.understanding`.
+    """
+    labels = about["Config"]["Labels"] or {}
+    owner = _owner(labels)
+    if owner is None:
+        return None
+    state = about["State"]
+    seen = ContainerState(
+        id=about["Id"],
+        name=about["Name"].removeprefix("/"),
+        service=labels.get(SERVICE, ""),
+        image=about["Config"]["Image"],
+        state=state["Status"],
+        health=(state.get("Health") or {}).get("Status", ""),
+        exit_code=state["ExitCode"],
+        one_off=labels.get(ONE_OFF, "").lower() == "true",
+        started_at=_moment(state["StartedAt"]),
+        finished_at=_moment(state["FinishedAt"]),
+        ports=tuple(islice(_ports((about.get("NetworkSettings") or {}).get("Ports") or {}), LIMITS.ports + 1)),
+        restarts=about.get("RestartCount", 0),
+        restart_policy=((about.get("HostConfig") or {}).get("RestartPolicy") or {}).get("Name", ""),
+    )
+    files = tuple(map(real_path, labelled_paths(labels.get(CONFIG_FILES, ""))))
+    settings = clean_line(labels.get(ENVIRONMENT_FILE, ""), LIMITS.path)
+    return Container(clean_state(seen), owner.name, real_path(owner.directory), files, settings)
+
+
+def labelled_paths(label: str) -> Sequence[str]:
+    """Return the absolute paths that a label of Compose's lists; none where it can't be such a list."""
+    try:
+        return [key_path(path) for path in label.split(",", LIMITS.config_files)[: LIMITS.config_files] if path]
+    except (UntrustedError, AttributeError):
+        return []
+
+
+def _owner(labels: Mapping[str, str]) -> Project | None:
+    """Return the project and the directory that labels name; None where there is none, or nobody could have it."""
+    try:
+        return Project(key_name(labels[PROJECT]), key_path(named_directory(labels))) if PROJECT in labels else None
+    except UntrustedError:
+        return None
+
+
+def _some(ports: Sequence[str]) -> tuple[str, ...]:
+    return tuple(ports) if len(ports) <= LIMITS.ports else (*ports[: LIMITS.ports - 1], "…")
+
+
+def _moment(text: str) -> datetime | None:
+    # The Engine writes year 1 for "never".
+    if text.startswith("0001-"):
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UntrustedError("A time was none.") from None
+
+
+def _ports(ports: Mapping[str, Iterable[Mapping[str, str]] | None]) -> Iterator[str]:
+    # One more than is shown tells that there are more.
+    for inner, outer in islice(sorted(ports.items()), LIMITS.ports + 1):
+        if not outer:
+            yield inner
+        for place in islice(outer or (), LIMITS.ports + 1):
+            yield f"{place['HostIp']}:{place['HostPort']}->{inner}"

@@ -1,0 +1,1 @@
+"""The journal on a host: operations that outlive the process that starts them."""

@@ -1,0 +1,119 @@
+"""The journal worked by a shell on its host (journal.sh): the calls, and what they print."""
+
+import functools
+import importlib.resources
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moorage_common.journal.files import WHO_BYTES, one_line, parse_exit
+from moorage_common.journal.types import SPEC_BYTES, Record, State, check_id
+from moorage_common.untrusted import LIMITS, UntrustedError, parse_json
+
+_LOOKS = frozenset({"running", "ended", "unknown"})
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at an operation found: `running`, `ended` or `unknown`, and the output from an offset on."""
+
+    word: str
+    data: bytes
+
+
+@functools.cache
+def journal_text() -> str:
+    """Return the functions that the calls need."""
+    package = importlib.resources.files(__package__)
+    return "".join(package.joinpath(name).read_text(encoding="utf-8") for name in ("records.sh", "journal.sh"))
+
+
+def look_call(root: str, operation_id: str, after: int, limit: int) -> str:
+    """Return the call for the output from the byte offset `after` on, `limit` bytes at most. See `parse_outputs`."""
+    check_id(operation_id)
+    if after < 0 or limit < 0:
+        raise ValueError("offset and limit of an output can't be negative")
+    return f"(mj_look {shlex.quote(root)} {operation_id} {after} {limit})"
+
+
+def parse_outputs(printed: bytes, count: int, limit: int) -> list[Look]:
+    """Read what so many look calls of `limit` bytes printed, one after the other.
+
+    Raises ValueError where that broke off, or can't be right.
+    """
+    looks, position = [], 0
+    for _ in range(count):
+        end = printed.index(b"\n", position)
+        word, _, told = printed[position:end].decode(errors="replace").partition(" ")
+        position, length = end + 1, int(told)
+        if not 0 <= length <= limit or word not in _LOOKS:
+            raise ValueError("a look at an operation can't be right")
+        looks.append(Look(word, printed[position : position + length]))
+        position += length
+    return looks
+
+
+def show_call(root: str, operation_id: str) -> str:
+    """Return the call for all that is known of an operation. See `read_record`."""
+    check_id(operation_id)
+    return f"(mj_show {shlex.quote(root)} {operation_id})"
+
+
+def read_record(operation_id: str, printed: bytes) -> Record | None:
+    """Read what a show call printed, None for an operation that was never started. Raises ValueError."""
+    word, _, rest = printed.partition(b"\n")
+    if word == b"unknown":
+        return None
+    parts: dict[str, bytes] = {}
+    length = None
+    while rest and length is None:
+        head, _, rest = rest.partition(b"\n")
+        name, _, count = head.decode(errors="replace").partition(" ")
+        size = int(count)
+        if not 0 <= size <= LIMITS.int64:
+            raise ValueError("the record of the operation can't be right")
+        if name == "out":
+            length = size
+        else:
+            parts[name], rest = rest[:size], rest[size:]
+    if length is None or word not in {b"running", b"ended"}:
+        raise ValueError("the record of the operation broke off")
+    return _record(operation_id, parts, length, running=word == b"running")
+
+
+def cancel_call(root: str, operation_id: str, by: str) -> str:
+    """Return the call that cancels; it prints a word of CancelOutcome, `not_allowed`, or `failed SENTENCE`."""
+    check_id(operation_id)
+    who = one_line(by).encode()[:WHO_BYTES].decode(errors="ignore")
+    return f"(mj_cancel {shlex.quote(root)} {operation_id} {shlex.quote(who)})"
+
+
+def clean_call(root: str, days: int) -> str:
+    """Return the call that removes what ended longer ago than so many days; it prints the ids."""
+    return f"(mj_clean {shlex.quote(root)} {days})"
+
+
+def _record(operation_id: str, parts: Mapping[str, bytes], length: int, *, running: bool) -> Record:
+    found = None if running else parse_exit(parts.get("exit", b""))
+    ended = State(found.ending) if found is not None else State.LOST
+    state = State.RUNNING if running else ended
+    code, _, reason = parts.get("reason", b"").decode(errors="replace").partition("\n")
+    buried = state is State.BURIED
+    return Record(
+        operation_id=operation_id,
+        state=state,
+        spec=_spec(parts.get("spec", b"")),
+        exit_code=found.exit_code if found is not None and state is State.EXITED else None,
+        length=length if found is None else found.length,
+        cancelled_by=parts.get("cancelled", b"").decode(errors="replace").strip(),
+        code=code if buried else "",
+        reason=reason.strip() if buried else "",
+    )
+
+
+def _spec(text: bytes) -> dict[str, object]:
+    try:
+        spec = parse_json(text or b"{}", SPEC_BYTES)
+    except UntrustedError:
+        return {}  # buried before its order was whole
+    return spec if isinstance(spec, dict) else {}

@@ -1,0 +1,127 @@
+"""The line between `Journal.launch` and the supervisor of one operation."""
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import importlib.resources
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+from moorage_common.journal.files import JournalError
+
+_PATIENCE = 30.0
+"""Seconds for one word of the supervisor; it does a handful of small synced writes in between."""
+
+
+@functools.cache
+def supervisor_text() -> str:
+    """Return the supervisor as the text for `/bin/sh -c`; its head says how it is called and what it answers."""
+    return _text("records.sh") + _text("supervisor.sh")
+
+
+def lock_name(kind: str, subject: str) -> str:
+    """Return the name of a lock file: kind is `directory` (subject: its real path) or `project` (its name)."""
+    return f"{kind}-{hashlib.sha256(os.fsencode(subject)).hexdigest()}"
+
+
+def _text(name: str) -> str:
+    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+class Supervisor:
+    """A started supervisor, until it has said that the command runs, or ended.
+
+    Closing the line before `go` was said leaves nothing running; closing it afterwards changes nothing.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, errors: socket.socket) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._errors = errors
+        self._complaints = b""
+
+    @classmethod
+    async def start(cls, argv: Sequence[str], environment: Mapping[str, str]) -> Self:
+        """Start the process. Raises OSError."""
+        ours, errors = await asyncio.to_thread(_spawn, argv, environment)
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            errors.close()
+            raise
+        return cls(reader, writer, errors)
+
+    async def word(self) -> str:
+        """Return the next line, empty at the end. Raises JournalError when the host takes too long."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                line = await self._reader.readline()
+        except TimeoutError as error:
+            raise JournalError(
+                "journal_unavailable",
+                "The journal on the host doesn't answer: its disk may hang. Look there, then ask again.",
+            ) from error
+        except ConnectionError:
+            return ""
+        return line.decode(errors="replace").rstrip("\n")
+
+    async def say(self, line: str) -> None:
+        """Send one line. A supervisor that is gone is noticed by the next `word`."""
+        with contextlib.suppress(ConnectionError):
+            self._writer.write(line.encode() + b"\n")
+            await self._writer.drain()
+
+    async def leave(self) -> None:
+        """Tell the supervisor that nothing will come, and return when it has let go of its locks."""
+        with contextlib.suppress(OSError):
+            self._writer.write_eof()
+        while await self.word():
+            pass
+
+    def close(self) -> None:
+        """Drop the line at once."""
+        with contextlib.suppress(OSError):
+            self._complaints = self._errors.recv(1 << 16)
+        self._writer.close()
+        self._errors.close()
+
+    @property
+    def complaint(self) -> str:
+        """The last line of what it had printed as errors when the line was closed."""
+        lines = self._complaints.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it ended without a word"
+
+
+def _spawn(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[socket.socket, socket.socket]:
+    """Start the process in a session of its own.
+
+    Not with asyncio's subprocess: its transport kills the child when it is closed or collected, as at the end of the
+    loop, and the operation has to outlive this process.
+    """
+    ours, theirs = socket.socketpair()
+    errors, their_errors = socket.socketpair()
+    try:
+        with theirs, their_errors:
+            process = subprocess.Popen(  # noqa: S603 - an argv, never a shell string
+                argv,
+                env=environment,
+                cwd="/",
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=their_errors.fileno(),
+                start_new_session=True,
+            )
+    except BaseException:
+        ours.close()
+        errors.close()
+        raise
+    ours.settimeout(0)
+    errors.settimeout(0)
+    threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
+    return ours, errors

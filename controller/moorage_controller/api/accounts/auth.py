@@ -1,0 +1,34 @@
+"""Logging in, out, one's own password, and asking who one is."""
+
+from moorage_controller.api.accounts.schemas import PasswordIn
+from moorage_controller.api.http.call import Call
+from moorage_controller.api.http.replies import Reply, now
+from moorage_controller.api.schemas import LoginIn, LoginOut, SuccessOut, UserOut, VerifyOut
+
+
+async def login(call: Call) -> Reply:
+    """POST /api/auth/login."""
+    body = call.body(LoginIn)
+    user, token = await call.services.users.login(body.username, body.password, call.origin)
+    return now(LoginOut(user=UserOut(id=user.id, username=user.username, role=user.role), token=token))
+
+
+async def logout(call: Call) -> Reply:
+    """POST /api/auth/logout."""
+    await call.services.users.logout(call.principal, call.actor)
+    return now(SuccessOut())
+
+
+async def change_password(call: Call) -> Reply:
+    """POST /api/auth/password: it ends one's other sessions, and one's API tokens with `keepTokens` false."""
+    body = call.body(PasswordIn)
+    await call.services.users.change_password(
+        call.principal, body.current_password, body.new_password, call.actor, keep_tokens=body.keep_tokens
+    )
+    return now(SuccessOut())
+
+
+async def verify(call: Call) -> Reply:
+    """GET /api/auth/verify."""
+    who = call.principal
+    return now(VerifyOut(user=UserOut(id=who.user_id, username=who.username, role=who.role.name.lower())))

@@ -1,0 +1,1 @@
+"""The audit log, events, health and metrics over HTTP."""

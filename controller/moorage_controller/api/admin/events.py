@@ -1,0 +1,61 @@
+"""What changes, over HTTP: the apps, servers and operations as their GETs show them."""
+
+import json
+import re
+from contextlib import ExitStack, aclosing
+from uuid import UUID
+
+from moorage_controller.api.convert import app_out, operation_out, server_out
+from moorage_controller.api.http.call import Call, to_json
+from moorage_controller.api.http.replies import Reply, stream
+from moorage_controller.api.http.sse import Event, Events
+from moorage_controller.auth.stream_shares import Kind
+from moorage_controller.services.events.feed import Feed, News, Ready, Resource
+from moorage_controller.store.tables.apps import AppView
+from moorage_controller.store.tables.servers import Server
+
+_LONGEST = 64 * 1024
+"""Characters of an event; what is well has some thousands at most."""
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+async def follow_events(call: Call) -> Reply:
+    """GET /api/events: each app, server and operation as soon as it has changed, as its GET shows it.
+
+    And `stopping_soon`, with the app, some minutes before auto-stop (STOPPING_SOON_MINUTES).
+
+    The first event is `ready`: `resumed` says whether nothing was missed since Last-Event-ID; where it is false, read
+    the lists now. One that was deleted is told as its `id` and `deleted`, one that is too large for an event as its
+    `id` and `tooLarge`: read it by its GET.
+    """
+    sent = call.last_event_id
+    after = int(sent) if _NUMBER.fullmatch(sent) else None
+    with ExitStack() as held:
+        held.enter_context(call.services.stream_shares.of_user(Kind.EVENTS, call.principal.user_id))
+        return stream(_events(call.services.feed, after), held)
+
+
+def show(resource_id: UUID, resource: Resource | None) -> str:
+    """Return the data of an event."""
+    if resource is None:
+        return json.dumps({"id": str(resource_id), "deleted": True})
+    text = _shown(resource)
+    return text if len(text) <= _LONGEST else json.dumps({"id": str(resource_id), "tooLarge": True})
+
+
+def _shown(resource: Resource) -> str:
+    if isinstance(resource, AppView):
+        return to_json(app_out(resource))
+    return to_json(server_out(resource) if isinstance(resource, Server) else operation_out(resource))
+
+
+async def _events(feed: Feed, after: int | None) -> Events:
+    async with aclosing(feed.listen(after)) as batches:
+        async for batch in batches:
+            yield [_event(news) for news in batch]
+
+
+def _event(news: Ready | News) -> Event:
+    if isinstance(news, Ready):
+        return Event(json.dumps({"resumed": news.resumed}), id=str(news.number), name="ready")
+    return Event(news.text, id=str(news.number), name=news.kind.value)

@@ -1,0 +1,1 @@
+"""Apps, their containers and logs, and operations over HTTP."""

@@ -1,0 +1,1 @@
+"""The API's OpenAPI document, and its page."""

@@ -1,0 +1,1 @@
+"""Servers, their agents and enrollment, and projects over HTTP."""

@@ -1,0 +1,1 @@
+"""The machinery of HTTP that every route shares."""

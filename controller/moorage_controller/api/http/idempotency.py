@@ -1,0 +1,41 @@
+"""`Idempotency-Key` on requests that create (draft-ietf-httpapi-idempotency-key-header, but for its quotes).
+
+The key may be quoted or not, and is taken as it came. A second request waits for the first, and gets its reply.
+Errors are not kept: a request that was refused has changed nothing, and may be sent again.
+"""
+
+import re
+
+from aiohttp import web
+
+from moorage_controller.api.http.call import Call, Fingerprints
+from moorage_controller.api.http.replies import Raw, Reply
+from moorage_controller.api.routes import Route
+from moorage_controller.auth.roles import Principal
+from moorage_controller.errors import InvalidError
+from moorage_controller.services.idempotency import KeyedRequest, RepeatedError
+
+HEADER = "Idempotency-Key"
+REPLAYED = "Idempotency-Replayed"
+PATTERN = "^[!-~]{1,255}$"
+
+
+async def keyed(
+    route: Route, request: web.Request, principal: Principal | None, fingerprints: Fingerprints
+) -> KeyedRequest | None:
+    """Return the request as its key names it, None without one. Raises InvalidError for a key that can't be one."""
+    sent = request.headers.getall(HEADER, [])
+    if not route.creates or principal is None or not sent:
+        return None
+    if len(sent) > 1 or not re.fullmatch(PATTERN, sent[0]):
+        raise InvalidError({HEADER: "Send it once, of 1 to 255 visible ASCII characters: a new UUID is best."})
+    whole = b"\0".join((route.method.encode(), route.path.encode(), await request.read()))
+    return KeyedRequest(principal.user_id, sent[0], fingerprints(whole))
+
+
+async def answer(route: Route, call: Call) -> Reply:
+    """Return the handler's reply, or the one that the same request got before."""
+    try:
+        return await route.handler(call)
+    except RepeatedError as repeated:
+        return Reply(Raw(repeated.reply.encode(), "application/json"), 201, {REPLAYED: "true"})

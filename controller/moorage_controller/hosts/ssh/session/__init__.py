@@ -1,0 +1,1 @@
+"""Connections to SSH hosts, and the shells and channels over them."""

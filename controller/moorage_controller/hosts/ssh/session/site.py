@@ -1,0 +1,81 @@
+"""One connection with what is worked through it: the journal, Compose, and what apps are."""
+
+import asyncio
+import time
+
+import structlog
+from moorage_common.docker.logs import Budget
+from moorage_common.journal.unrecorded import Unrecorded
+
+from moorage_controller.hosts.ssh import compose as composes
+from moorage_controller.hosts.ssh.compose import HostCompose
+from moorage_controller.hosts.ssh.identities import Identities
+from moorage_controller.hosts.ssh.journal import Journal
+from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
+
+log = structlog.get_logger(__name__)
+
+_REFUSAL_KEPT_SECONDS = 30.0
+_LOGS = 64
+_LOGS_BY_SESSIONS = 2
+_KEPT_SESSIONS = 3
+"""Where each stream to the Engine takes one of the few sessions that the server lets us have; those that are kept are
+for events, looks and operations.
+"""
+
+
+class Site:
+    """A host over one connection. `users` counts who works with it: it is closed when the last one is gone."""
+
+    def __init__(self, link: Link, identities: Identities, unrecorded: Unrecorded) -> None:
+        self.link = link
+        self.unrecorded = unrecorded
+        """The stops that run without a journal, over whichever connection to the host."""
+        self.identities = identities
+        self.journal = Journal(link)
+        self.users = 0
+        self.logs = Budget(_LOGS)
+        self.compose: HostCompose | None = None
+        """What operations here run, as soon as anybody needed it."""
+        self._refusal: HostRefusedError | None = None
+        self._refused_at = 0.0
+        self._providing = asyncio.Lock()
+
+    @property
+    def compose_problem(self) -> str:
+        """Why there is no Compose, empty where there is one or nobody needed it yet."""
+        return self._refusal.sentence if self._refusal is not None and self.compose is None else ""
+
+    def count_log_streams(self) -> None:
+        """Set how many logs may be followed over this connection."""
+        self.logs.limit = _LOGS
+        if self.link.engine.streams == 1:
+            self.logs.limit = min(_LOGS_BY_SESSIONS, max(self.link.sessions.limit - _KEPT_SESSIONS, 0))
+
+    async def provide_compose(self) -> HostCompose:
+        """Return the host's Compose, uploaded first where it isn't there. Raises ContactLostError, HostRefusedError.
+
+        What was uploaded is told to the first one alone.
+        """
+        async with self._providing:
+            if self.compose is not None:
+                return self.compose
+            if self._refusal is not None and time.monotonic() - self._refused_at < _REFUSAL_KEPT_SECONDS:
+                raise HostRefusedError(self._refusal.code, self._refusal.sentence)
+            try:
+                provided = await composes.provide(self.link)
+            except HostRefusedError as error:
+                self._refusal, self._refused_at = error, time.monotonic()
+                raise
+            self.compose = HostCompose(provided.argv, provided.version)
+            return provided
+
+    async def clean(self) -> None:
+        """Remove old operations from the host; what goes wrong is only logged."""
+        try:
+            removed = await self.journal.clean()
+        except (ContactLostError, HostRefusedError) as error:
+            log.warning("journal_not_cleaned", error=str(error))
+        else:
+            log.info("journal_cleaned", removed=len(removed))

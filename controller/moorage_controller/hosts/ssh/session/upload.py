@@ -1,0 +1,85 @@
+"""Files to a host, on the standard input of a shell there, as long as there is progress: SFTP isn't everywhere."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from moorage_common.untrusted import UntrustedError, clean_line, number_text
+
+from moorage_controller.hosts.ssh.session.shell import Framed, Process, ScriptError, Sessions, lost, lost_errors
+from moorage_controller.hosts.transport import ContactLostError
+
+_BLOCK = 64 * 1024
+_REASON_CHARACTERS = 200
+NO_PROGRESS_SECONDS = 30.0
+_CHECKSUM_SECONDS = 240.0
+"""Once all of it is there, a slow disk takes a while to read and to write it."""
+
+Progress = Callable[[int], Awaitable[None]]
+"""Told how many bytes have arrived."""
+
+
+class UploadFailedError(Exception):
+    """The host can't store the file; `str()` is the host's reason, no sentence."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(clean_line(reason, _REASON_CHARACTERS))
+
+
+async def send(sessions: Sessions, script: str, content: bytes, progress: Progress | None = None) -> None:
+    """Run a script that ends with `mo_receive`, and send it the content. Raises UploadFailedError, ContactLostError.
+
+    What had arrived when contact was lost isn't sent again. Without progress for 30 seconds contact counts as lost.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(None) as limit, sessions.open() as process:
+            framed = Framed(process, sessions.pace)
+            await framed.begin(script, sessions.login_shell_seconds)
+            limit.reschedule(loop.time() + 2 * NO_PROGRESS_SECONDS)  # it may wait for who sends the same
+            writing: asyncio.Task[None] | None = None
+            arrived = -1
+            try:
+                while (word := await framed.line()) != "whole":
+                    arrived = _arrived(word, arrived, len(content))
+                    if writing is None:
+                        writing = asyncio.create_task(_write(process, content, arrived))
+                    most = NO_PROGRESS_SECONDS if arrived < len(content) else _CHECKSUM_SECONDS
+                    limit.reschedule(loop.time() + most)
+                    if progress is not None:
+                        await progress(arrived)
+            finally:
+                if writing is not None:
+                    writing.cancel()
+                    await asyncio.gather(writing, return_exceptions=True)
+    except UntrustedError as error:
+        raise sessions.end(error) from None
+    except ScriptError as error:
+        raise ContactLostError(f"The upload to the host broke off: {error.output or 'its shell ended'}.") from None
+    except TimeoutError:
+        raise ContactLostError(
+            f"The upload to the host made no progress for {NO_PROGRESS_SECONDS:.0f} seconds: the network is too slow."
+        ) from None
+    except lost_errors as error:
+        raise lost(error) from None
+
+
+def _arrived(word: str, before: int, size: int) -> int:
+    """Read how many bytes are there. Raises UploadFailedError; UntrustedError where that can't be."""
+    what, _, told = word.partition(" ")
+    if what == "failed":
+        raise UploadFailedError(told)
+    if what != "have":
+        raise UntrustedError("It answered an upload with something that isn't an answer.")
+    arrived = number_text(told, 0, size)
+    if arrived <= before:
+        raise UntrustedError("It says again and again that it has as much of an upload as before.")
+    return arrived
+
+
+async def _write(process: Process, content: bytes, start: int) -> None:
+    with suppress(*lost_errors):
+        for offset in range(start, len(content), _BLOCK):
+            process.stdin.write(content[offset : offset + _BLOCK])
+            await process.stdin.drain()
+        process.stdin.write_eof()

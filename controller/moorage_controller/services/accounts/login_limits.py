@@ -1,0 +1,96 @@
+"""How guessing passwords is slowed down, without letting a guesser lock the owner out.
+
+Each count has free failures, then a wait that doubles from 1 to 60 seconds: of an account from one address (5), of an
+account from anywhere (50), of an address whatever the account (50), and of the IPv6 networks that one customer may be
+given (/56: 100, /48: 200). An address from which an account logged in during the last 30 days only has the first
+count: who guesses from elsewhere can't keep the owner out. Names that nobody bears count alike.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.auth.line import Place
+from moorage_controller.auth.rate_limit import neighbourhood, network, sites
+from moorage_controller.errors import TooManyRequestsError
+from moorage_controller.store.tables import logins as store
+from moorage_controller.store.tables.logins import Failures
+
+_FREE_OF_PAIR = 5
+_FREE_OF_ONE = 50
+_FREE_OF_SITES = (100, 200)
+"""Of a /56 and of a /48."""
+_MOST_SECONDS = 60
+_MOST_DOUBLINGS = 6
+_TRUST = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The keys that a try of a password counts for; `site_keys` are of the networks around the address."""
+
+    pair: str
+    account: str
+    address: str
+    site_keys: tuple[str, ...]
+    neighbourhood: str
+
+    @classmethod
+    def of(cls, username: str, address: str | None) -> "Attempt":
+        """Make the keys of a name, as it was typed, and an address."""
+        where = network(address)
+        return cls(
+            pair=store.key("pair", username, where),
+            account=store.key("account", username),
+            address=store.key("address", where),
+            site_keys=tuple(store.key("site", site) for site in sites(address)),
+            neighbourhood=neighbourhood(address),
+        )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.pair, self.account, self.address, *self.site_keys)
+
+
+def delay(failures: int, free: int) -> int:
+    """Return the seconds to wait after so many failures."""
+    return 0 if failures < free else min(_MOST_SECONDS, 2 ** min(failures - free, _MOST_DOUBLINGS))
+
+
+async def check(connection: AsyncConnection, attempt: Attempt, now: datetime) -> Place:
+    """Return where this try stands in line. Raises TooManyRequestsError where it comes too early.
+
+    Known is who logged in with that name from that address not long before, so a name alone tells nothing.
+    """
+    found = await store.get(connection, attempt.keys)
+    until = _until(found, attempt.pair, _FREE_OF_PAIR, now)
+    row = found.get(attempt.pair)
+    known = row is not None and row.trusted_until is not None and row.trusted_until > now
+    if not known:
+        counts = [(attempt.account, _FREE_OF_ONE), (attempt.address, _FREE_OF_ONE)]
+        counts += zip(attempt.site_keys, _FREE_OF_SITES, strict=False)
+        until = max(until, *(_until(found, one, free, now) for one, free in counts))
+    if until > now:
+        seconds = math.ceil((until - now).total_seconds())
+        raise TooManyRequestsError(f"Too many failed logins: try again in {seconds} s.", seconds)
+    return Place(attempt.pair if known else attempt.neighbourhood, known)
+
+
+async def failed(connection: AsyncConnection, attempt: Attempt, now: datetime) -> None:
+    """Count a failure, in the transaction of its audit entry."""
+    await store.count(connection, attempt.keys, now)
+    await store.forget(connection, now)
+
+
+async def succeeded(connection: AsyncConnection, attempt: Attempt, now: datetime) -> None:
+    """Start the pair anew. The others stay: with an account of one's own one could wipe an address's count."""
+    await store.trust(connection, attempt.pair, now, now + _TRUST)
+
+
+def _until(found: Mapping[str, Failures], key: str, free: int, now: datetime) -> datetime:
+    row = found.get(key)
+    return now if row is None else row.last_at + timedelta(seconds=delay(row.failures, free))

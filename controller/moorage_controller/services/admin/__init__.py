@@ -1,0 +1,1 @@
+"""Backups, retention, metrics and health."""

@@ -1,0 +1,62 @@
+"""How long what is over is remembered: operations, what they printed, and the numbers of changes."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.tables import changes, last_logs, operations, output
+
+log = structlog.get_logger(__name__)
+
+_AT_ONCE = 100
+"""A few in each transaction: nobody else is to wait long for his turn to write."""
+_CHANGES = 100_000
+"""A listener who was away for longer than so many changes reads the lists anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keeps:
+    """How long operations that have ended are kept, how many at most, and for how long what they printed.
+
+    That counts for the last lines of stopped apps as well.
+    """
+
+    operations: timedelta
+    most_operations: int
+    output: timedelta
+
+
+class History:
+    """Forgets what is too old. What is in flight is never too old."""
+
+    def __init__(self, database: Database, keeps: Keeps) -> None:
+        self._database = database
+        self._keeps = keeps
+
+    async def forget_old(self) -> None:
+        """Forget what is too old by now. Raises DatabaseUnavailableError; then the rest goes another time."""
+        async with self._database.read() as connection:
+            now = await self._database.now(connection)
+        before = now - self._keeps.operations
+        gone = await self._all(
+            lambda connection: operations.remove_old(connection, before, self._keeps.most_operations, _AT_ONCE)
+        )
+        pieces = await self._all(lambda connection: output.remove_old(connection, now - self._keeps.output, _AT_ONCE))
+        async with self._database.write() as connection:
+            await last_logs.remove_old(connection, now - self._keeps.output)
+            await changes.remove_old(connection, _CHANGES)
+        if gone or pieces:
+            log.info("history_forgotten", operations=gone, pieces_of_output=pieces)
+
+    async def _all(self, remove: Callable[[AsyncConnection], Awaitable[int]]) -> int:
+        removed = 0
+        while True:
+            async with self._database.write() as connection:
+                count = await remove(connection)
+            removed += count
+            if not count:
+                return removed

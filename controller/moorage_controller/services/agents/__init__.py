@@ -1,0 +1,1 @@
+"""Agents: installed, enrolled, renewed, removed."""

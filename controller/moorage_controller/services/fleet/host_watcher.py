@@ -1,0 +1,189 @@
+"""Watches every host, by its agent or by SSH, and keeps what is known of servers and apps true."""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from uuid import UUID
+
+import structlog
+from moorage_common.clock import Clock, jittered
+
+from moorage_controller.errors import DatabaseUnavailableError, HostUnreachableError
+from moorage_controller.hosts.transport import (
+    SAID_TOO_MUCH,
+    AppObservation,
+    ContactLostError,
+    HostInfo,
+    HostRefusedError,
+    Hosts,
+    Snapshot,
+    WatchItem,
+)
+from moorage_controller.services.fleet.directories import Shared
+from moorage_controller.services.fleet.observations import Observations
+from moorage_controller.services.operations.operations import Operations
+from moorage_controller.services.runs.deadline_sync import Deadlines
+from moorage_controller.services.runs.transitions import host_app
+from moorage_controller.signals import Signals
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.database.write_priority import Urgency, urgency
+from moorage_controller.store.tables import apps as app_store
+from moorage_controller.store.tables import servers as server_store
+from moorage_controller.store.tables.apps import App
+
+log = structlog.get_logger(__name__)
+
+_FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
+_LEFT_ALONE_SECONDS = 60.0
+"""How long a host isn't watched that broke a limit of what it may say."""
+_EVERYTHING_SECONDS = 600.0
+"""How often each host is watched anew: a watch begins with everything, whatever went wrong before."""
+
+
+class HostWatcher:
+    """One watch a server; a server that changed is watched anew."""
+
+    def __init__(
+        self,
+        database: Database,
+        hosts: Hosts,
+        observations: Observations,
+        operations: Operations,
+        deadlines: Deadlines,
+        signals: Signals,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._hosts = hosts
+        self._observations = observations
+        self._operations = operations
+        self._deadlines = deadlines
+        self._signals = signals
+        self._clock = clock
+        self._changed: asyncio.Queue[UUID] = asyncio.Queue()
+        self._watches: dict[UUID, asyncio.Task[None]] = {}
+        signals.server_changed.connect(self._changed.put_nowait)
+
+    async def run(self) -> None:
+        """Watch all servers, for ever."""
+        slowly = asyncio.create_task(self._check_slowly(), name="slow check")
+        try:
+            async with self._database.read() as connection:
+                servers = await server_store.all_servers(connection)
+            for server in servers:
+                await self._watch_anew(server.id)
+            while True:
+                await self._watch_anew(await self._changed.get())
+        finally:
+            watches, self._watches = [slowly, *self._watches.values()], {}
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
+
+    async def _watch_anew(self, server_id: UUID) -> None:
+        old = self._watches.pop(server_id, None)
+        if old is not None:
+            old.cancel()
+            await asyncio.gather(old, return_exceptions=True)
+        self._watches[server_id] = asyncio.create_task(self._watch(server_id), name=f"watch {server_id}")
+
+    async def _check_slowly(self) -> None:
+        while True:
+            await self._clock.sleep(_EVERYTHING_SECONDS)
+            for server_id in self._watches:
+                self._changed.put_nowait(server_id)
+
+    async def _watch(self, server_id: UUID) -> None:
+        urgency.set(Urgency.AFTERWARDS)
+        retry, waited = _FIRST_RETRY, True
+        while True:
+            started, heard = self._clock.monotonic(), False
+            try:
+                try:
+                    if not await self._watch_once(server_id):
+                        return
+                    heard = True
+                except (ContactLostError, HostRefusedError, HostUnreachableError) as error:
+                    await self._observations.host_lost(server_id, str(error))
+                    if error.code == SAID_TOO_MUCH:
+                        log.warning(SAID_TOO_MUCH, server_id=str(server_id), error=str(error))
+                        await self._clock.sleep(jittered(_LEFT_ALONE_SECONDS))
+            except DatabaseUnavailableError:
+                pass  # logged where it was met
+            except Exception:
+                log.exception("host_watch_failed", server_id=str(server_id))
+                await self._lost_sense(server_id)
+            if self._clock.monotonic() - started > _LAST_RETRY:
+                retry, waited = _FIRST_RETRY, True
+            if heard and waited:
+                waited = False
+                continue
+            await self._clock.sleep(jittered(retry))
+            retry, waited = min(retry * 2, _LAST_RETRY), True
+
+    async def _lost_sense(self, server_id: UUID) -> None:
+        """Say that nothing is known of a host any more: what was seen of it last must not stand for ever."""
+        with suppress(Exception):  # whatever it is, the watch goes on
+            await self._observations.host_lost(
+                server_id, "The host answers, and what it says makes no sense: see the controller's log."
+            )
+
+    async def _watch_once(self, server_id: UUID) -> bool:
+        """Watch until the connection breaks; False when there is nothing to watch: no such server, or no way to it.
+
+        Raises ContactLostError, HostRefusedError, HostUnreachableError where nothing was heard at all: a watch that was
+        cut proves nothing, only a host that doesn't answer now is offline; or one that broke a limit.
+        """
+        async with self._database.read() as connection:
+            server = await server_store.get(connection, server_id)
+            apps = await app_store.on_server(connection, server_id)
+        if server is None or not (server.agent_name or server.encrypted_credentials):
+            return False
+        transport, heard, shared = self._hosts.transport(server), False, Shared(apps)
+        try:
+            async for item in transport.watch([host_app(app) for app in apps]):
+                heard = True
+                await self._apply(server_id, apps, shared, item)
+        except (ContactLostError, HostRefusedError, HostUnreachableError) as error:
+            if not heard or error.code == SAID_TOO_MUCH:
+                raise
+        return True
+
+    async def _apply(self, server_id: UUID, apps: Sequence[App], shared: Shared, item: WatchItem) -> None:
+        """Apply one item. What can't be applied is no other's trouble, and ends the watch only without a database."""
+        match item:
+            case Snapshot(host, observations):
+                for observation in observations:
+                    for app in _apps_of(apps, observation):
+                        shared.note(app, observation)
+                for observation in observations:
+                    await self._alone(server_id, self._app_seen(apps, shared, observation))
+                await self._alone(server_id, self._observations.host_seen(server_id, host))
+                self._signals.host_seen.emit(server_id)
+            case HostInfo():
+                await self._alone(server_id, self._observations.host_seen(server_id, item))
+            case AppObservation():
+                await self._alone(server_id, self._app_seen(apps, shared, item))
+
+    @staticmethod
+    async def _alone(server_id: UUID, applying: Awaitable[object]) -> None:
+        try:
+            await applying
+        except DatabaseUnavailableError:
+            # The next watch begins with a snapshot, which has it.
+            raise
+        except Exception:
+            log.exception("observation_failed", server_id=str(server_id))
+
+    async def _app_seen(self, apps: Sequence[App], shared: Shared, observation: AppObservation) -> None:
+        for app in _apps_of(apps, observation):
+            shared.note(app, observation)
+            # Before the status, which the operation's end decides about.
+            if app.id in observation.stops:
+                await self._operations.adopt(app.id, observation.stops[app.id])
+            await self._observations.app_seen(app.id, app.server_id, observation, shared.first(app))
+            self._deadlines.seen(app, observation)
+
+
+def _apps_of(apps: Sequence[App], observation: AppObservation) -> Sequence[App]:
+    return [app for app in apps if app.cd_path == observation.cd_path]

@@ -1,0 +1,1 @@
+"""Operations: recorded, queued, run on a host, followed to their end."""

@@ -1,0 +1,404 @@
+"""Operations: recorded before they are sent, followed to their end, whatever breaks in between."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from uuid import UUID, uuid4
+
+import structlog
+from moorage_common.clock import Clock
+from moorage_common.docker.states import OperationKind
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.auth.roles import AUTO_STOP, DEAD_MAN, Actor
+from moorage_controller.errors import (
+    ConflictError,
+    DatabaseUnavailableError,
+    HostUnreachableError,
+    NotFoundError,
+    ServerBusyError,
+    StopWaitsError,
+)
+from moorage_controller.hosts.transport import ContactLostError, HostRefusedError, Hosts
+from moorage_controller.services.audit.audit import Action, record, record_auto_stop
+from moorage_controller.services.fleet.observations import Observations
+from moorage_controller.services.operations.leases import Leases
+from moorage_controller.services.operations.operation_runner import Delivery, Limits
+from moorage_controller.services.operations.queue import Queue, Turn
+from moorage_controller.services.operations.waiting_stops import Repeats, repeats_unreachable
+from moorage_controller.services.runs import transitions as runs
+from moorage_controller.services.runs.transitions import Outcome
+from moorage_controller.signals import Settled, Signals
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.database.write_priority import Urgency, urgency
+from moorage_controller.store.tables import apps as app_store
+from moorage_controller.store.tables import operations as store
+from moorage_controller.store.tables import servers as server_store
+from moorage_controller.store.tables.apps import App
+from moorage_controller.store.tables.operations import Operation
+
+log = structlog.get_logger(__name__)
+
+_RETRY_SECONDS = 2.0
+_LOOK_SECONDS = 0.5
+"""How often to look for the end of what another controller drives."""
+_HOST_SECONDS = 2.0
+"""How long a caller waits to see whether a host that was away is back."""
+_GRACE = timedelta(seconds=60)
+"""How long after an operation's own limit a caller still waits: stopping it on the host takes a while."""
+
+
+Driver = Callable[[Operation], Awaitable[Outcome]]
+"""Brings an operation to its end, from wherever a controller that died left it."""
+
+
+class InFlightError(Exception):
+    """Another operation is in flight on the app."""
+
+
+class Operations:
+    """Records operations, drives each to its end in a task of its own, and settles what it did to its app."""
+
+    def __init__(
+        self,
+        database: Database,
+        hosts: Hosts,
+        observations: Observations,
+        signals: Signals,
+        clock: Clock,
+        leases: Leases,
+        *,
+        limits: Limits,
+        queue: Queue,
+    ) -> None:
+        self._database = database
+        self._hosts = hosts
+        self._observations = observations
+        self._signals = signals
+        self._clock = clock
+        self._leases = leases
+        self._limits = limits
+        self._queue = queue
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._drivers: dict[str, Driver] = {}
+        self.repeats = Repeats()
+
+    def drive_by(self, kinds: Iterable[str], driver: Driver) -> None:
+        """Have operations of these kinds, which aren't on an app, brought to their end by a driver of their own."""
+        self._drivers |= dict.fromkeys(kinds, driver)
+
+    async def begin(
+        self,
+        connection: AsyncConnection,
+        app: App,
+        kind: OperationKind,
+        actor: Actor,
+        now: datetime,
+        *,
+        run_minutes: int | None = None,
+    ) -> Operation:
+        """Record an operation in the caller's transaction; `run_minutes` makes it begin a run.
+
+        A stop that is asked for again soon after one failed, since the host can't be reached, waits for the host.
+
+        Raises InFlightError while another one is in flight on the app; ServerBusyError.
+        """
+        other = await store.agent_in_flight(connection, app.server_id)
+        if other is not None and _keeps_out(other):
+            raise ServerBusyError
+        operation = self._new(app, kind, actor, now)
+        if run_minutes is not None:
+            operation = replace(operation, run_id=uuid4(), run_timeout=run_minutes)
+        if kind is OperationKind.DOWN and await repeats_unreachable(connection, app, now):
+            operation = replace(operation, request=store.WAITS)
+        try:
+            await store.add(connection, operation)
+        except IntegrityError:
+            raise InFlightError from None
+        return operation
+
+    async def begin_stops(self, connection: AsyncConnection, due: Sequence[App], now: datetime) -> Sequence[Operation]:
+        """Record the stops of runs that are over, in the caller's transaction, where nothing else is in flight."""
+        shut = {each.server_id for each in await store.agents_in_flight(connection) if _keeps_out(each)}
+        free = [app for app in await app_store.still_due(connection, due) if app.server_id not in shut]
+        stops = [self._new(app, OperationKind.DOWN, AUTO_STOP, now) for app in free]
+        await store.add_stops(connection, stops)
+        await app_store.mark_stopping(connection, [app.id for app in free], now)
+        await server_store.recount_all(connection, {app.server_id for app in free})
+        return stops
+
+    def _new(self, app: App, kind: OperationKind, actor: Actor, now: datetime) -> Operation:
+        return Operation(
+            id=uuid4(),
+            kind=kind.value,
+            app_id=app.id,
+            server_id=app.server_id,
+            actor_id=actor.user_id,
+            actor=actor.name,
+            auto_stop=actor in {AUTO_STOP, DEAD_MAN},
+            run_id=app.run_id,
+            run_timeout=app.run_timeout,
+            created_at=now,
+            deadline_at=now + self._limits.total,
+            driver=self.driver,
+        )
+
+    @asynccontextmanager
+    async def recording(self) -> AsyncIterator[tuple[AsyncConnection, Callable[[Operation], None]]]:
+        """Yield a write transaction, and what takes an operation that `begin` recorded in it, to be driven afterwards.
+
+        Where the database went away in the commit, nobody knows whether it holds: what is found there once it is back
+        is driven, too. It would be in flight until the next start of this program.
+        """
+        begun: list[Operation] = []
+        try:
+            async with self._database.write() as connection:
+                yield connection, begun.append
+        except DatabaseUnavailableError:
+            for operation in begun:
+                self.launch(operation, recovered=True)
+            raise
+        for operation in begun:
+            self.launch(operation)
+
+    def launch(self, operation: Operation, *, recovered: bool = False) -> None:
+        """Drive a recorded operation from here on; call it after the commit."""
+        recovered = recovered or operation.waits_for_host
+        task = asyncio.create_task(self._drive(operation, recovered=recovered), name=f"operation {operation.id}")
+        self._tasks[operation.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(operation.id, None))
+
+    async def adopt(self, app_id: UUID, operation_id: UUID) -> None:
+        """Take up a stop that an app's agent has begun by itself, once: from here on it is like any other.
+
+        Where another operation is in flight on the app nothing is done: the agent tells of it until it is followed.
+        """
+        async with self._database.read() as connection:
+            if await store.get(connection, operation_id) is not None:
+                return
+        with suppress(IntegrityError):
+            async with self._database.write() as connection:
+                now = await self._database.now(connection)
+                app = await app_store.get(connection, app_id)
+                if app is None:
+                    return
+                begun = self._new(app, OperationKind.DOWN, DEAD_MAN, now)
+                operation = replace(begun, id=operation_id, state="running", started_at=now)
+                await store.add(connection, operation)
+                await app_store.change(connection, app.id, {"status": "stopping", "updated_at": now})
+                await server_store.recount(connection, app.server_id)
+            log.warning("dead_man_acted", app_id=str(app_id), operation_id=str(operation_id))
+            self.launch(operation, recovered=True)
+
+    async def recover(self) -> None:
+        """Take up every operation whose end isn't known and that nobody drives: what a controller that died left."""
+        # What is at work already counts before anybody gets a turn.
+        for operation in sorted(await self._leases.claim(), key=lambda each: each.state == "queued"):
+            log.info("operation_taken_up", operation_id=str(operation.id), kind=operation.kind, state=operation.state)
+            if operation.id not in self._tasks:
+                self.launch(operation, recovered=True)
+
+    @property
+    def driver(self) -> UUID:
+        """This controller, as operations that it drives name it."""
+        return self._leases.controller_id
+
+    async def close(self) -> None:
+        """Let go of all operations; they go on on their hosts, and the next start takes them up."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def get(self, operation_id: UUID) -> Operation:
+        """Return an operation. Raises NotFoundError."""
+        async with self._database.read() as connection:
+            found = await store.get(connection, operation_id)
+        if found is None:
+            raise NotFoundError("operation_not_found", "There is no operation of that id.")
+        return found
+
+    async def search(
+        self, app_id: UUID | None, server_id: UUID | None, state: str | None, limit: int = 200, offset: int = 0
+    ) -> tuple[Sequence[Operation], int]:
+        """Return a page of operations, the newest first, and how many there are in all."""
+        async with self._database.read() as connection:
+            return await store.search(
+                connection, app_id=app_id, server_id=server_id, state=state, limit=limit, offset=offset
+            )
+
+    async def wait(self, operation_id: UUID, seconds: float | None = None) -> Operation:
+        """Return the operation once it has ended, or as it is after that many seconds.
+
+        Without `seconds` it waits as long as the operation may take; where it is in flight still, its end isn't known,
+        and it goes on.
+        """
+        operation = await self.get(operation_id)
+        until = None if seconds is None else self._clock.monotonic() + seconds
+        while operation.in_flight:
+            left = await self._seconds_left(operation) if until is None else until - self._clock.monotonic()
+            if left <= 0:
+                break
+            await self._wait_a_while(operation_id, left)
+            operation = await self.get(operation_id)
+        return operation
+
+    async def wait_for_stop(self, operation: Operation) -> Operation:
+        """Wait for the end of a stop. Raises StopWaitsError where it waits for a host that can't be reached."""
+        if not operation.waits_for_host:
+            return await self.wait(operation.id)
+        found = await self.wait(operation.id, _HOST_SECONDS)
+        if found.in_flight and found.transport is None:
+            raise StopWaitsError(str(found.id))
+        return await self.wait(operation.id)
+
+    async def _seconds_left(self, operation: Operation) -> float:
+        async with self._database.read() as connection:
+            now = await self._database.now(connection)
+        return (operation.deadline_at + _GRACE - now).total_seconds()
+
+    async def _wait_a_while(self, operation_id: UUID, most: float) -> None:
+        """Return when the operation has ended, or perhaps has: another controller may drive it."""
+        task = self._tasks.get(operation_id)
+        if task is None and not (await self.get(operation_id)).in_flight:
+            return  # it ended here since the last look
+        timer = asyncio.create_task(self._clock.sleep(most if task is not None else min(most, _LOOK_SECONDS)))
+        try:
+            # asyncio.wait never cancels the task: a caller who hangs up changes nothing.
+            await asyncio.wait({timer} if task is None else {timer, task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+
+    async def cancel(self, operation_id: UUID, actor: Actor) -> Operation:
+        """Stop a start or restart on its host; its end comes by itself, soon after.
+
+        Raises NotFoundError; ConflictError for a stop and for what has ended; HostUnreachableError.
+        """
+        operation = await self.get(operation_id)
+        if operation.kind == OperationKind.DOWN:
+            raise ConflictError("not_cancellable", "A stop can't be cancelled: the Engine goes on with it.")
+        if operation.kind in self._drivers:
+            raise ConflictError("not_cancellable", "What installs or removes an agent can't be cancelled: wait for it.")
+        if not operation.in_flight or operation.server_id is None:
+            raise ConflictError("operation_ended", "This operation has ended already.")
+        # It may have gone nowhere yet: then no host has to be asked.
+        if self._queue.cancel(operation_id, actor.name):
+            await self._record_cancel(operation, actor)
+            return await self.wait(operation_id)
+        async with self._database.read() as connection:
+            server = await server_store.get(connection, operation.server_id)
+        assert server is not None
+        try:
+            transport = self._hosts.transport(server)
+            await transport.cancel(operation.id, actor.name)
+        except (ContactLostError, HostRefusedError) as error:
+            raise HostUnreachableError(f"The host could not be told to cancel: {error}") from None
+        await self._record_cancel(operation, actor)
+        return await self.get(operation_id)
+
+    async def _record_cancel(self, operation: Operation, actor: Actor) -> None:
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            resource = ("app", operation.app_id, None)
+            details = {"operationId": str(operation.id)}
+            message = f"The {operation.kind} was cancelled."
+            await record(connection, now, actor, Action.CANCEL, resource, message, details)
+
+    async def _drive(self, operation: Operation, *, recovered: bool) -> None:
+        """Bring an operation to its end. Nothing but the end, or this program's, stops it."""
+        if operation.auto_stop:
+            urgency.set(Urgency.DUE)
+        with structlog.contextvars.bound_contextvars(operation_id=str(operation.id)):
+            async with AsyncExitStack() as stack:
+                turn = Turn()
+                if operation.kind not in self._drivers:
+                    turn = await self._queue.take_turn(operation, stack)
+                while True:
+                    try:
+                        found = await self._in_flight(operation.id) if recovered else operation
+                        if found is not None:
+                            await self._work(found, turn, recovered=recovered)
+                    except Exception:
+                        # A full disk or a database that is away for a while must not lose an operation.
+                        log.exception("operation_drive_failed")
+                        recovered = True
+                        await self._clock.sleep(_RETRY_SECONDS)
+                    else:
+                        return
+
+    async def _work(self, operation: Operation, turn: Turn, *, recovered: bool) -> None:
+        driver, begun = self._drivers.get(operation.kind), self._clock.monotonic()
+        if driver is not None:
+            outcome = await driver(operation)
+            await self._finish_other(operation, outcome, self._clock.monotonic() - begun)
+            return
+        if turn.cancelled_by:
+            sentence = f"The operation was cancelled by {turn.cancelled_by} before it began."
+            outcome = Outcome("cancelled", ran=False, error_code="operation_cancelled", error=sentence)
+        else:
+            if turn.late and operation.state == "queued":
+                operation = await self._begin_late(operation)
+            delivery = Delivery(self._database, self._hosts, self._signals, self._clock, operation, self._limits)
+            outcome = await delivery.run(recovered=recovered)
+        # Of one that another controller began, nobody here knows how long it was at work.
+        await self._finish(operation, outcome, None if recovered else self._clock.monotonic() - begun)
+
+    async def _begin_late(self, operation: Operation) -> Operation:
+        """Count an operation's time from the end of its wait in the queue."""
+        async with self._database.write() as connection:
+            deadline_at = await self._database.now(connection) + self._limits.total
+            await store.change_in_flight(connection, operation.id, {"deadline_at": deadline_at})
+        return replace(operation, deadline_at=deadline_at)
+
+    async def _in_flight(self, operation_id: UUID) -> Operation | None:
+        async with self._database.read() as connection:
+            found = await store.get(connection, operation_id)
+        return found if found is not None and found.in_flight else None
+
+    async def _finish(self, operation: Operation, outcome: Outcome, seconds: float | None) -> None:
+        """Record the end, and what it made of the app, in one transaction."""
+        assert operation.app_id is not None
+        late = None
+        if outcome.observed is not None:
+            self._observations.note(operation.app_id, outcome.observed)
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            if not await store.change_in_flight(connection, operation.id, outcome.columns(now)):
+                return
+            app = await app_store.get(connection, operation.app_id)
+            assert app is not None
+            values = runs.settle(app, operation, outcome, now, self._limits.runs)
+            await app_store.change(connection, app.id, values)
+            await server_store.recount(connection, app.server_id)
+            await self.repeats.record(connection, app, operation, now)
+            # Where both did it, controller and agent, it is told once.
+            if operation.auto_stop and values["status"] == "stopped" and app.run_id is not None:
+                await record_auto_stop(connection, app, operation, now)
+                late = None if app.stop_at is None else (now - app.stop_at).total_seconds()
+        self.repeats.forget(operation.id)
+        await self._observations.operation_ended(operation.app_id, ran=outcome.ran)
+        self._ended(operation, outcome, seconds, late)
+
+    async def _finish_other(self, operation: Operation, outcome: Outcome, seconds: float) -> None:
+        """Record the end of an operation that isn't on an app."""
+        async with self._database.write() as connection:
+            now = await self._database.now(connection)
+            await store.change_in_flight(connection, operation.id, outcome.columns(now))
+        self._ended(operation, outcome, seconds, None)
+
+    def _ended(self, operation: Operation, outcome: Outcome, seconds: float | None, late: float | None) -> None:
+        log.info("operation_ended", kind=operation.kind, state=outcome.state, error=outcome.error)
+        self._signals.operation_ended.emit(operation.id)
+        self._signals.operation_settled.emit(Settled(operation.kind, outcome.state, operation.auto_stop, seconds, late))
+        if operation.app_id is not None:
+            # What had to wait for it may be overdue by now.
+            self._signals.deadline_moved.emit(operation.app_id)
+
+
+def _keeps_out(on_agent: Operation) -> bool:
+    """Tell whether an installation or removal of an agent keeps others from its server."""
+    return bool(json.loads(on_agent.request or "{}").get("exclusive"))

@@ -1,0 +1,101 @@
+"""One operation's output on its way from the host into the database: soon, but not a transaction a line."""
+
+import asyncio
+from uuid import UUID
+
+import structlog
+from moorage_common.clock import Clock
+from moorage_common.compose.output import render_end
+from moorage_common.untrusted import LIMITS
+
+from moorage_controller.signals import Signals
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.tables import output as store
+from moorage_controller.store.tables.output import Piece
+
+log = structlog.get_logger(__name__)
+
+_EVERY_SECONDS = 0.2
+_MOST_WAITING = 512 * 1024
+_LOGGED_BYTES = 4096
+"""What the log is told of an output: its end. The whole of it is in the database."""
+
+
+class Transcript:
+    """Keeps what is added, at most five times a second. What the database refuses is not lost: it is on the host."""
+
+    def __init__(self, database: Database, signals: Signals, clock: Clock, operation_id: UUID) -> None:
+        self._database = database
+        self._signals = signals
+        self._clock = clock
+        self._operation_id = operation_id
+        self._waiting = bytearray()
+        self._start = 0
+        self._kept_at = -_EVERY_SECONDS
+        self._keeping = asyncio.Lock()
+        self._end = b""
+        self._is_full = False
+        self._later: asyncio.Task[None] | None = None
+
+    async def open(self) -> int:
+        """Return the offset to go on from: what an earlier controller kept is there."""
+        async with self._database.read() as connection:
+            self._start = await store.length(connection, self._operation_id)
+        self._is_full = self._start > LIMITS.output
+        return self._start
+
+    async def add(self, data: bytes) -> None:
+        """Take what comes next; beyond 64 MiB a remark alone.
+
+        Raises DatabaseUnavailableError, at the latest with the next part.
+        """
+        room = max(LIMITS.output - self._start - len(self._waiting), 0)
+        if len(data) > room:
+            remark = b"" if self._is_full else b"\n[More than 64 MiB of output: the rest is left out.]\n"
+            data, self._is_full = data[:room] + remark, True
+            if not data:
+                return
+        self._waiting += data
+        self._end = (self._end + data)[-_LOGGED_BYTES:]
+        if self._later is not None and self._later.done():
+            self._later.result()
+            self._later = None
+        if len(self._waiting) > _MOST_WAITING:
+            await self._keep()
+        elif self._later is None:
+            self._later = asyncio.create_task(self._keep_soon())
+
+    async def close(self) -> None:
+        """Keep the rest. Raises DatabaseUnavailableError."""
+        await self.drop()
+        await self._keep()
+        log.info("operation_output", end=render_end(self._end, _LOGGED_BYTES), bytes=self._start)
+
+    async def drop(self) -> None:
+        """End without keeping the rest: whoever takes the operation up reads it from the host again."""
+        later, self._later = self._later, None
+        if later is not None:
+            later.cancel()
+            await asyncio.gather(later, return_exceptions=True)
+
+    async def tail(self, size: int) -> bytes:
+        """Return the last bytes that were kept."""
+        async with self._database.read() as connection:
+            return await store.tail(connection, self._operation_id, size)
+
+    async def _keep_soon(self) -> None:
+        await self._clock.sleep(max(self._kept_at + _EVERY_SECONDS - self._clock.monotonic(), 0.0))
+        await self._keep()
+
+    async def _keep(self) -> None:
+        async with self._keeping:
+            data = bytes(self._waiting)
+            if not data:
+                return
+            async with self._database.write() as connection:
+                await store.append(connection, self._operation_id, Piece(self._start, data))
+            # Only now: what a failed transaction had is still to be kept.
+            del self._waiting[: len(data)]
+            self._start += len(data)
+            self._kept_at = self._clock.monotonic()
+        self._signals.output_kept.emit(self._operation_id)

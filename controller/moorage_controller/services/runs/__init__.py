@@ -1,0 +1,1 @@
+"""Apps and their runs: starts, extensions, deadlines, auto-stop."""

@@ -1,0 +1,127 @@
+"""Auto-stop: each run is stopped when its time is over, and again until nothing of it is left."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+from moorage_common.clock import Clock, backoff, jittered, wait_for
+
+from moorage_controller.services.runs.clock_jumps import Timekeeper
+from moorage_controller.services.runs.run_expiry import OVERDUE_AFTER, RunEnds
+from moorage_controller.signals import Signals
+from moorage_controller.store.tables.apps import App, DueApp
+
+log = structlog.get_logger(__name__)
+
+_LONGEST_SLEEP = 30.0
+"""Even without a hint or a deadline it looks again: a clock that jumped must not delay it for long."""
+_FIRST_RETRY, _LAST_RETRY = 2.0, 60.0
+_OFFLINE_RETRY = 600.0
+"""Of a host that is known not to answer; it is tried at once when it does."""
+_FORGET_SECONDS = 3600.0
+_HEAR_SECONDS = 10.0
+"""How long, after its start, a controller waits to hear whether an agent has done it already."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A run that could not be stopped yet: how often it was tried, and when (monotonic) it is next.
+
+    `offline`: its host was known not to answer, so that nothing was tried.
+    """
+
+    server_id: UUID
+    count: int
+    not_before: float
+    offline: bool
+
+    def holds(self, now: float, *, online: bool) -> bool:
+        """Tell whether it isn't time yet to try again."""
+        return self.not_before > now and not (self.offline and online)
+
+
+class AutoStop:
+    """Has what is due stopped by the same operations as a user's stop, and people warned before."""
+
+    def __init__(self, ends: RunEnds, timekeeper: Timekeeper, signals: Signals, clock: Clock) -> None:
+        self._ends = ends
+        self._looked = signals.auto_stop_looked
+        self._timekeeper = timekeeper
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._tries: dict[UUID, _Tried] = {}
+        self._began = clock.monotonic()
+        self._heard: set[UUID] = set()
+        signals.host_seen.connect(self._on_host_seen)
+        signals.deadline_moved.connect(lambda _: self._wake.set())
+        signals.host_back.connect(self._on_host_back)
+
+    async def run(self) -> None:
+        """Tick at every deadline and after every change, for ever."""
+        while True:
+            await wait_for(self._wake, await self.tick(), self._clock)
+
+    async def tick(self) -> float:
+        """Begin the stop of all that is due now, and return in how many seconds to look again."""
+        await self._timekeeper.check()
+        ends = await self._ends.look()
+        self._looked.emit(None)
+        self._forget_old_tries()
+        waits = [] if self._hears_all else [1.0]
+        await self._stop([due for due in ends.due if self._hears_all or not self._may_be_done(due, ends.now)])
+        if ends.to_warn:
+            await self._ends.warn()
+        if ends.overdue:
+            await self._ends.mark_overdue()
+        # A host that came back meanwhile took its tries away: those are due at once.
+        tried = [self._tries[due.app.run_id] for due in ends.due if due.app.run_id in self._tries]
+        waits += [each.not_before - self._clock.monotonic() for each in tried]
+        if len(tried) < len(ends.due) and self._hears_all:
+            waits.append(0.0)
+        if ends.next_at is not None:
+            waits.append((ends.next_at - ends.now).total_seconds())
+        return max(min([*waits, _LONGEST_SLEEP]), 0.0)
+
+    async def _stop(self, due: Sequence[DueApp]) -> None:
+        wanted: list[App] = []
+        for each in due:
+            assert each.app.run_id is not None
+            now, tried = self._clock.monotonic(), self._tries.get(each.app.run_id)
+            if tried is not None and tried.holds(now, online=each.online):
+                continue
+            count, retry = 0, _OFFLINE_RETRY
+            if each.online:
+                count = 0 if tried is None else tried.count
+                retry = backoff(count, _FIRST_RETRY, _LAST_RETRY)
+            # What can't be reached needs no record of each try; that it is overdue is said once.
+            if each.online or tried is not None:
+                wanted.append(each.app)
+            self._tries[each.app.run_id] = _Tried(each.app.server_id, count + 1, now + jittered(retry), not each.online)
+        for operation in await self._ends.stop(wanted):
+            log.info("auto_stop_begun", app_id=str(operation.app_id), operation_id=str(operation.id))
+
+    @property
+    def _hears_all(self) -> bool:
+        """Whether it isn't the moment after a start any more, in which hosts have yet to tell what happened."""
+        return self._clock.monotonic() - self._began >= _HEAR_SECONDS
+
+    def _may_be_done(self, due: DueApp, now: datetime) -> bool:
+        assert due.app.stop_at is not None
+        return due.kept and due.app.server_id not in self._heard and now - due.app.stop_at >= OVERDUE_AFTER
+
+    def _on_host_seen(self, server_id: UUID) -> None:
+        if not self._hears_all:
+            self._heard.add(server_id)
+            self._wake.set()
+
+    def _forget_old_tries(self) -> None:
+        """Drop the runs that were stopped long ago. One whose stop is in flight is not due, but must be kept."""
+        old = self._clock.monotonic() - _FORGET_SECONDS
+        self._tries = {run_id: tried for run_id, tried in self._tries.items() if tried.not_before > old}
+
+    def _on_host_back(self, server_id: UUID) -> None:
+        self._tries = {run_id: tried for run_id, tried in self._tries.items() if tried.server_id != server_id}
+        self._wake.set()

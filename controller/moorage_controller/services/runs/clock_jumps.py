@@ -1,0 +1,64 @@
+"""Whether the clock that deadlines are read from was set: runs last as long as they were promised, whatever it says.
+
+It is compared with the time since this machine was booted, which nobody sets and which goes on while it sleeps. A
+suspended machine makes no jump: time has passed, and what is over by then is over.
+"""
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+from moorage_common.clock import Clock
+
+from moorage_controller.services.operations.leases import Leases
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.tables import apps, operations
+
+log = structlog.get_logger(__name__)
+
+_TOLERANCE = 1.0
+
+
+class Timekeeper:
+    """Looks at the clock before anybody acts on it."""
+
+    def __init__(self, database: Database, clock: Clock, leases: Leases) -> None:
+        self._database = database
+        self._clock = clock
+        self._leases = leases
+        self._base: float | None = None
+        """What the clock showed when the machine was booted, in seconds of the epoch."""
+        self._asleep: float | None = None
+        self._looking = asyncio.Lock()
+
+    async def check(self) -> None:
+        """Return once the deadlines are right by what the clock shows now. Raises DatabaseUnavailableError."""
+        async with self._looking:
+            self._notice_sleep()
+            before = self._clock.monotonic()
+            async with self._database.read() as connection:
+                shown = (await self._database.now(connection)).timestamp()
+            earliest, latest = shown - self._clock.monotonic(), shown - before
+            if self._base is None:
+                self._base = latest
+            nearest = min(max(self._base, earliest), latest)
+            jump = nearest - self._base
+            if abs(jump) > _TOLERANCE:
+                await self._shift(timedelta(seconds=jump))
+            # What is within the tolerance is followed: two clocks never go exactly alike.
+            self._base = nearest
+
+    async def _shift(self, jump: timedelta) -> None:
+        async with self._database.write() as connection:
+            if await self._leases.others_saw_no_jump(connection):
+                log.warning("clock_differs", seconds=jump.total_seconds(), shifted=False)
+                return
+            count = await apps.shift_runs(connection, jump)
+            await operations.shift_deadlines(connection, jump)
+        log.warning("clock_jumped", seconds=jump.total_seconds(), shifted=True, runs=count)
+
+    def _notice_sleep(self) -> None:
+        asleep = self._clock.monotonic() - self._clock.awake()
+        if self._asleep is not None and asleep - self._asleep > _TOLERANCE:
+            log.warning("machine_was_suspended", seconds=round(asleep - self._asleep, 1))
+        self._asleep = asleep

@@ -1,0 +1,44 @@
+"""All that is sealed, wherever it is: found by the columns' type, so that no new one can be forgotten."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Column, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.store.database.table_dump import sealed_columns
+from moorage_controller.store.database.types import Ciphertext
+from moorage_controller.store.schema import metadata
+
+_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A sealed text and its place: `column` is "table.column", `row` the row's id, both as it was sealed with them."""
+
+    column: str
+    row: str
+    text: Ciphertext
+
+
+def columns() -> Sequence[Column[Any]]:
+    """Return all columns that hold sealed text."""
+    return [metadata.tables[table].c[name] for table, names in sealed_columns().items() for name in names]
+
+
+async def page(connection: AsyncConnection, column: Column[Any], after: object | None) -> Sequence[tuple[Any, Sealed]]:
+    """Return some of a column's sealed texts with their rows' ids, those after an id."""
+    key = column.table.c.id
+    query = select(key, column).where(column.is_not(None)).order_by(key).limit(_AT_ONCE)
+    rows = await connection.execute(query if after is None else query.where(key > after))
+    return [(row_id, Sealed(str(column), str(row_id), text)) for row_id, text in rows]
+
+
+async def replace(
+    connection: AsyncConnection, column: Column[Any], row_id: object, old: Ciphertext, new: Ciphertext
+) -> bool:
+    """Put one sealed text in the place of another; False where that is no more there."""
+    query = update(column.table).where(column.table.c.id == row_id, column == old).values({column.name: new})
+    return (await connection.execute(query)).rowcount == 1

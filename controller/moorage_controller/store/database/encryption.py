@@ -1,0 +1,78 @@
+"""Secrets at rest: AES-256-GCM, the key's id in front, row and column bound in as associated data."""
+
+import base64
+import hashlib
+import hmac
+import os
+from collections.abc import Sequence
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from moorage_controller.store.database.types import Ciphertext
+
+_NONCE = 12
+_PARTS = 3
+
+
+class UndecryptableError(Exception):
+    """A sealed text can't be opened: another key, another row, or altered. Its text is a sentence for an admin."""
+
+
+class Keyring:
+    """Several keys can read, the first one writes.
+
+    A key is any text of 32 characters or more; HKDF-SHA256 makes the AES key of it. Sealed text reads
+    `v1:KEYID:BASE64(nonce + ciphertext)`.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._marking = [_derive(text, b"moorage fingerprints v1") for text in texts]
+        self._keys = {_key_id(text): AESGCM(_derive(text)) for text in texts}
+        self._current = _key_id(texts[0])
+
+    def seal(self, plaintext: str, *, column: str, row: str) -> Ciphertext:
+        """Encrypt for one place: `column` is "table.column", `row` the row's id."""
+        nonce = os.urandom(_NONCE)
+        sealed = self._keys[self._current].encrypt(nonce, plaintext.encode(), _place(column, row))
+        return Ciphertext(f"v1:{self._current}:{base64.b64encode(nonce + sealed).decode()}")
+
+    def is_current(self, sealed: Ciphertext) -> bool:
+        """Tell whether it was sealed with the key that writes."""
+        return sealed.startswith(f"v1:{self._current}:")
+
+    def open(self, sealed: Ciphertext, *, column: str, row: str) -> str:
+        """Decrypt. Raises UndecryptableError, never returns anything in doubt."""
+        parts = sealed.split(":")
+        key = self._keys.get(parts[1]) if len(parts) == _PARTS else None
+        if key is None:
+            raise UndecryptableError(
+                f"The secret in {column} was encrypted with another key: set ENCRYPTION_KEY (or "
+                "ENCRYPTION_KEY_PREVIOUS) to the key that was in use when it was stored."
+            )
+        try:
+            raw = base64.b64decode(parts[2])
+            return key.decrypt(raw[:_NONCE], raw[_NONCE:], _place(column, row)).decode()
+        except (InvalidTag, ValueError):
+            raise UndecryptableError(f"The secret in {column} was altered or moved to another row.") from None
+
+    def fingerprints(self, data: bytes) -> Sequence[str]:
+        """Return keyed digests of data that may hold a secret, one a key, the writing key's first.
+
+        A plain digest would let whoever reads the database try passwords fast.
+        """
+        return [hmac.digest(key, data, "sha256").hex() for key in self._marking]
+
+
+def _derive(text: str, purpose: bytes = b"moorage secrets at rest v1") -> bytes:
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(text.encode())
+
+
+def _key_id(text: str) -> str:
+    return hashlib.sha256(b"moorage key id" + _derive(text)).hexdigest()[:8]
+
+
+def _place(column: str, row: str) -> bytes:
+    return f"{column}\0{row}".encode()

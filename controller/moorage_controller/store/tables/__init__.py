@@ -1,0 +1,1 @@
+"""The tables, and plain functions on a connection, one file a table."""

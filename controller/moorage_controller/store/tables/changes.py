@@ -1,0 +1,79 @@
+"""Every change of an app, a server or an operation has a number: the order of the commits, whoever made them.
+
+Writers come one after another, so the numbers have no holes that are filled later: who has read up to one has all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import Uuid, delete, func, insert, literal, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.store.schema import changes
+
+_AT_ONCE = 500
+
+
+class Kind(StrEnum):
+    """What was changed, as events are named after it."""
+
+    APP = "app"
+    SERVER = "server"
+    OPERATION = "operation"
+    STOPPING_SOON = "stopping_soon"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The last change of one resource; the resource may be gone by now."""
+
+    number: int
+    kind: Kind
+    resource_id: UUID
+
+
+async def note(connection: AsyncConnection, kind: Kind, resource_id: UUID) -> None:
+    """Give a change its number, in the write transaction that makes it."""
+    number = select(func.coalesce(func.max(changes.c.number), 0) + 1, literal(kind.value), literal(resource_id, Uuid()))
+    await connection.execute(insert(changes).from_select(["number", "kind", "resource_id"], number))
+
+
+async def note_all(connection: AsyncConnection, kind: Kind, resource_ids: Sequence[UUID]) -> None:
+    """Do as `note` does, for many at once."""
+    if resource_ids:
+        last = (await connection.execute(select(func.coalesce(func.max(changes.c.number), 0)))).scalar_one()
+        rows = [
+            {"number": last + n, "kind": kind.value, "resource_id": resource_id}
+            for n, resource_id in enumerate(resource_ids, 1)
+        ]
+        await connection.execute(insert(changes), rows)
+
+
+async def span(connection: AsyncConnection) -> tuple[int, int]:
+    """Return the first number that is kept and the last one; 0 where there is none."""
+    query = select(func.coalesce(func.min(changes.c.number), 0), func.coalesce(func.max(changes.c.number), 0))
+    first, last = (await connection.execute(query)).one()
+    return int(first), int(last)
+
+
+async def after(connection: AsyncConnection, number: int) -> Sequence[Change]:
+    """Return what was changed after a number, each resource once, in the order of the last changes; some hundreds."""
+    last = func.max(changes.c.number).label("last")
+    query = (
+        select(last, changes.c.kind, changes.c.resource_id)
+        .where(changes.c.number > number, changes.c.resource_id.is_not(None))
+        .group_by(changes.c.kind, changes.c.resource_id)
+        .order_by(last)
+        .limit(_AT_ONCE)
+    )
+    rows = await connection.execute(query)
+    return [Change(row.last, Kind(row.kind), row.resource_id) for row in rows]
+
+
+async def remove_old(connection: AsyncConnection, keep: int) -> None:
+    """Forget all but the last `keep` numbers."""
+    newest = (await connection.execute(select(func.max(changes.c.number)))).scalar_one()
+    if newest is not None:
+        await connection.execute(delete(changes).where(changes.c.number <= newest - keep))

@@ -1,0 +1,112 @@
+"""Users, and their sessions: a login token counts while its session is there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ScalarSelect, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moorage_controller.store.database.rows import columns, to_dataclass, to_values
+from moorage_controller.store.schema import sessions, users
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A row of `users`."""
+
+    id: UUID
+    username: str
+    password_hash: str
+    role: str
+    email: str | None
+    full_name: str | None
+    is_active: bool
+    last_login_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+async def count(connection: AsyncConnection) -> int:
+    """Return how many users there are."""
+    return (await connection.execute(select(func.count()).select_from(users))).scalar_one()
+
+
+async def add(connection: AsyncConnection, user: User) -> None:
+    """Insert a user. Raises IntegrityError when the name is taken."""
+    await connection.execute(insert(users).values(to_values(user)))
+
+
+async def by_id(connection: AsyncConnection, user_id: UUID) -> User | None:
+    """Return a user, None when there is none of that id."""
+    row = (await connection.execute(select(*columns(User, users)).where(users.c.id == user_id))).first()
+    return None if row is None else to_dataclass(User, row)
+
+
+async def by_name(connection: AsyncConnection, username: str) -> User | None:
+    """Return a user, None when there is none of that name."""
+    row = (await connection.execute(select(*columns(User, users)).where(users.c.username == username))).first()
+    return None if row is None else to_dataclass(User, row)
+
+
+async def set_last_login(connection: AsyncConnection, user_id: UUID, now: datetime) -> None:
+    """Note when a user last logged in."""
+    await connection.execute(update(users).where(users.c.id == user_id).values(last_login_at=now))
+
+
+async def all_users(connection: AsyncConnection) -> Sequence[User]:
+    """Return all users by name."""
+    rows = await connection.execute(select(*columns(User, users)).order_by(users.c.username, users.c.id))
+    return [to_dataclass(User, row) for row in rows]
+
+
+async def active_admins(connection: AsyncConnection) -> set[UUID]:
+    """Return who the active admins are; in a write transaction no other one can make them fewer."""
+    query = select(users.c.id).where(users.c.role == "admin", users.c.is_active)
+    return set((await connection.execute(query)).scalars())
+
+
+async def change(connection: AsyncConnection, user_id: UUID, values: Mapping[str, Any]) -> None:
+    """Set some columns. Raises IntegrityError when the name is taken."""
+    await connection.execute(update(users).where(users.c.id == user_id).values(**values))
+
+
+async def remove(connection: AsyncConnection, user_id: UUID) -> None:
+    """Delete a user, his sessions and API tokens; audit entries and operations stay, without the reference."""
+    await connection.execute(delete(users).where(users.c.id == user_id))
+
+
+def reference(user_id: UUID | None) -> ScalarSelect[UUID]:
+    """Return what to store as a reference to a user: null where he was removed meanwhile, never an error."""
+    return select(users.c.id).where(users.c.id == user_id).scalar_subquery()
+
+
+async def add_session(connection: AsyncConnection, jti: UUID, user_id: UUID, expires_at: datetime) -> None:
+    """Let a login token count from now on."""
+    await connection.execute(insert(sessions).values(jti=jti, user_id=user_id, expires_at=expires_at))
+
+
+async def has_session(connection: AsyncConnection, jti: UUID, user_id: UUID) -> bool:
+    """Whether a login token of that user counts."""
+    query = select(sessions.c.jti).where(sessions.c.jti == jti, sessions.c.user_id == user_id)
+    return (await connection.execute(query)).first() is not None
+
+
+async def end_session(connection: AsyncConnection, jti: UUID) -> None:
+    """Kill one login token; doing it twice is no error."""
+    await connection.execute(delete(sessions).where(sessions.c.jti == jti))
+
+
+async def end_sessions(connection: AsyncConnection, user_id: UUID, keep: UUID | None = None) -> int:
+    """Kill all login tokens of a user, but the one to keep; return how many there were."""
+    query = delete(sessions).where(sessions.c.user_id == user_id)
+    if keep is not None:
+        query = query.where(sessions.c.jti != keep)
+    return (await connection.execute(query)).rowcount
+
+
+async def forget_expired_sessions(connection: AsyncConnection, now: datetime) -> None:
+    """Drop sessions whose tokens are expired."""
+    await connection.execute(delete(sessions).where(sessions.c.expires_at < now))

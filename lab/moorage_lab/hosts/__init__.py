@@ -1,0 +1,1 @@
+"""Whole hosts that boot systemd, their file systems and networks."""

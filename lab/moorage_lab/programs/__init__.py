@@ -1,0 +1,1 @@
+"""Real programs as child processes: Engines, databases, SSH servers, controller and agent."""

@@ -1,0 +1,83 @@
+"""A real `moorage-agent` as a child process: enrolled by its own command, then serving."""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from moorage_lab.hosts.network import free_port, listens
+from moorage_lab.programs.engine import Engine
+from moorage_lab.programs.processes import Process, installed, plain_environment
+
+_ENROLL_LIMIT = 60.0
+_START_LIMIT = 30.0
+
+
+class AgentProcess:
+    """An agent on 127.0.0.1 for one Engine, with all it keeps in `folder`/data, and its log beside."""
+
+    def __init__(self, folder: Path, engine: Engine, *, allow_roots: Sequence[Path], port: int | None = None) -> None:
+        self.folder = folder
+        self.port = port or free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self._program = installed("moorage-agent")
+        self._data = folder / "data"
+        self._allow_roots = list(allow_roots)
+        self._environment = plain_environment(DOCKER_HOST=engine.host)
+        self.process = Process(
+            "agent",
+            [self._program, "serve", "--data-dir", str(self._data)],
+            folder=folder,
+            environment=self._environment,
+        )
+
+    def enroll(self, controller_url: str, token: str) -> None:
+        """Enrol it with a join token. Raises RuntimeError with what the command printed when it fails."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        argv = [self._program, "enroll", "--controller", controller_url, "--token-file", "-"]
+        argv += ["--data-dir", str(self._data), "--listen", self.address]
+        for root in self._allow_roots:
+            argv += ["--allow-root", str(root)]
+        done = subprocess.run(  # noqa: S603  # argv of the lab's own making, no shell; the token goes by standard input
+            argv,
+            input=token,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=_ENROLL_LIMIT,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"moorage-agent enroll ended with code {done.returncode}: {done.stdout}{done.stderr}")
+
+    def start(self) -> Self:
+        """Start it and wait until it listens."""
+        self.process.start()
+        self.process.wait_until(lambda: listens(self.port), timeout=_START_LIMIT, what=f"the agent at {self.address}")
+        return self
+
+    def terminate(self) -> int:
+        """End it cleanly; return its exit code."""
+        return self.process.terminate()
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+
+    def restart(self) -> Self:
+        """End it, cleanly if it runs still, and start it again."""
+        if self.process.alive:
+            self.terminate()
+        return self.start()
+
+    def __enter__(self) -> Self:
+        """Start it; it has to be enrolled."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it."""
+        if self.process.alive:
+            self.terminate()

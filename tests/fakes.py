@@ -26,6 +26,7 @@ from moorage_controller.hosts.transport import (
     ContactLostError,
     Deadline,
     End,
+    HostAddress,
     HostApp,
     HostInfo,
     HostProject,
@@ -33,7 +34,6 @@ from moorage_controller.hosts.transport import (
     HostTransport,
     Order,
     Output,
-    Reachable,
     WatchItem,
 )
 
@@ -267,7 +267,7 @@ class FakeHosts:
         self.hosts[endpoint] = FakeHost()
         return self.hosts[endpoint]
 
-    def transport(self, server: Reachable) -> HostTransport:
+    def transport(self, server: HostAddress) -> HostTransport:
         """Return the way to a server's host. Raises HostUnreachableError where there is none."""
         endpoint = server.api_endpoint
         if not endpoint or not server.agent_name:
@@ -276,7 +276,7 @@ class FakeHosts:
             raise HostUnreachableError(f"The agent at {endpoint} can't be reached: no route to host")
         return FakeTransport(self.hosts[endpoint], self._clock)
 
-    async def host_key(self, server: Reachable) -> str:
+    async def host_key(self, server: HostAddress) -> str:
         """Return a key; the same for all."""
         del server
         return HOST_KEY

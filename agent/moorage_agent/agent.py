@@ -18,7 +18,7 @@ from moorage_common.tls import x509
 from moorage_agent.apps.directory_reader import DirectoryReader
 from moorage_agent.apps.identities import Identities
 from moorage_agent.build import build
-from moorage_agent.deadlines.dead_man_switch import DeadMan
+from moorage_agent.deadlines.dead_man_switch import DeadManSwitch
 from moorage_agent.deadlines.deadlines import Deadlines
 from moorage_agent.deadlines.state_disk import StateDisk
 from moorage_agent.docker.engine import Engine
@@ -73,7 +73,9 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
     work = (observer.run(), _look_after(journal, deadlines, settings), prove_alive(), disk.run())
-    background = [asyncio.create_task(each) for each in (*work, deadlines.run(), DeadMan(deadlines, runner).run())]
+    background = [
+        asyncio.create_task(each) for each in (*work, deadlines.run(), DeadManSwitch(deadlines, runner).run())
+    ]
     try:
         with suppress(JournalError):  # a journal that can't be read says so to whoever asks for an operation
             await runner.resume_cancels()
@@ -156,5 +158,5 @@ async def _look_after(journal: Journal, deadlines: Deadlines, settings: Settings
             log.info("journal_cleaned", removed=len(removed))
             # What the journal has forgotten nobody can follow any more.
             for operation_id in removed:
-                await deadlines.followed(operation_id)
+                await deadlines.forget_stop(operation_id)
         await asyncio.sleep(_LOOK_AFTER_SECONDS)

@@ -15,7 +15,7 @@ from moorage_controller import settings as settings_module
 from moorage_controller.api.admin import events
 from moorage_controller.api.http import middleware
 from moorage_controller.api.http.call import Services
-from moorage_controller.api.http.http_edge import Surface
+from moorage_controller.api.http.http_edge import HttpEdge
 from moorage_controller.api.http.proxies import TrustedProxies
 from moorage_controller.auth.passwords import Passwords
 from moorage_controller.auth.rate_limit import budgets
@@ -24,7 +24,7 @@ from moorage_controller.connections import Limits, Listener
 from moorage_controller.data_folder import lock
 from moorage_controller.database import open_database
 from moorage_controller.errors import StartupError
-from moorage_controller.hosts.choose import ChosenHosts
+from moorage_controller.hosts.choose import TransportFactory
 from moorage_controller.hosts.pools import AgentChannels
 from moorage_controller.hosts.ssh.session.pool import SshPool
 from moorage_controller.hosts.transport import Hosts
@@ -58,23 +58,23 @@ from moorage_controller.services.fleet.servers import Servers
 from moorage_controller.services.operations.leases import Leases
 from moorage_controller.services.operations.operation_runner import Limits as OperationLimits
 from moorage_controller.services.operations.operations import Operations
-from moorage_controller.services.operations.orphan_recovery import TakeOver
-from moorage_controller.services.operations.output_reader import Outputs
+from moorage_controller.services.operations.orphan_recovery import OrphanRecovery
+from moorage_controller.services.operations.output_reader import OutputReader
 from moorage_controller.services.operations.queue import Queue
 from moorage_controller.services.periodic import Loop
 from moorage_controller.services.runs.apps import Apps
 from moorage_controller.services.runs.auto_stop import AutoStop
-from moorage_controller.services.runs.clock_jumps import Timekeeper
-from moorage_controller.services.runs.deadline_sync import Deadlines
+from moorage_controller.services.runs.clock_jumps import ClockJumpGuard
+from moorage_controller.services.runs.deadline_sync import DeadlineSync
 from moorage_controller.services.runs.extensions import Extensions
-from moorage_controller.services.runs.run_expiry import RunEnds
+from moorage_controller.services.runs.run_expiry import RunExpiry
 from moorage_controller.services.runs.transitions import Rules
 from moorage_controller.settings import Settings
 from moorage_controller.signals import Signals
 from moorage_controller.store.database.database import Database
 from moorage_controller.store.database.encryption import Keyring, UndecryptableError
 from moorage_controller.store.database.migrate import migrate, require_current
-from moorage_controller.store.database.version import Revisions
+from moorage_controller.store.database.version import DatabaseVersion
 from moorage_controller.store.tables.operations import AGENT_KINDS
 
 _SHUTDOWN_SECONDS = 5.0
@@ -91,7 +91,7 @@ class Controller:
         self,
         settings: Settings,
         clock: Clock,
-        hosts: Callable[[AgentChannels, SshPool], Hosts] = ChosenHosts,
+        hosts: Callable[[AgentChannels, SshPool], Hosts] = TransportFactory,
         *,
         clock_decides: bool = False,
     ) -> None:
@@ -149,7 +149,7 @@ class Controller:
         )
         self._stack.push_async_callback(checks.close)
         leases = Leases(database)
-        self._stack.push_async_callback(leases.leave)
+        self._stack.push_async_callback(leases.unregister)
         operations = Operations(
             database,
             hosts,
@@ -160,11 +160,11 @@ class Controller:
             limits=limits,
             queue=_queue(settings),
         )
-        timekeeper = Timekeeper(database, clock, leases)
-        deadlines = Deadlines(database, hosts, timekeeper, signals, clock)
+        timekeeper = ClockJumpGuard(database, clock, leases)
+        deadlines = DeadlineSync(database, hosts, timekeeper, signals, clock)
         apps = Apps(database, operations, deadlines, Directories(database, hosts), signals, limits.runs)
         self._stack.push_async_callback(deadlines.close)
-        ends = RunEnds(database, operations, limits.runs)
+        ends = RunExpiry(database, operations, limits.runs)
         watcher = HostWatcher(database, hosts, observations, operations, deadlines, signals, clock)
         api_tokens = ApiTokens(database)
         passwords = await self._stack.enter_async_context(aclosing(Passwords()))
@@ -178,12 +178,12 @@ class Controller:
             Loop("certificates", CertificateRenewal(Renewals(database, authority, channels), clock).run, clock),
             Loop("retention", _retention(database, settings, clock).run, clock),
             Loop("auto-stop", AutoStop(ends, timekeeper, signals, clock).run, clock),
-            *([Loop("take-over", TakeOver(operations, timekeeper).run, clock)] if database.is_shared else []),
+            *([Loop("take-over", OrphanRecovery(operations, timekeeper).run, clock)] if database.is_shared else []),
         )
         enrollments = Enrollments(database, keyring, authority, signals)
         bundle, url = settings.moorage_agent_bundle, settings.base_url
         bootstrap = Bootstrap(database, enrollments, pool, channels, signals, clock, bundle, url)
-        operations.drive_by(AGENT_KINDS, bootstrap.run)
+        operations.register_runner(AGENT_KINDS, bootstrap.run)
         shares = StreamShares()
         services = Services(
             users=users,
@@ -194,7 +194,7 @@ class Controller:
             apps=apps,
             extensions=Extensions(database, deadlines, timekeeper, signals, limits.runs),
             operations=operations,
-            outputs=Outputs(database, signals, clock),
+            outputs=OutputReader(database, signals, clock),
             feed=feed,
             inspection=Inspection(database, hosts, shares),
             enrollments=enrollments,
@@ -213,10 +213,10 @@ class Controller:
             Parts(feed, leases, lambda: self._expiries(authority), lambda: {loop.name: loop.alive for loop in loops})
         )
         await self._begin(operations, loops)
-        revisions = Revisions(database)
+        revisions = DatabaseVersion(database)
         await revisions.open()
         self._stack.push_async_callback(revisions.close)
-        await self._listen(middleware.build(services, Surface(settings.origins, settings.proxies, revisions)))
+        await self._listen(middleware.build(services, HttpEdge(settings.origins, settings.proxies, revisions)))
 
     async def _begin(self, operations: Operations, loops: Sequence[Loop]) -> None:
         # What was in flight comes first: auto-stop must not act on an app whose start is still unfinished.

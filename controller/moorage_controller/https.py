@@ -13,7 +13,7 @@ from moorage_controller.errors import StartupError
 
 log = structlog.get_logger(__name__)
 
-_LOOK_SECONDS = 5.0
+_POLL_SECONDS = 5.0
 
 
 class Certificates:
@@ -59,7 +59,7 @@ class Certificates:
     async def run(self) -> None:
         """Look at the files every few seconds, for ever."""
         while True:
-            await self._clock.sleep(_LOOK_SECONDS)
+            await self._clock.sleep(_POLL_SECONDS)
             await asyncio.to_thread(self.reload)
 
     def _choose(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:

@@ -26,7 +26,7 @@ class Signal(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class OperationFinished:
     """An operation that ended: its kind and state, and how many seconds it was at work, as far as that is known.
 
     `late`: of a run that was stopped since its time was over, by how many seconds.
@@ -40,7 +40,7 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
+class DurationSample:
     """Something that was tried: what it was, how it went, and how many seconds it took."""
 
     what: str
@@ -66,9 +66,9 @@ class Signals:
         """More of an operation's output is in the database."""
         self.operation_ended: Signal[UUID] = Signal()
         """An operation's end is in the database."""
-        self.operation_settled: Signal[Settled] = Signal()
+        self.operation_settled: Signal[OperationFinished] = Signal()
         """The same, told to who counts."""
         self.host_checked: Signal[str] = Signal()
         """A host was asked how it is: `answered`, `unreachable` or `timeout`."""
-        self.auto_stop_looked: Signal[None] = Signal()
+        self.auto_stop_polled: Signal[None] = Signal()
         """Auto-stop has looked for what is due."""

@@ -12,7 +12,7 @@ from lone_agent import UP, Caller, LoneAgent, code_of
 from moorage_agent.apps.directory_reader import DirectoryReader
 from moorage_agent.apps.identities import Identities, WatchedApp
 from moorage_agent.deadlines import dead_man_switch as dead_man
-from moorage_agent.deadlines.dead_man_switch import DeadMan
+from moorage_agent.deadlines.dead_man_switch import DeadManSwitch
 from moorage_agent.deadlines.deadlines import Deadlines
 from moorage_agent.docker.engine import Engine
 from moorage_agent.operations.compose_runner import ComposeRunner
@@ -34,7 +34,7 @@ async def watched(agent: LoneAgent) -> AsyncIterator[Deadlines]:
     journal = Journal(agent.data)
     deadlines = Deadlines(agent.folder / "deadlines.json", "boot")
     runner = ComposeRunner(journal, engine, identities, deadlines, installed("docker-compose"), environment)
-    running = asyncio.create_task(DeadMan(deadlines, runner).run())
+    running = asyncio.create_task(DeadManSwitch(deadlines, runner).run())
     try:
         yield deadlines
     finally:

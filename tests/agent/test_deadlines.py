@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 from moorage_agent.apps.identities import WatchedApp
-from moorage_agent.deadlines.deadlines import Deadlines, Held
+from moorage_agent.deadlines.deadlines import Deadlines, StoredDeadline
 from moorage_agent.errors import RefusalError
 from moorage_common.docker.states import Project
 
@@ -50,7 +50,7 @@ def opened(folder: Path, machine: Machine) -> Deadlines:
     return made
 
 
-def only(deadlines: Deadlines) -> Held:
+def only(deadlines: Deadlines) -> StoredDeadline:
     """Return the one deadline there is."""
     (held,) = deadlines.held
     return held
@@ -125,8 +125,8 @@ async def test_what_the_disk_doesn_t_take_isn_t_promised(
     with pytest.raises(RefusalError):
         await deadlines.set(SHOP, APP, 3, RUN, 60)
     assert (only(deadlines).number, only(deadlines).due - machine.boot) == (3, 60), "what comes sooner holds"
-    await deadlines.stopping(only(deadlines), str(uuid4()))
-    await deadlines.tried(only(deadlines), stopped=False)
+    await deadlines.record_stop(only(deadlines), str(uuid4()))
+    await deadlines.record_attempt(only(deadlines), stopped=False)
     assert only(deadlines).tries == 1
     with pytest.raises(RefusalError):
         await deadlines.set(SHOP, APP, 4, "", 0)
@@ -163,14 +163,14 @@ async def test_its_own_stops_are_told_until_they_are_followed(tmp_path: Path, ma
     told: list[object] = []
     deadlines.listen(lambda: told.append(deadlines.of(SHOP.cd_path)))
     operation_id = str(uuid4())
-    await deadlines.stopping(only(deadlines), operation_id)
-    await deadlines.tried(only(deadlines), stopped=True)
+    await deadlines.record_stop(only(deadlines), operation_id)
+    await deadlines.record_attempt(only(deadlines), stopped=True)
     again = opened(tmp_path, machine).of(SHOP.cd_path)
     assert (again.deadlines, again.stops) == ({}, {APP: operation_id})
     assert told[-1] == again
-    await deadlines.followed(str(uuid4()))
+    await deadlines.forget_stop(str(uuid4()))
     assert deadlines.of(SHOP.cd_path).stops == {APP: operation_id}
-    await deadlines.followed(operation_id)
+    await deadlines.forget_stop(operation_id)
     assert opened(tmp_path, machine).of(SHOP.cd_path).stops == {}
     assert deadlines.of("/srv/other").stops == {}
 
@@ -180,7 +180,7 @@ async def test_what_a_try_says_of_an_older_run_changes_nothing(tmp_path: Path, m
     await deadlines.set(SHOP, APP, 1, RUN, 600)
     old = only(deadlines)
     await deadlines.set(SHOP, APP, 2, NEXT_RUN, 600)
-    await deadlines.tried(old, stopped=True)
+    await deadlines.record_attempt(old, stopped=True)
     assert only(deadlines).run_id == NEXT_RUN
 
 

@@ -21,7 +21,7 @@ from moorage_agent.deadlines.state_disk import StateDisk
 from moorage_agent.docker import watch
 from moorage_agent.docker.engine import Engine, EngineFacts, EventStream
 from moorage_agent.docker.observer import Observer
-from moorage_agent.docker.watch import Everything, Heartbeat, HostState, Observation, Watcher, WatchItem
+from moorage_agent.docker.watch import Heartbeat, HostState, Observation, Snapshot, Watcher, WatchItem
 from moorage_common.docker.containers import Container
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.images import ensure_sample_image
@@ -74,14 +74,14 @@ async def watching(engine: Engine, directory: Path) -> AsyncIterator[Told]:
 
 def states(item: WatchItem) -> Sequence[str] | None:
     """Return the states of the app's containers, None where an item doesn't tell them."""
-    if isinstance(item, Everything) and item.apps:
+    if isinstance(item, Snapshot) and item.apps:
         return [c.state for c in item.apps[0].containers]
     return [c.state for c in item.containers] if isinstance(item, Observation) else None
 
 
 def reachable(item: WatchItem) -> bool | None:
     """Return whether the Engine answers, None where an item doesn't tell."""
-    host = item.host if isinstance(item, Everything) else item
+    host = item.host if isinstance(item, Snapshot) else item
     return not host.engine_problem if isinstance(host, HostState) else None
 
 
@@ -305,7 +305,7 @@ async def test_a_slow_first_answer_is_waited_for(engine: PrivateEngine, running_
 async def test_a_host_without_an_engine_is_told_as_such_at_once(app: Path) -> None:
     async with watching(Engine(f"unix://{app}/no.sock"), app) as told:
         first = await told.until(lambda _: True, timeout=5)
-        assert isinstance(first, Everything)
+        assert isinstance(first, Snapshot)
         assert f"{app}/no.sock" in first.host.engine_problem
         # What is not known is not said: an empty list would read as stopped.
         assert first.apps == []

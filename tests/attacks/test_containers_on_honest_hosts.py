@@ -1,6 +1,6 @@
 """Containers that say more than any container should, on a host whose agent is honest: it stays within its limits."""
 
-from moorage_agent.docker.watch import Everything, HostState, Observation
+from moorage_agent.docker.watch import HostState, Observation, Snapshot
 from moorage_agent.rpc import convert
 from moorage_common.docker.app_identity import AppIdentity
 from moorage_common.docker.containers import ProjectContainers, clean_state
@@ -47,7 +47,7 @@ def test_an_app_of_very_many_loud_containers_fits_into_a_message() -> None:
 
 def test_a_snapshot_that_is_too_large_goes_on_as_changes() -> None:
     paths = [f"/srv/{n}" for n in range(60)]
-    everything = Everything(HOST, [app(path, 10) for path in paths])
+    everything = Snapshot(HOST, [app(path, 10) for path in paths])
     told = list(convert.watch_items(everything, ABOUT))
     assert len(told) > 1
     assert all(message.ByteSize() < LIMITS.message for message in told)

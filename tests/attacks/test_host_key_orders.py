@@ -18,7 +18,7 @@ from moorage_common.clock import SystemClock
 from moorage_controller.auth.roles import Actor
 from moorage_controller.database import open_database
 from moorage_controller.errors import ConflictError, HostUnreachableError
-from moorage_controller.hosts.choose import ChosenHosts, ssh_target
+from moorage_controller.hosts.choose import TransportFactory, ssh_target
 from moorage_controller.hosts.credentials import fingerprint
 from moorage_controller.hosts.pools import AgentChannels
 from moorage_controller.hosts.ssh.session.connection import key_text
@@ -107,7 +107,7 @@ class Process:
         self.database = open_database(made, SystemClock())
         self.credentials = Credentials(self.database, Keyring([ENCRYPTION_KEY]))
         self.pool = SshPool(self.credentials.access_of, PinnedKeys(self.database).pin)
-        self.hosts = ChosenHosts(AgentChannels(_no_identity), self.pool)
+        self.hosts = TransportFactory(AgentChannels(_no_identity), self.pool)
         self.keys = HostKeys(self.database, self.hosts, Signals())
 
     async def close(self) -> None:

@@ -15,10 +15,10 @@ from moorage_controller.api.http import http_edge as surface
 from moorage_controller.api.http.conditional import Conditional
 from moorage_controller.database import open_database
 from moorage_controller.services.events import feed as feeds
-from moorage_controller.services.events.feed import Feed, News
+from moorage_controller.services.events.feed import ChangeEvent, Feed
 from moorage_controller.store.database.database import Database
 from moorage_controller.store.database.migrate import migrate
-from moorage_controller.store.database.version import Revisions
+from moorage_controller.store.database.version import DatabaseVersion
 from moorage_controller.store.tables import apps, projects, servers
 from sse import listening
 
@@ -32,7 +32,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[Conditional]:
     made: list[Conditional] = []
 
     class Seen(Conditional):
-        def __init__(self, revisions: Revisions) -> None:
+        def __init__(self, revisions: DatabaseVersion) -> None:
             super().__init__(revisions)
             made.append(self)
 
@@ -133,7 +133,7 @@ async def test_news_are_kept_up_to_their_bytes_and_who_is_behind_misses_none(
     seen: dict[str, str] = {}
     async with asyncio.timeout(20):
         async for batch in slow:
-            texts = [news for news in batch if isinstance(news, News)]
+            texts = [news for news in batch if isinstance(news, ChangeEvent)]
             assert sum(map(feeds._size, texts)) < 4 * MIB, "of one reader"
             seen |= {found["id"]: found.get("lastError") or "" for found in (json.loads(n.text) for n in texts)}
             if all(len(seen.get(str(row.id), "")) == 30_000 for row in rows):

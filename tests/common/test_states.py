@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moorage_common.docker.states import AppStatus, ContainerState, Health, judge, observed_status, unsettled
+from moorage_common.docker.states import AppStatus, ContainerState, Health, is_restart_looping, judge, observed_status
 
 UP = ContainerState(id="1", name="web-a-1", service="a", image="a:1", state="running")
 DONE = replace(UP, state="exited", exit_code=0)
@@ -57,7 +57,7 @@ def test_an_app_runs_while_one_container_holds_resources(state: str) -> None:
         ([UP, replace(UP, state="dead")], Health.DEGRADED),
         ([UP, replace(UP, state="restarting")], Health.DEGRADED),
         ([replace(UP, state="paused")], Health.DEGRADED),
-        ([replace(UP, unsettled=True)], Health.DEGRADED),
+        ([replace(UP, is_restart_looping=True)], Health.DEGRADED),
         ([replace(UP, health="starting"), FAILED], Health.DEGRADED),
         ([replace(UP, health="unhealthy"), FAILED], Health.UNHEALTHY),
     ],
@@ -111,7 +111,7 @@ AT_NOON = datetime(2026, 5, 6, 12, 0, 30, tzinfo=UTC)
         ),
         ([UP, replace(B, state="created")], "b was never started"),
         ([UP, replace(B, state="dead")], "b is dead"),
-        ([UP, replace(B, unsettled=True)], "b is restarted again and again by its restart policy"),
+        ([UP, replace(B, is_restart_looping=True)], "b is restarted again and again by its restart policy"),
         ([UP, replace(B, state="restarting")], "b is restarted again and again by its restart policy"),
         ([replace(B, health="starting"), UP], "b is starting"),
         ([replace(B, health="unhealthy"), UP], "b is unhealthy: its health check fails"),
@@ -156,7 +156,7 @@ RESTARTED = replace(UP, restarts=3, started_at=STARTED_AT)
 def test_what_was_restarted_counts_once_something_shows_that_it_stays_up(
     container: ContainerState, seconds: int, *, expected: bool
 ) -> None:
-    assert unsettled(container, int(STARTED_AT.timestamp()) + seconds) is expected
+    assert is_restart_looping(container, int(STARTED_AT.timestamp()) + seconds) is expected
 
 
 @given(st.lists(containers, max_size=5))

@@ -57,7 +57,7 @@ def exported(folder: Path) -> list[dict[str, Any]]:
 async def test_what_is_old_is_in_a_file_and_gone_from_the_log(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "_AT_ONCE", 2)
+    monkeypatch.setattr(archives, "_BATCH_SIZE", 2)
     made = [await written(database, days) for days in (400, 50, 40, 30.1, 31, 29.9, 0)]
     before, folder = await left(database), tmp_path / "audit"
     await AuditArchive(database, folder, DAYS).move_old()
@@ -97,7 +97,7 @@ async def test_by_default_nothing_leaves_the_log(database: Database, tmp_path: P
 async def test_what_the_disk_does_not_take_stays_in_the_log(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    monkeypatch.setattr(archives, "_AT_ONCE", 2)
+    monkeypatch.setattr(archives, "_BATCH_SIZE", 2)
     for days in (50, 49, 48, 47):
         await written(database, days)
     before, folder = await left(database), tmp_path / "audit"
@@ -123,7 +123,7 @@ async def test_what_the_disk_does_not_take_stays_in_the_log(
 async def test_controllers_at_the_same_time_lose_nothing(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "_AT_ONCE", 3)
+    monkeypatch.setattr(archives, "_BATCH_SIZE", 3)
     for n in range(40):
         await written(database, 40 + n)
     before = await left(database)

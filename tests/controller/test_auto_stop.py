@@ -9,7 +9,7 @@ import pytest
 from factories import PATH, World
 from fakes import EPOCH, FakeHost, Plan, settle
 from moorage_common.docker.states import OperationKind
-from moorage_controller.services.runs.run_expiry import RunEnds
+from moorage_controller.services.runs.run_expiry import RunExpiry
 from moorage_controller.store.tables import apps
 
 NOW = int(EPOCH.timestamp() * 1000)
@@ -133,14 +133,14 @@ async def test_a_run_that_changed_after_it_was_found_due_is_left_alone(
 ) -> None:
     """Compare-and-set: between the look and the deed somebody extends it."""
     await start(world, app_id)
-    plain = RunEnds.stop
+    plain = RunExpiry.stop
 
-    async def extended_first(self: RunEnds, due: Sequence[apps.App]) -> object:
+    async def extended_first(self: RunExpiry, due: Sequence[apps.App]) -> object:
         if [app.stop_at for app in due] == [EPOCH + timedelta(minutes=5)]:
             (await world.user.put(f"/api/apps/{app_id}", {"autoStopTimeout": 10})).expect(200)
         return await plain(self, due)
 
-    monkeypatch.setattr(RunEnds, "stop", extended_first)
+    monkeypatch.setattr(RunExpiry, "stop", extended_first)
     await world.clock.run(SECONDS + 60)
     assert downs(host) == []
     assert await status(world, app_id) == "running"

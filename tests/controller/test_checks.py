@@ -10,7 +10,7 @@ import pytest
 from factories import ENDPOINT, World, server_row
 from fakes import FakeClock, FakeHosts, FakeTransport, settle
 from moorage_controller.errors import NotFoundError
-from moorage_controller.hosts.transport import HostInfo, HostTransport, Reachable
+from moorage_controller.hosts.transport import HostAddress, HostInfo, HostTransport
 from moorage_controller.services.fleet.checks import AT_ONCE, CHECK_SECONDS, ROUND_SECONDS, Checks
 from moorage_controller.services.fleet.observations import Observations
 from moorage_controller.services.runs.transitions import Rules
@@ -33,7 +33,7 @@ class CountedHosts(FakeHosts):
         self.seconds: dict[str, float] = {}
         self.at_once = self.most_at_once = 0
 
-    def transport(self, server: Reachable) -> HostTransport:
+    def transport(self, server: HostAddress) -> HostTransport:
         """Return the way to a host that there is."""
         assert server.api_endpoint is not None
         assert server.agent_name is not None

@@ -11,7 +11,7 @@ import pytest
 from factories import PATH, Api, World, add_app
 from fakes import FakeHost, settle
 from moorage_controller.services.events import feed as feeds
-from moorage_controller.services.events.feed import Feed, News, Ready
+from moorage_controller.services.events.feed import ChangeEvent, Feed, StreamOpened
 from moorage_controller.store.database.database import Database
 from moorage_controller.store.tables import apps, changes, servers
 from sse import Event, Listener, listening
@@ -147,22 +147,22 @@ async def test_three_hundred_listeners_hear_all_in_the_same_order(world: World, 
     assert names == sorted(set(names), key=lambda name: int(name[1:])), "in order, and each once"
 
 
-async def follow(feed: Feed, after: int | None, count: int) -> list[News]:
+async def follow(feed: Feed, after: int | None, count: int) -> list[ChangeEvent]:
     """Return the first so many news that a listener is told, after the one that says ready."""
-    found: list[News] = []
+    found: list[ChangeEvent] = []
     listener = feed.listen(after)
     async with asyncio.timeout(10):
         async for batch in listener:
-            found += [news for news in batch if isinstance(news, News)]
+            found += [news for news in batch if isinstance(news, ChangeEvent)]
             if len(found) >= count:
                 break
     await listener.aclose()
     return found
 
 
-def texts(batch: Sequence[Ready | News]) -> list[str]:
+def texts(batch: Sequence[StreamOpened | ChangeEvent]) -> list[str]:
     """Return what a batch of news says."""
-    return [each.text for each in batch if isinstance(each, News)]
+    return [each.text for each in batch if isinstance(each, ChangeEvent)]
 
 
 async def rename(database: Database, app: apps.App, name: str) -> None:

@@ -48,7 +48,7 @@ async def test_operations_are_forgotten_after_ninety_days_and_their_output_after
 
 
 async def test_of_many_the_newest_are_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(histories, "_AT_ONCE", 2)
+    monkeypatch.setattr(histories, "_BATCH_SIZE", 2)
     app = await add_app(database)
     made = [await ended(database, app, n / 100) for n in range(12)]
     await History(database, KEEPS).forget_old()

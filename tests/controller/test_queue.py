@@ -7,7 +7,7 @@ import pytest
 from factories import LIMIT, PATH, World
 from fakes import FakeHost, Refusal, settle
 from moorage_common.docker.states import OperationKind
-from moorage_controller.services.operations.queue import Gate
+from moorage_controller.services.operations.queue import FifoLimiter
 from moorage_controller.settings import Settings
 
 SQLITE_ONLY = "Turns are taken in memory."
@@ -169,11 +169,11 @@ async def test_a_stop_may_be_silent_for_as_long_as_it_takes(world: World, host: 
 
 
 async def test_a_turn_that_is_called_off_in_the_moment_it_is_given_goes_to_the_next() -> None:
-    gate = Gate(1)
+    gate = FifoLimiter(1)
     entered: list[int] = []
 
     async def pass_through(n: int, leave: asyncio.Event) -> None:
-        async with gate.passed(at_once=False):
+        async with gate.slot(at_once=False):
             entered.append(n)
             await leave.wait()
 

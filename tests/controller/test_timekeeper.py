@@ -10,7 +10,7 @@ from fakes import EPOCH, FakeClock
 from moorage_controller.database import open_database
 from moorage_controller.services.operations.leases import Leases
 from moorage_controller.services.runs import clock_jumps as timekeeper
-from moorage_controller.services.runs.clock_jumps import Timekeeper
+from moorage_controller.services.runs.clock_jumps import ClockJumpGuard
 from moorage_controller.settings import Settings
 from moorage_controller.store.database.database import Database
 from moorage_controller.store.tables import apps
@@ -27,7 +27,7 @@ class Controller:
         self.clock = clock
         self.database = open_database(settings, clock, clock_decides=True)
         self.leases = Leases(self.database)
-        self.timekeeper = Timekeeper(self.database, clock, self.leases)
+        self.timekeeper = ClockJumpGuard(self.database, clock, self.leases)
 
     async def beat(self) -> None:
         """Do as it does every few seconds."""
@@ -51,7 +51,7 @@ async def found(database: Database, app: App) -> App:
 
 async def test_all_moments_of_a_run_move_together(database: Database, clock: FakeClock) -> None:
     app = await a_run(database)
-    keeper = Timekeeper(database, clock, Leases(database))
+    keeper = ClockJumpGuard(database, clock, Leases(database))
     await keeper.check()
     clock.advance(600)
     clock.jump(-3600)
@@ -65,7 +65,7 @@ async def test_all_moments_of_a_run_move_together(database: Database, clock: Fak
 
 async def test_a_clock_that_drifts_is_followed(database: Database, clock: FakeClock) -> None:
     app = await a_run(database)
-    keeper = Timekeeper(database, clock, Leases(database))
+    keeper = ClockJumpGuard(database, clock, Leases(database))
     for _ in range(20):
         await keeper.check()
         clock.advance(30)

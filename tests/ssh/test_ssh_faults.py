@@ -276,11 +276,11 @@ async def test_credentials_that_change_cut_nothing_off(start_sshd: StartSshd) ->
 async def test_a_shell_that_runs_many_scripts_stays_as_it_was(start_sshd: StartSshd) -> None:
     desk = SshDesk(start_sshd())
     async with desk.transport()._host.site() as site:
-        first = (await site.link.quick('printf "%s" "$PATH"')).text
+        first = (await site.link.run_in_shell('printf "%s" "$PATH"')).text
         for _ in range(20):
-            await site.link.quick(":")
+            await site.link.run_in_shell(":")
         # Growing with each, it would be too long for the kernel after two thousand: no program could be started.
-        assert (await site.link.quick('printf "%s" "$PATH"')).text == first
+        assert (await site.link.run_in_shell('printf "%s" "$PATH"')).text == first
         # And where none can be, a question about a path has an end all the same.
-        assert (await site.link.quick("PATH=/nowhere; mo_real /srv/x/y", seconds=5)).fields == ["/srv/x/y"]
+        assert (await site.link.run_in_shell("PATH=/nowhere; mo_real /srv/x/y", seconds=5)).fields == ["/srv/x/y"]
     await desk.pool.close()

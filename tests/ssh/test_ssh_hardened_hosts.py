@@ -14,7 +14,7 @@ from host_calls import order, run, watching
 from moorage_common.docker.states import OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.credentials import SshCredentials
-from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.host_session import HostSession
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import (
     AppObservation,
@@ -210,7 +210,7 @@ def _last_status(items: list[WatchItem]) -> str:
     return observed_status(seen[-1].containers) if seen else ""
 
 
-def _count_closed(monkeypatch: pytest.MonkeyPatch, link: Link) -> Callable[[], int]:
+def _count_closed(monkeypatch: pytest.MonkeyPatch, link: HostSession) -> Callable[[], int]:
     """Return what counts how often the stream of the Engine's events was opened from now on."""
     opened, events = [0], link.engine.events
 

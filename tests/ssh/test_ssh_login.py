@@ -14,7 +14,7 @@ from moorage_controller.hosts.credentials import SshCredentials, fingerprint
 from moorage_controller.hosts.ssh.session.connection import SshTarget
 from moorage_controller.hosts.ssh.session.pool import SshPool
 from moorage_controller.hosts.ssh.transport import SshTransport
-from moorage_controller.signals import Timed
+from moorage_controller.signals import DurationSample
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
 from rigs import SshDesk
@@ -132,7 +132,7 @@ async def test_an_address_that_there_is_not(desk: SshDesk) -> None:
 
 async def test_one_connection_serves_all_and_ends_when_nobody_needs_it(desk: SshDesk) -> None:
     pool = SshPool(desk._access_of, desk._pin, idle_seconds=0.2)
-    tried: list[Timed] = []
+    tried: list[DurationSample] = []
     pool.tried.connect(tried.append)
     target = desk.target()
     before = _logins(desk.sshd)
@@ -162,7 +162,7 @@ async def test_who_asks_all_the_time_does_not_knock_all_the_time(start_sshd: Sta
     desk = SshDesk(sshd)
     desk.credentials = SshCredentials(password="wrong")  # noqa: S106 - the lab's
     transport = desk.transport()
-    tried: list[Timed] = []
+    tried: list[DurationSample] = []
     desk.pool.tried.connect(tried.append)
     for _ in range(20):
         assert (await refusal(transport)).code == "ssh_login_refused"

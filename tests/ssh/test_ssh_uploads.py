@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from moorage_controller.hosts.bundle import Bundle
 from moorage_controller.hosts.ssh.install import Installer
-from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.host_session import HostSession
 from moorage_controller.hosts.ssh.session.upload import UploadFailedError
 from moorage_controller.hosts.transport import ContactLostError
 from moorage_lab.programs.sshd import PrivateSshd
@@ -27,7 +27,7 @@ def folder(sshd: PrivateSshd, name: str) -> Path:
     return made
 
 
-async def send(link: Link, path: Path, content: bytes = CONTENT, digest: str = DIGEST) -> list[int]:
+async def send(link: HostSession, path: Path, content: bytes = CONTENT, digest: str = DIGEST) -> list[int]:
     """Upload, and return what was told of its progress."""
     told: list[int] = []
 

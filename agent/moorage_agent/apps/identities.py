@@ -26,7 +26,7 @@ _FIRST_PATIENCE_SECONDS = 5.0
 """The same, where nothing is known of that one yet."""
 _HANG_SECONDS = 5.0
 _READ_SECONDS = 45.0
-_AT_ONCE = 2
+_MAX_CONCURRENT = 2
 """Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
 
 
@@ -63,7 +63,7 @@ class Identities:
         self._pending: dict[WatchedApp, _Pending] = {}
         self._reading: dict[Place, asyncio.Task[Known]] = {}
         self._said: set[Place] = set()
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._turns = asyncio.Semaphore(_MAX_CONCURRENT)
         self._listeners: set[Callable[[], None]] = set()
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:

@@ -69,7 +69,7 @@ class Policy:
         if not path.startswith("/") or "\0" in path:
             raise RefusalError("invalid_request", "The directory of an app must be an absolute path.")
         real = resolve(path)
-        if not _speakable(path) or not _speakable(real):
+        if not _is_single_line_utf8(path) or not _is_single_line_utf8(real):
             raise RefusalError(
                 "invalid_request", f"The directory {path!a} has a line break in it, or is not UTF-8: rename it."
             )
@@ -90,7 +90,7 @@ def write_policy(file: Path, roots: Sequence[str]) -> None:
     write_file(file, f"{_HEADER}allowed_roots = [\n{lines}]\n".encode(), mode=0o644)
 
 
-def _speakable(path: str) -> bool:
+def _is_single_line_utf8(path: str) -> bool:
     """Whether Compose's lines about a path, and gRPC's messages, can hold it."""
     try:
         path.encode()

@@ -10,7 +10,7 @@ from moorage_common.docker.states import OperationKind
 from moorage_common.journal.journal import JournalError, Record, Refused, State
 
 from moorage_agent.apps.identities import WatchedApp
-from moorage_agent.deadlines.deadlines import Deadlines, Held
+from moorage_agent.deadlines.deadlines import Deadlines, StoredDeadline
 from moorage_agent.errors import RefusalError
 from moorage_agent.operations.compose_runner import ComposeRunner
 
@@ -20,16 +20,16 @@ LATE_SECONDS = 60.0
 """How long a controller has, after the deadline, to do it."""
 _FIRST_RETRY, _LAST_RETRY = 10.0, 60.0
 _LONGEST_SLEEP = 30.0
-_AT_ONCE = 4
+_MAX_CONCURRENT = 4
 
 
-class DeadMan:
+class DeadManSwitch:
     """Stops apps whose time is over, each until it is done."""
 
     def __init__(self, deadlines: Deadlines, runner: ComposeRunner) -> None:
         self._deadlines = deadlines
         self._runner = runner
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._turns = asyncio.Semaphore(_MAX_CONCURRENT)
         self._stopping: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -53,20 +53,20 @@ class DeadMan:
                 task.cancel()
             await asyncio.gather(*stopping, return_exceptions=True)
 
-    def _left(self, held: Held) -> float:
+    def _left(self, held: StoredDeadline) -> float:
         return held.due + LATE_SECONDS - self._deadlines.boot_clock()
 
-    def _begin(self, held: Held) -> None:
+    def _begin(self, held: StoredDeadline) -> None:
         task = self._stopping[held.app_id] = asyncio.create_task(self._stop(held), name=f"dead man {held.app_id}")
         task.add_done_callback(lambda _: self._stopping.pop(held.app_id, None))
 
-    async def _stop(self, held: Held) -> None:
+    async def _stop(self, held: StoredDeadline) -> None:
         """Try once; where it isn't done, wait before the next."""
         stopped = False
         try:
             async with self._turns:
                 stopped = await self._try(held)
-            await self._deadlines.tried(held, stopped=stopped)
+            await self._deadlines.record_attempt(held, stopped=stopped)
         except (RefusalError, JournalError) as error:
             log.warning("dead_man_failed", app_id=held.app_id, directory=held.cd_path, error=str(error))
         except Exception:
@@ -75,7 +75,7 @@ class DeadMan:
         if not stopped:
             await asyncio.sleep(backoff(held.tries, _FIRST_RETRY, _LAST_RETRY))
 
-    async def _try(self, held: Held) -> bool:
+    async def _try(self, held: StoredDeadline) -> bool:
         """Run a stop to its end, or attach to the one that an agent before this one began; True where it is done."""
         operation_id = str(uuid5(UUID(held.run_id), f"{held.number} {held.tries}"))
         log.warning("dead_man_acts", app_id=held.app_id, directory=held.cd_path, operation_id=operation_id)
@@ -85,7 +85,7 @@ class DeadMan:
             # Somebody is at work on it, perhaps stopping it: what is buried needs another id next time.
             log.info("dead_man_waits", app_id=held.app_id, reason=str(error))
             return False
-        await self._deadlines.stopping(held, operation_id)
+        await self._deadlines.record_stop(held, operation_id)
         ended: Record | None = None
         async for item in self._runner.follow(operation_id, 0):
             if isinstance(item, Record):

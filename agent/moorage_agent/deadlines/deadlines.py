@@ -30,7 +30,7 @@ _MOST_STOPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class StoredDeadline:
     """What is known of one app. `due` is seconds of the boot clock; without a `run_id` there is no deadline.
 
     `tries` counts this agent's own stops of the run; `changed` is when it was set, in seconds of the boot clock.
@@ -47,7 +47,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class DirectoryDeadlines:
     """What a controller is told of a directory: numbers by app, and this agent's own stops (operations) by app."""
 
     deadlines: Mapping[str, int] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Deadlines:
         self._boot_id = boot_id
         self._wall_clock = wall_clock
         self.boot_clock = boot_clock
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, StoredDeadline] = {}
         self._stops: list[Stop] = []
         self._writing = asyncio.Lock()
         self._listeners: set[Callable[[], None]] = set()
@@ -100,13 +100,13 @@ class Deadlines:
         return lambda: self._listeners.discard(listener)
 
     @property
-    def held(self) -> Sequence[Held]:
+    def held(self) -> Sequence[StoredDeadline]:
         """The deadlines there are."""
         return [held for held in self._held.values() if held.run_id]
 
-    def of(self, cd_path: str) -> Known:
+    def of(self, cd_path: str) -> DirectoryDeadlines:
         """Return what is known of the apps in a directory."""
-        return Known(
+        return DirectoryDeadlines(
             {held.app_id: held.number for held in self.held if held.cd_path == cd_path},
             {stop.app_id: stop.operation_id for stop in self._stops if stop.cd_path == cd_path},
         )
@@ -125,7 +125,7 @@ class Deadlines:
         project = app.last_project
         if project is None and known is not None and known.cd_path == app.cd_path:
             project = known.project
-        await self._change(Held(app_id, app.cd_path, project, number, run_id, now + remaining, now, tries))
+        await self._change(StoredDeadline(app_id, app.cd_path, project, number, run_id, now + remaining, now, tries))
 
     async def called(self, cd_path: str, project: Project) -> None:
         """Note the project that the apps of a directory are started as: a stop works by it.
@@ -136,7 +136,7 @@ class Deadlines:
             if held.cd_path == cd_path and held.project != project:
                 await self._change(replace(held, project=project))
 
-    async def tried(self, held: Held, *, stopped: bool) -> None:
+    async def record_attempt(self, held: StoredDeadline, *, stopped: bool) -> None:
         """Note how this agent's own stop ended; where the app is stopped, its deadline is over.
 
         It holds whether or not the disk takes it: what an agent after this one does once more does no harm.
@@ -146,14 +146,14 @@ class Deadlines:
             await self._try_to_save()
             self._tell()
 
-    async def stopping(self, held: Held, operation_id: str) -> None:
+    async def record_stop(self, held: StoredDeadline, operation_id: str) -> None:
         """Note that this agent stops an app itself, to be told."""
         if all(stop.operation_id != operation_id for stop in self._stops):
             self._stops = [*self._stops, Stop(held.app_id, held.cd_path, operation_id)][-_MOST_STOPS:]
             await self._try_to_save()
             self._tell()
 
-    async def followed(self, operation_id: str) -> None:
+    async def forget_stop(self, operation_id: str) -> None:
         """Note that somebody knows how an operation ended."""
         left = [stop for stop in self._stops if stop.operation_id != operation_id]
         if len(left) < len(self._stops):
@@ -175,7 +175,7 @@ class Deadlines:
         except RefusalError as error:
             log.warning("deadlines_not_saved", error=str(error))
 
-    async def _change(self, held: Held) -> None:
+    async def _change(self, held: StoredDeadline) -> None:
         old = self._held.get(held.app_id)
         self._held[held.app_id] = held
         try:
@@ -215,7 +215,7 @@ class Deadlines:
             passed = content["bootClock"] + off - self.boot_clock()
         for each in content["held"]:
             project = Project(**each["project"]) if each["project"] else None
-            held = Held(**{**each, "project": project})
+            held = StoredDeadline(**{**each, "project": project})
             self._held[held.app_id] = replace(held, due=held.due - passed, changed=held.changed - passed)
         self._stops = [Stop(**each) for each in content["stops"]]
 
@@ -224,7 +224,7 @@ class Deadlines:
             listener()
 
 
-def _comes_sooner(held: Held, old: Held | None) -> bool:
+def _comes_sooner(held: StoredDeadline, old: StoredDeadline | None) -> bool:
     if old is None or held.project != old.project:
         return False
     return not held.run_id or (held.run_id == old.run_id and held.due <= old.due)

@@ -78,9 +78,9 @@ class Observer:
     async def _session(self) -> None:
         """One connection to the Engine, from the first look to its end, which is always an error."""
         stream = await _within(_STUCK_SECONDS, self._open())
-        dirty: set[str] = set()
-        stirred = asyncio.Event()
-        ended = asyncio.ensure_future(_pump(stream, dirty, stirred))
+        changed_ids: set[str] = set()
+        changed = asyncio.Event()
+        ended = asyncio.ensure_future(_pump(stream, changed_ids, changed))
         try:
             await _within(_STUCK_SECONDS, self._look_at_all())
             while not ended.done():
@@ -88,10 +88,10 @@ class Observer:
                     await _within(_STUCK_SECONDS, self._look_at_all())
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_PING_SECONDS):
-                        await stirred.wait()
+                        await changed.wait()
                 await asyncio.sleep(_COALESCE_SECONDS)
-                stirred.clear()
-                await _within(_STUCK_SECONDS, self._look_again(dirty))
+                changed.clear()
+                await _within(_STUCK_SECONDS, self._refresh(changed_ids))
         finally:
             closing = asyncio.ensure_future(asyncio.to_thread(stream.close))
             # A thread that can't be ended must not keep the next session from what is true.
@@ -107,15 +107,15 @@ class Observer:
     async def _look_at_all(self) -> None:
         began = self._all_looked_at = boot_nanoseconds()
         containers = await asyncio.to_thread(self._engine.containers)
-        self._now_knows(containers, began, await asyncio.to_thread(self._engine.facts))
+        self._publish(containers, began, await asyncio.to_thread(self._engine.facts))
 
-    async def _look_again(self, dirty: set[str]) -> None:
+    async def _refresh(self, changed_ids: set[str]) -> None:
         """Look at what was stirred, and at what is not as it was known: an event may be later than this look.
 
         So `looked_at` holds for all: no container has another state, comes or goes, before a look and unseen by it.
         """
-        ids, began = set(dirty), boot_nanoseconds()
-        dirty.clear()
+        ids, began = set(changed_ids), boot_nanoseconds()
+        changed_ids.clear()
         states = await asyncio.to_thread(self._engine.states)
         containers = {
             container_id: known
@@ -126,9 +126,9 @@ class Observer:
             found = await asyncio.to_thread(self._engine.container, container_id)
             if found is not None:
                 containers[container_id] = found
-        self._now_knows(containers, began, await asyncio.to_thread(self._engine.facts))
+        self._publish(containers, began, await asyncio.to_thread(self._engine.facts))
 
-    def _now_knows(self, containers: Mapping[str, Container], looked_at: int, facts: EngineFacts) -> None:
+    def _publish(self, containers: Mapping[str, Container], looked_at: int, facts: EngineFacts) -> None:
         self.containers, self.looked_at, self.facts, self.problem = containers, looked_at, facts, ""
         self._tell()
 
@@ -158,14 +158,14 @@ async def _within(seconds: float, look: Coroutine[Any, Any, T]) -> T:
         ) from None
 
 
-async def _pump(stream: EventStream, dirty: set[str], stirred: asyncio.Event) -> None:
+async def _pump(stream: EventStream, changed_ids: set[str], changed: asyncio.Event) -> None:
     """Read the blocking stream in a thread of its own; returns when it ends, however it ends."""
     loop = asyncio.get_running_loop()
 
     def stir(container_id: str | None) -> None:
         if container_id is not None:
-            dirty.add(container_id)
-        stirred.set()
+            changed_ids.add(container_id)
+        changed.set()
 
     def read() -> None:
         # The stream ends in whatever way the connection under it does.

@@ -11,7 +11,7 @@ from moorage_common.docker.containers import settled_states
 from moorage_common.docker.states import ContainerState, Project
 
 from moorage_agent.apps.identities import Identities, WatchedApp
-from moorage_agent.deadlines.deadlines import Deadlines, Known
+from moorage_agent.deadlines.deadlines import Deadlines, DirectoryDeadlines
 from moorage_agent.deadlines.state_disk import StateDisk
 from moorage_agent.docker.engine import Engine
 from moorage_agent.docker.observer import Observer, boot_nanoseconds
@@ -29,7 +29,7 @@ class Observation:
     identity: AppIdentity
     containers: Sequence[ContainerState]
     looked_at: int
-    known: Known = field(default_factory=Known)
+    known: DirectoryDeadlines = field(default_factory=DirectoryDeadlines)
     project: Project | None = None
 
 
@@ -46,7 +46,7 @@ class HostState:
 
 
 @dataclass(frozen=True, slots=True)
-class Everything:
+class Snapshot:
     """The first item of a watch."""
 
     host: HostState
@@ -57,7 +57,7 @@ class Heartbeat:
     """Nothing changed; the watch lives."""
 
 
-WatchItem = Everything | Observation | HostState | Heartbeat
+WatchItem = Snapshot | Observation | HostState | Heartbeat
 
 
 class Watcher:
@@ -122,7 +122,7 @@ class Watcher:
             await self._observer.asked.wait()
             sent = self._observations(await self._identities.current(apps))
             sent_host = self.host()
-            yield Everything(sent_host, list(sent.values()))
+            yield Snapshot(sent_host, list(sent.values()))
             said = _now()
             while True:
                 # By what was sent, not by what stirred: on a busy host something always does.

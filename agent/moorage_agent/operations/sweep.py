@@ -25,7 +25,7 @@ from moorage_agent.errors import EngineUnreachableError
 
 _ROUNDS = 5
 _PAUSE_SECONDS = 0.5
-_AT_ONCE = 8
+_MAX_CONCURRENT = 8
 """Each container has its own grace period: one after the other, ten of them would take ten times as long."""
 
 
@@ -69,7 +69,7 @@ def _sweep(engine: Engine, identity: AppIdentity, projects: Sequence[Project]) -
             break
         if attempt:
             time.sleep(_PAUSE_SECONDS)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_MAX_CONCURRENT) as pool:
             list(pool.map(lambda container: _remove(engine, container), left))
         left = list(engine.containers(identity.owns).values())
     others = {c.project for c in engine.containers(lambda c: not identity.owns(c)).values()}

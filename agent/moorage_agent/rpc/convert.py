@@ -17,7 +17,7 @@ from moorage_common.untrusted import LIMITS, clean_sentence
 
 from moorage_agent.apps.identities import WatchedApp
 from moorage_agent.build import build
-from moorage_agent.docker.watch import Everything, HostState, Observation, WatchItem
+from moorage_agent.docker.watch import HostState, Observation, Snapshot, WatchItem
 from moorage_agent.errors import RefusalError
 
 _BATCH_CHARACTERS = 64 * 1024
@@ -124,7 +124,7 @@ def cancel_outcome(outcome: CancelOutcome) -> "pb.CancelOutcome.ValueType":
 def watch_items(item: WatchItem, about: About) -> Iterator[pb.WatchResponse]:
     """Show an item of a watch; of everything, what doesn't fit into one message comes after it as changes."""
     match item:
-        case Everything():
+        case Snapshot():
             snapshot, later, size = pb.Snapshot(host=host(item.host, about)), [], 0
             for app in item.apps:
                 message = observation(app, about.boot_id)
@@ -204,7 +204,7 @@ def _container(state: ContainerState) -> pb.Container:
         finished_at=_timestamp(state.finished_at),
         ports=state.ports,
         restarts=state.restarts,
-        unsettled=state.unsettled,
+        unsettled=state.is_restart_looping,
         restart_policy=state.restart_policy,
     )
 

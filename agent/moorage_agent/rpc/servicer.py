@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 CODE_KEY = "moorage-code"
-_LOOK_SECONDS = 10.0
+_REQUEST_SECONDS = 10.0
 
 _STATUS = {
     "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
@@ -108,7 +108,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             async for item in self._runner.follow(operation_id, max(request.after, 0)):
                 if isinstance(item, Record):
                     # Before it is sent: who follows has it in his records, and asks again where this is lost.
-                    await self._deadlines.followed(operation_id)
+                    await self._deadlines.forget_stop(operation_id)
                 yield await self._follow_item(item)
 
     async def CancelOperation(  # noqa: N802 - gRPC's
@@ -197,7 +197,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         observed = None
         if identity is not None:
             with suppress(RefusalError, TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
+                async with asyncio.timeout(_REQUEST_SECONDS):
                     seen = await self._watcher.look(identity)
                 observed = convert.observation(seen, self._watcher.boot_id)
         return pb.FollowOperationResponse(end=convert.end(item, observed))

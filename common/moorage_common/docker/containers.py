@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
-from moorage_common.docker.states import ContainerState, Project, unsettled
+from moorage_common.docker.states import ContainerState, Project, is_restart_looping
 from moorage_common.untrusted import (
     LIMITS,
     UntrustedError,
@@ -79,7 +79,7 @@ def named_directory(labels: Mapping[str, str]) -> str:
 
 def settled_states(containers: Iterable[Container], engine_time: int) -> tuple[ContainerState, ...]:
     """Return the states by name, each judged as of an Engine's time (epoch seconds)."""
-    states = (replace(c.state, unsettled=unsettled(c.state, engine_time)) for c in containers)
+    states = (replace(c.state, is_restart_looping=is_restart_looping(c.state, engine_time)) for c in containers)
     return tuple(sorted(states, key=lambda state: state.name))
 
 

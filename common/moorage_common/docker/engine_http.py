@@ -48,7 +48,7 @@ def understanding() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def answering(seconds: float) -> AsyncIterator[None]:
+async def engine_timeout(seconds: float) -> AsyncIterator[None]:
     """Give the Engine so long for what is asked inside. Raises EngineProblemError."""
     try:
         async with asyncio.timeout(seconds):
@@ -63,7 +63,7 @@ Dial = Callable[[], AbstractAsyncContextManager[Stream]]
 """Opens a stream to the Engine. Raises EngineProblemError, and whatever the way there raises."""
 
 
-class Talk:
+class EngineConnection:
     """Requests and answers on one stream, one after the other.
 
     Every method that reads raises UntrustedError where the Engine says more than it may.
@@ -115,7 +115,7 @@ class Talk:
         if status == HTTPStatus.NOT_FOUND:
             return None
         if status >= HTTPStatus.BAD_REQUEST:
-            raise EngineProblemError(f"The Docker Engine answered with an error: {said(told, status)}")
+            raise EngineProblemError(f"The Docker Engine answered with an error: {error_message(told, status)}")
         return told
 
     async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
@@ -127,6 +127,6 @@ class Talk:
         return event
 
 
-def said(told: object, status: int) -> str:
+def error_message(told: object, status: int) -> str:
     """Return what the Engine said of an error."""
     return str(told.get("message", status)) if isinstance(told, dict) else str(status)

@@ -11,7 +11,7 @@ from itertools import islice
 from operator import attrgetter
 from urllib.parse import quote, urlencode
 
-from moorage_common.docker.engine_http import Dial, EngineProblemError, Talk, answering, understanding
+from moorage_common.docker.engine_http import Dial, EngineConnection, EngineProblemError, engine_timeout, understanding
 from moorage_common.docker.log_parts import Parts
 from moorage_common.docker.states import ContainerState
 from moorage_common.untrusted import LIMITS, ByteBudget, Pace, UntrustedError, clean_line
@@ -26,7 +26,7 @@ _ANSWER_SECONDS = 10.0
 _READ_SECONDS = 60.0
 _GATHER_SECONDS = 0.1
 """How long lines are gathered before they are told: containers' lines come on streams of their own, and are sorted."""
-_LOOK_SECONDS = 2.0
+_POLL_SECONDS = 2.0
 """How often to look for containers that were started or made meanwhile."""
 
 
@@ -108,7 +108,7 @@ class Logs:
         if self.wanted.service and not found:
             raise UnknownServiceError(f"The app has no container of a service {self.wanted.service}.")
         if not self.wanted.follow:
-            async with answering(_READ_SECONDS):
+            async with engine_timeout(_READ_SECONDS):
                 lines = await self._read_all(found)
             for n in range(0, len(lines), _BATCH_LINES):
                 yield lines[n : n + _BATCH_LINES]
@@ -186,8 +186,8 @@ class Logs:
         query: dict[str, str | int] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(budget is None)}
         query |= {"tail": "all" if tail < 0 else tail, **({"since": _seconds(since)} if since else {})}
         async with self.dial() as stream:
-            talk = Talk(stream)
-            async with answering(_ANSWER_SECONDS):
+            talk = EngineConnection(stream)
+            async with engine_timeout(_ANSWER_SECONDS):
                 about = await talk.get(f"/containers/{name}/json", LIMITS.engine_inspection)
                 if about is None:
                     return  # gone meanwhile
@@ -303,7 +303,7 @@ class _Following:
     async def _look_for_more(self) -> None:
         """Follow what runs and isn't followed; what ended is followed again when it runs again."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
             for container in self._logs.chosen(await self._logs.known()):
                 left_alone = container.id in self._following or container.id in self._unreadable
                 if container.alive and not left_alone and self._logs.budget.has(1):

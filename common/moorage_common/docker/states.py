@@ -55,7 +55,7 @@ class Project:
 class ContainerState:
     """One container as the Engine shows it; `state` and `health` are the Engine's own words.
 
-    `restarts` is how often its restart policy has started it again; `unsettled` as `unsettled` below says.
+    `restarts` is how often its restart policy has started it again; `is_restart_looping` as `is_restart_looping` below says.
     `restart_policy` is the Engine's word too, empty where it isn't known.
     """
 
@@ -71,7 +71,7 @@ class ContainerState:
     finished_at: datetime | None = None
     ports: Sequence[str] = field(default_factory=tuple)
     restarts: int = 0
-    unsettled: bool = False
+    is_restart_looping: bool = False
     restart_policy: str = ""
 
     @property
@@ -106,7 +106,7 @@ def observed_status(containers: Sequence[ContainerState]) -> AppStatus:
     return AppStatus.RUNNING if any(c.alive for c in containers) else AppStatus.STOPPED
 
 
-def unsettled(container: ContainerState, engine_time: int) -> bool:
+def is_restart_looping(container: ContainerState, engine_time: int) -> bool:
     """Tell whether a container's restart policy had to start it, and nothing shows yet that it stays up this time.
 
     What shows it is its health check, or a minute of running by the Engine's own clock (`engine_time`, epoch seconds).
@@ -159,7 +159,7 @@ def _trouble(container: ContainerState) -> str:
     """Return what is wrong with a container beside its health check, as a predicate; empty for nothing."""
     if container.state == "paused":
         return "is paused"
-    if container.state == "restarting" or container.unsettled:
+    if container.state == "restarting" or container.is_restart_looping:
         return "is restarted again and again by its restart policy"
     if container.alive or container.completed:
         return ""

@@ -36,7 +36,7 @@ from moorage_controller.hosts.transport import (
 
 _CONNECT_SECONDS = 5.0
 _CALL_SECONDS = 30.0
-_LOOK_SECONDS = 10.0
+_REQUEST_SECONDS = 10.0
 _HEARTBEAT_SECONDS = 35.0
 """Three missed heartbeats of ten seconds, and some: then a watch is taken for lost."""
 
@@ -145,7 +145,7 @@ class AgentTransport:
         """Look at an app now. Raises HostUnreachableError, HostRefusedError."""
         request = pb.GetAppRequest(app=messages.app(app))
         try:
-            raw = await self._stub.GetApp(request, timeout=_LOOK_SECONDS)
+            raw = await self._stub.GetApp(request, timeout=_REQUEST_SECONDS)
             return messages.observation((await self._read(pb.GetAppResponse, raw)).app)
         except _FAILURES as error:
             raise self._refused(error) or self._unreachable(error) from None

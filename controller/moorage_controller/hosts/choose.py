@@ -24,13 +24,13 @@ from moorage_controller.hosts.transport import (
     ContactLostError,
     Deadline,
     End,
+    HostAddress,
     HostApp,
     HostInfo,
     HostProject,
     HostTransport,
     Order,
     Output,
-    Reachable,
     Snapshot,
     WatchItem,
 )
@@ -40,14 +40,14 @@ _AGENT_ASKED_EVERY_SECONDS = 3.0
 """While SSH is used. An ask fails at once while the channel waits to connect anew (3 s at most): the next is soon."""
 
 
-class ChosenHosts:
+class TransportFactory:
     """Finds the way to a server."""
 
     def __init__(self, channels: AgentChannels, pool: SshPool) -> None:
         self._channels = channels
         self._pool = pool
 
-    def transport(self, server: Reachable) -> HostTransport:
+    def transport(self, server: HostAddress) -> HostTransport:
         """Return the way. Raises HostUnreachableError where there is none."""
         agent = ssh = None
         if server.api_endpoint and server.agent_name:
@@ -57,7 +57,7 @@ class ChosenHosts:
         if server.encrypted_credentials and (agent is None or server.agent_journal):
             ssh = SshTransport(self._pool.host(ssh_target(server)))
         if agent is not None and ssh is not None:
-            return AgentFirst(agent, ssh)
+            return FallbackTransport(agent, ssh)
         way = agent or ssh
         if way is None:
             raise HostUnreachableError(
@@ -67,12 +67,12 @@ class ChosenHosts:
             )
         return way
 
-    async def host_key(self, server: Reachable) -> str:
+    async def host_key(self, server: HostAddress) -> str:
         """Return the SSH host key that the host shows now, whatever is pinned. Raises HostUnreachableError."""
         return await show_key(ssh_target(server))
 
 
-class AgentFirst:
+class FallbackTransport:
     """A host with an agent that can be reached by SSH as well. It chooses at the first call and stays with it."""
 
     def __init__(self, agent: HostTransport, ssh: HostTransport) -> None:
@@ -191,7 +191,7 @@ class AgentFirst:
         return replace(info, fallback=self._why)
 
 
-def ssh_target(server: Reachable) -> SshTarget:
+def ssh_target(server: HostAddress) -> SshTarget:
     """Return where and as whom a server is reached by SSH."""
     return SshTarget(
         server_id=server.id,

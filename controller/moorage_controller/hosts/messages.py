@@ -209,7 +209,7 @@ def _container(message: pb.Container) -> ContainerState:
         finished_at=_moment(message.finished_at) if message.HasField("finished_at") else None,
         ports=message.ports[: LIMITS.ports + 1],
         restarts=message.restarts,
-        unsettled=message.unsettled,
+        is_restart_looping=message.unsettled,
         restart_policy=message.restart_policy,
     )
 

@@ -237,7 +237,7 @@ class HostTransport(Protocol):
         """
 
 
-class Reachable(Protocol):
+class HostAddress(Protocol):
     """What of a server says where it is reached; a server's row has it."""
 
     @property
@@ -280,8 +280,8 @@ class Reachable(Protocol):
 class Hosts(Protocol):
     """Finds the way to a server."""
 
-    def transport(self, server: Reachable) -> HostTransport:
+    def transport(self, server: HostAddress) -> HostTransport:
         """Return the transport. Raises HostUnreachableError where the server has none."""
 
-    async def host_key(self, server: Reachable) -> str:
+    async def host_key(self, server: HostAddress) -> str:
         """Return the SSH host key that the host shows now, whatever is pinned. Raises HostUnreachableError."""

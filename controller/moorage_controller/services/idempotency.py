@@ -14,7 +14,7 @@ from moorage_controller.store.tables import idempotency as store
 T = TypeVar("T")
 
 
-class RepeatedError(Exception):
+class ReplayError(Exception):
     """The request was answered before, and nothing is done again; `reply` is the body it got."""
 
     def __init__(self, reply: str) -> None:
@@ -32,7 +32,7 @@ class KeyedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Once(Generic[T]):
+class IdempotentRequest(Generic[T]):
     """What a service calls first and last in the transaction that creates: so thing and reply are there, or neither.
 
     `show` makes the reply's body, without secrets, of what was created. Without a request nothing is kept.
@@ -51,7 +51,7 @@ class Once(Generic[T]):
         if kept.fingerprint not in self.request.fingerprints:
             sentence = "It was sent before with another request: send each new request under a key of its own."
             raise InvalidError({"Idempotency-Key": sentence}, "idempotency_key_reused")
-        raise RepeatedError(kept.reply)
+        raise ReplayError(kept.reply)
 
     async def keep(self, connection: AsyncConnection, now: datetime, made: T) -> None:
         """Keep the reply of what was created."""
@@ -61,5 +61,5 @@ class Once(Generic[T]):
         await store.keep(connection, store.KeptReply(user_id, key, fingerprint, self.show(made), now))
 
 
-UNKEYED: Once[Any] = Once(None, str)
+NO_KEY: IdempotentRequest[Any] = IdempotentRequest(None, str)
 """Creates each time it is asked to."""

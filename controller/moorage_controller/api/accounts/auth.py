@@ -2,7 +2,7 @@
 
 from moorage_controller.api.accounts.schemas import PasswordIn
 from moorage_controller.api.http.call import Call
-from moorage_controller.api.http.replies import Reply, now
+from moorage_controller.api.http.replies import Reply, ok
 from moorage_controller.api.schemas import LoginIn, LoginOut, SuccessOut, UserOut, VerifyOut
 
 
@@ -10,13 +10,13 @@ async def login(call: Call) -> Reply:
     """POST /api/auth/login."""
     body = call.body(LoginIn)
     user, token = await call.services.users.login(body.username, body.password, call.origin)
-    return now(LoginOut(user=UserOut(id=user.id, username=user.username, role=user.role), token=token))
+    return ok(LoginOut(user=UserOut(id=user.id, username=user.username, role=user.role), token=token))
 
 
 async def logout(call: Call) -> Reply:
     """POST /api/auth/logout."""
     await call.services.users.logout(call.principal, call.actor)
-    return now(SuccessOut())
+    return ok(SuccessOut())
 
 
 async def change_password(call: Call) -> Reply:
@@ -25,10 +25,10 @@ async def change_password(call: Call) -> Reply:
     await call.services.users.change_password(
         call.principal, body.current_password, body.new_password, call.actor, keep_tokens=body.keep_tokens
     )
-    return now(SuccessOut())
+    return ok(SuccessOut())
 
 
 async def verify(call: Call) -> Reply:
     """GET /api/auth/verify."""
     who = call.principal
-    return now(VerifyOut(user=UserOut(id=who.user_id, username=who.username, role=who.role.name.lower())))
+    return ok(VerifyOut(user=UserOut(id=who.user_id, username=who.username, role=who.role.name.lower())))

@@ -4,7 +4,7 @@ from moorage_common.clock import from_millis, to_millis
 
 from moorage_controller.api.accounts.schemas import TokenIn, TokenMadeOut, TokenOut
 from moorage_controller.api.http.call import Call
-from moorage_controller.api.http.replies import Reply, now
+from moorage_controller.api.http.replies import Reply, ok
 from moorage_controller.api.schemas import DeletedOut
 from moorage_controller.store.tables.api_tokens import ApiToken
 
@@ -23,12 +23,12 @@ def token_out(token: ApiToken) -> TokenOut:
 
 async def list_tokens(call: Call) -> Reply:
     """GET /api/tokens."""
-    return now([token_out(token) for token in await call.services.api_tokens.all(call.principal)])
+    return ok([token_out(token) for token in await call.services.api_tokens.all(call.principal)])
 
 
 async def list_user_tokens(call: Call) -> Reply:
     """GET /api/users/{id}/tokens: another user's, without their secrets."""
-    return now([token_out(token) for token in await call.services.api_tokens.of_user(call.id())])
+    return ok([token_out(token) for token in await call.services.api_tokens.of_user(call.id())])
 
 
 async def create_token(call: Call) -> Reply:
@@ -41,10 +41,10 @@ async def create_token(call: Call) -> Reply:
     token, secret = await call.services.api_tokens.create(
         call.principal, body.name, body.scopes, expires_at, call.actor
     )
-    return now(TokenMadeOut(**token_out(token).model_dump(), token=secret), 201)
+    return ok(TokenMadeOut(**token_out(token).model_dump(), token=secret), 201)
 
 
 async def revoke_token(call: Call) -> Reply:
     """DELETE /api/tokens/{id}: one's own; an admin revokes any user's."""
     await call.services.api_tokens.revoke(call.principal, call.id(), call.actor)
-    return now(DeletedOut(message="Token revoked"))
+    return ok(DeletedOut(message="Token revoked"))

@@ -5,7 +5,7 @@ from datetime import datetime
 from moorage_controller.api.accounts.schemas import AccountChanges, AccountIn, AccountOut
 from moorage_controller.api.convert import given, iso
 from moorage_controller.api.http.call import Call
-from moorage_controller.api.http.replies import Reply, now
+from moorage_controller.api.http.replies import Reply, ok
 from moorage_controller.api.schemas import DeletedOut
 from moorage_controller.store.tables.users import User
 
@@ -31,12 +31,12 @@ def _iso(moment: datetime | None) -> str | None:
 
 async def list_users(call: Call) -> Reply:
     """GET /api/users."""
-    return now([account_out(user) for user in await call.services.accounts.all()])
+    return ok([account_out(user) for user in await call.services.accounts.all()])
 
 
 async def get_user(call: Call) -> Reply:
     """GET /api/users/{id}."""
-    return now(account_out(await call.services.accounts.get(call.id())))
+    return ok(account_out(await call.services.accounts.get(call.id())))
 
 
 async def create_user(call: Call) -> Reply:
@@ -44,7 +44,7 @@ async def create_user(call: Call) -> Reply:
     body = call.body(AccountIn)
     fields = body.model_dump(exclude={"password"})
     once = call.once(account_out)
-    return now(account_out(await call.services.accounts.create(fields, body.password, call.actor, once)), 201)
+    return ok(account_out(await call.services.accounts.create(fields, body.password, call.actor, once)), 201)
 
 
 async def update_user(call: Call) -> Reply:
@@ -52,10 +52,10 @@ async def update_user(call: Call) -> Reply:
     body = call.body(AccountChanges)
     changes = given(body, nullable={"email", "full_name"})
     changes.pop("password", None)
-    return now(account_out(await call.services.accounts.update(call.id(), changes, body.password, call.actor)))
+    return ok(account_out(await call.services.accounts.update(call.id(), changes, body.password, call.actor)))
 
 
 async def delete_user(call: Call) -> Reply:
     """DELETE /api/users/{id}."""
     await call.services.accounts.delete(call.id(), call.actor)
-    return now(DeletedOut(message="User deleted"))
+    return ok(DeletedOut(message="User deleted"))

@@ -10,7 +10,7 @@ from moorage_controller.api.http.call import Call, to_json
 from moorage_controller.api.http.replies import Reply, stream
 from moorage_controller.api.http.sse import Event, Events
 from moorage_controller.auth.stream_shares import Kind
-from moorage_controller.services.events.feed import Feed, News, Ready, Resource
+from moorage_controller.services.events.feed import ChangeEvent, Feed, Resource, StreamOpened
 from moorage_controller.store.tables.apps import AppView
 from moorage_controller.store.tables.servers import Server
 
@@ -55,7 +55,7 @@ async def _events(feed: Feed, after: int | None) -> Events:
             yield [_event(news) for news in batch]
 
 
-def _event(news: Ready | News) -> Event:
-    if isinstance(news, Ready):
+def _event(news: StreamOpened | ChangeEvent) -> Event:
+    if isinstance(news, StreamOpened):
         return Event(json.dumps({"resumed": news.resumed}), id=str(news.number), name="ready")
     return Event(news.text, id=str(news.number), name=news.kind.value)

@@ -1,7 +1,7 @@
 """Metrics, over HTTP."""
 
 from moorage_controller.api.http.call import Call
-from moorage_controller.api.http.replies import Raw, Reply, now
+from moorage_controller.api.http.replies import Raw, Reply, ok
 
 _TYPE = "text/plain; version=0.0.4"
 
@@ -10,4 +10,4 @@ async def show_metrics(call: Call) -> Reply:
     """GET /metrics: what Prometheus collects, for who has METRICS_TOKEN; 404 where there is none."""
     scheme, _, token = call.request.headers.get("Authorization", "").partition(" ")
     shown = await call.services.metrics.show(token.strip() if scheme.lower() == "bearer" else "")
-    return now(Raw(shown, _TYPE))
+    return ok(Raw(shown, _TYPE))

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from moorage_controller.api.apps.schemas import ContainerOut, ProjectFoundOut
 from moorage_controller.api.http.call import Call
-from moorage_controller.api.http.replies import Raw, Reply, now, stream
+from moorage_controller.api.http.replies import Raw, Reply, ok, stream
 from moorage_controller.api.http.sse import Event, Events, while_connected
 from moorage_controller.auth.stream_shares import Kind
 from moorage_controller.hosts.transport import HostProject
@@ -28,13 +28,13 @@ _MOST_LINES = 10_000
 
 async def list_services(call: Call) -> Reply:
     """GET /api/apps/{id}/services: its containers, asked of the host now."""
-    return now([_container_out(c) for c in await call.services.inspection.services(call.id())])
+    return ok([_container_out(c) for c in await call.services.inspection.services(call.id())])
 
 
 async def discover_projects(call: Call) -> Reply:
     """GET /api/servers/{id}/discover: Compose projects on the host that no app names yet."""
     found = (_project_out(project) for project in await call.services.inspection.discover(call.id()))
-    return now([shown for shown in found if shown is not None])
+    return ok([shown for shown in found if shown is not None])
 
 
 async def show_logs(call: Call) -> Reply:

@@ -10,7 +10,7 @@ from moorage_common.untrusted import cut_at
 
 from moorage_controller.api.convert import operation_out, operation_shown_out
 from moorage_controller.api.http.call import Call, to_json
-from moorage_controller.api.http.replies import MOST_A_PAGE, Reply, now, stream
+from moorage_controller.api.http.replies import MOST_A_PAGE, Reply, ok, stream
 from moorage_controller.api.http.sse import Event, Events
 from moorage_controller.auth.stream_shares import Kind
 from moorage_controller.store.tables.operations import Operation
@@ -36,7 +36,7 @@ async def list_operations(call: Call) -> Reply:
 async def get_operation(call: Call) -> Reply:
     """GET /api/operations/{id}."""
     operation = await call.services.operations.get(call.id())
-    return now(operation_shown_out(operation, await call.services.outputs.text(operation.id)))
+    return ok(operation_shown_out(operation, await call.services.outputs.text(operation.id)))
 
 
 async def follow_output(call: Call) -> Reply:
@@ -56,7 +56,7 @@ async def follow_output(call: Call) -> Reply:
 
 async def cancel_operation(call: Call) -> Reply:
     """POST /api/operations/{id}/cancel."""
-    return now(operation_out(await call.services.operations.cancel(call.id(), call.actor)))
+    return ok(operation_out(await call.services.operations.cancel(call.id(), call.actor)))
 
 
 async def _lines(items: AsyncGenerator[Piece | Operation, None], after: int) -> Events:

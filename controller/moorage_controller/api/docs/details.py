@@ -6,7 +6,7 @@ from typing import Any
 
 from moorage_controller.api.http.query_forms import FLAGS
 
-LIVE = frozenset(
+UNCACHED = frozenset(
     {
         "/api/auth/verify",
         "/api/servers/{id}/status",
@@ -25,7 +25,7 @@ EVENT_STREAM = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
-class Details:
+class RouteDocs:
     """One route's own errors (status to codes), query parameters (name to schema and sentence), and example.
 
     `media` are the media types of a success that isn't JSON.
@@ -100,8 +100,8 @@ _AGENT_ERRORS: dict[int, tuple[str, ...]] = {
     504: ("deadline_exceeded",),
 }
 
-DETAILS: Mapping[tuple[str, str], Details] = {
-    ("POST", "/api/auth/login"): Details(
+DETAILS: Mapping[tuple[str, str], RouteDocs] = {
+    ("POST", "/api/auth/login"): RouteDocs(
         errors={401: ("bad_credentials",)},
         request={"username": "admin", "password": "admin123"},
         reply={
@@ -109,49 +109,49 @@ DETAILS: Mapping[tuple[str, str], Details] = {
             "token": "eyJhbGciOiJIUzI1NiIs...",
         },
     ),
-    ("POST", "/api/auth/logout"): Details(errors={403: ("login_needed",)}, reply={"success": True}),
-    ("POST", "/api/auth/password"): Details(errors={403: ("login_needed",), 422: ("wrong_password",)}),
-    ("POST", "/api/tokens"): Details(
+    ("POST", "/api/auth/logout"): RouteDocs(errors={403: ("login_needed",)}, reply={"success": True}),
+    ("POST", "/api/auth/password"): RouteDocs(errors={403: ("login_needed",), 422: ("wrong_password",)}),
+    ("POST", "/api/tokens"): RouteDocs(
         201, errors={403: ("login_needed",)}, request={"name": "CI", "scopes": ["read", "operate"]}
     ),
-    ("DELETE", "/api/tokens/{id}"): Details(errors={403: ("login_needed",)}),
-    ("POST", "/api/users"): Details(
+    ("DELETE", "/api/tokens/{id}"): RouteDocs(errors={403: ("login_needed",)}),
+    ("POST", "/api/users"): RouteDocs(
         201,
         errors={403: ("login_needed",), 409: ("username_taken",)},
         request={"username": "jo", "password": "correct horse", "role": "user"},
     ),
-    ("PUT", "/api/users/{id}"): Details(
+    ("PUT", "/api/users/{id}"): RouteDocs(
         errors={403: ("own_password", "login_needed"), 409: ("last_admin", "username_taken")},
         request={"fullName": "Jo Doe"},
     ),
-    ("DELETE", "/api/users/{id}"): Details(errors={403: ("login_needed",), 409: ("last_admin",)}),
-    ("POST", "/api/servers"): Details(201, request=_SERVER),
-    ("PUT", "/api/servers/{id}"): Details(
+    ("DELETE", "/api/users/{id}"): RouteDocs(errors={403: ("login_needed",), 409: ("last_admin",)}),
+    ("POST", "/api/servers"): RouteDocs(201, request=_SERVER),
+    ("PUT", "/api/servers/{id}"): RouteDocs(
         errors={409: ("app_running", "undecryptable_secret")}, request={"name": "Production Server 1"}
     ),
-    ("POST", "/api/servers/{id}/host-key"): Details(
+    ("POST", "/api/servers/{id}/host-key"): RouteDocs(
         errors={409: ("host_key_differs",), 503: ("host_unreachable",)},
         request={"fingerprint": "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU"},
     ),
-    ("DELETE", "/api/servers/{id}"): Details(errors={409: ("server_in_use",)}),
-    ("GET", "/api/servers/{id}/status"): Details(
+    ("DELETE", "/api/servers/{id}"): RouteDocs(errors={409: ("server_in_use",)}),
+    ("GET", "/api/servers/{id}/status"): RouteDocs(
         reply={"status": "online", "runningContainers": 3, "uptime": 86400, "lastChecked": 1633024800000}
     ),
-    ("POST", "/api/servers/{id}/enrollment-token"): Details(201),
-    ("POST", "/api/servers/{id}/agent"): Details(
+    ("POST", "/api/servers/{id}/enrollment-token"): RouteDocs(201),
+    ("POST", "/api/servers/{id}/agent"): RouteDocs(
         errors=_AGENT_ERRORS, asynchronous=True, request={"port": 7443, "allowRoots": ["/srv"]}
     ),
-    ("DELETE", "/api/servers/{id}/agent"): Details(
+    ("DELETE", "/api/servers/{id}/agent"): RouteDocs(
         errors=_AGENT_ERRORS,
         asynchronous=True,
         query={"force": (_FLAG, "`true` revokes also where the host is away.")},
     ),
-    ("POST", "/api/enroll"): Details(
+    ("POST", "/api/enroll"): RouteDocs(
         errors={401: ("bad_join_token", "join_token_used", "join_token_expired", "join_token_unreadable")}
     ),
-    ("POST", "/api/projects"): Details(201, request={"name": "QMS", "description": "Quality management"}),
-    ("DELETE", "/api/projects/{id}"): Details(errors={409: ("app_running",)}),
-    ("POST", "/api/apps"): Details(
+    ("POST", "/api/projects"): RouteDocs(201, request={"name": "QMS", "description": "Quality management"}),
+    ("DELETE", "/api/projects/{id}"): RouteDocs(errors={409: ("app_running",)}),
+    ("POST", "/api/apps"): RouteDocs(
         201,
         errors={409: ("directory_taken", "project_taken")},
         request={
@@ -163,7 +163,7 @@ DETAILS: Mapping[tuple[str, str], Details] = {
             "autoStopTimeout": 60,
         },
     ),
-    ("PUT", "/api/apps/{id}"): Details(
+    ("PUT", "/api/apps/{id}"): RouteDocs(
         errors={
             403: ("admin_only",),
             409: ("app_running", "directory_taken", "project_taken", "operation_in_progress"),
@@ -171,13 +171,13 @@ DETAILS: Mapping[tuple[str, str], Details] = {
         },
         request={"autoStopTimeout": 60},
     ),
-    ("DELETE", "/api/apps/{id}"): Details(
+    ("DELETE", "/api/apps/{id}"): RouteDocs(
         errors={**_RUN_ERRORS, 409: ("app_running", *_RUN_ERRORS[409])},
         query={"force": (_FLAG, "`true` stops a running app first.")},
     ),
-    ("GET", "/api/servers/{id}/discover"): Details(errors=_ASK_ERRORS),
-    ("GET", "/api/apps/{id}/services"): Details(errors=_ASK_ERRORS),
-    ("GET", "/api/apps/{id}/logs"): Details(
+    ("GET", "/api/servers/{id}/discover"): RouteDocs(errors=_ASK_ERRORS),
+    ("GET", "/api/apps/{id}/services"): RouteDocs(errors=_ASK_ERRORS),
+    ("GET", "/api/apps/{id}/logs"): RouteDocs(
         errors={**_ASK_ERRORS, 404: ("service_not_found",), 409: ("too_many_logs",), 429: ("too_many_streams",)},
         query={
             "tail": (
@@ -197,20 +197,20 @@ DETAILS: Mapping[tuple[str, str], Details] = {
         },
         media=("text/plain", EVENT_STREAM),
     ),
-    ("POST", "/api/apps/{id}/start"): Details(errors=_RUN_ERRORS, asynchronous=True, request={"timeout": 60}),
-    ("POST", "/api/apps/{id}/restart"): Details(errors=_RUN_ERRORS, asynchronous=True, request={"timeout": 60}),
-    ("POST", "/api/apps/{id}/stop"): Details(errors=_RUN_ERRORS, asynchronous=True),
-    ("POST", "/api/apps/{id}/extend"): Details(
+    ("POST", "/api/apps/{id}/start"): RouteDocs(errors=_RUN_ERRORS, asynchronous=True, request={"timeout": 60}),
+    ("POST", "/api/apps/{id}/restart"): RouteDocs(errors=_RUN_ERRORS, asynchronous=True, request={"timeout": 60}),
+    ("POST", "/api/apps/{id}/stop"): RouteDocs(errors=_RUN_ERRORS, asynchronous=True),
+    ("POST", "/api/apps/{id}/extend"): RouteDocs(
         errors={409: ("not_running", "run_too_long", "run_changed"), 503: _TELL_CODES}, request={"minutes": 30}
     ),
-    ("GET", "/api/operations"): Details(
+    ("GET", "/api/operations"): RouteDocs(
         query={
             "appId": (_ID, "Operations of one app."),
             "serverId": (_ID, "Operations on one server."),
             "state": (_WORD, "`queued`, `running`, `succeeded`, `failed`, `cancelled` or `interrupted`."),
         }
     ),
-    ("GET", "/api/operations/{id}/output"): Details(
+    ("GET", "/api/operations/{id}/output"): RouteDocs(
         errors={429: ("too_many_streams",)},
         query={
             "after": (
@@ -220,12 +220,12 @@ DETAILS: Mapping[tuple[str, str], Details] = {
         },
         media=(EVENT_STREAM,),
     ),
-    ("POST", "/api/operations/{id}/cancel"): Details(
+    ("POST", "/api/operations/{id}/cancel"): RouteDocs(
         errors={409: ("not_cancellable", "operation_ended"), 503: ("host_unreachable", "no_agent")}
     ),
-    ("GET", "/api/events"): Details(errors={429: ("too_many_streams",)}, media=(EVENT_STREAM,)),
-    ("GET", "/metrics"): Details(errors={401: ("bad_token",), 404: ("metrics_off",)}, media=("text/plain",)),
-    ("GET", "/api/audit-logs"): Details(
+    ("GET", "/api/events"): RouteDocs(errors={429: ("too_many_streams",)}, media=(EVENT_STREAM,)),
+    ("GET", "/metrics"): RouteDocs(errors={401: ("bad_token",), 404: ("metrics_off",)}, media=("text/plain",)),
+    ("GET", "/api/audit-logs"): RouteDocs(
         query={
             "limit": ({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Entries on this page."),
             "offset": ({"type": "integer", "minimum": 0, "maximum": 10**9, "default": 0}, "Entries left out before."),

@@ -10,7 +10,7 @@ from openapi_pydantic import OpenAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from moorage_controller.api.docs.details import DETAILS, EVENT_STREAM, LIVE, Details
+from moorage_controller.api.docs.details import DETAILS, EVENT_STREAM, UNCACHED, RouteDocs
 from moorage_controller.api.http import idempotency
 from moorage_controller.api.http.problems import CONTENT_TYPE
 from moorage_controller.api.routes import Route
@@ -90,7 +90,7 @@ def _schemas(routes: Sequence[Route]) -> tuple[dict[Any, dict[str, Any]], dict[s
 
 
 def _operation(route: Route, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
-    details = DETAILS.get((route.method, route.path), Details())
+    details = DETAILS.get((route.method, route.path), RouteDocs())
     about = inspect.getdoc(route.handler) or ""
     made: dict[str, Any] = {
         "operationId": route.handler.__name__,
@@ -116,7 +116,7 @@ def _tag(path: str) -> str:
     return parts[1] if parts[0] == "api" else parts[0]
 
 
-def _parameters(route: Route, details: Details) -> list[dict[str, Any]]:
+def _parameters(route: Route, details: RouteDocs) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if "{id}" in route.path:
         found.append({"name": "id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}})
@@ -146,10 +146,10 @@ def _header(name: str, about: str, schema: Mapping[str, Any] | None = None) -> d
 
 
 def _conditional(route: Route) -> bool:
-    return route.method == "GET" and route.path not in LIVE
+    return route.method == "GET" and route.path not in UNCACHED
 
 
-def _responses(route: Route, details: Details, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+def _responses(route: Route, details: RouteDocs, schemas: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     schema = schemas[route.reply, "serialization"]
     content: dict[str, Any] = {"schema": {"type": "array", "items": schema} if route.many else schema}
     if details.reply is not None:
@@ -179,7 +179,7 @@ def _responses(route: Route, details: Details, schemas: dict[Any, dict[str, Any]
     return found
 
 
-def _errors(route: Route, details: Details) -> dict[int, list[str]]:
+def _errors(route: Route, details: RouteDocs) -> dict[int, list[str]]:
     """Return every error a route may answer: those of its role, path and body, its own, and a fault of ours."""
     found: dict[int, list[str]] = {
         429: ["too_many_requests"],

@@ -3,8 +3,8 @@
 from moorage_controller.api.convert import operation_out, operation_shown_out, raise_unless_succeeded
 from moorage_controller.api.fleet.schemas import AgentIn
 from moorage_controller.api.http.call import Call
-from moorage_controller.api.http.prefer import ended
-from moorage_controller.api.http.replies import Reply, later, now
+from moorage_controller.api.http.prefer import await_operation
+from moorage_controller.api.http.replies import Reply, accepted, ok
 from moorage_controller.store.tables.operations import Operation
 
 
@@ -21,9 +21,9 @@ async def uninstall_agent(call: Call) -> Reply:
 
 
 async def _reply(call: Call, begun: Operation) -> Reply:
-    operation = await ended(call, begun)
+    operation = await await_operation(call, begun)
     if operation.in_flight:
-        return later(operation_out(operation), operation.id)
+        return accepted(operation_out(operation), operation.id)
     output = await call.services.outputs.text(operation.id)
     raise_unless_succeeded(operation, output)
-    return now(operation_shown_out(operation, output))
+    return ok(operation_shown_out(operation, output))

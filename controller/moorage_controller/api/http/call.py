@@ -28,9 +28,9 @@ from moorage_controller.services.fleet.host_keys import HostKeys
 from moorage_controller.services.fleet.inspection import Inspection
 from moorage_controller.services.fleet.projects import Projects
 from moorage_controller.services.fleet.servers import Servers
-from moorage_controller.services.idempotency import KeyedRequest, Once
+from moorage_controller.services.idempotency import IdempotentRequest, KeyedRequest
 from moorage_controller.services.operations.operations import Operations
-from moorage_controller.services.operations.output_reader import Outputs
+from moorage_controller.services.operations.output_reader import OutputReader
 from moorage_controller.services.runs.apps import Apps
 from moorage_controller.services.runs.extensions import Extensions
 
@@ -59,7 +59,7 @@ class Services:
     apps: Apps
     extensions: Extensions
     operations: Operations
-    outputs: Outputs
+    outputs: OutputReader
     feed: Feed
     inspection: Inspection
     enrollments: Enrollments
@@ -102,9 +102,9 @@ class Call:
         assert isinstance(self.body_or_none, model)
         return self.body_or_none
 
-    def once(self, show: Callable[[Made], BaseModel]) -> Once[Made]:
+    def once(self, show: Callable[[Made], BaseModel]) -> IdempotentRequest[Made]:
         """Return what keeps the reply under the request's Idempotency-Key, where it has one; `show` as for a reply."""
-        return Once(self.keyed, lambda made: to_json(show(made)))
+        return IdempotentRequest(self.keyed, lambda made: to_json(show(made)))
 
     def id(self) -> UUID:
         """Return the id in the path. Raises NotFoundError for a malformed one: there is no such thing."""

@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from moorage_controller.store.database.version import Revisions
+from moorage_controller.store.database.version import DatabaseVersion
 
 _MOST_KEPT = 1024
 _LONGEST_PATH = 512
@@ -56,7 +56,7 @@ class Conditional:
     bytes is a line.
     """
 
-    def __init__(self, revisions: Revisions) -> None:
+    def __init__(self, revisions: DatabaseVersion) -> None:
         self._revisions = revisions
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
         self._bodies = _Bodies()
@@ -72,7 +72,7 @@ class Conditional:
         known = None if kept is None or kept.revision != revision else self._bodies.get(kept.headers["ETag"])
         if kept is not None and known is not None:
             self._kept.move_to_end(key)
-            return _unless_known(request, known, kept.headers)
+            return _not_modified_or(request, known, kept.headers)
         response = await make()
         body = response.body
         # Only a success is a representation.
@@ -84,7 +84,7 @@ class Conditional:
         headers["Cache-Control"] = "private, no-cache"
         if revision is not None and len(request.path_qs) <= _LONGEST_PATH:
             self._keep(key, _Kept(revision, headers), body)
-        return _unless_known(request, body, headers)
+        return _not_modified_or(request, body, headers)
 
     def _keep(self, key: tuple[str, str], kept: _Kept, body: bytes) -> None:
         self._bodies.put(kept.headers["ETag"], body)
@@ -94,7 +94,7 @@ class Conditional:
             self._kept.popitem(last=False)
 
 
-def _unless_known(request: web.Request, body: bytes, headers: dict[str, str]) -> web.Response:
+def _not_modified_or(request: web.Request, body: bytes, headers: dict[str, str]) -> web.Response:
     if _matches(request.headers.getall("If-None-Match", []), headers["ETag"]):
         shown = {name: value for name, value in headers.items() if name != "Content-Type"}
         return web.Response(status=304, headers=shown)

@@ -8,7 +8,7 @@ from moorage_controller.api.http.conditional import Conditional
 from moorage_controller.api.http.cors import Cors
 from moorage_controller.api.http.proxies import Network, TrustedProxies
 from moorage_controller.api.http.sse import Streams
-from moorage_controller.store.database.version import Revisions
+from moorage_controller.store.database.version import DatabaseVersion
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
@@ -29,10 +29,10 @@ _SECURITY = {
 _HSTS = "max-age=31536000; includeSubDomains"
 
 
-class Surface:
+class HttpEdge:
     """How the API looks from outside: `origins` may call from a browser, `proxies` are believed."""
 
-    def __init__(self, origins: Sequence[str], proxies: Sequence[Network], revisions: Revisions) -> None:
+    def __init__(self, origins: Sequence[str], proxies: Sequence[Network], revisions: DatabaseVersion) -> None:
         self.conditional = Conditional(revisions)
         self.cors = Cors(origins)
         self.proxies = TrustedProxies(proxies)

@@ -13,7 +13,7 @@ from moorage_controller.api.http.replies import Raw, Reply
 from moorage_controller.api.routes import Route
 from moorage_controller.auth.roles import Principal
 from moorage_controller.errors import InvalidError
-from moorage_controller.services.idempotency import KeyedRequest, RepeatedError
+from moorage_controller.services.idempotency import KeyedRequest, ReplayError
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
@@ -37,5 +37,5 @@ async def answer(route: Route, call: Call) -> Reply:
     """Return the handler's reply, or the one that the same request got before."""
     try:
         return await route.handler(call)
-    except RepeatedError as repeated:
+    except ReplayError as repeated:
         return Reply(Raw(repeated.reply.encode(), "application/json"), 201, {REPLAYED: "true"})

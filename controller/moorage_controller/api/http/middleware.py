@@ -13,11 +13,11 @@ from moorage_common.logging import is_request_id
 from pydantic import BaseModel, ValidationError
 
 from moorage_controller.api.docs import document
-from moorage_controller.api.docs.details import EVENT_STREAM, LIVE
+from moorage_controller.api.docs.details import EVENT_STREAM, UNCACHED
 from moorage_controller.api.http import idempotency, problems
 from moorage_controller.api.http.call import Call, Services, to_json
 from moorage_controller.api.http.field_errors import field_errors
-from moorage_controller.api.http.http_edge import REQUEST_ID, Surface
+from moorage_controller.api.http.http_edge import REQUEST_ID, HttpEdge
 from moorage_controller.api.http.replies import Raw, Reply, page
 from moorage_controller.api.http.sse import Stream
 from moorage_controller.api.routes import ROUTES, Route
@@ -50,7 +50,7 @@ _FRAMEWORK = {
 }
 
 
-def build(services: Services, surface: Surface) -> web.Application:
+def build(services: Services, surface: HttpEdge) -> web.Application:
     """Return the HTTP application that serves the route table."""
 
     @web.middleware
@@ -63,7 +63,7 @@ def build(services: Services, surface: Surface) -> web.Application:
             preflight = surface.cors.preflight(request)
             response = await _answer(request, handler, request_id) if preflight is None else preflight
             seconds = time.monotonic() - begun
-            _tell(request, response, seconds, surface)
+            _log_request(request, response, seconds, surface)
             _measure(request, response, seconds, services.metrics.meters)
         return response
 
@@ -83,7 +83,7 @@ def build(services: Services, surface: Surface) -> web.Application:
     return application
 
 
-def _tell(request: web.Request, response: web.StreamResponse, seconds: float, surface: Surface) -> None:
+def _log_request(request: web.Request, response: web.StreamResponse, seconds: float, surface: HttpEdge) -> None:
     """Log a request: never its query, which may hold what was typed into the wrong place."""
     log.info(
         "request",
@@ -126,14 +126,14 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         return problems.problem(500, "internal_error", sentence, request_id)
 
 
-def _endpoint(route: Route, services: Services, surface: Surface) -> Handler:
+def _endpoint(route: Route, services: Services, surface: HttpEdge) -> Handler:
     async def endpoint(request: web.Request) -> web.StreamResponse:
         origin = Origin(surface.proxies.client(request), _text(request.headers.get("User-Agent", ""))[:500] or None)
         principal = await _admit(route, request, services, origin)
         body = await _read_body(route.body, request) if route.body is not None else None
         keyed = await idempotency.keyed(route, request, principal, services.fingerprints)
         call = Call(services, request, origin, principal, body, keyed)
-        if route.method != "GET" or route.path in LIVE:
+        if route.method != "GET" or route.path in UNCACHED:
             reply = await idempotency.answer(route, call)
             if isinstance(reply.body, Stream) and request.method == "HEAD":
                 await reply.body.events.aclose()

@@ -9,7 +9,7 @@ from moorage_controller.store.tables.operations import Operation
 _WAIT = re.compile(r"wait=(\d{1,6})")
 
 
-async def ended(call: Call, operation: Operation) -> Operation:
+async def await_operation(call: Call, operation: Operation) -> Operation:
     """Wait as the caller prefers: not at all, some seconds, or for the end.
 
     Raises OperationFailedError (`deadline_exceeded`) where the end isn't known when its time is over: it goes on;

@@ -32,12 +32,12 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def now(body: Body, status: int = 200) -> Reply:
+def ok(body: Body, status: int = 200) -> Reply:
     """Answer with a body."""
     return Reply(body, status)
 
 
-def later(operation: BaseModel, operation_id: object) -> Reply:
+def accepted(operation: BaseModel, operation_id: object) -> Reply:
     """Answer 202: it goes on, and this is where to look."""
     return Reply(operation, 202, {"Location": f"/api/operations/{operation_id}"})
 

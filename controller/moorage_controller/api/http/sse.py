@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 _HEARTBEAT_SECONDS = 15.0
 _SEND_SECONDS = 30.0
 """How long a reader may take nothing at all until he is dropped; whatever he reads of goes on."""
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 """How often to look for callers who hung up, of all streams at once: the library tells it to nobody."""
 _ADMIT_SECONDS = 30.0
 """How long a stream may outlive the token that opened it."""
@@ -96,7 +96,7 @@ class Streams:
         for sending, request in self._open.items():
             if request.transport is None or request.transport.is_closing():
                 sending.cancel()
-        self._looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look) if self._open else None
+        self._looking = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._look) if self._open else None
 
     async def close(self, _application: web.Application) -> None:
         """End all streams: their callers come again, to whoever serves then."""

@@ -9,7 +9,7 @@ from moorage_common.compose.variables import Variables
 from moorage_common.compose.yaml_nodes import FILE_BYTES
 from moorage_common.untrusted import LIMITS
 
-from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.host_session import HostSession
 from moorage_controller.hosts.ssh.session.shell import quote
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
@@ -21,7 +21,7 @@ _SET_BY_SUDO = (
 )
 
 
-async def rules_of(link: Link) -> Rules:
+async def rules_of(link: HostSession) -> Rules:
     """Return what the host's policy says, links resolved. Raises ContactLostError, HostRefusedError.
 
     Without a policy, or where it lists no roots, the rights of the SSH user decide where apps lie.
@@ -41,7 +41,7 @@ async def rules_of(link: Link) -> Rules:
     )
 
 
-async def check_files(link: Link, real: str, rules: Rules, compose_files: Sequence[str] = ()) -> Walked:
+async def check_files(link: HostSession, real: str, rules: Rules, compose_files: Sequence[str] = ()) -> Walked:
     """Look through the compose files of an app. Raises ContactLostError, HostRefusedError."""
     clean = clean_environment(real, link.survey.environment)
     variables = Variables(clean)
@@ -51,7 +51,7 @@ async def check_files(link: Link, real: str, rules: Rules, compose_files: Sequen
     return await run_walk(link, real, walk_app(real, variables, clean["HOME"], rules, compose_files))
 
 
-async def run_walk(link: Link, real: str, walk: Walk) -> Walked:
+async def run_walk(link: HostSession, real: str, walk: Walk) -> Walked:
     """Run a walk through the files of the app in a real directory. Raises ContactLostError, HostRefusedError."""
     try:
         asks = next(walk)
@@ -62,7 +62,7 @@ async def run_walk(link: Link, real: str, walk: Walk) -> Walked:
         return walked
 
 
-async def _read_paths(link: Link, real: str, asks: Sequence[Ask]) -> Mapping[str, Found]:
+async def _read_paths(link: HostSession, real: str, asks: Sequence[Ask]) -> Mapping[str, Found]:
     words = [word for ask in asks for word in ("r" if ask.content else "s", ask.path)]
     call = f"mo_read_paths {FILE_BYTES + 1} {_ROOM_BYTES} {quote(*words)}"
     told = await link.directories.ask(real, call, seconds=_WALK_SECONDS, limit=LIMITS.script_config)
@@ -72,7 +72,7 @@ async def _read_paths(link: Link, real: str, asks: Sequence[Ask]) -> Mapping[str
     return {ask.path: _found(link, ask, kind, real, content) for ask, kind, real, content in found}
 
 
-def _found(link: Link, ask: Ask, kind: str, real: str, content: str) -> Found:
+def _found(link: HostSession, ask: Ask, kind: str, real: str, content: str) -> Found:
     match kind:
         case "file":
             return Found(Kind.FILE, real, content.encode(errors="surrogateescape") if ask.content else None)

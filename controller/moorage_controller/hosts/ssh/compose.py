@@ -15,10 +15,10 @@ from pathlib import Path
 import structlog
 from moorage_common.untrusted import LIMITS, clean_line
 
-from moorage_controller.hosts.ssh.session.host_session import Link, refusal
+from moorage_controller.hosts.ssh.session.host_session import HostSession, refusal
 from moorage_controller.hosts.ssh.session.shell import quote
 from moorage_controller.hosts.ssh.session.upload import UploadFailedError
-from moorage_controller.hosts.ssh.survey import Survey
+from moorage_controller.hosts.ssh.survey import HostFacts
 from moorage_controller.hosts.transport import HostRefusedError
 
 log = structlog.get_logger(__name__)
@@ -66,7 +66,7 @@ def pinned() -> Pinned | None:
     return Pinned(path, told, hashlib.sha256(content).hexdigest(), machine)
 
 
-async def provide(link: Link) -> HostCompose:
+async def provide(link: HostSession) -> HostCompose:
     """See to it that there is a Compose on the host. Raises ContactLostError, HostRefusedError."""
     survey, ours = link.survey, await asyncio.to_thread(pinned)
     if survey.engine_problem:
@@ -81,14 +81,14 @@ async def provide(link: Link) -> HostCompose:
     return await (_own_for_want_of_room(link) if survey.state_problem else _uploaded(link, ours, path))
 
 
-async def _own_for_want_of_room(link: Link) -> HostCompose:
+async def _own_for_want_of_room(link: HostSession) -> HostCompose:
     try:
         return await _own(link, "ours can't be stored there")
     except HostRefusedError:
         raise refusal(link.survey.state_problem) from None
 
 
-async def _uploaded(link: Link, ours: Pinned, path: str) -> HostCompose:
+async def _uploaded(link: HostSession, ours: Pinned, path: str) -> HostCompose:
     began = time.monotonic()
     problem = await _upload(link, ours, path)
     if not problem and await _asked(link, [path]) == ours.version:
@@ -99,7 +99,7 @@ async def _uploaded(link: Link, ours: Pinned, path: str) -> HostCompose:
     return await _own(link, problem or f"{path} can't be run there")
 
 
-def why_own(survey: Survey, ours: Pinned | None) -> str:
+def why_own(survey: HostFacts, ours: Pinned | None) -> str:
     """Return why a host must have a Compose of its own, empty where ours can be uploaded, as far as is known."""
     if survey.by_sudo:
         return "sudo lets this SSH user run docker, and no other program"
@@ -110,7 +110,7 @@ def why_own(survey: Survey, ours: Pinned | None) -> str:
     return f"no program can be run from {survey.bin} (is it mounted noexec?)" if survey.noexec else ""
 
 
-async def _own(link: Link, why: str) -> HostCompose:
+async def _own(link: HostSession, why: str) -> HostCompose:
     """Return the host's own Compose; `why` says why it isn't ours."""
     found = []
     for argv in ((*link.survey.docker, "compose"), (*link.survey.docker[:-1], "docker-compose")):
@@ -129,14 +129,14 @@ async def _own(link: Link, why: str) -> HostCompose:
     )
 
 
-async def _asked(link: Link, argv: Sequence[str]) -> str:
+async def _asked(link: HostSession, argv: Sequence[str]) -> str:
     """Return the version that a Compose says it has, empty where it doesn't run."""
-    ran = await link.slow(f"timeout 20 {quote(*argv)} version --short 2>/dev/null", seconds=_ASK_SECONDS)
+    ran = await link.run_in_session(f"timeout 20 {quote(*argv)} version --short 2>/dev/null", seconds=_ASK_SECONDS)
     told = clean_line(ran.text, LIMITS.version).removeprefix("v")
     return told if ran.code == 0 and re.match(r"\d+\.\d+", told) else ""
 
 
-async def _upload(link: Link, ours: Pinned, path: str) -> str:
+async def _upload(link: HostSession, ours: Pinned, path: str) -> str:
     """Upload it, and return what went wrong on the host, empty for nothing. Raises ContactLostError."""
     try:
         await link.upload(await asyncio.to_thread(ours.path.read_bytes), ours.digest, path, mode="755")

@@ -13,7 +13,7 @@ from typing import Protocol
 from moorage_common.docker.app_identity import DIRECTORY_HANGS, directory_hangs
 from moorage_common.untrusted import LIMITS
 
-from moorage_controller.hosts.ssh.session.shell import Ran, quote
+from moorage_controller.hosts.ssh.session.shell import ScriptResult, quote
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 _PATHS_SECONDS = 2
@@ -27,23 +27,23 @@ _MOST_HANGING = 10_000
 class Quick(Protocol):
     """Runs a short script on the host."""
 
-    def __call__(self, call: str, *, seconds: float = ..., limit: int = ...) -> Awaitable[Ran]:
+    def __call__(self, call: str, *, seconds: float = ..., limit: int = ...) -> Awaitable[ScriptResult]:
         """Return what it printed. Raises ContactLostError, HostRefusedError."""
 
 
 class Slow(Protocol):
     """Runs a script in a session of its own."""
 
-    def __call__(self, script: str, *, seconds: float, sent: bytes = ..., limit: int = ...) -> Awaitable[Ran]:
+    def __call__(self, script: str, *, seconds: float, sent: bytes = ..., limit: int = ...) -> Awaitable[ScriptResult]:
         """Return what it printed. Raises ContactLostError."""
 
 
 class Directories:
     """The directories of one host, over one connection. Every method raises ContactLostError, HostRefusedError."""
 
-    def __init__(self, quick: Quick, slow: Slow) -> None:
-        self._quick = quick
-        self._slow = slow
+    def __init__(self, run_in_shell: Quick, run_in_session: Slow) -> None:
+        self._quick = run_in_shell
+        self._slow = run_in_session
         self._real: dict[str, str] = {}
         self._last: dict[str, str] = {}
         """The real paths of all that was ever asked, by path."""

@@ -14,9 +14,9 @@ from moorage_common.docker.containers import EVENTS, PROJECT, Container, of_insp
 from moorage_common.docker.engine_http import (
     Dial,
     EngineClosedError,
+    EngineConnection,
     EngineProblemError,
-    Talk,
-    answering,
+    engine_timeout,
     understanding,
 )
 from moorage_common.untrusted import LIMITS, Lines, UntrustedError, at_most, clean_line, key_id, number
@@ -85,8 +85,8 @@ class Engine:
         path = f"/events?{urlencode({'since': since, 'filters': filters})}"
         lines = Lines(LIMITS.engine_event)
         async with self.dial() as stream:
-            talk = Talk(stream)
-            async with answering(_CALL_SECONDS):
+            talk = EngineConnection(stream)
+            async with engine_timeout(_CALL_SECONDS):
                 await talk.ask(path)
             yield ""
             async with aclosing(talk.body()) as body:
@@ -113,9 +113,9 @@ class Engine:
         limit = LIMITS.engine_inspection if inspects else LIMITS.engine_answer
         answers: list[T | None] = []
         async with self.dial() as stream:
-            talk = Talk(stream)
+            talk = EngineConnection(stream)
             for path in paths:
-                async with answering(seconds):
+                async with engine_timeout(seconds):
                     told = await talk.get(path, limit)
                 with understanding():
                     answers.append(None if told is None else read(told))

@@ -33,7 +33,7 @@ from moorage_common.untrusted import LIMITS
 from moorage_controller.hosts.ssh.app_files import check_files, rules_of, run_walk
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.directories import hanging
-from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.host_session import HostSession
 from moorage_controller.hosts.ssh.session.shell import quote
 from moorage_controller.hosts.transport import ContactLostError, HostApp, HostRefusedError
 
@@ -44,7 +44,7 @@ _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
 """What mends it need not be one of the files that were looked at."""
 _PATIENCE_SECONDS = 5.0
-_AT_ONCE = 2
+_MAX_CONCURRENT = 2
 """Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
 
 
@@ -71,9 +71,9 @@ class Identities:
         self._reading: dict[_Place, asyncio.Task[Reading]] = {}
         self._said: set[_Place] = set()
         """The places of which it is logged already that they can't be made sense of."""
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._turns = asyncio.Semaphore(_MAX_CONCURRENT)
 
-    async def ask(self, link: Link, compose: HostCompose, app: HostApp) -> AppIdentity:
+    async def ask(self, link: HostSession, compose: HostCompose, app: HostApp) -> AppIdentity:
         """Ask Compose now. Raises ContactLostError, HostRefusedError for a path that can't be one, or that hangs."""
         link.directories.forget()
         real = (await link.directories.real_paths([app.cd_path]))[app.cd_path]
@@ -82,7 +82,7 @@ class Identities:
             raise hanging(app.cd_path)
         return _identity(app, real, await self._read_or_refuse(link, compose, (real, app.compose_files)))
 
-    async def for_stop(self, link: Link, app: HostApp) -> AppIdentity:
+    async def for_stop(self, link: HostSession, app: HostApp) -> AppIdentity:
         """Return what is known of an app without reading anything in its folder, nor asking Compose.
 
         That is its real directory, as it was last where it hangs, and the project it was last read as, besides the one
@@ -95,13 +95,13 @@ class Identities:
         return AppIdentity(app.cd_path, real, self._seen.get((real, app.compose_files)), app.last_project)
 
     @staticmethod
-    async def recheck(link: Link, identity: AppIdentity) -> Refused | None:
+    async def recheck(link: HostSession, identity: AppIdentity) -> Refused | None:
         """Look through an app's files once more, right before Compose works with them. Raises as `ask`."""
         rules = await rules_of(link)
         walked = await check_files(link, identity.real_directory, rules, identity.compose_files)
         return walked.refusal
 
-    async def current(self, link: Link, compose: HostCompose, apps: Sequence[HostApp]) -> list[AppIdentity]:
+    async def current(self, link: HostSession, compose: HostCompose, apps: Sequence[HostApp]) -> list[AppIdentity]:
         """Return what apps are, in their order; Compose is asked only where its files changed since it was asked."""
         directories = link.directories
         directories.forget()
@@ -121,7 +121,7 @@ class Identities:
             readings[place] = Reading(self._seen.get(place), (), DIRECTORY_HANGS, directory_hangs(place[0]))
         return [_identity(app, place[0], readings[place]) for app, place in zip(apps, places, strict=True)]
 
-    async def _read_soon(self, link: Link, compose: HostCompose, place: _Place) -> Reading:
+    async def _read_soon(self, link: HostSession, compose: HostCompose, place: _Place) -> Reading:
         """Read one directory, or return what it was last read as where that takes long: the others don't wait."""
         reading = self._reading.get(place)
         if reading is None:
@@ -130,7 +130,7 @@ class Identities:
         done, _ = await asyncio.wait({reading}, timeout=_PATIENCE_SECONDS)
         return await reading if done else self._last.get(place, Reading(None, ()))
 
-    async def _read_in_turn(self, link: Link, compose: HostCompose, place: _Place) -> Reading:
+    async def _read_in_turn(self, link: HostSession, compose: HostCompose, place: _Place) -> Reading:
         async with self._turns:
             return await self._read_or_refuse(link, compose, place)
 
@@ -139,7 +139,7 @@ class Identities:
         if not reading.cancelled():
             reading.exception()  # of a connection that was lost: whoever uses it hears of that
 
-    async def _read_or_refuse(self, link: Link, compose: HostCompose, place: _Place) -> Reading:
+    async def _read_or_refuse(self, link: HostSession, compose: HostCompose, place: _Place) -> Reading:
         """Read one directory; whatever goes wrong with it is no other's trouble. Raises ContactLostError."""
         failure: Exception | None = None
         try:
@@ -159,7 +159,7 @@ class Identities:
             log.warning(UNREADABLE, directory=place[0], exc_info=failure)
         return reading
 
-    async def _read(self, link: Link, compose: HostCompose, place: _Place) -> Reading:
+    async def _read(self, link: HostSession, compose: HostCompose, place: _Place) -> Reading:
         """Ask Compose what the project is called, and where its containers will say they come from."""
         files = self._known[place].reading.files if place in self._known else ()
         before = await _stamp(link, place[0], files)
@@ -194,7 +194,7 @@ def _identity(app: HostApp, real: str, reading: Reading) -> AppIdentity:
     return reading.identity(app.cd_path, real, app.last_project, app.compose_files)
 
 
-async def _stamps(link: Link, files: Mapping[_Place, Sequence[str]]) -> dict[_Place, tuple[str, ...]]:
+async def _stamps(link: HostSession, files: Mapping[_Place, Sequence[str]]) -> dict[_Place, tuple[str, ...]]:
     """Return the stamps of the files of places; places whose files hang are left out."""
     wanted: dict[str, list[str]] = {}
     for (real, _), several in files.items():
@@ -208,7 +208,7 @@ async def _stamps(link: Link, files: Mapping[_Place, Sequence[str]]) -> dict[_Pl
     }
 
 
-async def _stamp(link: Link, real: str, files: Sequence[str]) -> tuple[str, ...]:
+async def _stamp(link: HostSession, real: str, files: Sequence[str]) -> tuple[str, ...]:
     """Return the stamp of an app's files. Raises HostRefusedError where one of them hangs."""
     stamp = (await link.directories.stamps({real: files})).get(real)
     if stamp is None:
@@ -216,7 +216,7 @@ async def _stamp(link: Link, real: str, files: Sequence[str]) -> tuple[str, ...]
     return stamp
 
 
-async def _read(link: Link, compose: HostCompose, place: _Place) -> Reading:
+async def _read(link: HostSession, compose: HostCompose, place: _Place) -> Reading:
     """Ask Compose, where the host's policy allows what the app's files make it do."""
     real, compose_files = place
     try:
@@ -235,7 +235,7 @@ async def _read(link: Link, compose: HostCompose, place: _Place) -> Reading:
     return await _ask(link, compose, place, rules, walked)
 
 
-async def _ask(link: Link, compose: HostCompose, place: _Place, rules: Rules, walked: Walked) -> Reading:
+async def _ask(link: HostSession, compose: HostCompose, place: _Place, rules: Rules, walked: Walked) -> Reading:
     """Ask Compose what it makes of files that were looked through."""
     real, compose_files = place
     environment = clean_environment(real, link.survey.environment)
@@ -263,7 +263,7 @@ async def _ask(link: Link, compose: HostCompose, place: _Place, rules: Rules, wa
     return read_config(config, directory, files, walked.services, walked.config_files)
 
 
-async def _places(link: Link, place: _Place, environment: str, above: str) -> tuple[str, Sequence[str]]:
+async def _places(link: HostSession, place: _Place, environment: str, above: str) -> tuple[str, Sequence[str]]:
     """Return what Compose labels containers with (the directory of its first file, links resolved), and its files."""
     real, compose_files = place
     variables = dict(line.partition("=")[::2] for line in environment.splitlines())

@@ -12,8 +12,8 @@ from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, number_
 
 from moorage_controller.hosts.bundle import Bundle
 from moorage_controller.hosts.ssh import survey as surveys
-from moorage_controller.hosts.ssh.session.host_session import Link
-from moorage_controller.hosts.ssh.session.shell import Ran, quote
+from moorage_controller.hosts.ssh.session.host_session import HostSession
+from moorage_controller.hosts.ssh.session.shell import ScriptResult, quote
 from moorage_controller.hosts.ssh.session.upload import Progress, UploadFailedError
 from moorage_controller.hosts.transport import HostRefusedError
 
@@ -38,7 +38,7 @@ class Found:
 class Installer:
     """Works on one host over one connection. Every method raises ContactLostError, HostRefusedError."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: HostSession) -> None:
         self._link = link
         self._sudo = False
 
@@ -46,7 +46,7 @@ class Installer:
         """See whether an agent can be installed, listening on that port; HostRefusedError says why not."""
         await self._become_root()
         told = _pairs((await self._root(f"mi_check {port}")).text)
-        for wrong, code, sentence in _obstacles(told, port):
+        for wrong, code, sentence in _preflight_failures(told, port):
             if wrong:
                 raise HostRefusedError(code, sentence)
         return Found(told.get("current", ""), "policy" in told)
@@ -56,7 +56,7 @@ class Installer:
         # First what an upload left that broke off: nobody else comes back for it.
         left = f"find /var/tmp -maxdepth 1 -name 'moorage-????????' -user \"$(id -un)\" -mmin +{_LEFT_MINUTES}"
         make = f"umask 077; {left} -exec rm -rf {{}} + 2>/dev/null; mktemp -d {_UPLOADS}XXXXXXXX"
-        made = await self._link.slow(make, seconds=_QUICK_SECONDS)
+        made = await self._link.run_in_session(make, seconds=_QUICK_SECONDS)
         folder = made.text.strip()
         if made.code or not folder.startswith(_UPLOADS):
             raise HostRefusedError("upload_failed", "No folder can be made in /var/tmp on the host: see its disk.")
@@ -72,11 +72,11 @@ class Installer:
 
     async def clear(self, path: str) -> None:
         """Remove what `upload` left."""
-        await self._link.slow(f"rm -rf {quote(str(PurePosixPath(path).parent))}", seconds=_QUICK_SECONDS)
+        await self._link.run_in_session(f"rm -rf {quote(str(PurePosixPath(path).parent))}", seconds=_QUICK_SECONDS)
 
     async def unpack(self, path: str, build: str) -> None:
         """Unpack the bundle, unless there is no path since it is there, and see that it runs on this host."""
-        await self._said("mi_unpack", path, build)
+        await self._run_or_raise("mi_unpack", path, build)
 
     async def has(self, build: str) -> bool:
         """Tell whether a build is there, whole."""
@@ -110,10 +110,10 @@ class Installer:
 
     async def switch(self, build: str) -> None:
         """Make a build the one that runs."""
-        await self._said("mi_switch", build)
+        await self._run_or_raise("mi_switch", build)
 
-    async def back(self) -> str:
-        """Go back to what was before; returns `removed`, `kept`, or `back` and the build that runs again."""
+    async def roll_back(self) -> str:
+        """Go back to what was before; returns `removed`, `kept`, or `roll_back` and the build that runs again."""
         ran = await self._root("mi_back")
         if ran.code:
             raise HostRefusedError("rollback_failed", f"The host could not be put back as it was: {_last(ran)}")
@@ -121,9 +121,9 @@ class Installer:
 
     async def done(self, build: str) -> None:
         """Tidy up after an installation that went well."""
-        await self._said("mi_done", build)
+        await self._run_or_raise("mi_done", build)
 
-    async def why(self) -> str:
+    async def failure_reason(self) -> str:
         """Return the last words of the service, empty for none."""
         return clean_line((await self._root("mi_why")).text, LIMITS.sentence)
 
@@ -132,11 +132,11 @@ class Installer:
         await self._become_root()
         if "package" in _pairs((await self._root("mi_check 0")).text):
             raise HostRefusedError("installed_by_package", _BY_PACKAGE)
-        await self._said("mi_remove")
+        await self._run_or_raise("mi_remove")
 
     async def _become_root(self) -> None:
         ask = '[ "$(id -u)" = 0 ] && echo root || sudo -n /bin/sh -c "id -u" 2>/dev/null'
-        told = (await self._link.slow(ask, seconds=_QUICK_SECONDS)).text.strip()
+        told = (await self._link.run_in_session(ask, seconds=_QUICK_SECONDS)).text.strip()
         if told not in {"root", "0"}:
             raise HostRefusedError(
                 "root_needed",
@@ -144,22 +144,22 @@ class Installer:
             )
         self._sudo = told == "0"
 
-    async def _root(self, script: str) -> Ran:
+    async def _root(self, script: str) -> ScriptResult:
         """Run a script as root that may use install.sh's functions."""
         whole = f"{surveys.script('install.sh')}\n{script}"
         if self._sudo:
             # By its standard input, so that nothing shows in the process list.
             end = secrets.token_hex(8)
             whole = f"sudo -n /bin/sh -s <<'{end}'\n{whole}\n{end}"
-        return await self._link.slow(whole, seconds=_SLOW_SECONDS)
+        return await self._link.run_in_session(whole, seconds=_SLOW_SECONDS)
 
-    async def _said(self, *call: str) -> None:
+    async def _run_or_raise(self, *call: str) -> None:
         """Call a function of install.sh that says what went wrong."""
         ran = await self._root(quote(*call))
         if ran.code:
             raise HostRefusedError("install_failed", _last(ran))
 
-    async def _agent(self, build: str, *words: str, sent: str = "") -> Ran:
+    async def _agent(self, build: str, *words: str, sent: str = "") -> ScriptResult:
         program = f"/opt/moorage-agent/{build}/moorage-agent"
         call = f"MOORAGE_AGENT_POLICY={POLICY} {quote(program, *words)} 2>&1"
         if sent:
@@ -171,7 +171,7 @@ class Installer:
 _BY_PACKAGE = "The agent on this host came as a Debian package: upgrade or remove it there, with apt."
 
 
-def _obstacles(told: Mapping[str, str], port: int) -> Sequence[tuple[bool, str, str]]:
+def _preflight_failures(told: Mapping[str, str], port: int) -> Sequence[tuple[bool, str, str]]:
     """Return what may stand in the way: whether it does, its code, its sentence."""
     machine = told.get("machine", "")
     try:
@@ -201,6 +201,6 @@ def _pairs(text: str) -> Mapping[str, str]:
     return dict(line.partition(" ")[::2] for line in text.splitlines())
 
 
-def _last(ran: Ran) -> str:
+def _last(ran: ScriptResult) -> str:
     said = " ".join(ran.text.split())[-300:]
     return said or f"it ended with code {ran.code} and said nothing"

@@ -10,8 +10,8 @@ from moorage_common.journal.shell import Look, cancel_call, clean_call, look_cal
 from moorage_common.journal.types import CancelOutcome, Guard, Order, Record, Refused, check_code
 from moorage_common.untrusted import LIMITS, UntrustedError
 
-from moorage_controller.hosts.ssh.session.host_session import Link
-from moorage_controller.hosts.ssh.session.shell import Framed, ScriptError, lost_errors, quote
+from moorage_controller.hosts.ssh.session.host_session import HostSession
+from moorage_controller.hosts.ssh.session.shell import FramedScript, ScriptError, lost_errors, quote
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 _LOOK_BYTES = 64 * 1024
@@ -25,7 +25,7 @@ _KEEP_DAYS = 7
 class Journal:
     """The journal of one host, over one connection. Every method raises ContactLostError, HostRefusedError."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: HostSession) -> None:
         self._link = link
         self._root = link.survey.root
         self._wanted: list[tuple[str, asyncio.Future[Look]]] = []
@@ -38,7 +38,7 @@ class Journal:
 
     async def read(self, operation_id: str) -> Record | None:
         """Return what is known, None for an operation that was never started here."""
-        printed = (await self._link.quick(show_call(self._root, operation_id), limit=LIMITS.record)).output
+        printed = (await self._link.run_in_shell(show_call(self._root, operation_id), limit=LIMITS.record)).output
         try:
             return read_record(operation_id, printed)
         except ValueError:
@@ -77,7 +77,7 @@ class Journal:
 
     async def cancel(self, operation_id: str, by: str) -> CancelOutcome:
         """Send TERM to the command's process group, KILL ten seconds later; bury an operation that never came here."""
-        word = (await self._link.quick(cancel_call(self._root, operation_id, by))).text.strip()
+        word = (await self._link.run_in_shell(cancel_call(self._root, operation_id, by))).text.strip()
         if word == "not_allowed":
             raise HostRefusedError(
                 "not_cancellable",
@@ -90,7 +90,7 @@ class Journal:
 
     async def clean(self) -> list[str]:
         """Remove the operations that ended more than seven days ago, and return their ids."""
-        ran = await self._link.slow(clean_call(self._root, _KEEP_DAYS), seconds=_CLEAN_SECONDS)
+        ran = await self._link.run_in_session(clean_call(self._root, _KEEP_DAYS), seconds=_CLEAN_SECONDS)
         return ran.text.split()
 
     async def _look_for_all(self) -> None:
@@ -104,7 +104,7 @@ class Journal:
     async def _look_for(self, wanted: Sequence[tuple[str, asyncio.Future[Look]]]) -> None:
         try:
             most = len(wanted) * (_LOOK_BYTES + LIMITS.word)
-            ran = await self._link.quick("\n".join(call for call, _ in wanted), limit=most)
+            ran = await self._link.run_in_shell("\n".join(call for call, _ in wanted), limit=most)
             looks = parse_outputs(ran.output, len(wanted), _LOOK_BYTES)
             for (_, found), look in zip(wanted, looks, strict=True):
                 if not found.done():
@@ -122,7 +122,7 @@ class Journal:
         decision = ""
         try:
             async with asyncio.timeout(_LAUNCH_SECONDS), self._link.sessions.open() as process:
-                framed = Framed(process, self._link.sessions.pace)
+                framed = FramedScript(process, self._link.sessions.pace)
                 await framed.begin(self._invocation(order), self._link.sessions.login_shell_seconds)
                 word = await framed.line()
                 if word == "locked":

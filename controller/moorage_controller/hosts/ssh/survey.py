@@ -10,14 +10,14 @@ from moorage_common.journal.disk_room import Room, full_problem, room_problem
 from moorage_common.untrusted import LIMITS, UntrustedError, clean_line, key_path, number_text
 
 from moorage_controller.errors import HostUnreachableError
-from moorage_controller.hosts.ssh.session.shell import NO_SHELL, TOO_FEW_SESSIONS, Ran, ScriptError
+from moorage_controller.hosts.ssh.session.shell import NO_SHELL, TOO_FEW_SESSIONS, ScriptError, ScriptResult
 
 _TOLD_BYTES = 200
 _TOLD = frozenset({"endpoint", "missing", "machine", "root", "bin", "home", "docker", "docker_config", "uptime"})
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class HostFacts:
     """A host as its SSH user finds it.
 
     `root` is the folder of the journal, `bin` that of what we upload. `docker` is the argv that Docker's command begins
@@ -61,7 +61,7 @@ def script(name: str) -> str:
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def read(ran: Ran, username: str) -> Survey:
+def read(ran: ScriptResult, username: str) -> HostFacts:
     """Read what survey.sh printed. Raises HostUnreachableError for a host that nothing can be done with."""
     told = dict(field.partition("=")[::2] for field in ran.fields)
     if not told.keys() >= _TOLD:
@@ -80,7 +80,7 @@ def read(ran: Ran, username: str) -> Survey:
     endpoint, access = told["endpoint"], told.get("access", "")
     socket = endpoint.removeprefix("unix://") if access == "direct" else ""
     environment = {"HOME": told["home"], "DOCKER_CONFIG": told["docker_config"], "DOCKER_HOST": endpoint}
-    return Survey(
+    return HostFacts(
         machine=clean_line(told["machine"], LIMITS.word),
         root=root,
         bin=folder,
@@ -120,7 +120,7 @@ def too_few_sessions() -> HostUnreachableError:
     )
 
 
-def read_room(fields: Sequence[str], survey: Survey) -> str:
+def read_room(fields: Sequence[str], survey: HostFacts) -> str:
     """Read what `mo_room` printed: one sentence where nothing can be written, or soon can't, else nothing."""
     said, left = [*fields, "", ""][:2]
     if said:

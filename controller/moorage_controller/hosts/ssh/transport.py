@@ -25,7 +25,7 @@ from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh import watch as watches
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.identities import check_path
-from moorage_controller.hosts.ssh.session.host_session import Link, refusal
+from moorage_controller.hosts.ssh.session.host_session import HostSession, refusal
 from moorage_controller.hosts.ssh.session.pool import SshHost, contact
 from moorage_controller.hosts.ssh.session.shell import quote
 from moorage_controller.hosts.ssh.session.site import Site
@@ -50,7 +50,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.2
-_LOOK_SECONDS = 10.0
+_REQUEST_SECONDS = 10.0
 _BATCH_BYTES = 64 * 1024
 _STOP_SECONDS = 3600.0
 """Of a stop without a journal: each container has its own grace period."""
@@ -180,7 +180,7 @@ class SshTransport:
         raise AssertionError("the last attempt returns or raises")
 
     async def _order(
-        self, link: Link, compose: HostCompose | None, order: Order, identity: AppIdentity
+        self, link: HostSession, compose: HostCompose | None, order: Order, identity: AppIdentity
     ) -> tuple[JournalOrder, set[str]]:
         operation_id, environment = str(order.operation_id), link.survey.environment
         if order.kind is OperationKind.DOWN or compose is None:
@@ -212,7 +212,7 @@ class SshTransport:
         variables = [f"{name}={value}" for name, value in environment.items()]
         script = f"cd /\n{quote('env', '-i', *variables, *argv)}"
         async with self._host.site() as site:
-            ran = await site.link.slow(script, seconds=_STOP_SECONDS, limit=LIMITS.script_config)
+            ran = await site.link.run_in_session(script, seconds=_STOP_SECONDS, limit=LIMITS.script_config)
         take(ran.output)
         return ran.code
 
@@ -232,7 +232,7 @@ class SshTransport:
             )
         )
 
-    async def _observed(self, link: Link, record: Record) -> AppObservation | None:
+    async def _observed(self, link: HostSession, record: Record) -> AppObservation | None:
         try:
             identity = AppIdentity.from_spec(record.spec)
         except (LookupError, TypeError, ValueError, AttributeError):
@@ -240,7 +240,7 @@ class SshTransport:
         if identity is None:
             return None
         try:
-            async with asyncio.timeout(_LOOK_SECONDS):
+            async with asyncio.timeout(_REQUEST_SECONDS):
                 return await watches.look(link, identity)
         except (EngineProblemError, TimeoutError):
             return None
@@ -312,7 +312,7 @@ class _Watched(watches.Apps):
         return await self._site.identities.current(self._site.link, self.compose, self._apps)
 
 
-def _sweep(link: Link, identity: AppIdentity) -> list[str]:
+def _sweep(link: HostSession, identity: AppIdentity) -> list[str]:
     """Return the argv of the last step of a stop."""
     words = ["/bin/sh", "-c", surveys.script("sweep.sh"), "moorage-sweep", identity.real_directory]
     for project in (identity.project, identity.last_project):

@@ -22,7 +22,7 @@ from moorage_common.untrusted import LIMITS
 from moorage_controller.hosts import cleaning
 from moorage_controller.hosts.ssh.compose import HostCompose, pinned
 from moorage_controller.hosts.ssh.engine import EngineFacts
-from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.host_session import HostSession
 from moorage_controller.hosts.transport import AppObservation, ContactLostError, HostInfo, Snapshot, WatchItem
 
 _COALESCE_SECONDS = 0.05
@@ -47,7 +47,7 @@ class Seen:
 class Watch:
     """One watch of one host's apps over one connection."""
 
-    def __init__(self, link: Link, apps: "Apps") -> None:
+    def __init__(self, link: HostSession, apps: "Apps") -> None:
         self._link = link
         self._apps = apps
         self._identities: Sequence[AppIdentity] = ()
@@ -85,7 +85,7 @@ class Watch:
                     yield lost
                 # Nothing counts as told any more: whoever watches took it back.
                 told, host = {}, lost
-                if self._link.doubtful:
+                if self._link.needs_reprobe:
                     # Only a new login sees that a user was let in, or Docker installed.
                     raise ContactLostError(str(error)) from None
             await asyncio.sleep(jittered(retry))
@@ -191,7 +191,7 @@ def boot_nanoseconds() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-async def look(link: Link, identity: AppIdentity) -> AppObservation:
+async def look(link: HostSession, identity: AppIdentity) -> AppObservation:
     """Look at one app now. Raises EngineProblemError, ContactLostError."""
     began = boot_nanoseconds()
     containers = await link.engine.containers()
@@ -216,7 +216,7 @@ def observation(identity: AppIdentity, seen: Seen) -> AppObservation:
 
 
 def host_info(
-    link: Link, compose: HostCompose | None, facts: EngineFacts | None, problem: str = "", disk_problem: str = ""
+    link: HostSession, compose: HostCompose | None, facts: EngineFacts | None, problem: str = "", disk_problem: str = ""
 ) -> HostInfo:
     """Return a host's facts; without those of the Engine, with what is wrong with it."""
     return cleaning.host_info(

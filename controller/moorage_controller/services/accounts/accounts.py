@@ -12,7 +12,7 @@ from moorage_controller.auth.passwords import Passwords
 from moorage_controller.auth.roles import Actor
 from moorage_controller.errors import ConflictError, ForbiddenError, NotFoundError
 from moorage_controller.services.audit.audit import Action, record
-from moorage_controller.services.idempotency import UNKEYED, Once
+from moorage_controller.services.idempotency import NO_KEY, IdempotentRequest
 from moorage_controller.store.database.database import Database
 from moorage_controller.store.tables import api_tokens
 from moorage_controller.store.tables import users as store
@@ -38,7 +38,9 @@ class Accounts:
         async with self._database.read() as connection:
             return _found(await store.by_id(connection, user_id))
 
-    async def create(self, fields: Mapping[str, Any], password: str, actor: Actor, once: Once[User] = UNKEYED) -> User:
+    async def create(
+        self, fields: Mapping[str, Any], password: str, actor: Actor, once: IdempotentRequest[User] = NO_KEY
+    ) -> User:
         """Make a user; `fields` are columns. Raises ConflictError when the name is taken."""
         password_hash = await self._passwords.hash(password, _place(actor))
         try:

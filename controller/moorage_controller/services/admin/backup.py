@@ -15,7 +15,7 @@ from moorage_controller.services.admin.backup_file import BackupReader, BackupWr
 from moorage_controller.store.database import table_dump as contents
 from moorage_controller.store.database.database import Database
 from moorage_controller.store.database.encryption import Keyring, UndecryptableError
-from moorage_controller.store.database.sqlite import to_its_end
+from moorage_controller.store.database.sqlite import run_uncancelled
 from moorage_controller.store.database.types import Ciphertext
 from moorage_controller.store.schema import metadata
 
@@ -30,11 +30,11 @@ async def back_up(database: Database, path: Path) -> tuple[Header, int]:
         header, tables = await connection.run_sync(_outline, now)
         # Each step ends before a cancellation goes on: the file is removed when nobody writes to it any more.
         with BackupWriter(path) as writer:
-            await to_its_end(asyncio.to_thread(writer.begin, header))
+            await run_uncancelled(asyncio.to_thread(writer.begin, header))
             for table in tables:
                 async for rows in contents.rows(connection, table):
-                    await to_its_end(asyncio.to_thread(writer.add, rows))
-            return header, await to_its_end(asyncio.to_thread(writer.finish))
+                    await run_uncancelled(asyncio.to_thread(writer.add, rows))
+            return header, await run_uncancelled(asyncio.to_thread(writer.finish))
 
 
 def _outline(connection: Connection, now: datetime) -> tuple[Header, list[Table]]:

@@ -23,7 +23,7 @@ from moorage_controller.store.database.table_dump import Row
 
 FORMAT = "moorage-backup"
 VERSION = 1
-_ROWS_AT_ONCE = 500
+_BATCH_SIZE = 500
 _LONGEST_HEADER = 1 << 20
 
 
@@ -67,7 +67,7 @@ class BackupWriter:
     def begin(self, header: Header) -> None:
         """Make the file, and write the header."""
         self._refuse_existing()
-        with self._told():
+        with self._translate_file_errors():
             descriptor, part = tempfile.mkstemp(prefix=f".{self._path.name}.", suffix=".part", dir=self._path.parent)
         self._part = Path(part)
         self._file = os.fdopen(descriptor, "wb")
@@ -81,7 +81,7 @@ class BackupWriter:
     def finish(self) -> int:
         """Write the end, bring all to the disk, and give the file its name; return its size in bytes."""
         self._put([json.dumps({"sha256": self._digest.hexdigest()})])
-        with self._told():
+        with self._translate_file_errors():
             self._packed.close()
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -110,7 +110,7 @@ class BackupWriter:
     def _put(self, lines: Sequence[str]) -> None:
         data = "".join(f"{line}\n" for line in lines).encode()
         self._digest.update(data)
-        with self._told():
+        with self._translate_file_errors():
             self._packed.write(data)
 
     def _refuse_existing(self) -> None:
@@ -120,7 +120,7 @@ class BackupWriter:
             )
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translate_file_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -140,7 +140,7 @@ class BackupReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._digest = hashlib.sha256()
-        with self._told():
+        with self._translate_file_errors():
             self._file = gzip.open(path, "rb")  # noqa: SIM115 - `__exit__` closes it
         try:
             self.header = self._read_header()
@@ -150,10 +150,10 @@ class BackupReader:
 
     def batches(self) -> Iterator[tuple[Outline, list[Row]]]:
         """Yield all rows, some hundreds of one table at a time; nothing holds before the last was taken."""
-        with self._told():
+        with self._translate_file_errors():
             for table in self.header.tables:
-                for begin in range(0, table.rows, _ROWS_AT_ONCE):
-                    wanted = min(_ROWS_AT_ONCE, table.rows - begin)
+                for begin in range(0, table.rows, _BATCH_SIZE):
+                    wanted = min(_BATCH_SIZE, table.rows - begin)
                     yield table, [self._row(len(table.columns)) for _ in range(wanted)]
             self._check_end()
 
@@ -167,7 +167,7 @@ class BackupReader:
 
     def _read_header(self) -> Header:
         no_backup = StartupError("not_a_backup", f"{self._path} is no backup of Moorage: give another file.")
-        with self._told():
+        with self._translate_file_errors():
             try:
                 line = self._file.readline(_LONGEST_HEADER)
                 told = json.loads(line)
@@ -194,7 +194,7 @@ class BackupReader:
             raise ValueError("another sum")
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translate_file_errors(self) -> Iterator[None]:
         try:
             yield
         except (EOFError, zlib.error, gzip.BadGzipFile, ValueError):

@@ -12,7 +12,7 @@ from moorage_controller.store.tables import changes, last_logs, operations, outp
 
 log = structlog.get_logger(__name__)
 
-_AT_ONCE = 100
+_BATCH_SIZE = 100
 """A few in each transaction: nobody else is to wait long for his turn to write."""
 _CHANGES = 100_000
 """A listener who was away for longer than so many changes reads the lists anew."""
@@ -43,9 +43,11 @@ class History:
             now = await self._database.now(connection)
         before = now - self._keeps.operations
         gone = await self._all(
-            lambda connection: operations.remove_old(connection, before, self._keeps.most_operations, _AT_ONCE)
+            lambda connection: operations.remove_old(connection, before, self._keeps.most_operations, _BATCH_SIZE)
         )
-        pieces = await self._all(lambda connection: output.remove_old(connection, now - self._keeps.output, _AT_ONCE))
+        pieces = await self._all(
+            lambda connection: output.remove_old(connection, now - self._keeps.output, _BATCH_SIZE)
+        )
         async with self._database.write() as connection:
             await last_logs.remove_old(connection, now - self._keeps.output)
             await changes.remove_old(connection, _CHANGES)

@@ -5,7 +5,7 @@ Seconds throughout. The signals of the parts come here; nothing is asked of a da
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from moorage_controller.signals import Settled, Timed
+from moorage_controller.signals import DurationSample, OperationFinished
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
@@ -89,15 +89,15 @@ class Meters:
         if status == 401 or code == _OWN_PASSWORD:  # noqa: PLR2004 - HTTP's own
             self._refused.labels(code).inc()
 
-    def ssh_connect(self, done: Timed) -> None:
+    def ssh_connect(self, done: DurationSample) -> None:
         """Count an SSH connection, or that there was none."""
         self._ssh.labels(done.result).observe(done.seconds)
 
-    def transaction(self, done: Timed) -> None:
+    def transaction(self, done: DurationSample) -> None:
         """Count a transaction."""
         self._database.labels(done.what, done.result).observe(done.seconds)
 
-    def operation(self, settled: Settled) -> None:
+    def operation(self, settled: OperationFinished) -> None:
         """Count an operation that ended, and how late it was where auto-stop began it."""
         self._operations.labels(settled.kind, settled.state).inc()
         if settled.seconds is not None:

@@ -59,7 +59,7 @@ class Metrics:
         database.used.connect(self.meters.transaction)
         signals.operation_settled.connect(self.meters.operation)
         signals.host_checked.connect(self.meters.check)
-        signals.auto_stop_looked.connect(self.meters.looked)
+        signals.auto_stop_polled.connect(self.meters.looked)
 
     def scrape(self, parts: Parts) -> None:
         """Say what is to be asked at each scrape; to be called once, when everything has been made."""

@@ -44,7 +44,7 @@ _ATTEMPTS = 3
 _PAUSE_SECONDS = 2.0
 _DIAL_BACK_SECONDS = 40.0
 _SNAPSHOT_SECONDS = 40.0
-_LOOK_SECONDS = 0.3
+_POLL_SECONDS = 0.3
 _GONE = "The server was removed meanwhile."
 _NO_AGENT = {
     "api_endpoint": None,
@@ -255,13 +255,15 @@ class _Installation(_Work):
             except HostUnreachableError as error:
                 said = error.sentence
             if self.parts.clock.monotonic() > limit:
-                raise HostRefusedError("no_dial_back", f"{said} The service says: {await installer.why()}".strip())
-            await self.parts.clock.sleep(_LOOK_SECONDS)
+                raise HostRefusedError(
+                    "no_dial_back", f"{said} The service says: {await installer.failure_reason()}".strip()
+                )
+            await self.parts.clock.sleep(_POLL_SECONDS)
 
     async def _undo(self, installer: Installer) -> str:
         """Put the host back as it was, and return a sentence about it."""
         try:
-            back = await installer.back()
+            back = await installer.roll_back()
         except (HostRefusedError, ContactLostError) as error:
             return f"It could not be put back as it was: {error}"
         word, _, before = back.partition(" ")
@@ -298,7 +300,7 @@ class _Installation(_Work):
             if self.parts.clock.monotonic() > limit:
                 detail = server.fallback or server.status_detail or "nothing was seen yet"
                 raise HostRefusedError("no_snapshot", f"The agent is installed, but the server isn't online: {detail}")
-            await self.parts.clock.sleep(_LOOK_SECONDS)
+            await self.parts.clock.sleep(_POLL_SECONDS)
 
     def _endpoint(self, port: int) -> str:
         address = self.server.address

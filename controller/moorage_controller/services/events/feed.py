@@ -29,10 +29,10 @@ from moorage_controller.store.tables.servers import Server
 _MOST_KEPT = 2000
 _MOST_BYTES = 16 * 1024 * 1024
 """Of the texts that are kept in memory."""
-_READ_AT_ONCE = 25
+_BATCH_SIZE = 25
 _MOST_READ = 1024 * 1024
 """Bytes after which no more is read for one listener until he has those."""
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 """How often to look for what other controllers have written; one's own writes are told at once."""
 
 Resource = AppView | Server | Operation
@@ -41,7 +41,7 @@ Show = Callable[[UUID, Resource | None], str]
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class ChangeEvent:
     """A change: its number, what changed, and the text of its event."""
 
     number: int
@@ -50,7 +50,7 @@ class News:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class StreamOpened:
     """The first that a listener is told: from which number on he hears of changes, and whether he missed none."""
 
     number: int
@@ -64,7 +64,7 @@ class Feed:
         self._database = database
         self._show = show
         self._stirred = asyncio.Event()
-        self._news: deque[News] = deque()
+        self._news: deque[ChangeEvent] = deque()
         self._size = 0
         self._floor = 0
         """What comes after this number is in memory."""
@@ -88,11 +88,11 @@ class Feed:
             # No decision hangs on this, so it is no matter of the clock.
             with suppress(TimeoutError):
                 # Not wait_for: Python 3.11's may lose a cancel that comes in the moment of the result.
-                async with asyncio.timeout(_LOOK_SECONDS if self._database.is_shared else None):
+                async with asyncio.timeout(_POLL_SECONDS if self._database.is_shared else None):
                     await self._stirred.wait()
             self._stirred.clear()
 
-    async def listen(self, after: int | None) -> AsyncGenerator[Sequence[Ready | News], None]:
+    async def listen(self, after: int | None) -> AsyncGenerator[Sequence[StreamOpened | ChangeEvent], None]:
         """Yield first whether nothing was missed since `after` (None: no claim), then what changes, in order.
 
         Raises DatabaseUnavailableError where a listener who lags behind needs the database.
@@ -106,7 +106,7 @@ class Feed:
         finally:
             self.listeners -= 1
 
-    async def _follow(self, cursor: int) -> AsyncIterator[Sequence[News]]:
+    async def _follow(self, cursor: int) -> AsyncIterator[Sequence[ChangeEvent]]:
         while True:
             arrived = self._arrived
             news = self._after(cursor) if cursor >= self._floor else await self._read(cursor)
@@ -119,16 +119,16 @@ class Feed:
             else:
                 await arrived.wait()
 
-    async def _begin(self, after: int | None) -> Ready:
+    async def _begin(self, after: int | None) -> StreamOpened:
         if after is None:
-            return Ready(self._last, resumed=False)
+            return StreamOpened(self._last, resumed=False)
         async with self._database.read() as connection:
             first, last = await store.span(connection)
         # Numbers of another database, of before a restore, or too old to be remembered.
         resumed = first <= after <= last
-        return Ready(after if resumed else self._last, resumed)
+        return StreamOpened(after if resumed else self._last, resumed)
 
-    def _keep(self, found: Sequence[News]) -> None:
+    def _keep(self, found: Sequence[ChangeEvent]) -> None:
         self._news.extend(found)
         self._size += sum(_size(news) for news in found)
         self._last = found[-1].number
@@ -139,30 +139,32 @@ class Feed:
         arrived, self._arrived = self._arrived, asyncio.Event()
         arrived.set()
 
-    def _after(self, number: int) -> Sequence[News]:
-        found: list[News] = []
+    def _after(self, number: int) -> Sequence[ChangeEvent]:
+        found: list[ChangeEvent] = []
         for news in reversed(self._news):
             if news.number <= number:
                 break
             found.append(news)
         return found[::-1]
 
-    async def _read(self, number: int) -> Sequence[News]:
-        found: list[News] = []
+    async def _read(self, number: int) -> Sequence[ChangeEvent]:
+        found: list[ChangeEvent] = []
         size = 0
         async with self._database.read() as connection:
             changes = await store.after(connection, number)
-            for begin in range(0, len(changes), _READ_AT_ONCE):
-                some = changes[begin : begin + _READ_AT_ONCE]
+            for begin in range(0, len(changes), _BATCH_SIZE):
+                some = changes[begin : begin + _BATCH_SIZE]
                 resources = await _load(connection, some)
-                found += [News(c.number, c.kind, self._show(c.resource_id, resources.get(c.resource_id))) for c in some]
+                found += [
+                    ChangeEvent(c.number, c.kind, self._show(c.resource_id, resources.get(c.resource_id))) for c in some
+                ]
                 size += sum(_size(news) for news in found[begin:])
                 if size > _MOST_READ:
                     break
         return found
 
 
-def _size(news: News) -> int:
+def _size(news: ChangeEvent) -> int:
     """Return the bytes that a text takes: up to four a character."""
     return sys.getsizeof(news.text)
 

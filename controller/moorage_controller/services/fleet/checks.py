@@ -74,7 +74,7 @@ class Checks:
         """
         if self._round is None or self._round.done():
             self._round = asyncio.create_task(self._ask_all(), name="check all")
-            self._round.add_done_callback(_look_at)
+            self._round.add_done_callback(_log_failure)
         return await asyncio.shield(self._round)
 
     def begin(self, server_id: UUID) -> asyncio.Task[Server]:
@@ -83,7 +83,7 @@ class Checks:
         if task is None:
             task = self._checks[server_id] = asyncio.create_task(self._check(server_id), name=f"check {server_id}")
             task.add_done_callback(lambda _: self._checks.pop(server_id, None))
-            task.add_done_callback(_look_at)
+            task.add_done_callback(_log_failure)
         return task
 
     async def close(self) -> None:
@@ -111,7 +111,7 @@ class Checks:
                 await self._ask(server)
                 asked, server = server, await self._get(server_id)
                 # Changed meanwhile: what was asked was perhaps another host.
-                if _way(asked) == _way(server):
+                if _connection_key(asked) == _connection_key(server):
                     return server
 
     async def _ask(self, server: Server) -> None:
@@ -162,12 +162,12 @@ async def _shielded(task: asyncio.Task[T]) -> T:
     return await asyncio.shield(task)
 
 
-def _way(server: Server) -> tuple[object, ...]:
+def _connection_key(server: Server) -> tuple[object, ...]:
     ssh = (server.address, server.ssh_user, server.ssh_port, server.encrypted_credentials)
     return (server.api_endpoint, server.agent_name, *ssh)
 
 
-def _look_at(task: asyncio.Task[Any]) -> None:
+def _log_failure(task: asyncio.Task[Any]) -> None:
     """Log what went wrong, in case nobody waits for it any more."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, NotFoundError):

@@ -22,11 +22,11 @@ from moorage_controller.hosts.transport import (
 from moorage_controller.services.fleet.directories import Shared
 from moorage_controller.services.fleet.observations import Observations
 from moorage_controller.services.operations.operations import Operations
-from moorage_controller.services.runs.deadline_sync import Deadlines
+from moorage_controller.services.runs.deadline_sync import DeadlineSync
 from moorage_controller.services.runs.transitions import host_app
 from moorage_controller.signals import Signals
 from moorage_controller.store.database.database import Database
-from moorage_controller.store.database.write_priority import Urgency, urgency
+from moorage_controller.store.database.write_priority import Priority, priority
 from moorage_controller.store.tables import apps as app_store
 from moorage_controller.store.tables import servers as server_store
 from moorage_controller.store.tables.apps import App
@@ -49,7 +49,7 @@ class HostWatcher:
         hosts: Hosts,
         observations: Observations,
         operations: Operations,
-        deadlines: Deadlines,
+        deadlines: DeadlineSync,
         signals: Signals,
         clock: Clock,
     ) -> None:
@@ -94,7 +94,7 @@ class HostWatcher:
                 self._changed.put_nowait(server_id)
 
     async def _watch(self, server_id: UUID) -> None:
-        urgency.set(Urgency.AFTERWARDS)
+        priority.set(Priority.BACKGROUND)
         retry, waited = _FIRST_RETRY, True
         while True:
             started, heard = self._clock.monotonic(), False

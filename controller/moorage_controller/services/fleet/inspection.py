@@ -59,7 +59,7 @@ class Inspection:
     async def services(self, app_id: UUID) -> Sequence[ShownContainer]:
         """Return an app's containers by service and name. Raises ForbiddenError: the host's policy."""
         server, app = await self._app(app_id)
-        seen = await _told(self._hosts.transport(server).look(app))
+        seen = await _translate_host_errors(self._hosts.transport(server).look(app))
         found = sorted(seen.containers, key=lambda c: (c.service, c.name))
         return [ShownContainer(container, is_orphan(container, seen.replicas)) for container in found]
 
@@ -70,7 +70,7 @@ class Inspection:
             apps = await app_store.on_server(connection, server_id)
         if server is None:
             raise NotFoundError("server_not_found", "There is no server of that id.")
-        found = await _told(self._hosts.transport(server).projects())
+        found = await _translate_host_errors(self._hosts.transport(server).projects())
         named = {app.cd_path.rstrip("/") for app in apps} | {app.project_directory for app in apps}
         unnamed = [project for project in found if project.project.directory not in named]
         return sorted(unnamed, key=lambda each: (each.project.name, each.project.directory))
@@ -94,7 +94,7 @@ class Inspection:
             if not kept:
                 raise
             return _only(kept)
-        return _going_on([] if first.done() and first.result() else kept, first, lines)
+        return _prepend([] if first.done() and first.result() else kept, first, lines)
 
     async def _begin(self, server: Server, app: HostApp, wanted: LogsWanted) -> tuple[First, Lines]:
         """Ask for logs, and wait for what the host objects to."""
@@ -104,7 +104,7 @@ class Inspection:
         try:
             await asyncio.wait({first}, timeout=_FIRST_SECONDS if wanted.follow else None)
             if first.done():
-                await _told(first)
+                await _translate_host_errors(first)
         except BaseException:
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
@@ -147,20 +147,20 @@ async def _only(kept: Sequence[LogLine]) -> Lines:
     yield kept
 
 
-async def _going_on(kept: Sequence[LogLine], first: First, lines: Lines) -> Lines:
+async def _prepend(kept: Sequence[LogLine], first: First, lines: Lines) -> Lines:
     try:
         if kept:
             yield kept
         async with aclosing(lines):
-            batch = await _told(first)
+            batch = await _translate_host_errors(first)
             while batch is not None:
                 yield batch
-                batch = await _told(anext(lines, None))
+                batch = await _translate_host_errors(anext(lines, None))
     finally:
         first.cancel()
 
 
-async def _told(answer: Awaitable[T]) -> T:
+async def _translate_host_errors(answer: Awaitable[T]) -> T:
     """Return a host's answer, or raise what of it a caller is told."""
     try:
         return await answer

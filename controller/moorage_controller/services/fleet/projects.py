@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 from moorage_controller.auth.roles import Actor
 from moorage_controller.errors import ConflictError, NotFoundError
 from moorage_controller.services.audit.audit import Action, record
-from moorage_controller.services.idempotency import UNKEYED, Once
+from moorage_controller.services.idempotency import NO_KEY, IdempotentRequest
 from moorage_controller.signals import Signals
 from moorage_controller.store.database.database import Database
 from moorage_controller.store.tables import apps as app_store
@@ -32,7 +32,9 @@ class Projects:
         async with self._database.read() as connection:
             return _found(await store.get(connection, project_id))
 
-    async def create(self, name: str, description: str | None, actor: Actor, once: Once[Project] = UNKEYED) -> Project:
+    async def create(
+        self, name: str, description: str | None, actor: Actor, once: IdempotentRequest[Project] = NO_KEY
+    ) -> Project:
         """Make a project."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)

@@ -11,7 +11,7 @@ from moorage_controller.errors import ConflictError, NotFoundError
 from moorage_controller.services.audit.audit import Action, record
 from moorage_controller.services.fleet.checks import Checks
 from moorage_controller.services.fleet.credentials import Credentials
-from moorage_controller.services.idempotency import UNKEYED, Once
+from moorage_controller.services.idempotency import NO_KEY, IdempotentRequest
 from moorage_controller.signals import Signals
 from moorage_controller.store.database.database import Database
 from moorage_controller.store.database.types import Ciphertext
@@ -50,7 +50,7 @@ class Servers:
         fields: Mapping[str, Any],
         secrets: Mapping[str, str | None],
         actor: Actor,
-        once: Once[Server] = UNKEYED,
+        once: IdempotentRequest[Server] = NO_KEY,
     ) -> Server:
         """Make a server, and check it: it is `checking` where that takes long, `offline` where there is no way to it.
 

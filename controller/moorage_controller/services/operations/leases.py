@@ -32,7 +32,7 @@ class Leases:
         """Say that this controller runs, and take over the operations of those that don't any more."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            await controllers.beat(connection, self.controller_id, now)
+            await controllers.heartbeat(connection, self.controller_id, now)
             alive = {self.controller_id}
             if self._database.is_shared:
                 alive |= set(await controllers.seen_between(connection, now - _ALIVE, now + _ALIVE))
@@ -41,7 +41,7 @@ class Leases:
                 await store.claim(connection, operation, self.controller_id)
         return left
 
-    async def others_saw_no_jump(self, connection: AsyncConnection) -> bool:
+    async def peers_use_current_time(self, connection: AsyncConnection) -> bool:
         """Tell whether another controller goes by the time that is shown now: then it is this one that was away.
 
         Where the clock that all share was set, the first to notice is the first who is seen by the new time; this says
@@ -51,11 +51,11 @@ class Leases:
             return False
         now = await self._database.now(connection)
         others = await controllers.seen_between(connection, now - _ALIVE, now + _ALIVE)
-        await controllers.beat(connection, self.controller_id, now)
+        await controllers.heartbeat(connection, self.controller_id, now)
         return bool(set(others) - {self.controller_id})
 
-    async def leave(self) -> None:
+    async def unregister(self) -> None:
         """Say that this controller ends: what it drove is free at once."""
         with suppress(DatabaseUnavailableError):
             async with self._database.write() as connection:
-                await controllers.leave(connection, self.controller_id)
+                await controllers.unregister(connection, self.controller_id)

@@ -32,12 +32,12 @@ from moorage_controller.hosts.transport import (
 from moorage_controller.services.operations import start_ends
 from moorage_controller.services.operations.last_logs import LogKeeper
 from moorage_controller.services.operations.output_reader import TAIL_BYTES
-from moorage_controller.services.operations.output_writer import Transcript
+from moorage_controller.services.operations.output_writer import OutputWriter
 from moorage_controller.services.runs.deadline_sync import provisional_deadline
 from moorage_controller.services.runs.transitions import Outcome, Rules, host_app
 from moorage_controller.signals import Signals
 from moorage_controller.store.database.database import Database
-from moorage_controller.store.database.write_priority import Urgency, urgency
+from moorage_controller.store.database.write_priority import Priority, priority
 from moorage_controller.store.tables import apps as app_store
 from moorage_controller.store.tables import operations as store
 from moorage_controller.store.tables import servers as server_store
@@ -84,7 +84,7 @@ class Limits:
     runs: Rules = field(default_factory=Rules)
 
 
-class Delivery:
+class OperationRunner:
     """Brings one operation to its host and its outcome back."""
 
     def __init__(
@@ -98,7 +98,7 @@ class Delivery:
         self._limits = limits
         assert operation.app_id is not None
         self._last_logs = LogKeeper(database, clock, operation.app_id)
-        self._transcript = Transcript(database, signals, clock, operation.id)
+        self._transcript = OutputWriter(database, signals, clock, operation.id)
         self._host_app: HostApp | None = None
         self._offset = 0
         self._refusal: HostRefusedError | None = None
@@ -148,10 +148,10 @@ class Delivery:
                     await transport.start(order)
                     proves = False
                 await self._show_waiting(None)
-                if urgency.get() is Urgency.DUE:
+                if priority.get() is Priority.DEADLINE:
                     # It is in time: others that are due go first from here on.
-                    urgency.set(Urgency.AFTERWARDS)
-                    await self._note_way(transport)
+                    priority.set(Priority.BACKGROUND)
+                    await self._record_transport(transport)
                 self._heard_at = self._clock.monotonic()
                 async for item in transport.follow(order.operation_id, self._offset):
                     if isinstance(item, End):
@@ -246,11 +246,11 @@ class Delivery:
             return found
         transport = await self._transport()
         await transport.connect()
-        if urgency.get() is not Urgency.DUE:
-            await self._note_way(transport)
+        if priority.get() is not Priority.DEADLINE:
+            await self._record_transport(transport)
         return transport
 
-    async def _note_way(self, transport: HostTransport) -> None:
+    async def _record_transport(self, transport: HostTransport) -> None:
         if transport.name != self._noted:
             await self._mark_running(transport.name)
             self._noted = transport.name
@@ -303,7 +303,7 @@ class Delivery:
                 observed=end.observed,
             )
         if end.kind is EndKind.BURIED:
-            state, code, sentence = self._why_buried(end)
+            state, code, sentence = self._describe_tombstone(end)
             return Outcome(state, ran=False, error_code=code, error=sentence, observed=end.observed)
         output = (await self._transcript.tail(_CRASH_BYTES)).decode(errors="replace")
         crashed = None if end.cancelled_by else crash(output, end.exit_code)
@@ -329,7 +329,7 @@ class Delivery:
         sentence = await start_ends.early_exit_sentence(await self._transport(), self._host_app, ended, self._clock)
         return Outcome("failed", exit_code=0, error_code="exited_early", error=sentence, observed=end.observed)
 
-    def _why_buried(self, end: End) -> tuple[str, str, str]:
+    def _describe_tombstone(self, end: End) -> tuple[str, str, str]:
         if end.cancelled_by in _TOO_LONG:
             if self._refusal is not None:
                 return "failed", self._refusal.code, self._refusal.sentence

@@ -27,14 +27,14 @@ from moorage_controller.hosts.transport import ContactLostError, HostRefusedErro
 from moorage_controller.services.audit.audit import Action, record, record_auto_stop
 from moorage_controller.services.fleet.observations import Observations
 from moorage_controller.services.operations.leases import Leases
-from moorage_controller.services.operations.operation_runner import Delivery, Limits
-from moorage_controller.services.operations.queue import Queue, Turn
+from moorage_controller.services.operations.operation_runner import Limits, OperationRunner
+from moorage_controller.services.operations.queue import Admission, Queue
 from moorage_controller.services.operations.waiting_stops import Repeats, repeats_unreachable
 from moorage_controller.services.runs import transitions as runs
 from moorage_controller.services.runs.transitions import Outcome
-from moorage_controller.signals import Settled, Signals
+from moorage_controller.signals import OperationFinished, Signals
 from moorage_controller.store.database.database import Database
-from moorage_controller.store.database.write_priority import Urgency, urgency
+from moorage_controller.store.database.write_priority import Priority, priority
 from moorage_controller.store.tables import apps as app_store
 from moorage_controller.store.tables import operations as store
 from moorage_controller.store.tables import servers as server_store
@@ -44,7 +44,7 @@ from moorage_controller.store.tables.operations import Operation
 log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = 2.0
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 """How often to look for the end of what another controller drives."""
 _HOST_SECONDS = 2.0
 """How long a caller waits to see whether a host that was away is back."""
@@ -87,7 +87,7 @@ class Operations:
         self._drivers: dict[str, Driver] = {}
         self.repeats = Repeats()
 
-    def drive_by(self, kinds: Iterable[str], driver: Driver) -> None:
+    def register_runner(self, kinds: Iterable[str], driver: Driver) -> None:
         """Have operations of these kinds, which aren't on an app, brought to their end by a driver of their own."""
         self._drivers |= dict.fromkeys(kinds, driver)
 
@@ -108,7 +108,7 @@ class Operations:
         Raises InFlightError while another one is in flight on the app; ServerBusyError.
         """
         other = await store.agent_in_flight(connection, app.server_id)
-        if other is not None and _keeps_out(other):
+        if other is not None and _is_exclusive(other):
             raise ServerBusyError
         operation = self._new(app, kind, actor, now)
         if run_minutes is not None:
@@ -123,7 +123,7 @@ class Operations:
 
     async def begin_stops(self, connection: AsyncConnection, due: Sequence[App], now: datetime) -> Sequence[Operation]:
         """Record the stops of runs that are over, in the caller's transaction, where nothing else is in flight."""
-        shut = {each.server_id for each in await store.agents_in_flight(connection) if _keeps_out(each)}
+        shut = {each.server_id for each in await store.agents_in_flight(connection) if _is_exclusive(each)}
         free = [app for app in await app_store.still_due(connection, due) if app.server_id not in shut]
         stops = [self._new(app, OperationKind.DOWN, AUTO_STOP, now) for app in free]
         await store.add_stops(connection, stops)
@@ -243,7 +243,7 @@ class Operations:
             left = await self._seconds_left(operation) if until is None else until - self._clock.monotonic()
             if left <= 0:
                 break
-            await self._wait_a_while(operation_id, left)
+            await self._poll_until_finished(operation_id, left)
             operation = await self.get(operation_id)
         return operation
 
@@ -261,12 +261,12 @@ class Operations:
             now = await self._database.now(connection)
         return (operation.deadline_at + _GRACE - now).total_seconds()
 
-    async def _wait_a_while(self, operation_id: UUID, most: float) -> None:
+    async def _poll_until_finished(self, operation_id: UUID, most: float) -> None:
         """Return when the operation has ended, or perhaps has: another controller may drive it."""
         task = self._tasks.get(operation_id)
         if task is None and not (await self.get(operation_id)).in_flight:
             return  # it ended here since the last look
-        timer = asyncio.create_task(self._clock.sleep(most if task is not None else min(most, _LOOK_SECONDS)))
+        timer = asyncio.create_task(self._clock.sleep(most if task is not None else min(most, _POLL_SECONDS)))
         try:
             # asyncio.wait never cancels the task: a caller who hangs up changes nothing.
             await asyncio.wait({timer} if task is None else {timer, task}, return_when=asyncio.FIRST_COMPLETED)
@@ -311,12 +311,12 @@ class Operations:
     async def _drive(self, operation: Operation, *, recovered: bool) -> None:
         """Bring an operation to its end. Nothing but the end, or this program's, stops it."""
         if operation.auto_stop:
-            urgency.set(Urgency.DUE)
+            priority.set(Priority.DEADLINE)
         with structlog.contextvars.bound_contextvars(operation_id=str(operation.id)):
             async with AsyncExitStack() as stack:
-                turn = Turn()
+                turn = Admission()
                 if operation.kind not in self._drivers:
-                    turn = await self._queue.take_turn(operation, stack)
+                    turn = await self._queue.admit(operation, stack)
                 while True:
                     try:
                         found = await self._in_flight(operation.id) if recovered else operation
@@ -330,7 +330,7 @@ class Operations:
                     else:
                         return
 
-    async def _work(self, operation: Operation, turn: Turn, *, recovered: bool) -> None:
+    async def _work(self, operation: Operation, turn: Admission, *, recovered: bool) -> None:
         driver, begun = self._drivers.get(operation.kind), self._clock.monotonic()
         if driver is not None:
             outcome = await driver(operation)
@@ -342,7 +342,7 @@ class Operations:
         else:
             if turn.late and operation.state == "queued":
                 operation = await self._begin_late(operation)
-            delivery = Delivery(self._database, self._hosts, self._signals, self._clock, operation, self._limits)
+            delivery = OperationRunner(self._database, self._hosts, self._signals, self._clock, operation, self._limits)
             outcome = await delivery.run(recovered=recovered)
         # Of one that another controller began, nobody here knows how long it was at work.
         await self._finish(operation, outcome, None if recovered else self._clock.monotonic() - begun)
@@ -393,12 +393,14 @@ class Operations:
     def _ended(self, operation: Operation, outcome: Outcome, seconds: float | None, late: float | None) -> None:
         log.info("operation_ended", kind=operation.kind, state=outcome.state, error=outcome.error)
         self._signals.operation_ended.emit(operation.id)
-        self._signals.operation_settled.emit(Settled(operation.kind, outcome.state, operation.auto_stop, seconds, late))
+        self._signals.operation_settled.emit(
+            OperationFinished(operation.kind, outcome.state, operation.auto_stop, seconds, late)
+        )
         if operation.app_id is not None:
             # What had to wait for it may be overdue by now.
             self._signals.deadline_moved.emit(operation.app_id)
 
 
-def _keeps_out(on_agent: Operation) -> bool:
+def _is_exclusive(on_agent: Operation) -> bool:
     """Tell whether an installation or removal of an agent keeps others from its server."""
     return bool(json.loads(on_agent.request or "{}").get("exclusive"))

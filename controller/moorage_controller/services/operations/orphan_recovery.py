@@ -3,15 +3,15 @@
 import asyncio
 
 from moorage_controller.services.operations.operations import Operations
-from moorage_controller.services.runs.clock_jumps import Timekeeper
+from moorage_controller.services.runs.clock_jumps import ClockJumpGuard
 
 _EVERY_SECONDS = 5.0
 
 
-class TakeOver:
+class OrphanRecovery:
     """Says to the others that share its database that this controller lives, and takes up what they left."""
 
-    def __init__(self, operations: Operations, timekeeper: Timekeeper) -> None:
+    def __init__(self, operations: Operations, timekeeper: ClockJumpGuard) -> None:
         self._operations = operations
         self._timekeeper = timekeeper
 

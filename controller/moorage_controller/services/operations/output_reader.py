@@ -15,11 +15,11 @@ from moorage_controller.store.tables.operations import Operation
 from moorage_controller.store.tables.output import Piece
 
 TAIL_BYTES = 64 * 1024
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 """How often to look for what another controller keeps; one's own is told at once."""
 
 
-class Outputs:
+class OutputReader:
     """Reads outputs at each reader's own pace: one who is slow holds up nobody, and takes no memory."""
 
     def __init__(self, database: Database, signals: Signals, clock: Clock) -> None:
@@ -54,7 +54,7 @@ class Outputs:
                     yield piece
                     after = piece.stop
                 elif operation.in_flight:
-                    await wait_for(stirred, _LOOK_SECONDS, self._clock)
+                    await wait_for(stirred, _POLL_SECONDS, self._clock)
                 else:
                     yield operation
                     return

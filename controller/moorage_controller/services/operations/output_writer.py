@@ -21,7 +21,7 @@ _LOGGED_BYTES = 4096
 """What the log is told of an output: its end. The whole of it is in the database."""
 
 
-class Transcript:
+class OutputWriter:
     """Keeps what is added, at most five times a second. What the database refuses is not lost: it is on the host."""
 
     def __init__(self, database: Database, signals: Signals, clock: Clock, operation_id: UUID) -> None:
@@ -61,14 +61,14 @@ class Transcript:
             self._later.result()
             self._later = None
         if len(self._waiting) > _MOST_WAITING:
-            await self._keep()
+            await self._flush()
         elif self._later is None:
-            self._later = asyncio.create_task(self._keep_soon())
+            self._later = asyncio.create_task(self._schedule_flush())
 
     async def close(self) -> None:
         """Keep the rest. Raises DatabaseUnavailableError."""
         await self.drop()
-        await self._keep()
+        await self._flush()
         log.info("operation_output", end=render_end(self._end, _LOGGED_BYTES), bytes=self._start)
 
     async def drop(self) -> None:
@@ -83,11 +83,11 @@ class Transcript:
         async with self._database.read() as connection:
             return await store.tail(connection, self._operation_id, size)
 
-    async def _keep_soon(self) -> None:
+    async def _schedule_flush(self) -> None:
         await self._clock.sleep(max(self._kept_at + _EVERY_SECONDS - self._clock.monotonic(), 0.0))
-        await self._keep()
+        await self._flush()
 
-    async def _keep(self) -> None:
+    async def _flush(self) -> None:
         async with self._keeping:
             data = bytes(self._waiting)
             if not data:

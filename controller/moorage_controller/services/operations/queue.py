@@ -12,7 +12,7 @@ from moorage_common.docker.states import OperationKind
 from moorage_controller.store.tables.operations import Operation
 
 
-class Gate:
+class FifoLimiter:
     """Lets so many in at once. What is at work already counts, even where that is more."""
 
     def __init__(self, limit: int) -> None:
@@ -26,7 +26,7 @@ class Gate:
         return self._inside >= self._limit
 
     @asynccontextmanager
-    async def passed(self, *, at_once: bool) -> AsyncIterator[None]:
+    async def slot(self, *, at_once: bool) -> AsyncIterator[None]:
         """Wait for a turn, unless it is to be `at_once`; give it back at the end."""
         if at_once or not self.is_full:
             self._inside += 1
@@ -55,7 +55,7 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Admission:
     """How an operation came to its turn: after a wait, or not at all since it was cancelled meanwhile, and by whom."""
 
     late: bool = False
@@ -67,8 +67,8 @@ class Queue:
 
     def __init__(self, *, on_a_host: int, in_all: int) -> None:
         self._on_a_host = on_a_host
-        self._in_all = Gate(in_all)
-        self._hosts: dict[tuple[UUID | None, bool], Gate] = {}
+        self._in_all = FifoLimiter(in_all)
+        self._hosts: dict[tuple[UUID | None, bool], FifoLimiter] = {}
         self._waiting: dict[UUID, asyncio.Future[str]] = {}
 
     def cancel(self, operation_id: UUID, by: str) -> bool:
@@ -79,18 +79,18 @@ class Queue:
         waiting.set_result(by)
         return True
 
-    async def take_turn(self, operation: Operation, stack: AsyncExitStack) -> Turn:
+    async def admit(self, operation: Operation, stack: AsyncExitStack) -> Admission:
         """Wait until it may begin, or is cancelled; `stack` gives its turn back. What is at work already counts."""
         stops, at_work = operation.kind == OperationKind.DOWN, operation.state != "queued"
-        gates = [self._hosts.setdefault((operation.server_id, stops), Gate(self._on_a_host))]
+        gates = [self._hosts.setdefault((operation.server_id, stops), FifoLimiter(self._on_a_host))]
         if not stops:
             # Stops wait for nothing but their host: many slow ones would hold up the auto-stop of all others.
             gates.append(self._in_all)
         if at_work or not any(gate.is_full for gate in gates):
-            await _pass(gates, stack, at_once=at_work)
-            return Turn()
+            await _acquire_all(gates, stack, at_once=at_work)
+            return Admission()
         cancelled = self._waiting[operation.id] = asyncio.get_running_loop().create_future()
-        passing = asyncio.create_task(_pass(gates, stack, at_once=False))
+        passing = asyncio.create_task(_acquire_all(gates, stack, at_once=False))
         try:
             either: list[asyncio.Future[None] | asyncio.Future[str]] = [passing, cancelled]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -98,9 +98,9 @@ class Queue:
             del self._waiting[operation.id]
             passing.cancel()
             await asyncio.gather(passing, return_exceptions=True)
-        return Turn(late=True, cancelled_by=cancelled.result() if cancelled.done() else "")
+        return Admission(late=True, cancelled_by=cancelled.result() if cancelled.done() else "")
 
 
-async def _pass(gates: list[Gate], stack: AsyncExitStack, *, at_once: bool) -> None:
+async def _acquire_all(gates: list[FifoLimiter], stack: AsyncExitStack, *, at_once: bool) -> None:
     for gate in gates:
-        await stack.enter_async_context(gate.passed(at_once=at_once))
+        await stack.enter_async_context(gate.slot(at_once=at_once))

@@ -22,10 +22,10 @@ from moorage_controller.errors import (
 from moorage_controller.hosts.transport import HostApp
 from moorage_controller.services.audit.audit import Action, record
 from moorage_controller.services.fleet.directories import Directories, Moved, check_directory, check_new_place, is_moved
-from moorage_controller.services.idempotency import UNKEYED, Once
+from moorage_controller.services.idempotency import NO_KEY, IdempotentRequest
 from moorage_controller.services.operations.operations import InFlightError, Operations
 from moorage_controller.services.runs import transitions as runs
-from moorage_controller.services.runs.deadline_sync import Deadlines, deadline_of
+from moorage_controller.services.runs.deadline_sync import DeadlineSync, deadline_of
 from moorage_controller.services.runs.transitions import Rules, host_app
 from moorage_controller.signals import Signals
 from moorage_controller.store.database.database import Database
@@ -59,7 +59,7 @@ class Apps:
         self,
         database: Database,
         operations: Operations,
-        deadlines: Deadlines,
+        deadlines: DeadlineSync,
         directories: Directories,
         signals: Signals,
         rules: Rules,
@@ -81,7 +81,9 @@ class Apps:
         async with self._database.read() as connection:
             return _found(await store.view(connection, app_id))
 
-    async def create(self, fields: Mapping[str, Any], actor: Actor, once: Once[AppView] = UNKEYED) -> AppView:
+    async def create(
+        self, fields: Mapping[str, Any], actor: Actor, once: IdempotentRequest[AppView] = NO_KEY
+    ) -> AppView:
         """Make an app. Raises InvalidError where its project or server doesn't exist, or its timeout is too long.
 
         Raises ConflictError where another app is in its directory (`directory_taken`), or is the same Compose project
@@ -283,7 +285,7 @@ class Apps:
         if shift > 0 and server is not None and app.stop_at is not None:
             moved = replace(app, **self._moved(app, shift, now))
             if moved.stop_at is not None and moved.stop_at > app.stop_at:
-                await self._deadlines.tell_first(server, app, deadline_of(moved, now))
+                await self._deadlines.push_before_commit(server, app, deadline_of(moved, now))
         return app.run_id, app.stop_at
 
     def _check_minutes(self, field: str, minutes: int) -> None:

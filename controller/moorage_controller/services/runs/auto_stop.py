@@ -9,8 +9,8 @@ from uuid import UUID
 import structlog
 from moorage_common.clock import Clock, backoff, jittered, wait_for
 
-from moorage_controller.services.runs.clock_jumps import Timekeeper
-from moorage_controller.services.runs.run_expiry import OVERDUE_AFTER, RunEnds
+from moorage_controller.services.runs.clock_jumps import ClockJumpGuard
+from moorage_controller.services.runs.run_expiry import OVERDUE_AFTER, RunExpiry
 from moorage_controller.signals import Signals
 from moorage_controller.store.tables.apps import App, DueApp
 
@@ -27,7 +27,7 @@ _HEAR_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Tried:
+class _RetryState:
     """A run that could not be stopped yet: how often it was tried, and when (monotonic) it is next.
 
     `offline`: its host was known not to answer, so that nothing was tried.
@@ -38,7 +38,7 @@ class _Tried:
     not_before: float
     offline: bool
 
-    def holds(self, now: float, *, online: bool) -> bool:
+    def is_backing_off(self, now: float, *, online: bool) -> bool:
         """Tell whether it isn't time yet to try again."""
         return self.not_before > now and not (self.offline and online)
 
@@ -46,13 +46,13 @@ class _Tried:
 class AutoStop:
     """Has what is due stopped by the same operations as a user's stop, and people warned before."""
 
-    def __init__(self, ends: RunEnds, timekeeper: Timekeeper, signals: Signals, clock: Clock) -> None:
+    def __init__(self, ends: RunExpiry, timekeeper: ClockJumpGuard, signals: Signals, clock: Clock) -> None:
         self._ends = ends
-        self._looked = signals.auto_stop_looked
+        self._looked = signals.auto_stop_polled
         self._timekeeper = timekeeper
         self._clock = clock
         self._wake = asyncio.Event()
-        self._tries: dict[UUID, _Tried] = {}
+        self._tries: dict[UUID, _RetryState] = {}
         self._began = clock.monotonic()
         self._heard: set[UUID] = set()
         signals.host_seen.connect(self._on_host_seen)
@@ -70,8 +70,10 @@ class AutoStop:
         ends = await self._ends.look()
         self._looked.emit(None)
         self._forget_old_tries()
-        waits = [] if self._hears_all else [1.0]
-        await self._stop([due for due in ends.due if self._hears_all or not self._may_be_done(due, ends.now)])
+        waits = [] if self._startup_grace_over else [1.0]
+        await self._stop(
+            [due for due in ends.due if self._startup_grace_over or not self._agent_may_have_stopped(due, ends.now)]
+        )
         if ends.to_warn:
             await self._ends.warn()
         if ends.overdue:
@@ -79,7 +81,7 @@ class AutoStop:
         # A host that came back meanwhile took its tries away: those are due at once.
         tried = [self._tries[due.app.run_id] for due in ends.due if due.app.run_id in self._tries]
         waits += [each.not_before - self._clock.monotonic() for each in tried]
-        if len(tried) < len(ends.due) and self._hears_all:
+        if len(tried) < len(ends.due) and self._startup_grace_over:
             waits.append(0.0)
         if ends.next_at is not None:
             waits.append((ends.next_at - ends.now).total_seconds())
@@ -90,7 +92,7 @@ class AutoStop:
         for each in due:
             assert each.app.run_id is not None
             now, tried = self._clock.monotonic(), self._tries.get(each.app.run_id)
-            if tried is not None and tried.holds(now, online=each.online):
+            if tried is not None and tried.is_backing_off(now, online=each.online):
                 continue
             count, retry = 0, _OFFLINE_RETRY
             if each.online:
@@ -99,21 +101,23 @@ class AutoStop:
             # What can't be reached needs no record of each try; that it is overdue is said once.
             if each.online or tried is not None:
                 wanted.append(each.app)
-            self._tries[each.app.run_id] = _Tried(each.app.server_id, count + 1, now + jittered(retry), not each.online)
+            self._tries[each.app.run_id] = _RetryState(
+                each.app.server_id, count + 1, now + jittered(retry), not each.online
+            )
         for operation in await self._ends.stop(wanted):
             log.info("auto_stop_begun", app_id=str(operation.app_id), operation_id=str(operation.id))
 
     @property
-    def _hears_all(self) -> bool:
+    def _startup_grace_over(self) -> bool:
         """Whether it isn't the moment after a start any more, in which hosts have yet to tell what happened."""
         return self._clock.monotonic() - self._began >= _HEAR_SECONDS
 
-    def _may_be_done(self, due: DueApp, now: datetime) -> bool:
+    def _agent_may_have_stopped(self, due: DueApp, now: datetime) -> bool:
         assert due.app.stop_at is not None
         return due.kept and due.app.server_id not in self._heard and now - due.app.stop_at >= OVERDUE_AFTER
 
     def _on_host_seen(self, server_id: UUID) -> None:
-        if not self._hears_all:
+        if not self._startup_grace_over:
             self._heard.add(server_id)
             self._wake.set()
 

@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 _TOLERANCE = 1.0
 
 
-class Timekeeper:
+class ClockJumpGuard:
     """Looks at the clock before anybody acts on it."""
 
     def __init__(self, database: Database, clock: Clock, leases: Leases) -> None:
@@ -50,7 +50,7 @@ class Timekeeper:
 
     async def _shift(self, jump: timedelta) -> None:
         async with self._database.write() as connection:
-            if await self._leases.others_saw_no_jump(connection):
+            if await self._leases.peers_use_current_time(connection):
                 log.warning("clock_differs", seconds=jump.total_seconds(), shifted=False)
                 return
             count = await apps.shift_runs(connection, jump)

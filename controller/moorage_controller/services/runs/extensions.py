@@ -11,8 +11,8 @@ from moorage_controller.errors import ConflictError, InvalidError, NotFoundError
 from moorage_controller.hosts.transport import Deadline
 from moorage_controller.services.audit.audit import Action, record
 from moorage_controller.services.runs import transitions as runs
-from moorage_controller.services.runs.clock_jumps import Timekeeper
-from moorage_controller.services.runs.deadline_sync import Deadlines
+from moorage_controller.services.runs.clock_jumps import ClockJumpGuard
+from moorage_controller.services.runs.deadline_sync import DeadlineSync
 from moorage_controller.services.runs.transitions import Rules
 from moorage_controller.signals import Signals
 from moorage_controller.store.database.database import Database
@@ -24,7 +24,7 @@ from moorage_controller.store.tables.servers import Server
 
 
 @dataclass(frozen=True, slots=True)
-class _Wish:
+class _ExtensionRequest:
     """A run as it was seen, and when it is to end instead."""
 
     app: App
@@ -37,7 +37,7 @@ class Extensions:
     """Moves the ends of runs."""
 
     def __init__(
-        self, database: Database, deadlines: Deadlines, timekeeper: Timekeeper, signals: Signals, rules: Rules
+        self, database: Database, deadlines: DeadlineSync, timekeeper: ClockJumpGuard, signals: Signals, rules: Rules
     ) -> None:
         self._database = database
         self._deadlines = deadlines
@@ -56,24 +56,24 @@ class Extensions:
         was faster; HostUnreachableError.
         """
         await self._timekeeper.check()
-        wish = await self._wish(app_id, minutes, until)
+        wish = await self._validate(app_id, minutes, until)
         assert wish.app.stop_at is not None
-        number = runs.next_number(wish.app, wish.now)
+        number = runs.next_deadline_number(wish.app, wish.now)
         later = wish.stop_at > wish.app.stop_at
         try:
             if later:
                 told = Deadline(app_id, number, wish.app.run_id, wish.stop_at - wish.now)
-                await self._deadlines.tell_first(wish.server, wish.app, told)
+                await self._deadlines.push_before_commit(wish.server, wish.app, told)
             view = await self._commit(wish, number, actor)
         except BaseException:
             if later:
                 # Whether it was told isn't known.
-                await self._take_back(app_id, number)
+                await self._revert_on_agent(app_id, number)
             raise
         self._signals.deadline_moved.emit(app_id)
         return view
 
-    async def _wish(self, app_id: UUID, minutes: int | None, until: datetime | None) -> _Wish:
+    async def _validate(self, app_id: UUID, minutes: int | None, until: datetime | None) -> _ExtensionRequest:
         async with self._database.read() as connection:
             now = await self._database.now(connection)
             app = await store.get(connection, app_id)
@@ -100,9 +100,9 @@ class Extensions:
                 f"A run may last {most:.0f} minutes at most, extensions included (MAX_RUN_MINUTES): this one until "
                 f"{app.run_began_at + self._rules.most:%Y-%m-%d %H:%M:%S} UTC. Start it anew for more.",
             )
-        return _Wish(app, server, now, until)
+        return _ExtensionRequest(app, server, now, until)
 
-    async def _commit(self, wish: _Wish, number: int, actor: Actor) -> AppView:
+    async def _commit(self, wish: _ExtensionRequest, number: int, actor: Actor) -> AppView:
         """Move the end, if the run is still that one with that end and nobody stops it."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
@@ -114,7 +114,7 @@ class Extensions:
             if view is None:
                 raise NotFoundError("app_not_found", "There is no app of that id any more.")
             if not changed:
-                raise ConflictError("run_changed", _what_happened(view.app, old, other.kind if other else ""))
+                raise ConflictError("run_changed", _conflict_message(view.app, old, other.kind if other else ""))
             assert old.stop_at is not None
             minutes = round((wish.stop_at - old.stop_at) / timedelta(minutes=1))
             message = f"{old.name} runs until {wish.stop_at:%Y-%m-%d %H:%M:%S} UTC now."
@@ -122,17 +122,17 @@ class Extensions:
             await record(connection, now, actor, Action.EXTEND, ("app", old.id, old.name), message, details)
         return view
 
-    async def _take_back(self, app_id: UUID, number: int) -> None:
+    async def _revert_on_agent(self, app_id: UUID, number: int) -> None:
         """Have the agent told what holds, by a number above the one that it may know."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             app = await store.get(connection, app_id)
             if app is not None:
-                await store.take_number(connection, app_id, max(runs.next_number(app, now), number + 1))
+                await store.take_number(connection, app_id, max(runs.next_deadline_number(app, now), number + 1))
         self._signals.deadline_moved.emit(app_id)
 
 
-def _what_happened(app: App, old: App, kind: str) -> str:
+def _conflict_message(app: App, old: App, kind: str) -> str:
     if kind == "down" or app.status == "stopping":
         return f"{app.name} is being stopped by now: its end could not be moved any more."
     if app.run_id is None:

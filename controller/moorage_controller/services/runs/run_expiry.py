@@ -18,12 +18,12 @@ from moorage_controller.store.tables.operations import Operation
 OVERDUE_AFTER = timedelta(seconds=60)
 _STOP_GRACE = timedelta(minutes=5)
 """How long a stop may be at work until its app is called overdue: containers have grace periods of their own."""
-_AT_ONCE = 50
+_BATCH_SIZE = 50
 """How many are written down in one transaction: others who write wait for that long."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class ExpirySnapshot:
     """What is to be done at a moment: `due` is to be stopped; `next_at` is the next moment at which there is more."""
 
     now: datetime
@@ -33,7 +33,7 @@ class Ends:
     next_at: datetime | None
 
 
-class RunEnds:
+class RunExpiry:
     """Decides about runs that end by themselves."""
 
     def __init__(self, database: Database, operations: Operations, rules: Rules) -> None:
@@ -41,11 +41,11 @@ class RunEnds:
         self._operations = operations
         self._rules = rules
 
-    async def look(self) -> Ends:
+    async def look(self) -> ExpirySnapshot:
         """Return what there is to do now."""
         async with self._database.read() as connection:
             now = await self._database.now(connection)
-            return Ends(
+            return ExpirySnapshot(
                 now,
                 await store.due(connection, now),
                 bool(await store.to_warn(connection, now, 1)),
@@ -56,10 +56,10 @@ class RunEnds:
     async def stop(self, due: Sequence[App]) -> Sequence[Operation]:
         """Begin the stops of runs that are over, of each only if it still is that run with that deadline."""
         begun: list[Operation] = []
-        for n in range(0, len(due), _AT_ONCE):
+        for n in range(0, len(due), _BATCH_SIZE):
             async with self._operations.recording() as (connection, launch):
                 now = await self._database.now(connection)
-                stops = await self._operations.begin_stops(connection, due[n : n + _AT_ONCE], now)
+                stops = await self._operations.begin_stops(connection, due[n : n + _BATCH_SIZE], now)
                 for operation in stops:
                     launch(operation)
             begun += stops
@@ -71,8 +71,8 @@ class RunEnds:
         while more:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
-                found = await store.to_warn(connection, now, _AT_ONCE)
-                more = len(found) == _AT_ONCE
+                found = await store.to_warn(connection, now, _BATCH_SIZE)
+                more = len(found) == _BATCH_SIZE
                 for app in found:
                     assert app.stop_at is not None
                     await store.change(connection, app.id, {"warn_at": self._rules.next_warning(app.stop_at, now)})
@@ -85,8 +85,8 @@ class RunEnds:
         while more:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
-                found = await store.newly_overdue(connection, now, OVERDUE_AFTER, _STOP_GRACE, _AT_ONCE)
-                more = len(found) == _AT_ONCE
+                found = await store.newly_overdue(connection, now, OVERDUE_AFTER, _STOP_GRACE, _BATCH_SIZE)
+                more = len(found) == _BATCH_SIZE
                 for app in found:
                     await store.change(connection, app.id, {"overdue": True})
                     message = (

@@ -62,7 +62,7 @@ class Rules:
     def deadline(self, app: App, stop_at: datetime, now: datetime) -> Values:
         """Return the columns of a deadline that is set now: whoever was warned of another is warned of this one."""
         values = {"stop_at": stop_at, "warn_at": self.next_warning(stop_at, now), "overdue": False}
-        return values | {"deadline_number": next_number(app, now)}
+        return values | {"deadline_number": next_deadline_number(app, now)}
 
     def next_warning(self, stop_at: datetime, now: datetime) -> datetime | None:
         """Return the next moment at which people are told that the end is near; None where there is none left."""
@@ -121,7 +121,7 @@ class NewTimeout:
         return cls(default, default - app.auto_stop_timeout if took_default else 0)
 
 
-def next_number(app: App, now: datetime) -> int:
+def next_deadline_number(app: App, now: datetime) -> int:
     """Return the number of an app's next deadline: the time in milliseconds, so it is higher after a restore too."""
     return max(app.deadline_number + 1, to_millis(now))
 
@@ -166,7 +166,7 @@ def host_app(app: App) -> HostApp:
 
 def no_run(app: App, now: datetime) -> Values:
     """Return the columns of an app whose run, if it had one, is over."""
-    return NO_RUN if app.run_id is None else NO_RUN | {"deadline_number": next_number(app, now)}
+    return NO_RUN if app.run_id is None else NO_RUN | {"deadline_number": next_deadline_number(app, now)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class EndedRun:
         values = {name: getattr(app, name) for name in NO_RUN}
         return cls(values, frozenset(c.id for c in observation.containers))
 
-    def goes_on(self, observation: AppObservation, now: datetime) -> bool:
+    def is_resumed_by(self, observation: AppObservation, now: datetime) -> bool:
         """Tell whether its containers were restarted by hand, or by the Engine: within its time that wins them none."""
         same = any(c.alive and c.id in self.containers for c in observation.containers)
         return same and self.values["stop_at"] > now
@@ -202,7 +202,7 @@ def begin_start(app: App, operation: Operation, now: datetime) -> Values:
     """Return what a start changes when it is recorded: a provisional run, unless there is a run already."""
     assert operation.run_timeout is not None
     # A new number in any case: the agent is told of the new run before it starts it.
-    number = next_number(app, now)
+    number = next_deadline_number(app, now)
     values: Values = {"status": AppStatus.STARTING.value, "deadline_number": number, "last_result": None}
     if app.run_id is None:
         values |= {
@@ -220,7 +220,9 @@ def settle(app: App, operation: Operation, outcome: Outcome, now: datetime, rule
     if operation.kind == OperationKind.DOWN:
         return values | _after_stop(app, outcome, now, rules)
     # Where the old run is kept its agent has to unlearn the new one.
-    return values | {"deadline_number": next_number(app, now)} | _after_start(app, operation, outcome, now, rules)
+    return (
+        values | {"deadline_number": next_deadline_number(app, now)} | _after_start(app, operation, outcome, now, rules)
+    )
 
 
 def _after_start(app: App, operation: Operation, outcome: Outcome, now: datetime, rules: Rules) -> Values:
@@ -320,7 +322,7 @@ def _with_run(
         return seen | no_run(app, now)
     if app.run_id is not None:
         return seen
-    if ended is not None and ended.goes_on(observation, now):
+    if ended is not None and ended.is_resumed_by(observation, now):
         return seen | ended.values | rules.deadline(app, ended.values["stop_at"], now)
     return seen | found_run(app, observation, now, rules)
 

@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from moorage_controller.errors import DatabaseUnavailableError, StartupError
-from moorage_controller.signals import Signal, Timed
+from moorage_controller.signals import DurationSample, Signal
 from moorage_controller.store.database import postgresql, sqlite
-from moorage_controller.store.database.unavailable import telling
-from moorage_controller.store.database.write_priority import Turns
+from moorage_controller.store.database.unavailable import translate_db_errors
+from moorage_controller.store.database.write_priority import WriteScheduler
 
 _BUSY_MILLISECONDS = 10_000
 _CONNECTIONS = 10
@@ -50,7 +50,7 @@ class Database:
         self.sqlite_path = Path(make_url(url).database or "") if url.startswith("sqlite") else None
         self.written: Signal[None] = Signal()
         """Something was committed from here, perhaps; others may write as well."""
-        self.used: Signal[Timed] = Signal()
+        self.used: Signal[DurationSample] = Signal()
         """A `read` or `write` transaction ended: `ok`, `failed` or `unavailable`; waiting for a turn included."""
         self._clock = clock
         self._clock_decides = clock_decides
@@ -65,7 +65,7 @@ class Database:
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
         # Waiting for one's turn takes a connection, and SQLite's own waiting is a sleep: of each controller one waits.
         self._turn = asyncio.Lock()
-        self._writing, self._reading = Turns(1), Turns(_READERS)
+        self._writing, self._reading = WriteScheduler(1), WriteScheduler(_READERS)
         self._writer = self._engine.execution_options(moorage_write=True)
         self._migrator = self._engine.execution_options(moorage_write=True, moorage_migrate=True)
 
@@ -77,7 +77,7 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection that sees one moment of the database for as long as it is used, and writes nothing."""
-        with self._timed("read"), telling():
+        with self._timed("read"), translate_db_errors():
             async with self._reading.taken(), self._reader.begin() as connection:
                 yield connection
 
@@ -111,10 +111,10 @@ class Database:
 
     @asynccontextmanager
     async def _begun(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        with self._timed("write"), telling():
+        with self._timed("write"), translate_db_errors():
             async with self._writing.taken(), self._turn, engine.begin() as connection:
                 if self.sqlite_path is None:
-                    await postgresql.take_turn(connection)
+                    await postgresql.admit(connection)
                 yield connection
 
     @contextmanager
@@ -127,7 +127,7 @@ class Database:
             result = "unavailable"
             raise
         finally:
-            self.used.emit(Timed(what, result, time.monotonic() - begun))
+            self.used.emit(DurationSample(what, result, time.monotonic() - begun))
 
     async def now(self, connection: AsyncConnection) -> datetime:
         """Return the time that all controllers share: PostgreSQL's own, else the clock's. Aware, in UTC."""

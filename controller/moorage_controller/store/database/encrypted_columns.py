@@ -11,7 +11,7 @@ from moorage_controller.store.database.table_dump import sealed_columns
 from moorage_controller.store.database.types import Ciphertext
 from moorage_controller.store.schema import metadata
 
-_AT_ONCE = 100
+_BATCH_SIZE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def columns() -> Sequence[Column[Any]]:
 async def page(connection: AsyncConnection, column: Column[Any], after: object | None) -> Sequence[tuple[Any, Sealed]]:
     """Return some of a column's sealed texts with their rows' ids, those after an id."""
     key = column.table.c.id
-    query = select(key, column).where(column.is_not(None)).order_by(key).limit(_AT_ONCE)
+    query = select(key, column).where(column.is_not(None)).order_by(key).limit(_BATCH_SIZE)
     rows = await connection.execute(query if after is None else query.where(key > after))
     return [(row_id, Sealed(str(column), str(row_id), text)) for row_id, text in rows]
 

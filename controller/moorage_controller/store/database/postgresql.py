@@ -42,7 +42,7 @@ async def _connect(url: str) -> Any:  # noqa: ANN401 - the driver ships no types
         ) from None
 
 
-async def take_turn(connection: AsyncConnection) -> None:
+async def admit(connection: AsyncConnection) -> None:
     """Wait until nobody else writes; the turn ends with the transaction."""
     await connection.execute(select(func.pg_advisory_xact_lock(_WRITERS)))
 

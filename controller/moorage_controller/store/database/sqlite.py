@@ -12,7 +12,7 @@ import aiosqlite
 
 T = TypeVar("T")
 
-_ROWS_AT_ONCE = 64
+_BATCH_SIZE = 64
 
 
 class Connection(aiosqlite.Connection):
@@ -22,7 +22,7 @@ class Connection(aiosqlite.Connection):
     """
 
     async def _execute(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - whatever fn takes
-        return await to_its_end(super()._execute(fn, *args, **kwargs))  # type: ignore[no-untyped-call]  # the library's
+        return await run_uncancelled(super()._execute(fn, *args, **kwargs))  # type: ignore[no-untyped-call]  # the library's
 
     async def close(self) -> None:
         """Roll back and close: SQLite keeps a closed connection's lock while a cursor of it is referred to."""
@@ -33,10 +33,10 @@ class Connection(aiosqlite.Connection):
 
 async def connect(path: str) -> Connection:
     """Open a database file; it is made where there is none."""
-    connection = Connection(partial(_open, path), _ROWS_AT_ONCE)
+    connection = Connection(partial(_open, path), _BATCH_SIZE)
     connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does: it must not keep the program from ending
     try:
-        await to_its_end(_opened(connection))
+        await run_uncancelled(_opened(connection))
     except asyncio.CancelledError:
         await connection.close()
         raise
@@ -53,7 +53,7 @@ async def _opened(connection: Connection) -> None:
     await connection
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def run_uncancelled(work: Coroutine[Any, Any, T]) -> T:
     """Return the result; a cancellation that comes meanwhile goes on when the work is over."""
     task = asyncio.ensure_future(work)
     try:

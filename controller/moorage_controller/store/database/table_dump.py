@@ -38,7 +38,7 @@ _CHANGES = "changes"
 _LEFT_OUT = frozenset({"sessions", "controllers", _CHANGES})
 """A session that was ended after the backup must not come back to life; who runs, and changes' numbers, are of now."""
 _UUID_DIGITS = 32
-_ROWS_AT_ONCE = 500
+_BATCH_SIZE = 500
 
 Row = list[Any]
 """A row's values as JSON has them: ids and times are text, bytes are base64, and a JSON column's value is itself."""
@@ -79,7 +79,7 @@ def count(connection: Connection, table: Table) -> int:
 async def rows(connection: AsyncConnection, table: Table) -> AsyncIterator[list[Row]]:
     """Yield all rows, some hundreds at a time; the values come in the order of the table's columns."""
     result = await connection.stream(select(table))
-    async for part in result.partitions(_ROWS_AT_ONCE):
+    async for part in result.partitions(_BATCH_SIZE):
         yield [[_to_json(value) for value in row] for row in part]
 
 

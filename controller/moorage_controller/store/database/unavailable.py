@@ -28,14 +28,14 @@ available, shut down (appendix A of its manual)."""
 
 
 @contextmanager
-def telling() -> Iterator[None]:
+def translate_db_errors() -> Iterator[None]:
     """Raise DatabaseUnavailableError for what tells of the database's state, and let all else pass."""
     try:
         yield
     except (OSError, DBAPIError, PoolTimeoutError) as error:
         reason = str(error)
         if isinstance(error, DBAPIError):
-            if not _is_away(error):
+            if not _is_unavailable(error):
                 raise
             # The driver's own words; the whole has the statement and its values in it.
             reason = str(error.orig)
@@ -43,7 +43,7 @@ def telling() -> Iterator[None]:
         raise DatabaseUnavailableError(reason) from error
 
 
-def _is_away(error: DBAPIError) -> bool:
+def _is_unavailable(error: DBAPIError) -> bool:
     if isinstance(error.orig, sqlite3.Error):
         # The low byte is the kind, what is above it a detail (https://sqlite.org/rescode.html).
         return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _SQLITE

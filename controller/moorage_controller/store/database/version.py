@@ -6,7 +6,7 @@ from moorage_controller.store.database import sqlite
 from moorage_controller.store.database.database import Database
 
 
-class Revisions:
+class DatabaseVersion:
     """A word for the state of the database: the same word, the same rows, whoever writes, from whichever process.
 
     On SQLite it is the number of the last commit, as one connection that never writes sees it: a commit that was cut

@@ -8,21 +8,21 @@ from contextvars import ContextVar
 from enum import IntEnum
 
 
-class Urgency(IntEnum):
+class Priority(IntEnum):
     """How urgent a task's work is; the lower the sooner. Set it in a task of its own, at its begin."""
 
-    ASKED = 0
+    INTERACTIVE = 0
     """Somebody waits for it."""
-    DUE = 1
+    DEADLINE = 1
     """It has its time: a stop that is due."""
-    AFTERWARDS = 2
+    BACKGROUND = 2
     """It may wait: what is found and told, and what was due and is done."""
 
 
-urgency: ContextVar[Urgency] = ContextVar("urgency", default=Urgency.ASKED)
+priority: ContextVar[Priority] = ContextVar("urgency", default=Priority.INTERACTIVE)
 
 
-class Turns:
+class WriteScheduler:
     """Lets so many at once of those who can wait; the most urgent first, else in the order in which they came.
 
     Who is asked for isn't counted: however much there is to be done, he waits for a few of the others at most.
@@ -30,13 +30,13 @@ class Turns:
 
     def __init__(self, most: int) -> None:
         self._free = most
-        self._waiting: list[tuple[Urgency, int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Priority, int, asyncio.Future[None]]] = []
         self._count = 0
 
     @asynccontextmanager
     async def taken(self) -> AsyncIterator[None]:
         """Wait for a turn, by this task's urgency; give it back at the end."""
-        if urgency.get() is Urgency.ASKED:
+        if priority.get() is Priority.INTERACTIVE:
             yield
             return
         await self._take()
@@ -51,7 +51,7 @@ class Turns:
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._count += 1
-        heapq.heappush(self._waiting, (urgency.get(), self._count, turn))
+        heapq.heappush(self._waiting, (priority.get(), self._count, turn))
         try:
             await turn
         except asyncio.CancelledError:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moorage_controller.store.schema import changes
 
-_AT_ONCE = 500
+_BATCH_SIZE = 500
 
 
 class Kind(StrEnum):
@@ -66,7 +66,7 @@ async def after(connection: AsyncConnection, number: int) -> Sequence[Change]:
         .where(changes.c.number > number, changes.c.resource_id.is_not(None))
         .group_by(changes.c.kind, changes.c.resource_id)
         .order_by(last)
-        .limit(_AT_ONCE)
+        .limit(_BATCH_SIZE)
     )
     rows = await connection.execute(query)
     return [Change(row.last, Kind(row.kind), row.resource_id) for row in rows]

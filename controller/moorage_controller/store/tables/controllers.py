@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from moorage_controller.store.schema import controllers
 
 
-async def beat(connection: AsyncConnection, controller_id: UUID, now: datetime) -> None:
+async def heartbeat(connection: AsyncConnection, controller_id: UUID, now: datetime) -> None:
     """Note that a controller runs."""
     seen = update(controllers).where(controllers.c.id == controller_id).values(seen_at=now)
     if (await connection.execute(seen)).rowcount == 0:
@@ -24,6 +24,6 @@ async def seen_between(connection: AsyncConnection, after: datetime, until: date
     return set((await connection.execute(select(controllers.c.id))).scalars())
 
 
-async def leave(connection: AsyncConnection, controller_id: UUID) -> None:
+async def unregister(connection: AsyncConnection, controller_id: UUID) -> None:
     """Note that a controller ends."""
     await connection.execute(delete(controllers).where(controllers.c.id == controller_id))

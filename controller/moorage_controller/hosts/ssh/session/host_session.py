@@ -17,19 +17,19 @@ from moorage_controller.hosts.ssh.engine import Engine
 from moorage_controller.hosts.ssh.session import upload as uploads
 from moorage_controller.hosts.ssh.session.shell import (
     WINDOW_BYTES,
-    Framed,
-    Line,
-    Ran,
+    FramedScript,
     ScriptError,
+    ScriptResult,
     Sessions,
+    ShellChannel,
     lost,
     lost_errors,
+    open_or_close,
     quote,
     run_once,
-    whole,
 )
 from moorage_controller.hosts.ssh.session.upload import Progress
-from moorage_controller.hosts.ssh.survey import Survey, read_room
+from moorage_controller.hosts.ssh.survey import HostFacts, read_room
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 _SURVEY_SECONDS = 30.0
@@ -42,22 +42,22 @@ _ROOM_SECONDS = 8.0
 """How long what was said of the room on the host's disk holds."""
 
 
-class Link:
+class HostSession:
     """A connection with its survey."""
 
-    def __init__(self, connection: asyncssh.SSHClientConnection, sessions: Sessions, survey: Survey) -> None:
+    def __init__(self, connection: asyncssh.SSHClientConnection, sessions: Sessions, survey: HostFacts) -> None:
         self.survey = survey
         self.connection = connection
         self.sessions = sessions
         self.sessions.shrunk = self._make_room
-        self.directories = Directories(self.quick, self.slow)
+        self.directories = Directories(self.run_in_shell, self.run_in_session)
         self.engine = Engine(self._dial, self.directories.real_paths)
         self._opened = time.monotonic()
-        self._line: Line | None = None
+        self._line: ShellChannel | None = None
         self._line_turn = asyncio.Lock()
         self._leave_line = asyncio.Event()
         self._line_task: asyncio.Task[None] | None = None
-        self._doubts = False
+        self._stale = False
         self._forwards: bool | None = None
         """Whether the server lets us through to the Engine's socket; None until it is known."""
         self._room, self._room_asked = "", -_ROOM_SECONDS
@@ -65,7 +65,7 @@ class Link:
     @classmethod
     async def open(
         cls, connection: asyncssh.SSHClientConnection, username: str, journal: str, login_shell_seconds: float
-    ) -> "Link":
+    ) -> "HostSession":
         """Ask what kind of host it is; `journal` is as SshTarget has it. Raises HostUnreachableError."""
         sessions = Sessions(connection, login_shell_seconds)
         survey = f"journal={quote(journal)}\n{surveys.script('survey.sh')}"
@@ -88,7 +88,7 @@ class Link:
                 forwarded = await self._forward()
                 if forwarded is not None:
                     forwarded[1].channel.abort()
-                    self._forwards, self._doubts = True, False
+                    self._forwards, self._stale = True, False
                     return
         if not await self.sessions.allows_two():
             asked = f"timeout 10 {self._docker} version >/dev/null 2>&1"
@@ -97,7 +97,7 @@ class Link:
             # The same refusal, but it's the Engine that is away: that is told when it is asked.
 
     @property
-    def doubtful(self) -> bool:
+    def needs_reprobe(self) -> bool:
         """Whether what was wrong with the host at the login may be mended by now: then log in anew."""
         return bool(self.survey.problem) and time.monotonic() - self._opened > _DOUBT_SECONDS
 
@@ -108,7 +108,7 @@ class Link:
 
     async def answers(self) -> None:
         """Return when the host answered. Raises ContactLostError."""
-        await self.quick(":", seconds=_ANSWER_SECONDS)
+        await self.run_in_shell(":", seconds=_ANSWER_SECONDS)
 
     async def close(self) -> None:
         """Close the connection; what runs over it ends as lost contact."""
@@ -122,7 +122,9 @@ class Link:
         if self._line_task is not None:
             await asyncio.gather(self._line_task, return_exceptions=True)
 
-    async def quick(self, call: str, *, seconds: float = _QUICK_SECONDS, limit: int = LIMITS.script) -> Ran:
+    async def run_in_shell(
+        self, call: str, *, seconds: float = _QUICK_SECONDS, limit: int = LIMITS.script
+    ) -> ScriptResult:
         """Run a short script that may use remote.sh and the journal's functions, and may print `limit` bytes.
 
         Over the one long-lived shell; where the Engine's events or a strict server leave no session for that, in one of
@@ -144,7 +146,9 @@ class Link:
                     raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
         raise AssertionError("the last attempt returns or raises")
 
-    async def slow(self, script: str, *, seconds: float, sent: bytes = b"", limit: int = LIMITS.script) -> Ran:
+    async def run_in_session(
+        self, script: str, *, seconds: float, sent: bytes = b"", limit: int = LIMITS.script
+    ) -> ScriptResult:
         """Run a script in a session of its own; it may print `limit` bytes. Raises ContactLostError."""
         try:
             return await run_once(self.sessions, f"{_functions()}\n{script}", seconds=seconds, sent=sent, limit=limit)
@@ -164,18 +168,18 @@ class Link:
     async def disk_problem(self) -> str:
         """Return one sentence where nothing can be written on the host, or soon can't. Raises ContactLostError."""
         if time.monotonic() - self._room_asked > _ROOM_SECONDS:
-            self._room = read_room((await self.quick(f"mo_room {quote(self.survey.root)}")).fields, self.survey)
+            self._room = read_room((await self.run_in_shell(f"mo_room {quote(self.survey.root)}")).fields, self.survey)
             self._room_asked = time.monotonic()
         return self._room
 
-    async def _get_line(self) -> Line | None:
+    async def _get_line(self) -> ShellChannel | None:
         if not self._uses_line:
             self._leave_line.set()
             return None
         async with self._line_turn:
             if self._line is None or self._line.ended or self._leave_line.is_set():
                 self._leave_line = asyncio.Event()
-                opened: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
+                opened: asyncio.Future[ShellChannel] = asyncio.get_running_loop().create_future()
                 self._line_task = asyncio.create_task(self._keep_line(opened, self._leave_line))
                 self._line = await opened
             return self._line
@@ -187,15 +191,15 @@ class Link:
 
     @property
     def _uses_line(self) -> bool:
-        return not self._doubts and bool(self.survey.socket) and self.sessions.limit > 1
+        return not self._stale and bool(self.survey.socket) and self.sessions.limit > 1
 
-    async def _keep_line(self, opened: asyncio.Future[Line], leave: asyncio.Event) -> None:
+    async def _keep_line(self, opened: asyncio.Future[ShellChannel], leave: asyncio.Event) -> None:
         """Hold the session open in a task of its own: whoever asked for it may be cancelled."""
         try:
             async with self.sessions.open() as process:
                 if opened.cancelled():
                     return
-                line = Line(self.sessions, process, f"exec 2>/dev/null\n{_functions()}\n")
+                line = ShellChannel(self.sessions, process, f"exec 2>/dev/null\n{_functions()}\n")
                 opened.set_result(line)
                 ended = asyncio.create_task(process.wait_closed())
                 left = asyncio.create_task(leave.wait())
@@ -234,7 +238,7 @@ class Link:
         if self.survey.socket and self._forwards is not False:
             forwarded = await self._forward()
             if forwarded is not None:
-                self._forwards, self._doubts = True, False
+                self._forwards, self._stale = True, False
                 reader, writer = forwarded
                 try:
                     yield _Forwarded(reader, writer, self.sessions.pace)
@@ -248,7 +252,7 @@ class Link:
         try:
             async with asyncio.timeout(_FORWARD_SECONDS):
                 opening = self.connection.open_unix_connection(self.survey.socket, encoding=None, window=WINDOW_BYTES)
-                return await whole(opening, lambda opened: opened[1].channel.abort())
+                return await open_or_close(opening, lambda opened: opened[1].channel.abort())
         except TimeoutError:
             raise EngineProblemError(
                 f"The host opened no way to {self.survey.socket} within {_FORWARD_SECONDS:.0f} seconds: see how it is."
@@ -262,14 +266,14 @@ class Link:
                 ) from None
             # Forbidden, or no Engine: OpenSSH says the same of both. The Engine needs the sessions from now on.
             self._leave_line.set()
-            self._doubts = True
+            self._stale = True
             return None
 
     @asynccontextmanager
     async def _dial_stdio(self) -> AsyncIterator[Stream]:
         command = f"exec {self._docker} system dial-stdio <&3"
         async with self.sessions.open() as process:
-            framed = Framed(process, self.sessions.pace)
+            framed = FramedScript(process, self.sessions.pace)
             try:
                 await framed.begin(command, self.sessions.login_shell_seconds)
             except ScriptError as error:
@@ -306,7 +310,7 @@ class _Forwarded:
 class _Stdio:
     def __init__(
         self,
-        framed: Framed,
+        framed: FramedScript,
         process: asyncssh.SSHClientProcess[bytes],
         pace: Pace,
         answered: Callable[[], None],

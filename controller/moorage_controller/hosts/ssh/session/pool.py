@@ -15,15 +15,15 @@ from moorage_common.journal.unrecorded import Unrecorded
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.ssh.identities import Identities
 from moorage_controller.hosts.ssh.session.connection import AccessOf, PinHostKey, SshTarget, log_in
-from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.host_session import HostSession
 from moorage_controller.hosts.ssh.session.shell import LOGIN_SHELL_SECONDS
 from moorage_controller.hosts.ssh.session.site import Site
 from moorage_controller.hosts.transport import ContactLostError
-from moorage_controller.signals import Signal, Timed
+from moorage_controller.signals import DurationSample, Signal
 
 log = structlog.get_logger(__name__)
 
-_CONNECTS_AT_ONCE = 8
+_MAX_CONCURRENT_CONNECTS = 8
 _CONNECT_SECONDS = 10.0
 _IDLE_SECONDS = 300.0
 _CLEAN_EVERY_SECONDS = 24 * 3600.0
@@ -41,7 +41,7 @@ class SshHost:
         turns: asyncio.Semaphore,
         idle: float,
         login_shell_seconds: float,
-        tried: Signal[Timed],
+        tried: Signal[DurationSample],
     ) -> None:
         self.target = target
         self._tried = tried
@@ -109,11 +109,11 @@ class SshHost:
 
     async def _get(self) -> Site:
         if self._site is not None and self._site.link.alive:
-            if not self._site.link.doubtful:
+            if not self._site.link.needs_reprobe:
                 return self._site
-            doubtful, self._site = self._site, None
-            if not doubtful.users:
-                self._close_later(doubtful)
+            needs_reprobe, self._site = self._site, None
+            if not needs_reprobe.users:
+                self._close_later(needs_reprobe)
         if self._opening is None or self._opening.done():
             if time.monotonic() < self._not_before and self._failure is not None:
                 # Whoever asks all the time must not knock all the time.
@@ -138,14 +138,14 @@ class SshHost:
                 self._pinned = access.host_key
                 connection, self._pinned = await log_in(self.target, access, self._pin, seconds=_CONNECT_SECONDS)
                 try:
-                    link = await Link.open(
+                    link = await HostSession.open(
                         connection, self.target.username, self.target.journal, self._login_shell_seconds
                     )
                 except BaseException:
                     connection.abort()
                     raise
         except HostUnreachableError as error:
-            self._tried.emit(Timed("ssh_connect", error.code, time.monotonic() - begun))
+            self._tried.emit(DurationSample("ssh_connect", error.code, time.monotonic() - begun))
             log.warning(
                 "ssh_connect_failed",
                 server_id=str(self.target.server_id),
@@ -157,7 +157,7 @@ class SshHost:
             self._not_before = time.monotonic() + jittered(self._pause)
             self._pause = min(self._pause * 2, _LAST_PAUSE)
             raise
-        self._tried.emit(Timed("ssh_connect", "ok", time.monotonic() - begun))
+        self._tried.emit(DurationSample("ssh_connect", "ok", time.monotonic() - begun))
         self._pause, self._failure, self._site = _FIRST_PAUSE, None, Site(link, self._identities, self._unrecorded)
         self._released(self._site)  # whoever wanted it may be gone
         log.info("ssh_connected", server_id=str(self.target.server_id), place=self.target.place)
@@ -192,7 +192,7 @@ class SshPool:
         access_of: AccessOf,
         pin_host_key: PinHostKey,
         *,
-        connects_at_once: int = _CONNECTS_AT_ONCE,
+        connects_at_once: int = _MAX_CONCURRENT_CONNECTS,
         idle_seconds: float = _IDLE_SECONDS,
         login_shell_seconds: float = LOGIN_SHELL_SECONDS,
     ) -> None:
@@ -201,7 +201,7 @@ class SshPool:
         self._turns = asyncio.Semaphore(connects_at_once)
         self._idle = idle_seconds
         self._login_shell_seconds = login_shell_seconds
-        self.tried: Signal[Timed] = Signal()
+        self.tried: Signal[DurationSample] = Signal()
         """A connection was opened, `ok`, or couldn't be: the error's code."""
         self._hosts: dict[UUID, SshHost] = {}
         self._retiring: set[asyncio.Task[None]] = set()

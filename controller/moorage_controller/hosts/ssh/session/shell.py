@@ -59,7 +59,7 @@ class ScriptError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class ScriptResult:
     """What a script printed, and its exit code."""
 
     code: int
@@ -160,7 +160,7 @@ class Sessions:
             self._open += 1
             try:
                 opening = self._connection.create_process(SHELL, encoding=None, window=WINDOW_BYTES)
-                return await whole(opening, lambda opened: opened.close())
+                return await open_or_close(opening, lambda opened: opened.close())
             except asyncssh.ChannelOpenError as error:
                 others = self._open - 1
                 self._leave()
@@ -190,7 +190,7 @@ class Sessions:
         self._freed.set()
 
 
-async def whole(opening: Awaitable[T], close: Callable[[T], object]) -> T:
+async def open_or_close(opening: Awaitable[T], close: Callable[[T], object]) -> T:
     """Return what is opened; one who is cancelled meanwhile leaves nothing open that nobody knows of."""
     task = asyncio.ensure_future(opening)
 
@@ -207,14 +207,14 @@ async def whole(opening: Awaitable[T], close: Callable[[T], object]) -> T:
 
 async def run_once(
     sessions: Sessions, script: str, *, seconds: float, sent: bytes = b"", limit: int = LIMITS.script
-) -> Ran:
+) -> ScriptResult:
     """Run a script in a session of its own, with `sent` as what its descriptor 3 reads; it may print `limit` bytes.
 
     Raises ContactLostError, ScriptError. On the host it may run on after the time limit: give it one there, too.
     """
     try:
         async with asyncio.timeout(seconds) as within, sessions.open() as process:
-            framed = Framed(process, sessions.pace)
+            framed = FramedScript(process, sessions.pace)
             within.reschedule(None)
             await framed.begin(script, sessions.login_shell_seconds)
             within.reschedule(asyncio.get_running_loop().time() + seconds)
@@ -234,7 +234,7 @@ async def run_once(
         raise lost(error) from None
 
 
-class Framed:
+class FramedScript:
     """A script on its way in a session: between two markers, so that whatever else is printed is told from it.
 
     Every method that reads raises UntrustedError where the host prints more than it may.
@@ -282,11 +282,11 @@ class Framed:
         self._read.clear()
         return taken
 
-    async def end(self, limit: int) -> Ran:
+    async def end(self, limit: int) -> ScriptResult:
         """Return what else the script printed, `limit` bytes at most. Raises ScriptError where it broke off."""
         output = await self._until(f"\nend-{self._mark} ".encode(), limit)
         code = await self._until(b"\n", LIMITS.word)
-        return Ran(int(code) if code.isdigit() else 1, output)
+        return ScriptResult(int(code) if code.isdigit() else 1, output)
 
     async def _until(self, mark: bytes, limit: int) -> bytes:
         """Return what comes before a mark, in time and memory of as many bytes as there are."""
@@ -306,7 +306,7 @@ class Framed:
         return before
 
 
-class Line:
+class ShellChannel:
     """One long-lived shell on a host for quick scripts, one after the other; it ends with its connection."""
 
     def __init__(self, sessions: Sessions, process: Process, prologue: str) -> None:
@@ -321,7 +321,7 @@ class Line:
         """Whether the shell is gone."""
         return self._process.is_closing() or self._process.stdout.at_eof()
 
-    async def run(self, script: str, *, seconds: float, limit: int = LIMITS.script) -> Ran:
+    async def run(self, script: str, *, seconds: float, limit: int = LIMITS.script) -> ScriptResult:
         """Run a script; one that takes too long, or prints too much, breaks the line.
 
         Raises ContactLostError, ScriptError.
@@ -329,11 +329,11 @@ class Line:
         async with self.turn:
             if self.ended:
                 raise ScriptError("it has ended")
-            whole = False
+            open_or_close = False
             try:
                 async with asyncio.timeout(seconds) as within:
                     prologue, self._prologue = self._prologue, ""
-                    framed = Framed(self._process, self._sessions.pace)
+                    framed = FramedScript(self._process, self._sessions.pace)
                     if prologue:
                         within.reschedule(None)
                         self._process.stdin.write(prologue.encode())
@@ -342,7 +342,7 @@ class Line:
                     else:
                         await framed.begin(script)
                     ran = await framed.end(limit)
-                    whole = True
+                    open_or_close = True
                     return ran
             except UntrustedError as error:
                 raise self._sessions.end(error) from None
@@ -353,7 +353,7 @@ class Line:
                     raise ScriptError(str(error)) from None
                 raise lost(error) from None
             finally:
-                if not whole:
+                if not open_or_close:
                     # An answer may still come, and would be taken for the next one's.
                     self._process.close()
 

@@ -11,7 +11,7 @@ from moorage_controller.hosts.ssh import compose as composes
 from moorage_controller.hosts.ssh.compose import HostCompose
 from moorage_controller.hosts.ssh.identities import Identities
 from moorage_controller.hosts.ssh.journal import Journal
-from moorage_controller.hosts.ssh.session.host_session import Link
+from moorage_controller.hosts.ssh.session.host_session import HostSession
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError
 
 log = structlog.get_logger(__name__)
@@ -28,7 +28,7 @@ for events, looks and operations.
 class Site:
     """A host over one connection. `users` counts who works with it: it is closed when the last one is gone."""
 
-    def __init__(self, link: Link, identities: Identities, unrecorded: Unrecorded) -> None:
+    def __init__(self, link: HostSession, identities: Identities, unrecorded: Unrecorded) -> None:
         self.link = link
         self.unrecorded = unrecorded
         """The stops that run without a journal, over whichever connection to the host."""

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from moorage_common.untrusted import UntrustedError, clean_line, number_text
 
-from moorage_controller.hosts.ssh.session.shell import Framed, Process, ScriptError, Sessions, lost, lost_errors
+from moorage_controller.hosts.ssh.session.shell import FramedScript, Process, ScriptError, Sessions, lost, lost_errors
 from moorage_controller.hosts.transport import ContactLostError
 
 _BLOCK = 64 * 1024
@@ -34,7 +34,7 @@ async def send(sessions: Sessions, script: str, content: bytes, progress: Progre
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(None) as limit, sessions.open() as process:
-            framed = Framed(process, sessions.pace)
+            framed = FramedScript(process, sessions.pace)
             await framed.begin(script, sessions.login_shell_seconds)
             limit.reschedule(loop.time() + 2 * NO_PROGRESS_SECONDS)  # it may wait for who sends the same
             writing: asyncio.Task[None] | None = None

@@ -8,13 +8,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from controller_and_agent import Member
 from hypothesis import settings
-from member import Member
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.images import ensure_sample_image
 from moorage_lab.programs.pids import Pid
 from moorage_lab.programs.postgres import PrivatePostgres
-from stack import IMAGE, Stack
+from running_stack import IMAGE, Stack
 
 # The same examples each time: a change is judged by itself; `pytest --hypothesis-profile=search` looks further.
 settings.register_profile("same", derandomize=True)

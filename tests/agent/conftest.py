@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from lone_agent import Caller, Desk, LoneAgent
 from moorage_lab.programs.engine import PrivateEngine
-from stack import IMAGE
+from running_stack import IMAGE
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from lone_agent import DOWN, UP, Caller, LoneAgent, code_of, compose, entries
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.programs.engine import PrivateEngine
-from stack import IMAGE, SLEEPER
+from running_stack import IMAGE, SLEEPER
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.images import ensure_sample_image
 from moorage_lab.programs.processes import installed
 from moorage_lab.waiting import eventually_async
-from stack import NEVER_HEALTHY, SLEEPER
+from running_stack import NEVER_HEALTHY, SLEEPER
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from moorage_agent.docker.engine import Engine, EventStream
 from moorage_agent.docker.observer import Observer
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.waiting import eventually_async
-from stack import IMAGE
+from running_stack import IMAGE
 
 _SLEEP = "init: true, stop_grace_period: 0s, command: sleep 1000"
 _LATE = "looked-at-late-1"

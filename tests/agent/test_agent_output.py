@@ -15,7 +15,7 @@ from lone_agent import DOWN, UP, Caller, Desk, LoneAgent, code_of
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed
 from moorage_lab.waiting import eventually_async
-from stack import IMAGE, SLEEPER
+from running_stack import IMAGE, SLEEPER
 
 _LINES = 20_000
 _SECRET = "s3cr3t-of-the-agent"  # noqa: S105 - looked for where it must not be

@@ -11,7 +11,7 @@ from lone_agent import DOWN, UP, Caller, LoneAgent, entries
 from moorage_common.compose.output import error_sentence
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed
-from stack import IMAGE
+from running_stack import IMAGE
 
 _SLEEP = "init: true, stop_grace_period: 0s, command: sleep 1000"
 _TWO = f"services:\n  stuck: {{image: '{IMAGE}', {_SLEEP}}}\n  other: {{image: '{IMAGE}', {_SLEEP}}}\n"

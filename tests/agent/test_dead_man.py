@@ -21,7 +21,7 @@ from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.hosts.hung_mount import HungMount
 from moorage_lab.programs.processes import installed
 from moorage_lab.waiting import eventually_async
-from stack import DEAF, NEVER_HEALTHY, SLEEPER
+from running_stack import DEAF, NEVER_HEALTHY, SLEEPER
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from moorage_common.compose.rules import Rules
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed
-from stack import IMAGE, SLEEPER
+from running_stack import IMAGE, SLEEPER
 
 EXTRA = f"  extra: {{image: '{IMAGE}', init: true, stop_grace_period: 0s, command: sleep 1000, profiles: [x]}}\n"
 

@@ -26,7 +26,7 @@ from moorage_common.docker.containers import Container
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.images import ensure_sample_image
 from moorage_lab.programs.processes import installed
-from stack import IMAGE, SLEEPER
+from running_stack import IMAGE, SLEEPER
 
 
 class Told:

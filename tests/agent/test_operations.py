@@ -9,7 +9,7 @@ import pytest
 from lone_agent import DOWN, RESTART, UP, Caller, LoneAgent, code_of, entries
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.waiting import eventually_async
-from stack import IMAGE, SLEEPER
+from running_stack import IMAGE, SLEEPER
 
 SLOW = f"""\
 services:

@@ -30,7 +30,7 @@ from moorage_common.tls import x509
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed, plain_environment
 from moorage_lab.waiting import eventually, eventually_async
-from stack import IMAGE, NEVER_HEALTHY, SLEEPER
+from running_stack import IMAGE, NEVER_HEALTHY, SLEEPER
 
 STUBBORN = """\
 #!/bin/sh

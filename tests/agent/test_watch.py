@@ -10,7 +10,7 @@ import docker
 import pytest
 from lone_agent import UP, Caller, LoneAgent
 from moorage_common.rpc.v1 import agent_pb2 as pb
-from stack import IMAGE, SLEEPER
+from running_stack import IMAGE, SLEEPER
 
 HEALTH = f"""\
 services:

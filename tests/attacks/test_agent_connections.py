@@ -16,7 +16,7 @@ from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_common.rpc.v1.agent_pb2_grpc import AgentStub
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.waiting import eventually
-from stack import IMAGE
+from running_stack import IMAGE
 
 MANY = 1200
 

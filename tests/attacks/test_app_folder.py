@@ -15,7 +15,7 @@ from moorage_common.compose.command import clean_environment
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed
-from stack import IMAGE, SLEEPER
+from running_stack import IMAGE, SLEEPER
 
 SECRET = "root:$6$not-for-you:20000:0:99999:7:::\n"  # noqa: S105 - what such a file looks like
 WEB = f"services:\n  web:\n    image: {IMAGE}\n    init: true\n    stop_grace_period: 0s\n    command: sleep 600\n"

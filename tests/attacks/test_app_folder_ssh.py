@@ -16,7 +16,7 @@ from moorage_controller.hosts.transport import EndKind, HostApp, HostRefusedErro
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
-from rigs import QUICK, SshDesk, remove_ssh_apps, ssh_app
+from transport_rigs import QUICK, SshDesk, remove_ssh_apps, ssh_app
 
 SECRET = "root:$6$not-for-you:20000:0:99999:7:::\n"  # noqa: S105 - what such a file looks like
 SUDO = "ALL=(root) NOPASSWD: /usr/local/bin/docker, /usr/bin/docker"

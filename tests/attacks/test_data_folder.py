@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attacked import attacked
+from attacked_controller import attacked
 from factories import make_settings
 from moorage_controller import settings as settings_module
 

@@ -16,8 +16,8 @@ from moorage_common.docker.app_identity import DIRECTORY_HANGS
 from moorage_controller.hosts.transport import AppObservation, End, HostApp, HostRefusedError, Snapshot, WatchItem
 from moorage_lab.hosts.hung_mount import HungMount
 from moorage_lab.waiting import eventually_async
-from stack import SLEEPER
-from ways import Way
+from real_transports import Way
+from running_stack import SLEEPER
 
 _HUNG = 12
 

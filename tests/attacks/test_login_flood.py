@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import aiohttp
-from attacked import REAL, attacked
+from attacked_controller import REAL, attacked
 from factories import ADMIN, PASSWORD, Api, Reply, World
 from moorage_lab.waiting import eventually_async
 

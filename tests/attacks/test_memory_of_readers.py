@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from attacked import attacked
+from attacked_controller import attacked
 from factories import World, add_app, app_row, make_settings, project_row, server_row
 from fakes import FakeClock, settle
 from moorage_controller.api.admin.events import show
@@ -20,7 +20,7 @@ from moorage_controller.store.database.database import Database
 from moorage_controller.store.database.migrate import migrate
 from moorage_controller.store.database.version import DatabaseVersion
 from moorage_controller.store.tables import apps, projects, servers
-from sse import listening
+from sse_reader import listening
 
 MIB = 1024 * 1024
 QUERIES = 60

@@ -19,8 +19,8 @@ from moorage_common.docker.states import Project
 from moorage_common.journal.types import Order
 from moorage_controller.hosts.transport import AppObservation, HostRefusedError, Snapshot
 from moorage_lab.waiting import eventually_async
-from stack import SLEEPER
-from ways import Way
+from real_transports import Way
+from running_stack import SLEEPER
 
 _DEEP = f"x-a: {'[' * 1100}{']' * 1100}\n{SLEEPER}"
 _MANY = "services:\n" + "".join(f"  {'s' * 60}{n}: {{image: x}}\n" for n in range(400))

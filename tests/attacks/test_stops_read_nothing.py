@@ -20,8 +20,8 @@ from moorage_common.docker.states import ContainerState, Project
 from moorage_controller.hosts.transport import EndKind
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed, plain_environment
-from stack import IMAGE, SLEEPER
-from ways import Way
+from real_transports import Way
+from running_stack import IMAGE, SLEEPER
 
 _SLEEP = "init: true, stop_grace_period: 0s, command: sleep 1000"
 _ORDERLY = f"""\

@@ -12,11 +12,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from attacked import attacked
+from attacked_controller import attacked
 from factories import World
 from moorage_cli import clean
 from moorage_lab.programs.processes import installed, plain_environment
-from terminal import Terminal
+from pseudo_terminal import Terminal
 
 CLIPBOARD = "\x1b]52;c;cm0gLXJmIH4=\x07"
 EVIL = (

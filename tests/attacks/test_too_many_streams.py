@@ -7,13 +7,13 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from attacked import attacked
+from attacked_controller import attacked
 from factories import Api, World
 from fakes import FakeHost
 from moorage_controller.auth import stream_shares
 from moorage_controller.auth.stream_shares import Kind
 from moorage_lab.waiting import eventually_async
-from sse import listening
+from sse_reader import listening
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
-from rigs import remove_ssh_apps
+from transport_rigs import remove_ssh_apps
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from benchmark_figures import tell
 from factories import World, add_users, app_row, make_settings, project_row, server_row
 from fakes import FakeHost
-from figures import tell
 from moorage_common.clock import SystemClock
 from moorage_common.docker.states import OperationKind
 from moorage_controller.database import open_database

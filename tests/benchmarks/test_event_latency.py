@@ -8,11 +8,11 @@ from contextlib import closing
 import aiohttp
 import docker
 import pytest
+from benchmark_figures import make_ssh_app, tell
 from factories import Api
-from figures import make_ssh_app, tell
 from moorage_lab.programs.sshd import PrivateSshd
-from sse import Listener, listening
-from stack import SLEEPER, Stack
+from running_stack import SLEEPER, Stack
+from sse_reader import Listener, listening
 
 _ROUNDS = 100
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from benchmark_figures import tell
 from factories import app_row, project_row, server_row
 from fakes import FakeClock
-from figures import tell
 from moorage_controller.store.database.database import Database, sqlite_url
 from moorage_controller.store.database.migrate import migrate
 from moorage_controller.store.tables import apps, projects, servers

@@ -4,10 +4,10 @@ import asyncio
 import statistics
 import time
 
-from figures import make_ssh_app, tell
+from benchmark_figures import make_ssh_app, tell
 from moorage_lab.programs.sshd import PrivateSshd
-from rigs import SshDesk
-from stack import SLEEPER, Stack
+from running_stack import SLEEPER, Stack
+from transport_rigs import SshDesk
 
 _ROUNDS = 7
 

@@ -4,8 +4,8 @@ import statistics
 import time
 from collections.abc import Callable
 
-from figures import tell
-from stack import SLEEPER, Stack
+from benchmark_figures import tell
+from running_stack import SLEEPER, Stack
 
 _ROUNDS = 7
 

@@ -10,8 +10,8 @@ from moorage_controller.hosts.pools import AgentChannels
 from moorage_controller.pki.identity import ControllerIdentity
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
-from rigs import AgentRig, FakeRig, Rig, SshDesk, SshRig, remove_ssh_apps
-from stack import IMAGE
+from running_stack import IMAGE
+from transport_rigs import AgentRig, FakeRig, Rig, SshDesk, SshRig, remove_ssh_apps
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from moorage_controller.hosts.transport import (
     WatchItem,
 )
 from moorage_lab.waiting import eventually_async
-from rigs import SAYS, Rig
+from transport_rigs import SAYS, Rig
 
 PATIENCE = 30.0
 ALL = LogsWanted()

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import pytest
 import structlog
-from copies import Copies
+from database_copies import Copies
 from factories import World, add_users, make_settings
 from fakes import FakeClock, FakeHost, settle
 from moorage_common import logging

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
-from copies import Copies
+from database_copies import Copies
 from factories import PATH, World
 from fakes import FakeHost, settle
 from moorage_controller.errors import DatabaseUnavailableError

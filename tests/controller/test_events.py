@@ -14,7 +14,7 @@ from moorage_controller.services.events import feed as feeds
 from moorage_controller.services.events.feed import ChangeEvent, Feed, StreamOpened
 from moorage_controller.store.database.database import Database
 from moorage_controller.store.tables import apps, changes, servers
-from sse import Event, Listener, listening
+from sse_reader import Event, Listener, listening
 
 
 async def ready(stream: Listener) -> Event:

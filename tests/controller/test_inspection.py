@@ -4,7 +4,7 @@ import pytest
 from factories import PATH, World
 from fakes import FakeHost, settle
 from moorage_common.docker.states import OperationKind
-from sse import listening
+from sse_reader import listening
 
 SQLITE_ONLY = "What a host is asked for and shown hangs on no database."
 

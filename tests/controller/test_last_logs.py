@@ -16,7 +16,7 @@ from moorage_controller.store.schema import last_logs
 from moorage_controller.store.tables import last_logs as store
 from moorage_controller.store.tables.last_logs import ServiceLog
 from sqlalchemy import func, select
-from sse import listening
+from sse_reader import listening
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from moorage_controller.store.database.database import Database
 from moorage_controller.store.tables import output
 from moorage_controller.store.tables.output import Piece
 from moorage_lab.waiting import eventually_async
-from sse import listening
+from sse_reader import listening
 
 STARTED = b'{"id":"Container shop-web-1","status":"Done","text":"Started"}\n'
 

@@ -8,14 +8,14 @@ from uuid import UUID
 
 import hypothesis
 import pytest
-from copies import Copies
+from database_copies import Copies
 from factories import Reply
 from fakes import Plan, Refusal
 from hypothesis import HealthCheck, note
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 from moorage_common.docker.states import OperationKind, judge, observed_status
-from walk import END, PATHS, Walk
+from random_walk import END, PATHS, Walk
 
 SQLITE_ONLY = "what is tested is the order of things, which is the same on both"
 LONGEST_SECONDS = 600

@@ -13,7 +13,7 @@ from moorage_common.docker.states import OperationKind
 from moorage_controller.services.runs import clock_jumps as timekeeper
 from moorage_controller.settings import Settings
 from moorage_lab.waiting import eventually_async
-from sse import Listener, listening
+from sse_reader import Listener, listening
 
 NOW = int(EPOCH.timestamp() * 1000)
 MINUTE = 60_000

@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 import schemathesis
-from copies import Copies
+from database_copies import Copies
 from factories import PASSWORD, World
 from hypothesis import HealthCheck, Phase
 from moorage_controller.api.routes import ROUTES

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from fleet_desk import OLD, Desk
+from fleet_controller import OLD, Desk
 from moorage_lab.hosts.host import Fleet
 from moorage_lab.programs.engine import PrivateEngine
 

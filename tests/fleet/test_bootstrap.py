@@ -4,10 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 import pytest
-from fleet_desk import BROKEN, OLD, Desk, files_of
+from fleet_controller import BROKEN, OLD, Desk, files_of
 from moorage_lab.hosts.host import Fleet, Host
 from moorage_lab.waiting import eventually
-from stack import SLEEPER, SLOW
+from running_stack import SLEEPER, SLOW
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from certificate_issuer import Issuer
 from docker.models.containers import Container
-from issuer import Issuer
 from moorage_common.tls.join_token import JoinToken
 from moorage_lab.hosts.network import listens
 from moorage_lab.hosts.old_system import ensure_old_image

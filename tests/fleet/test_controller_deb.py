@@ -7,12 +7,12 @@ from pathlib import Path
 
 import moorage_migrations
 import pytest
-from fleet_desk import OLD, files_of
+from fleet_controller import OLD, files_of
 from moorage_lab.api import Api
 from moorage_lab.hosts.host import Fleet, Host, HostError
 from moorage_lab.waiting import eventually
+from running_stack import SLEEPER
 from sqlalchemy import create_engine
-from stack import SLEEPER
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_desk import OLD, files_of
-from issuer import Issuer
+from certificate_issuer import Issuer
+from fleet_controller import OLD, files_of
 from lone_agent import DOWN, UP
 from moorage_lab.hosts.host import Fleet, Host, HostError
-from stack import SLOW
+from running_stack import SLOW
 
 pytestmark = pytest.mark.timeout(600)
 

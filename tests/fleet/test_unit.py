@@ -1,10 +1,10 @@
 """The agent as a systemd service: operations outlive it, a hang ends it, and a reboot brings it back."""
 
 import pytest
-from fleet_desk import Desk
+from fleet_controller import Desk
 from moorage_lab.hosts.host import Fleet, Host
 from moorage_lab.waiting import eventually
-from stack import IMAGE, SLOW
+from running_stack import IMAGE, SLOW
 
 pytestmark = pytest.mark.timeout(600)
 

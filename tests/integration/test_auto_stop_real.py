@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import pytest
+from controller_and_agent import Member
 from full_disks import covered
-from member import Member
 from moorage_lab.waiting import eventually, eventually_async
-from stack import DEAF, IMAGE, SLEEPER, Stack
+from running_stack import DEAF, IMAGE, SLEEPER, Stack
 
 
 async def test_an_app_is_stopped_at_its_deadline_and_not_before(member: Member) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moorage_lab.programs.controller import ADMIN, ControllerProcess
 from moorage_lab.programs.processes import installed, plain_environment
-from stack import SLEEPER, Stack
+from running_stack import SLEEPER, Stack
 
 
 def run(verb: str, file: Path, folder: Path, environment: Mapping[str, str]) -> str:

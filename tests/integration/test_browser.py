@@ -8,7 +8,7 @@ from dashboard import Dashboard, chromium, served
 from moorage_lab.programs.controller import ADMIN
 from moorage_lab.programs.engine import PrivateEngine
 from playwright.sync_api import Browser, Page, expect
-from stack import SLEEPER, Stack
+from running_stack import SLEEPER, Stack
 
 
 @pytest.fixture(scope="module")

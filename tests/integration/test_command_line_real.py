@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from moorage_lab.programs.controller import ADMIN
 from moorage_lab.programs.processes import installed, plain_environment
-from stack import IMAGE, SLOW, Stack
-from terminal import Terminal
+from pseudo_terminal import Terminal
+from running_stack import IMAGE, SLOW, Stack
 
 HELD = SLOW.replace("sleep 10; touch /ready; ", "").replace("retries: 60", "retries: 600")
 """Its start goes on until somebody makes /ready in db."""

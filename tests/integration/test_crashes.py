@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from moorage_lab.waiting import eventually
-from stack import SLOW, Stack, progress
+from running_stack import SLOW, Stack, progress
 
 _WHOLE = {f"Container {{0}}-{service}-1 {step}" for service in ("db", "web") for step in ("Created", "Started")}
 

@@ -8,8 +8,8 @@ import pytest
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
-from rigs import remove_ssh_apps
-from stack import SLEEPER, Stack
+from running_stack import SLEEPER, Stack
+from transport_rigs import remove_ssh_apps
 
 
 @dataclass(frozen=True)

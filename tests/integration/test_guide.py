@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from moorage_lab.api import Api
-from stack import SLEEPER, Stack
+from running_stack import SLEEPER, Stack
 
 Check = Callable[[object], bool]
 Shape = Mapping[str, "Check | Shape"]

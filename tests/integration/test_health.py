@@ -14,8 +14,8 @@ from moorage_lab.hosts.network import free_port
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
-from rigs import remove_ssh_apps
-from stack import IMAGE, Stack
+from running_stack import IMAGE, Stack
+from transport_rigs import remove_ssh_apps
 
 SERVICE = f"image: '{IMAGE}', stop_grace_period: 0s"
 SLEEPER = f"{{{SERVICE}, init: true, command: sleep 1000}}"

@@ -4,7 +4,7 @@ import time
 
 from full_disks import covered
 from moorage_lab.waiting import eventually
-from stack import SLEEPER, Stack
+from running_stack import SLEEPER, Stack
 
 
 def test_an_unreachable_agent_is_told_at_once(stack: Stack) -> None:

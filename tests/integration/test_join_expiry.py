@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from member import Member
+from controller_and_agent import Member
 
 
 async def test_a_join_token_expires_after_an_hour(member: Member) -> None:

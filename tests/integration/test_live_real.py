@@ -15,8 +15,8 @@ from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.postgres import PrivatePostgres
 from moorage_lab.programs.processes import installed
 from moorage_lab.waiting import eventually_async
-from sse import Listener, listening
-from stack import IMAGE, SLEEPER, SLOW, Stack
+from running_stack import IMAGE, SLEEPER, SLOW, Stack
+from sse_reader import Listener, listening
 
 LINES = 20_000
 READERS = 12

@@ -21,7 +21,7 @@ from moorage_lab.programs.agent import AgentProcess
 from moorage_lab.programs.controller import ControllerProcess
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.waiting import eventually
-from stack import IMAGE, Stack
+from running_stack import IMAGE, Stack
 
 NAMES = ("one", "two")
 END = {"succeeded", "failed", "cancelled", "interrupted"}

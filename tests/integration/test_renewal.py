@@ -6,10 +6,10 @@ A real agent's clock can't be moved, so the controller begins in the past and co
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from member import Member
+from controller_and_agent import Member
 from moorage_common.tls import x509
 from moorage_lab.waiting import eventually_async
-from stack import SLEEPER
+from running_stack import SLEEPER
 
 DAY = 24 * 3600
 

@@ -12,8 +12,8 @@ from moorage_lab.programs.controller import ControllerProcess
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
-from rigs import remove_ssh_apps, ssh_app
-from stack import SLEEPER, SLOW
+from running_stack import SLEEPER, SLOW
+from transport_rigs import remove_ssh_apps, ssh_app
 
 
 class SshStack:

@@ -5,7 +5,7 @@ import time
 from contextlib import closing
 
 import docker
-from stack import IMAGE, SLEEPER, Stack
+from running_stack import IMAGE, SLEEPER, Stack
 
 BASE = f"image: {IMAGE}\n    init: true\n    stop_grace_period: 0s"
 PAIR = f"services:\n  web:\n    {BASE}\n    command: sleep 1000\n  db:\n    {BASE}\n    command: sleep 1000\n"

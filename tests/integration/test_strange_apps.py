@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from stack import IMAGE, SLEEPER, Stack
+from running_stack import IMAGE, SLEEPER, Stack
 
 
 def _start(stack: Stack, app_id: str) -> None:

@@ -16,7 +16,7 @@ from moorage_controller.pki.authority import Authority
 from moorage_lab.api import Api
 from moorage_lab.programs.agent import AgentProcess
 from moorage_lab.waiting import eventually
-from stack import SLEEPER, Stack
+from running_stack import SLEEPER, Stack
 
 
 def _agent_name(agent: AgentProcess) -> str:

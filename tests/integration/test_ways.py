@@ -11,8 +11,8 @@ import pytest
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
-from rigs import remove_ssh_apps
-from stack import IMAGE, SLEEPER, SLOW, Stack
+from running_stack import IMAGE, SLEEPER, SLOW, Stack
+from transport_rigs import remove_ssh_apps
 
 _ASYNC = {"Prefer": "respond-async"}
 

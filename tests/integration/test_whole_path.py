@@ -4,7 +4,7 @@ import json
 import time
 
 import docker
-from stack import IMAGE, SLEEPER, Stack
+from running_stack import IMAGE, SLEEPER, Stack
 
 
 def test_an_app_is_started_shown_and_stopped(stack: Stack) -> None:

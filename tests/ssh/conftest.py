@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
-from rigs import SshDesk, remove_ssh_apps
+from transport_rigs import SshDesk, remove_ssh_apps
 
 SHELLS = ("dash", "bash", "fish", "tcsh", "ash")
 """The login shells: all of them run the very same journal."""

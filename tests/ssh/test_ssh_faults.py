@@ -30,7 +30,7 @@ from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.pids import Pid
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually, eventually_async
-from rigs import FEW_SECONDS, QUICK, SLOW, SshDesk, ssh_app
+from transport_rigs import FEW_SECONDS, QUICK, SLOW, SshDesk, ssh_app
 
 StartSshd = Callable[..., PrivateSshd]
 

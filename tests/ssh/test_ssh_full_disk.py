@@ -13,7 +13,7 @@ from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import CancelOutcome, EndKind, HostRefusedError, Snapshot
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
-from rigs import SLOW, SshDesk, remove_ssh_apps, ssh_app
+from transport_rigs import SLOW, SshDesk, remove_ssh_apps, ssh_app
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed
 from moorage_lab.programs.sshd import LabUser, PrivateDropbear, PrivateSshd
 from moorage_lab.waiting import eventually_async
-from rigs import SshDesk, remove_ssh_apps, ssh_app
+from transport_rigs import SshDesk, remove_ssh_apps, ssh_app
 
 from .disks import small_disk
 

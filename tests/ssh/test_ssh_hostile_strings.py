@@ -11,7 +11,7 @@ from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import End, EndKind, HostApp, HostRefusedError, Order
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
-from rigs import SLOW, SshDesk, remove_ssh_apps, ssh_app
+from transport_rigs import SLOW, SshDesk, remove_ssh_apps, ssh_app
 
 from .conftest import SHELLS
 

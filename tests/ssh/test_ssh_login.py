@@ -17,7 +17,7 @@ from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.signals import DurationSample
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
 from moorage_lab.waiting import eventually
-from rigs import SshDesk
+from transport_rigs import SshDesk
 
 StartSshd = Callable[..., PrivateSshd]
 

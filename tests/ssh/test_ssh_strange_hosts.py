@@ -28,7 +28,7 @@ from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed
 from moorage_lab.programs.sshd import PrivateSshd
 from moorage_lab.waiting import eventually_async
-from rigs import QUICK, SLOW, SshDesk, ssh_app
+from transport_rigs import QUICK, SLOW, SshDesk, ssh_app
 
 from .conftest import SHELLS
 from .disks import fill, small_disk

@@ -12,7 +12,7 @@ from moorage_controller.hosts.ssh.session.host_session import HostSession
 from moorage_controller.hosts.ssh.session.upload import UploadFailedError
 from moorage_controller.hosts.transport import ContactLostError
 from moorage_lab.programs.sshd import PrivateSshd
-from rigs import SshDesk
+from transport_rigs import SshDesk
 
 from .disks import small_disk
 

@@ -17,7 +17,7 @@ import asyncpg.connection
 import asyncpg.prepared_stmt
 import asyncpg.transaction
 from fake_host import FakeHost
-from fake_parts import FakeApp, FakeRun, Plan, Refusal
+from fake_host_parts import FakeApp, FakeRun, Plan, Refusal
 from moorage_common.docker.logs import LogLine, LogsWanted
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.transport import (

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from uuid import UUID, uuid4
 
-from fake_parts import Change, FakeApp, FakeRun, Plan, Refusal
+from fake_host_parts import Change, FakeApp, FakeRun, Plan, Refusal
 from moorage_common.docker.logs import LogLine, LogsWanted
 from moorage_common.docker.states import ContainerState, OperationKind, Project
 from moorage_controller.hosts.transport import (

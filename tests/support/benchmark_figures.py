@@ -2,7 +2,7 @@
 
 from moorage_lab.programs.sshd import PrivateSshd
 from moorage_lab.waiting import eventually
-from stack import SLEEPER, Stack
+from running_stack import SLEEPER, Stack
 
 
 def tell(figure: str) -> None:

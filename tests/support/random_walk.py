@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from copies import Copies
+from database_copies import Copies
 from factories import Api, World
 from fakes import FakeHost, settle
 from hypothesis.stateful import RuleBasedStateMachine

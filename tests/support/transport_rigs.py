@@ -18,7 +18,7 @@ from moorage_controller.hosts.transport import HostTransport
 from moorage_lab.hosts.network import free_port
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.sshd import PrivateSshd
-from stack import IMAGE
+from running_stack import IMAGE
 
 QUICK = f"""\
 services:

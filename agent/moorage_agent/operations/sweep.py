@@ -1,7 +1,7 @@
 """The last step of a stop: whatever still bears the app's labels goes, and then it looks.
 
-Run as a program of its own inside the stop's operation (`python -I -m moorage_agent.operations.sweep`), so that it happens even
-if the agent is killed meanwhile, and so that its exit code is the stop's: 0 only when nothing of the app is left.
+Run as a program of its own inside the stop's operation (`python -I -m moorage_agent.operations.sweep`): it happens even
+if the agent is killed meanwhile, and its exit code is the stop's, 0 only when nothing of the app is left.
 Prints what it does as Compose does, a JSON object a line.
 """
 

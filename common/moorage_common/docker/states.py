@@ -55,7 +55,7 @@ class Project:
 class ContainerState:
     """One container as the Engine shows it; `state` and `health` are the Engine's own words.
 
-    `restarts` is how often its restart policy has started it again; `is_restart_looping` as `is_restart_looping` below says.
+    `restarts` is how often its restart policy has started it again; `is_restart_looping`: see the function.
     `restart_policy` is the Engine's word too, empty where it isn't known.
     """
 

@@ -1,5 +1,6 @@
 """The repository itself: what is generated is fresh, versions agree, and nothing in it belongs elsewhere."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -165,3 +166,89 @@ def test_the_guide_names_every_route_and_error_code() -> None:
     codes = {code for details in DETAILS.values() for listed in details.errors.values() for code in listed}
     assert [route for route in routes if not re.search(rf"{re.escape(route)}(?![\w/{{-])", guide)] == []
     assert sorted(code for code in codes if f"`{code}`" not in guide) == []
+
+
+_MOST_MODULES, _MOST_FUNCTION, _MOST_TEST_NAME = 15, 50, 70
+_RETIRED = (
+    "Timekeeper", "RunEnds", "AgentFirst", "ChosenHosts", "DeadMan", "Outputs", "TakeOver", "Talk",
+    "Transcript", "Turns", "Urgency", "tell_first", "tell_later", "to_its_end", "others_saw_no_jump", "drive_by",
+    "_LOOK_SECONDS", "_AT_ONCE", "_note_way", "_why_buried", "_outnumber", "_take_back", "_what_happened", "UNKEYED",
+)  # fmt: skip
+"""Names that only their inventors understood."""
+_ROOMS = re.compile(r"^\| (?:\(the top\)|`([^`]+)/`) \| [^|]+ \| ([^|]+) \|$", re.MULTILINE)
+_DISTRIBUTIONS = {"common": "moorage_common", "controller": "moorage_controller", "agent": "moorage_agent",
+                  "cli": "moorage_cli", "lab": "moorage_lab"}  # fmt: skip
+
+
+def _modules() -> dict[Path, list[Path]]:
+    """Return the product's modules by their folder, generated ones left out."""
+    found: dict[Path, list[Path]] = {}
+    for path in _tracked():
+        relative = path.relative_to(ROOT)
+        if relative.parts[0] in _DISTRIBUTIONS and path.suffix == ".py" and _GENERATED.name not in path.parts:
+            found.setdefault(relative.parent, []).append(path)
+    return found
+
+
+def test_folder_of_the_product_has_few_modules() -> None:
+    crowded = {
+        str(folder): len(modules)
+        for folder, modules in _modules().items()
+        if len([module for module in modules if module.name != "__init__.py"]) > _MOST_MODULES
+    }
+    assert crowded == {}
+
+
+def test_function_is_short() -> None:
+    long = {
+        f"{path.relative_to(ROOT)}: {node.name}": node.end_lineno - node.lineno + 1
+        for modules in _modules().values()
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= _MOST_FUNCTION
+    }
+    assert long == {}
+
+
+def test_name_of_a_test_is_short() -> None:
+    long = [
+        node.name
+        for path in _tracked()
+        if path.suffix == ".py" and "tests" in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
+        and len(node.name) > _MOST_TEST_NAME
+    ]
+    assert long == []
+
+
+def test_retired_name_does_not_come_back() -> None:
+    words = re.compile(rf"\b(?:{'|'.join(_RETIRED)})\b")
+    found = {
+        str(path.relative_to(ROOT)): sorted(set(words.findall(path.read_text())))
+        for modules in _modules().values()
+        for path in modules
+        if words.search(path.read_text())
+    }
+    assert found == {}
+
+
+def test_map_of_the_code_names_every_module_and_no_other() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    for folder, package in _DISTRIBUTIONS.items():
+        _, _, section = page.partition(f"### `{folder}/{package}`\n")
+        section = section.partition("\n### ")[0]
+        drawn = {
+            Path(folder, package, room): set(re.findall(r"`([^`]+\.py)`", names))
+            for room, names in _ROOMS.findall(section)
+        }
+        drawn.pop(Path(folder, package, "rpc"), None) if package == "moorage_common" else None
+        there = {
+            place: {module.name for module in modules if module.name != "__init__.py"}
+            for place, modules in _modules().items()
+            if place.parts[0] == folder and (package != "moorage_common" or place.name != "rpc")
+        }
+        assert drawn == there

@@ -3,6 +3,7 @@
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -80,6 +81,46 @@ from moorage_controller.store.tables.operations import AGENT_KINDS
 _SHUTDOWN_SECONDS = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """The parts that all others use."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    keyring: Keyring
+    authority: Authority
+    signals: Signals
+    metrics: Metrics
+    channels: AgentChannels
+    credentials: Credentials
+    pool: SshPool
+    hosts: Hosts
+    limits: OperationLimits
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The parts that run operations and keep deadlines."""
+
+    observations: Observations
+    checks: Checks
+    leases: Leases
+    operations: Operations
+    clock_jumps: ClockJumpGuard
+    deadlines: DeadlineSync
+    enrollments: Enrollments
+
+
+@dataclass(frozen=True, slots=True)
+class _Accounts:
+    """The parts that authenticate users."""
+
+    users: Users
+    accounts: Accounts
+    tokens: ApiTokens
+
+
 class Controller:
     """A controller from `async with` to its end. Raises StartupError or DatabaseUnavailableError where it can't start.
 
@@ -120,6 +161,28 @@ class Controller:
         await self._stack.aclose()
 
     async def _start(self) -> None:
+        base = await self._open_base()
+        work = self._open_operations(base)
+        accounts = await self._open_accounts(base)
+        feed = Feed(base.database, events.show)
+        await feed.open()
+        loops = self._loops(base, work, feed)
+        services = _services(base, work, accounts, feed, loops)
+        base.metrics.scrape(
+            Parts(
+                feed,
+                work.leases,
+                lambda: self._expiries(base.authority),
+                lambda: {loop.name: loop.alive for loop in loops},
+            )
+        )
+        await self._begin(work.operations, loops)
+        version = DatabaseVersion(base.database)
+        await version.open()
+        self._stack.push_async_callback(version.close)
+        await self._listen(middleware.build(services, HttpEdge(base.settings.origins, base.settings.proxies, version)))
+
+    async def _open_base(self) -> _Base:
         settings, clock = self._settings, self._clock
         settings_module.prepare_data_dir(settings)
         self._stack.callback(lock(settings))
@@ -141,12 +204,26 @@ class Controller:
         )
         pool.tried.connect(metrics.meters.ssh_connect)
         self._stack.push_async_callback(pool.close)
-        hosts = self._make_hosts(channels, pool)
-        limits = _limits(settings)
-        observations = Observations(database, signals, limits.runs)
-        checks = Checks(
-            database, hosts, observations, signals, clock, seconds=settings.ssh_login_shell_seconds + LOGIN_SECONDS
+        return _Base(
+            settings=settings,
+            clock=clock,
+            database=database,
+            keyring=keyring,
+            authority=authority,
+            signals=signals,
+            metrics=metrics,
+            channels=channels,
+            credentials=credentials,
+            pool=pool,
+            hosts=self._make_hosts(channels, pool),
+            limits=_limits(settings),
         )
+
+    def _open_operations(self, base: _Base) -> _Work:
+        database, hosts, signals, clock = base.database, base.hosts, base.signals, base.clock
+        observations = Observations(database, signals, base.limits.runs)
+        seconds = base.settings.ssh_login_shell_seconds + LOGIN_SECONDS
+        checks = Checks(database, hosts, observations, signals, clock, seconds=seconds)
         self._stack.push_async_callback(checks.close)
         leases = Leases(database)
         self._stack.push_async_callback(leases.unregister)
@@ -157,66 +234,41 @@ class Controller:
             signals,
             clock,
             leases,
-            limits=limits,
-            queue=_queue(settings),
+            limits=base.limits,
+            queue=_queue(base.settings),
         )
-        timekeeper = ClockJumpGuard(database, clock, leases)
-        deadlines = DeadlineSync(database, hosts, timekeeper, signals, clock)
-        apps = Apps(database, operations, deadlines, Directories(database, hosts), signals, limits.runs)
+        clock_jumps = ClockJumpGuard(database, clock, leases)
+        deadlines = DeadlineSync(database, hosts, clock_jumps, signals, clock)
         self._stack.push_async_callback(deadlines.close)
-        ends = RunExpiry(database, operations, limits.runs)
-        watcher = HostWatcher(database, hosts, observations, operations, deadlines, signals, clock)
-        api_tokens = ApiTokens(database)
+        enrollments = Enrollments(database, base.keyring, base.authority, signals)
+        bundle, url = base.settings.moorage_agent_bundle, base.settings.base_url
+        bootstrap = Bootstrap(database, enrollments, base.pool, base.channels, signals, clock, bundle, url)
+        operations.register_runner(AGENT_KINDS, bootstrap.run)
+        return _Work(observations, checks, leases, operations, clock_jumps, deadlines, enrollments)
+
+    async def _open_accounts(self, base: _Base) -> _Accounts:
+        settings, tokens = base.settings, ApiTokens(base.database)
         passwords = await self._stack.enter_async_context(aclosing(Passwords()))
-        users = Users(database, settings_module.secret(settings, "jwt_secret"), api_tokens, passwords)
+        users = Users(base.database, settings_module.secret(settings, "jwt_secret"), tokens, passwords)
         self.first_password = await users.ensure_first_admin(settings.admin_username, settings.admin_password)
-        feed = Feed(database, events.show)
-        await feed.open()
-        loops = (
+        return _Accounts(users, Accounts(base.database, passwords), tokens)
+
+    @staticmethod
+    def _loops(base: _Base, work: _Work, feed: Feed) -> Sequence[Loop]:
+        database, signals, clock = base.database, base.signals, base.clock
+        watcher = HostWatcher(database, base.hosts, work.observations, work.operations, work.deadlines, signals, clock)
+        renewal = CertificateRenewal(Renewals(database, base.authority, base.channels), clock)
+        expiry = RunExpiry(database, work.operations, base.limits.runs)
+        loops = [
             Loop("feed", feed.run, clock),
             Loop("host-watcher", watcher.run, clock),
-            Loop("certificates", CertificateRenewal(Renewals(database, authority, channels), clock).run, clock),
-            Loop("retention", _retention(database, settings, clock).run, clock),
-            Loop("auto-stop", AutoStop(ends, timekeeper, signals, clock).run, clock),
-            *([Loop("take-over", OrphanRecovery(operations, timekeeper).run, clock)] if database.is_shared else []),
-        )
-        enrollments = Enrollments(database, keyring, authority, signals)
-        bundle, url = settings.moorage_agent_bundle, settings.base_url
-        bootstrap = Bootstrap(database, enrollments, pool, channels, signals, clock, bundle, url)
-        operations.register_runner(AGENT_KINDS, bootstrap.run)
-        shares = StreamShares()
-        services = Services(
-            users=users,
-            servers=Servers(database, signals, credentials, checks),
-            checks=checks,
-            host_keys=HostKeys(database, hosts, signals),
-            projects=Projects(database, signals),
-            apps=apps,
-            extensions=Extensions(database, deadlines, timekeeper, signals, limits.runs),
-            operations=operations,
-            outputs=OutputReader(database, signals, clock),
-            feed=feed,
-            inspection=Inspection(database, hosts, shares),
-            enrollments=enrollments,
-            agents=Agents(database, operations),
-            audit_log=AuditLog(database),
-            health=Health(database, lambda: [loop.name for loop in loops if not loop.alive]),
-            metrics=metrics,
-            base_url=settings.base_url,
-            accounts=Accounts(database, passwords),
-            api_tokens=api_tokens,
-            fingerprints=keyring.fingerprints,
-            rate_limits=budgets(settings.rate_limit_per_minute, clock),
-            stream_shares=shares,
-        )
-        metrics.scrape(
-            Parts(feed, leases, lambda: self._expiries(authority), lambda: {loop.name: loop.alive for loop in loops})
-        )
-        await self._begin(operations, loops)
-        revisions = DatabaseVersion(database)
-        await revisions.open()
-        self._stack.push_async_callback(revisions.close)
-        await self._listen(middleware.build(services, HttpEdge(settings.origins, settings.proxies, revisions)))
+            Loop("certificates", renewal.run, clock),
+            Loop("retention", _retention(database, base.settings, clock).run, clock),
+            Loop("auto-stop", AutoStop(expiry, work.clock_jumps, signals, clock).run, clock),
+        ]
+        if database.is_shared:
+            loops.append(Loop("take-over", OrphanRecovery(work.operations, work.clock_jumps).run, clock))
+        return loops
 
     async def _begin(self, operations: Operations, loops: Sequence[Loop]) -> None:
         # What was in flight comes first: auto-stop must not act on an app whose start is still unfinished.
@@ -266,6 +318,36 @@ class Controller:
         loop.start()
         self._stack.push_async_callback(loop.stop)
         return certificates.context
+
+
+def _services(base: _Base, work: _Work, accounts: _Accounts, feed: Feed, loops: Sequence[Loop]) -> Services:
+    database, hosts, signals, rules = base.database, base.hosts, base.signals, base.limits.runs
+    shares = StreamShares()
+    directories = Directories(database, hosts)
+    return Services(
+        users=accounts.users,
+        servers=Servers(database, signals, base.credentials, work.checks),
+        checks=work.checks,
+        host_keys=HostKeys(database, hosts, signals),
+        projects=Projects(database, signals),
+        apps=Apps(database, work.operations, work.deadlines, directories, signals, rules),
+        extensions=Extensions(database, work.deadlines, work.clock_jumps, signals, rules),
+        operations=work.operations,
+        outputs=OutputReader(database, signals, base.clock),
+        feed=feed,
+        inspection=Inspection(database, hosts, shares),
+        enrollments=work.enrollments,
+        agents=Agents(database, work.operations),
+        audit_log=AuditLog(database),
+        health=Health(database, lambda: [loop.name for loop in loops if not loop.alive]),
+        metrics=base.metrics,
+        base_url=base.settings.base_url,
+        accounts=accounts.accounts,
+        api_tokens=accounts.tokens,
+        fingerprints=base.keyring.fingerprints,
+        rate_limits=budgets(base.settings.rate_limit_per_minute, base.clock),
+        stream_shares=shares,
+    )
 
 
 def _limits(settings: Settings) -> OperationLimits:

@@ -1,6 +1,6 @@
 """The catalogue of what can go wrong for a caller: a class for the kind, a stable code, one sentence.
 
-The API maps the classes to HTTP (`api/problems.py`); nothing below it knows a status number.
+The API maps the classes to HTTP (`api/http/problems.py`); nothing below it knows a status number.
 """
 
 from moorage_common.untrusted import clean_code, clean_sentence

@@ -1,5 +1,5 @@
 # The records of one operation in POSIX sh (dash, busybox ash, bash), for whoever stands in its folder: see
-# journal_files.py. Precedes supervisor.sh and journal.sh.
+# files.py. Precedes supervisor.sh and journal.sh.
 
 mj_length() {
     if [ -f out ]; then echo $(($(wc -c <out))); else echo 0; fi

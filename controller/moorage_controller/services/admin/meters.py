@@ -49,6 +49,9 @@ class Meters:
             buckets=_FAST,
             registry=registry,
         )
+        self._measure_operations(registry)
+
+    def _measure_operations(self, registry: CollectorRegistry) -> None:
         self._operations = Counter(
             "moorage_operations", "Operations that ended.", ["kind", "result"], registry=registry
         )

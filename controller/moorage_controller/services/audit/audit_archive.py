@@ -18,7 +18,7 @@ from moorage_controller.store.tables.audit import AuditEntry
 
 log = structlog.get_logger(__name__)
 
-_AT_ONCE = 500
+_BATCH_SIZE = 500
 """In each transaction: nobody else is to wait long for his turn to write."""
 
 
@@ -56,7 +56,7 @@ class AuditArchive:
 
     async def _oldest(self, before: datetime) -> Sequence[AuditEntry]:
         async with self._database.read() as connection:
-            return await store.oldest(connection, before, _AT_ONCE)
+            return await store.oldest(connection, before, _BATCH_SIZE)
 
 
 def _append(file: Path, entries: Sequence[AuditEntry]) -> None:

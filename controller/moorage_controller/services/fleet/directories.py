@@ -18,7 +18,7 @@ from moorage_controller.store.tables import apps as store
 from moorage_controller.store.tables import servers as server_store
 from moorage_controller.store.tables.apps import App, Neighbour
 
-_LOOK_SECONDS = 2.0
+_REQUEST_SECONDS = 2.0
 
 GONE = "directory_missing"
 """What a host says of an app whose directory isn't there."""
@@ -69,7 +69,7 @@ class Directories:
         if server is None or server.status != "online":
             return None
         with suppress(HostUnreachableError, HostRefusedError, ContactLostError, TimeoutError):
-            async with asyncio.timeout(_LOOK_SECONDS):
+            async with asyncio.timeout(_REQUEST_SECONDS):
                 return await self._hosts.transport(server).look(app)
         return None
 

@@ -7,6 +7,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from moorage_common.files import write_atomic
+
 from moorage_agent.errors import SetupError
 
 DEFAULT_DATA_DIR = Path("/var/lib/moorage")
@@ -90,7 +92,7 @@ class Settings:
 
     def write_membership(self, membership: Membership) -> None:
         """Write down what enrolment brought."""
-        write_file(self.membership_file, json.dumps(asdict(membership), indent=2).encode() + b"\n", mode=0o644)
+        write_atomic(self.membership_file, json.dumps(asdict(membership), indent=2).encode() + b"\n", mode=0o644)
 
 
 def compose_binary() -> str:
@@ -105,16 +107,3 @@ def compose_binary() -> str:
             "There is no docker-compose beside the agent: install the agent again, or set MOORAGE_COMPOSE."
         )
     return found
-
-
-def write_file(path: Path, content: bytes, *, mode: int) -> None:
-    """Write a file so that there is either the old or the whole new one. Raises OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    part.replace(path)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 import structlog
+from moorage_common.files import write_atomic
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -303,7 +304,8 @@ def secret(settings: Settings, name: Literal["jwt_secret", "encryption_key"]) ->
     kept = kept_secret(settings, name)
     if kept is not None:
         return kept
-    _write_secret(settings.moorage_data_dir / name)
+    secret_text = f"{secrets.token_urlsafe(48)}\n"
+    write_atomic(settings.moorage_data_dir / name, secret_text.encode(), mode=0o600)
     return secret(settings, name)
 
 
@@ -317,13 +319,3 @@ def kept_secret(settings: Settings, name: Literal["jwt_secret", "encryption_key"
     if len(kept) < _MIN_SECRET:
         raise StartupError("damaged_secret", f"{path} is damaged: restore it from a backup, or set {name.upper()}.")
     return kept
-
-
-def _write_secret(path: Path) -> None:
-    part = path.with_suffix(".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_urlsafe(48) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)

@@ -117,7 +117,7 @@ async def test_what_the_disk_doesn_t_take_isn_t_promised(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moorage_agent.deadlines.deadlines.write_file", full)
+    monkeypatch.setattr("moorage_agent.deadlines.deadlines.write_atomic", full)
     with pytest.raises(RefusalError, match="No space left on device") as refused:
         await deadlines.set(SHOP, APP, 2, RUN, 6000)
     assert refused.value.code == "deadlines_not_kept"

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moorage_common.compose.rules import Rules, is_below, parse_rules
+from moorage_common.files import write_atomic
 
 from moorage_agent.errors import RefusalError
-from moorage_agent.settings import write_file
 
 _HEADER = """\
 # What a controller may have done on this host. A change counts from the next call on, without a restart.
@@ -87,7 +87,7 @@ class Policy:
 def write_policy(file: Path, roots: Sequence[str]) -> None:
     """Write a policy file that allows these roots. Raises ValueError for one that isn't UTF-8."""
     lines = "".join(f"    {_toml_string(root)},\n" for root in roots)
-    write_file(file, f"{_HEADER}allowed_roots = [\n{lines}]\n".encode(), mode=0o644)
+    write_atomic(file, f"{_HEADER}allowed_roots = [\n{lines}]\n".encode(), mode=0o644)
 
 
 def _is_single_line_utf8(path: str) -> bool:

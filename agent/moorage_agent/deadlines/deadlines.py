@@ -15,11 +15,11 @@ from typing import Any
 
 import structlog
 from moorage_common.docker.states import Project
+from moorage_common.files import write_atomic
 
 from moorage_agent.apps.identities import WatchedApp
 from moorage_agent.docker.observer import boot_nanoseconds
 from moorage_agent.errors import RefusalError
-from moorage_agent.settings import write_file
 
 log = structlog.get_logger(__name__)
 
@@ -202,7 +202,7 @@ class Deadlines:
                 "stops": [asdict(stop) for stop in self._stops],
             }
             try:
-                await asyncio.to_thread(write_file, self._file, json.dumps(content).encode(), mode=0o600)
+                await asyncio.to_thread(write_atomic, self._file, json.dumps(content).encode(), mode=0o600)
             except OSError as error:
                 sentence = f"The agent can't keep deadlines in {self._file}: {error.strerror}."
                 raise RefusalError("deadlines_not_kept", sentence) from None

@@ -7,10 +7,11 @@ asks again, after a lost answer or a crash, asks for the same key.
 from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from moorage_common.files import write_atomic
 from moorage_common.tls import x509
 
 from moorage_agent.errors import SetupError
-from moorage_agent.settings import Settings, write_file
+from moorage_agent.settings import Settings
 
 RENEWAL = "renewal"
 """The purpose of a key that the controller asks for over the live connection."""
@@ -26,7 +27,7 @@ def pending_key(settings: Settings, purpose: str) -> ec.EllipticCurvePrivateKey:
     if kept.exists():
         return x509.key_from_pem(kept.read_bytes())
     key = x509.new_key()
-    write_file(kept, x509.key_to_pem(key), mode=0o600)
+    write_atomic(kept, x509.key_to_pem(key), mode=0o600)
     return key
 
 
@@ -44,9 +45,9 @@ def install(settings: Settings, purpose: str, certificate: bytes, ca: bytes, *, 
     x509.check_issued_certificate(certificate, ca, key, ca_fingerprint)
     if name not in x509.dns_names(certificate):
         raise ValueError(f"The certificate in the answer is not for {name}: ask the controller's admin.")
-    write_file(settings.ca_file, ca, mode=0o644)
+    write_atomic(settings.ca_file, ca, mode=0o644)
     # One file: there is no moment at which key and certificate are of different pairs.
-    write_file(settings.identity_file, x509.key_to_pem(key) + certificate, mode=0o600)
+    write_atomic(settings.identity_file, x509.key_to_pem(key) + certificate, mode=0o600)
 
 
 def forget_pending(settings: Settings) -> None:

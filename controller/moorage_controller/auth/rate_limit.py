@@ -1,7 +1,8 @@
 """How often somebody may ask: a budget a minute for each caller, kept in this process.
 
 Not the library `limits`: its memory store asks the machine's clock and starts timers of its own, while here one clock
-decides, and an ordinary request must neither write nor wait. Logins are limited in the database (`store/tables/logins.py`).
+decides, and an ordinary request must neither write nor wait. Logins are limited in the database
+(`store/tables/logins.py`).
 """
 
 import ipaddress

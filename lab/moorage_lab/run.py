@@ -17,8 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from moorage_common.files import write_atomic
-
 from moorage_lab import catalogue
 from moorage_lab.api import Api
 from moorage_lab.hello import choose_port, write_hello
@@ -154,8 +152,10 @@ class Run:
     def _password(self) -> str:
         """Return the admin's password: made on the first run, and kept for the next ones and for curl."""
         if not self._login.exists():
-            login = {"username": ADMIN, "password": secrets.token_urlsafe(12)}
-            write_atomic(self._login, json.dumps(login).encode(), mode=0o600)
+            part = self._login.with_suffix(".part")
+            part.touch(mode=0o600)
+            part.write_text(json.dumps({"username": ADMIN, "password": secrets.token_urlsafe(12)}))
+            part.replace(self._login)
         return self._read_login()["password"]
 
     def _read_login(self) -> dict[str, str]:

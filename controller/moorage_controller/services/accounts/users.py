@@ -30,7 +30,7 @@ class Users:
         self._database = database
         self._passwords = passwords
         self._known: set[str] = set()
-        """Pairs of name and address that logged in recently; only those skip the pre-check of the password queue."""
+        """Pairs of name and address that logged in recently; a full queue refuses others before any read."""
         self._secret = secret
         self._api_tokens = api_tokens
 

@@ -24,7 +24,7 @@ class ReplayError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class KeyedRequest:
-    """A request with a key. `fingerprints` cover method, path and body, one per key of Moorage's, newest first."""
+    """A request with a key. `fingerprints` cover method, path and body, one per encryption key, current first."""
 
     user_id: UUID
     key: str

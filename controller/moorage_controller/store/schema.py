@@ -1,4 +1,4 @@
-"""The database schema. The first five tables have all columns of docs/guide.md; the others are Moorage's own."""
+"""The database schema. The first five tables have all fields of their resources in docs/guide.md."""
 
 from typing import Any
 from uuid import uuid4

@@ -86,7 +86,7 @@ class Meters:
     def problem(self, status: int, code: str) -> None:
         """Count an error response."""
         self._problems.labels(code).inc()
-        if status == 401 or code == _OWN_PASSWORD:  # noqa: PLR2004 - HTTP's own
+        if status == 401 or code == _OWN_PASSWORD:  # noqa: PLR2004 - HTTP status code
             self._refused.labels(code).inc()
 
     def ssh_connect(self, done: DurationSample) -> None:

@@ -113,7 +113,7 @@ async def record_auto_stop(connection: AsyncConnection, app: App, operation: Ope
     if app.run_began_at is not None and app.stop_at is not None:
         # Extensions included.
         minutes = round((app.stop_at - app.run_began_at) / timedelta(minutes=1))
-    # Details exactly as in docs/guide.md; `by` and `secondsLate` only in exceptional cases.
+    # The `data` documented in docs/guide.md; `by` and `secondsLate` only in exceptional cases.
     details: dict[str, object] = {"reason": "timeout", "timeout": minutes}
     message = f"{app.name} was stopped: its {minutes} {'minute was' if minutes == 1 else 'minutes were'} over."
     if operation.actor == DEAD_MAN.name:

@@ -50,7 +50,7 @@ class AuditArchive:
                 moved += len(entries)
         except OSError as error:
             # These entries are not deleted: they stay in the database until they can be written.
-            log.error("audit_not_exported", file=str(file), error=error.strerror or str(error))  # noqa: TRY400 - it is said
+            log.error("audit_not_exported", file=str(file), error=error.strerror or str(error))  # noqa: TRY400 - no traceback
         if moved:
             log.info("audit_exported", file=str(file), entries=moved)
 

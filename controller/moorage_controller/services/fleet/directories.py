@@ -75,7 +75,7 @@ class Directories:
 
 
 def is_moved(app: App, changes: Mapping[str, Any]) -> bool:
-    """Whether changes put an app on another server, or into another directory."""
+    """Return whether changes move an app to another server or directory."""
     return any(changes.get(key, getattr(app, key)) != getattr(app, key) for key in ("server_id", "cd_path"))
 
 
@@ -139,7 +139,7 @@ def problem_of(app: App, observation: AppObservation, shares: App | None) -> str
 
 
 def taken(app: App, other: App | Neighbour) -> str:
-    """Return the sentence for an app that shares its directory."""
+    """Return the sentence on an app that shares its directory with another."""
     return f"{app.cd_path} is the directory of the app {other.name}, too: give each app a directory of its own."
 
 

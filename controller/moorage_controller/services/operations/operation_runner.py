@@ -53,7 +53,7 @@ DEADLINE = "the operation's time limit"
 SILENCE = "the operation's no-progress limit"
 """Canceller recorded in the host's journal when a limit, not a user, cancelled the operation."""
 _CRASH_BYTES = 1 << 20
-"""Bytes of the output's end to search for a crash: a Go stack trace may be long."""
+"""Bytes of the output's end to search for a crash: a Go panic trace may be long."""
 _CRASHED = (
     "Compose itself crashed ({}), so that what it has done is not known: look at the app's status and at this "
     "operation's output, then start or stop the app again. If it crashes again, run `docker compose config` in the "
@@ -186,7 +186,7 @@ class OperationRunner:
     async def _show_waiting(self, why: str | None) -> None:
         """Store why the operation waits for its host; the operation's end overwrites it."""
         if why is None and self._refusal is not None:
-            return  # the host answers, but refuses to be followed
+            return  # the host answers, but refuses the follow request
         sentence = None if why is None else clean_sentence(f"Waiting for the host: {why}")
         if sentence == self._waiting:
             return

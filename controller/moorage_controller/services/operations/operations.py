@@ -122,7 +122,7 @@ class Operations:
         return operation
 
     async def begin_stops(self, connection: AsyncConnection, due: Sequence[App], now: datetime) -> Sequence[Operation]:
-        """Record the stops of due runs in the caller's transaction; apps with a blocking operation are skipped."""
+        """Record the stops of due runs in the caller's transaction; skip apps blocked by an operation in flight."""
         shut = {each.server_id for each in await store.agents_in_flight(connection) if _is_exclusive(each)}
         free = [app for app in await app_store.still_due(connection, due) if app.server_id not in shut]
         stops = [self._new(app, OperationKind.DOWN, AUTO_STOP, now) for app in free]

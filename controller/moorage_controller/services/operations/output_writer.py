@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 _EVERY_SECONDS = 0.2
 _MOST_WAITING = 512 * 1024
 _LOGGED_BYTES = 4096
-"""Bytes of the output's end to log. The whole output is in the database."""
+"""Bytes of the output's end to log. The output itself is in the database."""
 
 
 class OutputWriter:

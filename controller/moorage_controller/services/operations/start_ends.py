@@ -103,7 +103,7 @@ def taken_port(said: str) -> int | None:
     if _ALLOCATED not in said and _IN_USE not in said:
         return None
     found = _ADDRESS.search(said)
-    return int(found[1]) if found is not None and 0 < int(found[1]) <= 65535 else None  # noqa: PLR2004 - TCP's
+    return int(found[1]) if found is not None and 0 < int(found[1]) <= 65535 else None  # noqa: PLR2004 - the highest TCP port
 
 
 @dataclass(frozen=True, slots=True)

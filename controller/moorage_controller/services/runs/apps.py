@@ -53,7 +53,7 @@ class _MovedError(Exception):
 
 
 class Apps:
-    """Create, change, delete, start and stop apps."""
+    """Creates, changes, deletes, starts and stops apps."""
 
     def __init__(
         self,
@@ -294,7 +294,7 @@ class Apps:
             raise InvalidError({field: f"A run may last {most:.0f} minutes at most (MAX_RUN_MINUTES)."})
 
     def _moved(self, app: App, shift: int, now: datetime) -> runs.Values:
-        """Return the columns of a run moved by `shift` minutes, within its maximum length; empty if none is known."""
+        """Return the columns of a run moved by `shift` minutes, up to its maximum length; empty without a known run."""
         known = app.started_at is not None and app.run_timeout is not None and app.run_began_at is not None
         if not shift or not known or app.stop_at is None or app.run_timeout is None or app.run_began_at is None:
             return {}

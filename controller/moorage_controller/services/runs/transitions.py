@@ -51,7 +51,7 @@ class LastResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits of all runs: the maximum length, extensions included, and the intervals before its end at which to warn.
+    """Limits of all runs: the maximum length, extensions included, and the warning times before a run's end.
 
     `most` is MAX_RUN_MINUTES; `warnings` is STOPPING_SOON_MINUTES.
     """

@@ -32,7 +32,7 @@ def sqlite_url(path: Path) -> str:
 
 
 def postgresql_url(url: str) -> str:
-    """Add the driver to a `postgresql://` (as in docs/guide.md) or `postgres://` URL."""
+    """Add the driver to a `postgresql://` (as in docs/operations.md) or `postgres://` URL."""
     _, _, rest = url.partition("://")
     return f"{postgresql.DRIVER}://{rest}"
 

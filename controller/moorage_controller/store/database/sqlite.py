@@ -22,7 +22,7 @@ class Connection(aiosqlite.Connection):
     """
 
     async def _execute(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - whatever fn takes
-        return await run_uncancelled(super()._execute(fn, *args, **kwargs))  # type: ignore[no-untyped-call]  # the library's
+        return await run_uncancelled(super()._execute(fn, *args, **kwargs))  # type: ignore[no-untyped-call]  # untyped library
 
     async def close(self) -> None:
         """Roll back and close: SQLite keeps a closed connection's lock while a cursor of it is referenced."""

@@ -16,7 +16,7 @@ from moorage_controller.store.tables.users import reference
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """A row of `audit_logs`: `message` is a sentence, `details` the object described in docs/guide.md."""
+    """A row of `audit_logs`: `message` is the API's `details`, a sentence; `details` is its `data`."""
 
     id: UUID
     user_id: UUID | None

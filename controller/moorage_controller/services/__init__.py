@@ -1,1 +1,1 @@
-"""Decisions, transactions and audit."""
+"""Application services: business rules, transactions and audit."""

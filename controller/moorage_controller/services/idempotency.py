@@ -1,4 +1,4 @@
-"""One request creates one thing, however often it is sent: what `Idempotency-Key` promises."""
+"""Idempotency keys: a request with an `Idempotency-Key` creates its resource once, however often it is sent."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class ReplayError(Exception):
-    """The request was answered before, and nothing is done again; `reply` is the body it got."""
+    """The request was answered before and is not repeated; `reply` is the body of the first response."""
 
     def __init__(self, reply: str) -> None:
         super().__init__("answered before")
@@ -24,7 +24,7 @@ class ReplayError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class KeyedRequest:
-    """A request with a key. `fingerprints` are of its method, path and body, one a key of ours, the newest first."""
+    """A request with a key. `fingerprints` cover method, path and body, one per encryption key, current first."""
 
     user_id: UUID
     key: str
@@ -33,16 +33,17 @@ class KeyedRequest:
 
 @dataclass(frozen=True, slots=True)
 class IdempotentRequest(Generic[T]):
-    """What a service calls first and last in the transaction that creates: so thing and reply are there, or neither.
+    """Stores the response in the transaction that creates the resource, so that both are committed or neither.
 
-    `show` makes the reply's body, without secrets, of what was created. Without a request nothing is kept.
+    A service calls `begin` first and `keep` last in that transaction. `show` renders the response body, without
+    secrets, from the created resource. Without a request nothing is stored.
     """
 
     request: KeyedRequest | None
     show: Callable[[T], str]
 
     async def begin(self, connection: AsyncConnection, now: datetime) -> None:
-        """Wait for the same key's other requests. Raises RepeatedError; InvalidError where the key was another's."""
+        """Wait for requests with the same key. Raises ReplayError; InvalidError if a different request used the key."""
         if self.request is None:
             return
         kept = await store.take(connection, self.request.user_id, self.request.key, now)
@@ -54,7 +55,7 @@ class IdempotentRequest(Generic[T]):
         raise ReplayError(kept.reply)
 
     async def keep(self, connection: AsyncConnection, now: datetime, made: T) -> None:
-        """Keep the reply of what was created."""
+        """Store the response for the created resource."""
         if self.request is None:
             return
         user_id, key, fingerprint = self.request.user_id, self.request.key, self.request.fingerprints[0]
@@ -62,4 +63,4 @@ class IdempotentRequest(Generic[T]):
 
 
 NO_KEY: IdempotentRequest[Any] = IdempotentRequest(None, str)
-"""Creates each time it is asked to."""
+"""No key: every request creates a resource."""

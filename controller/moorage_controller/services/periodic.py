@@ -1,4 +1,4 @@
-"""Background work that goes on: a failure is logged and tried again, never the end of it."""
+"""Supervised background loops: a failure is logged, and the loop restarts."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ _RESTART_SECONDS = 2.0
 
 
 class Loop:
-    """Runs an endless coroutine function in a task of its own, from `start` to `stop`."""
+    """Runs an endless coroutine function in a task of its own, between `start` and `stop`."""
 
     def __init__(self, name: str, run: Callable[[], Awaitable[None]], clock: Clock) -> None:
         self.name = name
@@ -28,11 +28,11 @@ class Loop:
         return self._task is not None and not self._task.done()
 
     def start(self) -> None:
-        """Begin."""
+        """Start the task."""
         self._task = asyncio.create_task(self._supervise(), name=self.name)
 
     async def stop(self) -> None:
-        """End it, and wait until it has ended."""
+        """Cancel the task, and wait for its end."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -42,7 +42,7 @@ class Loop:
             try:
                 await self._run()
             except DatabaseUnavailableError:
-                pass  # logged where it was met
+                pass  # logged by the database layer
             except Exception:
                 log.exception("background_loop_failed", loop=self.name)
             await self._clock.sleep(_RESTART_SECONDS)

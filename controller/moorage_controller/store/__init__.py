@@ -1,1 +1,1 @@
-"""Tables, and plain functions on a connection that return dataclasses."""
+"""Persistence: the schema, and functions on a connection that return dataclasses."""

@@ -1,4 +1,4 @@
-"""The tables. The first five are the backend guide's, with all its columns; the others are ours."""
+"""The database schema. The first five tables have all fields of their resources in docs/guide.md."""
 
 from typing import Any
 from uuid import uuid4
@@ -89,10 +89,10 @@ servers = Table(
     Column("uptime", Integer()),
     Column("agent_name", String(255)),
     Column("agent_version", String(50)),
-    # Over SSH a host with an agent is worked in the agent's own journal.
+    # Over SSH, operations on a host with an agent use the agent's journal.
     Column("agent_journal", Text()),
     Column("fallback", Text()),
-    # Whether its agent knows the deadlines, and stops apps itself where no controller does.
+    # Whether its agent keeps deadlines and stops apps by itself if no controller does.
     Column("keeps_deadlines", Boolean(), nullable=False, server_default=text("false")),
     _time("created_at", nullable=False),
     _time("updated_at", nullable=False),
@@ -137,19 +137,19 @@ apps = Table(
     Column("health", String(50), nullable=False, server_default="unknown"),
     _time("observed_at"),
     Column("last_error", Text()),
-    # Why its health is what it is.
+    # The reason for the health value.
     Column("health_detail", Text()),
     Column("last_result", String(50)),
-    # The Compose project it was last seen as: finds its containers after the file is gone.
+    # The last observed Compose project: finds its containers even if the Compose file is gone.
     Column("project_name", String(255)),
     Column("project_directory", Text()),
-    # The run: an app with a running container has one. stop_at decides, compared and set together with run_id.
+    # The run: an app with a running container has one. stop_at is its deadline, compared and set with run_id.
     Column("run_id", Uuid()),
     Column("run_timeout", Integer()),
     _time("stop_at"),
-    # When its time began to count, by this database: started_at may be what a host's clock said.
+    # Start of the timeout in database time; started_at may come from a host's clock.
     _time("run_began_at"),
-    # Higher with each change of the deadline: which of two that reach a host is the later one.
+    # Increases with each deadline change, so that a host can tell which of two is newer.
     Column("deadline_number", BigInteger(), nullable=False, server_default=text("0")),
     _time("warn_at"),
     Column("overdue", Boolean(), nullable=False, server_default=text("false")),
@@ -197,7 +197,7 @@ operations = Table(
         ),
         nullable=False,
     ),
-    # Who asked: a user's id while he exists, and his name for good; "auto-stop" is an actor too.
+    # The actor: the user's ID while the user exists, and the name permanently; "auto-stop" is an actor too.
     Column("actor_id", ForeignKey("users.id", ondelete="SET NULL")),
     Column("actor", String(255), nullable=False),
     Column("auto_stop", Boolean(), nullable=False, server_default=text("false")),
@@ -212,18 +212,18 @@ operations = Table(
     _time("started_at"),
     _time("finished_at"),
     Index("ix_operations_created_at", "created_at"),
-    # One operation an app: the database holds it, not a lock in a process.
+    # One operation in flight per app, enforced by the database, not by a lock in a process.
     _unique_where("uq_operations_in_flight", "app_id", _IN_FLIGHT),
-    # What installing or removing an agent was asked with, as JSON: the next controller goes on with it.
+    # Parameters of an agent installation or removal, as JSON, for a controller that takes it over.
     Column("request", Text()),
-    # Which controller brings it to its end.
+    # The controller that drives it.
     Column("driver", Uuid()),
     _unique_where(
         "uq_operations_agent_in_flight", "server_id", f"{_IN_FLIGHT} AND kind IN ('agent_install', 'agent_uninstall')"
     ),
 )
 
-# What operations print, as pieces: `start` and `stop` are offsets of bytes, the same as on the host.
+# Output of operations in pieces: `start` and `stop` are byte offsets, equal to those on the host.
 operation_output = Table(
     "operation_output",
     metadata,
@@ -233,7 +233,7 @@ operation_output = Table(
     Column("data", LargeBinary(), nullable=False),
 )
 
-# The last lines of what an app's last stop removed, as JSON.
+# The last log lines of the containers that an app's last stop removed, as JSON.
 last_logs = Table(
     "last_logs",
     metadata,
@@ -244,7 +244,7 @@ last_logs = Table(
     Index("ix_last_logs_stopped_at", "stopped_at"),
 )
 
-# Which app, server or operation was changed, in the order of the commits, by whichever controller.
+# Changed apps, servers and operations in commit order, across all controllers.
 changes = Table(
     "changes",
     metadata,
@@ -253,10 +253,10 @@ changes = Table(
     Column("resource_id", Uuid()),
 )
 
-# The controllers that run, each by an id of its own: one that isn't seen any more drives nothing.
+# Running controllers by ID; one without a recent heartbeat loses its operations.
 controllers = Table("controllers", metadata, Column("id", Uuid(), primary_key=True), _time("seen_at", nullable=False))
 
-# A login token counts while its session is here: logging out, a new password or another role takes it away.
+# A login token is valid while its session exists; a logout, a new password or a new role deletes it.
 sessions = Table(
     "sessions",
     metadata,
@@ -278,7 +278,7 @@ api_tokens = Table(
     _time("created_at", nullable=False),
 )
 
-# What slows logins down; the keys are digests, since people type passwords where names belong.
+# Failed logins for rate limits; the keys are digests, as users sometimes type a password as the name.
 login_failures = Table(
     "login_failures",
     metadata,
@@ -289,7 +289,7 @@ login_failures = Table(
     Index("ix_login_failures_last_at", "last_at"),
 )
 
-# Replies to requests with an Idempotency-Key, in the transaction of what they created.
+# Responses to requests with an Idempotency-Key, stored in the transaction that created the resource.
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
@@ -326,7 +326,7 @@ enrollments = Table(
     metadata,
     _id(),
     Column("server_id", ForeignKey("servers.id", ondelete="CASCADE"), nullable=False, index=True),
-    # Null for an enrolment over SSH.
+    # Null for an enrollment over SSH.
     Column("token_id", ForeignKey("enrollment_tokens.id", ondelete="CASCADE"), unique=True),
     Column("agent_name", String(255), nullable=False, unique=True),
     Column("public_key", String(64), nullable=False),

@@ -1,4 +1,4 @@
-"""Users as an admin manages them: made, changed, removed. The last active admin stays."""
+"""User management for admins: create, change and delete users. The last active admin can't be removed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ _PUBLIC_NAMES = {"full_name": "fullName", "is_active": "isActive"}
 
 
 class Accounts:
-    """Decides about users."""
+    """Creates, changes and deletes users."""
 
     def __init__(self, database: Database, passwords: Passwords) -> None:
         self._database = database
@@ -41,7 +41,7 @@ class Accounts:
     async def create(
         self, fields: Mapping[str, Any], password: str, actor: Actor, once: IdempotentRequest[User] = NO_KEY
     ) -> User:
-        """Make a user; `fields` are columns. Raises ConflictError when the name is taken."""
+        """Create a user; `fields` are columns. Raises ConflictError if the name is taken."""
         password_hash = await self._passwords.hash(password, _place(actor))
         try:
             async with self._database.write() as connection:
@@ -68,11 +68,11 @@ class Accounts:
         return user
 
     async def update(self, user_id: UUID, changes: Mapping[str, Any], password: str | None, actor: Actor) -> User:
-        """Change columns, and the password where one is given; absent means unchanged.
+        """Change columns, and the password if given; absent means unchanged.
 
-        Another password, another role and deactivation end the user's sessions; all but a promotion kill his API
+        A new password, a new role and deactivation end the user's sessions; all but a promotion revoke the user's API
         tokens too. Raises NotFoundError; ConflictError for a taken name and for the last active admin; ForbiddenError
-        for one's own password, which takes the current one.
+        for the caller's own password, whose change requires the current one.
         """
         if password is not None and user_id == actor.user_id:
             raise ForbiddenError("own_password", "Change your own password with POST /api/auth/password.")
@@ -105,7 +105,7 @@ class Accounts:
         return new
 
     async def delete(self, user_id: UUID, actor: Actor) -> None:
-        """Remove a user and all tokens of his. Raises NotFoundError; ConflictError for the last active admin."""
+        """Delete a user and all of their tokens. Raises NotFoundError; ConflictError for the last active admin."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             admins = await store.active_admins(connection)

@@ -1,4 +1,4 @@
-"""Personal API tokens: a program's way in, with no more rights than its user has, and often fewer."""
+"""Personal API tokens for programs, with at most the rights of their user."""
 
 import hashlib
 import secrets
@@ -15,7 +15,7 @@ from moorage_controller.store.tables import users as user_store
 from moorage_controller.store.tables.api_tokens import ApiToken
 
 PREFIX = "moorage_"
-"""Tells an API token from a login's, and lets scanners of repositories find one that was committed."""
+"""Distinguishes an API token from a login token, and lets secret scanners find a committed one."""
 
 ROLES = {"admin": Role.ADMIN, "user": Role.USER}
 _NOTED_EVERY = timedelta(minutes=1)
@@ -23,24 +23,24 @@ _RANDOM_BYTES = 32
 
 
 def _digest(secret: str) -> str:
-    # Without salt or stretching: 256 random bits can't be guessed, and every request looks one up.
+    # No salt or key stretching: 256 random bits can't be guessed, and every request computes a digest.
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 
 
 class ApiTokens:
-    """Makes, lists and revokes API tokens, and says who one stands for."""
+    """Creates, lists, revokes and authenticates API tokens."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._noted: dict[UUID, datetime] = {}
 
     async def all(self, principal: Principal) -> Sequence[ApiToken]:
-        """Return the caller's tokens by name."""
+        """Return the caller's tokens, sorted by name."""
         async with self._database.read() as connection:
             return await store.of_user(connection, principal.user_id)
 
     async def of_user(self, user_id: UUID) -> Sequence[ApiToken]:
-        """Return another user's tokens by name, for an admin. Raises NotFoundError."""
+        """Return another user's tokens for an admin, sorted by name. Raises NotFoundError."""
         async with self._database.read() as connection:
             if await user_store.by_id(connection, user_id) is None:
                 raise NotFoundError("user_not_found", "There is no user of that id.")
@@ -49,7 +49,7 @@ class ApiTokens:
     async def create(
         self, principal: Principal, name: str, scopes: Sequence[str], expires_at: datetime | None, actor: Actor
     ) -> tuple[ApiToken, str]:
-        """Make a token; return it and its secret, which is nowhere else. Raises InvalidError."""
+        """Create a token; return it and its secret, which is not stored. Raises InvalidError, NotAuthenticatedError."""
         if Scope.ADMIN.name.lower() in scopes and principal.role < Role.ADMIN:
             raise InvalidError({"scopes": "Only an admin's token can have the scope admin."})
         secret = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
@@ -57,7 +57,7 @@ class ApiTokens:
             now = await self._database.now(connection)
             if expires_at is not None and expires_at <= now:
                 raise InvalidError({"expiresAt": "It must be in the future (epoch milliseconds)."})
-            # Whoever is demoted or removed at this moment must not come out with a token.
+            # A user who is demoted or deleted concurrently must not get a token.
             user = await user_store.by_id(connection, principal.user_id)
             if user is None or not await user_store.has_session(connection, principal.jti, principal.user_id):
                 raise _dead()
@@ -70,7 +70,7 @@ class ApiTokens:
         return token, secret
 
     async def revoke(self, principal: Principal, token_id: UUID, actor: Actor) -> None:
-        """Kill one of the caller's tokens; an admin kills any user's. Raises NotFoundError."""
+        """Revoke one of the caller's tokens; an admin may revoke any user's. Raises NotFoundError."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             token = await store.get(connection, token_id)
@@ -87,7 +87,7 @@ class ApiTokens:
         self._noted.pop(token_id, None)
 
     async def authenticate(self, secret: str) -> Principal:
-        """Return who a secret stands for. Raises NotAuthenticatedError."""
+        """Return the principal of a token secret. Raises NotAuthenticatedError."""
         async with self._database.read() as connection:
             now = await self._database.now(connection)
             token = await store.by_digest(connection, _digest(secret))
@@ -101,11 +101,11 @@ class ApiTokens:
         return Principal(user.id, user.username, ROLES[user.role], token.id, token.expires_at, scope)
 
     async def _note_use(self, token: ApiToken, now: datetime) -> None:
-        """Write at most once a minute when it was last used: a request must not cost a write."""
+        """Store the time of last use at most once a minute, so that not every request writes."""
         last = max(filter(None, (self._noted.get(token.id), token.last_used_at)), default=None)
         if last is not None and now - last < _NOTED_EVERY:
             return
-        # Before the write, so that requests that come together make one.
+        # Before the write, so that concurrent requests write once.
         self._noted = {one: when for one, when in self._noted.items() if now - when < _NOTED_EVERY} | {token.id: now}
         async with self._database.write() as connection:
             await store.note_use(connection, token.id, now)

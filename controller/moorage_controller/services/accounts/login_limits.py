@@ -1,9 +1,9 @@
-"""How guessing passwords is slowed down, without letting a guesser lock the owner out.
+"""Login rate limits: slow down password guessing, without letting an attacker lock out the owner.
 
-Each count has free failures, then a wait that doubles from 1 to 60 seconds: of an account from one address (5), of an
-account from anywhere (50), of an address whatever the account (50), and of the IPv6 networks that one customer may be
-given (/56: 100, /48: 200). An address from which an account logged in during the last 30 days only has the first
-count: who guesses from elsewhere can't keep the owner out. Names that nobody bears count alike.
+Each counter allows free failures, then a wait that doubles from 1 to 60 seconds: per account and address (5), per
+account from anywhere (50), per address for any account (50), and per IPv6 network that one customer may have (/56:
+100, /48: 200). For an address from which the account logged in during the last 30 days, only the first counter
+applies, so that an attacker elsewhere can't lock out the owner. Unknown names count in the same way.
 """
 
 import math
@@ -22,7 +22,7 @@ from moorage_controller.store.tables.logins import Failures
 _FREE_OF_PAIR = 5
 _FREE_OF_ONE = 50
 _FREE_OF_SITES = (100, 200)
-"""Of a /56 and of a /48."""
+"""Free failures of a /56 and of a /48 network."""
 _MOST_SECONDS = 60
 _MOST_DOUBLINGS = 6
 _TRUST = timedelta(days=30)
@@ -30,7 +30,7 @@ _TRUST = timedelta(days=30)
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The keys that a try of a password counts for; `site_keys` are of the networks around the address."""
+    """Counter keys of a login attempt; `site_keys` are those of the networks around the address."""
 
     pair: str
     account: str
@@ -40,7 +40,7 @@ class Attempt:
 
     @classmethod
     def of(cls, username: str, address: str | None) -> "Attempt":
-        """Make the keys of a name, as it was typed, and an address."""
+        """Build the keys for a name as entered and an address."""
         where = network(address)
         return cls(
             pair=store.key("pair", username, where),
@@ -52,19 +52,20 @@ class Attempt:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All of them."""
+        """All counter keys."""
         return (self.pair, self.account, self.address, *self.site_keys)
 
 
 def delay(failures: int, free: int) -> int:
-    """Return the seconds to wait after so many failures."""
+    """Return the seconds to wait after `failures`, of which `free` cause no wait."""
     return 0 if failures < free else min(_MOST_SECONDS, 2 ** min(failures - free, _MOST_DOUBLINGS))
 
 
 async def check(connection: AsyncConnection, attempt: Attempt, now: datetime) -> Place:
-    """Return where this try stands in line. Raises TooManyRequestsError where it comes too early.
+    """Return the attempt's place in the password queue. Raises TooManyRequestsError if it comes too early.
 
-    Known is who logged in with that name from that address not long before, so a name alone tells nothing.
+    An attempt is known after a recent login with that name from that address, so the place reveals nothing about a
+    name alone.
     """
     found = await store.get(connection, attempt.keys)
     until = _until(found, attempt.pair, _FREE_OF_PAIR, now)
@@ -81,13 +82,13 @@ async def check(connection: AsyncConnection, attempt: Attempt, now: datetime) ->
 
 
 async def failed(connection: AsyncConnection, attempt: Attempt, now: datetime) -> None:
-    """Count a failure, in the transaction of its audit entry."""
+    """Count a failure in the transaction of its audit entry."""
     await store.count(connection, attempt.keys, now)
     await store.forget(connection, now)
 
 
 async def succeeded(connection: AsyncConnection, attempt: Attempt, now: datetime) -> None:
-    """Start the pair anew. The others stay: with an account of one's own one could wipe an address's count."""
+    """Reset and trust the pair. Other counters stay, else an attacker could reset them with their own account."""
     await store.trust(connection, attempt.pair, now, now + _TRUST)
 
 

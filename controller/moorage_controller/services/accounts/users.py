@@ -1,4 +1,4 @@
-"""Logging in and out, one's own password, and whether a token still counts."""
+"""Login and logout, changes of one's own password, and token authentication."""
 
 import secrets
 from datetime import datetime
@@ -24,21 +24,21 @@ _MOST_REMEMBERED = 4096
 
 
 class Users:
-    """Decides who somebody is. `secret` signs login tokens."""
+    """Authenticates users. `secret` signs login tokens."""
 
     def __init__(self, database: Database, secret: str, api_tokens: ApiTokens, passwords: Passwords) -> None:
         self._database = database
         self._passwords = passwords
         self._known: set[str] = set()
-        """Pairs of a name and an address that were known lately: those are worth a look into the database."""
+        """Pairs of name and address that logged in recently; a full queue refuses others before any read."""
         self._secret = secret
         self._api_tokens = api_tokens
 
     async def ensure_first_admin(self, username: str, password: str) -> str | None:
-        """Make the first admin where there is no user at all.
+        """Create the first admin if there are no users.
 
-        Returns the password when it was made here (to be printed once), None otherwise. Raises StartupError for one
-        that is too long.
+        Returns the password if it was generated here (to be printed once), else None. Raises StartupError for a
+        password that is too long.
         """
         async with self._database.read() as connection:
             if await store.count(connection) > 0:
@@ -64,7 +64,7 @@ class Users:
 
         Raises NotAuthenticatedError, alike for an unknown name and a wrong password, and TooManyRequestsError.
         """
-        # What no database can store no name has.
+        # Replace characters that no database can store; no stored name has them.
         username = username.encode(errors="replace").decode().replace("\0", "?")
         attempt = Attempt.of(username, origin.ip_address)
         if attempt.pair not in self._known:
@@ -76,7 +76,7 @@ class Users:
         right = await self._passwords.verify(password, known, place)
         async with self._database.write() as connection:
             now = await self._database.now(connection)
-            # Again, in the transaction that counts: many tries at once must learn no more than as many in a row.
+            # Check again in the transaction that counts: concurrent attempts must gain no more than sequential ones.
             await login_limits.check(connection, attempt, now)
             fresh = await store.by_id(connection, user.id) if user is not None and right else None
             if user is None or fresh is None or not fresh.is_active or fresh.password_hash != user.password_hash:
@@ -109,9 +109,9 @@ class Users:
         return tokens.issue(self._secret, user_id=user.id, username=user.username, role=user.role, now=now, jti=jti)
 
     async def authenticate(self, token: str) -> Principal:
-        """Return who a login token or an API token stands for.
+        """Return the principal of a login token or an API token.
 
-        Raises NotAuthenticatedError for any that doesn't count (any more).
+        Raises NotAuthenticatedError for an invalid, expired or revoked token.
         """
         if token.startswith(api_tokens.PREFIX):
             return await self._api_tokens.authenticate(token)
@@ -130,7 +130,7 @@ class Users:
         return Principal(user.id, user.username, ROLES[user.role], claims.jti, claims.expires_at)
 
     async def logout(self, principal: Principal, actor: Actor) -> None:
-        """Kill the token that came with the request; it stays dead after a restart."""
+        """End the caller's session in the database, so that its token stays invalid after a restart."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             await store.end_session(connection, principal.jti)
@@ -140,9 +140,9 @@ class Users:
     async def change_password(
         self, principal: Principal, current: str, new: str, actor: Actor, *, keep_tokens: bool = True
     ) -> None:
-        """Set one's own password, and end one's other sessions; API tokens go on if they are to be kept.
+        """Change the caller's password, and end their other sessions; API tokens are revoked unless `keep_tokens`.
 
-        Raises InvalidError for a wrong current password, which counts as a failed login does: TooManyRequestsError.
+        Raises InvalidError for a wrong current password, which counts as a failed login; TooManyRequestsError.
         """
         attempt = Attempt.of(principal.username, actor.origin.ip_address)
         async with self._database.read() as connection:

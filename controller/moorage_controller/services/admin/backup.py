@@ -1,4 +1,4 @@
-"""Backing the database up into one file, and bringing it back, into SQLite or PostgreSQL, whichever it came from."""
+"""Backup of the database into one file, and its restore into SQLite or PostgreSQL, regardless of the source."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ from moorage_controller.store.schema import metadata
 
 
 async def back_up(database: Database, path: Path) -> tuple[Header, int]:
-    """Write one moment of the database into a new file; return what is in it and its size in bytes.
+    """Write a consistent snapshot of the database to a new file; return its header and its size in bytes.
 
-    Others go on reading and writing meanwhile. Raises StartupError, and then there is no file.
+    Other readers and writers continue. Raises StartupError; then there is no file.
     """
     async with database.read() as connection:
         now = await database.now(connection)
         header, tables = await connection.run_sync(_outline, now)
-        # Each step ends before a cancellation goes on: the file is removed when nobody writes to it any more.
+        # A cancellation takes effect after the current step, so no thread writes to the file when it is removed.
         with BackupWriter(path) as writer:
             await run_uncancelled(asyncio.to_thread(writer.begin, header))
             for table in tables:
@@ -47,7 +47,7 @@ def _outline(connection: Connection, now: datetime) -> tuple[Header, list[Table]
             f"The database is at revision {revision}, which this release doesn't know: "
             "back it up with the release that made it.",
         )
-    # Not whatever is there: somebody else's tables couldn't be restored.
+    # Only Moorage's own tables: others couldn't be restored.
     tables = contents.tables(connection, moorage_migrations.tables(revision))
     outlines = [
         Outline(name=table.name, columns=table.columns.keys(), rows=contents.count(connection, table))
@@ -57,9 +57,9 @@ def _outline(connection: Connection, now: datetime) -> tuple[Header, list[Table]
 
 
 def check(path: Path, keyring: Keyring | None) -> Header:
-    """Read a whole backup and open each of its secrets; `keyring` is None where there is no key. Blocking.
+    """Read a whole backup and decrypt each of its secrets; `keyring` is None without a key. Blocking.
 
-    Raises StartupError where it can't be restored by this release with these keys.
+    Raises StartupError if it can't be restored by this release with these keys.
     """
     sealed = contents.sealed_columns()
     with BackupReader(path) as reader:
@@ -68,7 +68,7 @@ def check(path: Path, keyring: Keyring | None) -> Header:
             for row in rows if wrong is None else ():
                 values = dict(zip(table.columns, row, strict=True))
                 wrong = wrong or _unopened(keyring, table.name, values, sealed.get(table.name, ()))
-        # That it is whole comes first: damage would look like a wrong key.
+        # Check integrity first: damage would look like a wrong key.
         if not moorage_migrations.known(reader.header.revision):
             raise newer_backup(path, reader.header.release)
         if wrong is not None:
@@ -90,7 +90,7 @@ def _unopened(
                 "use when the backup was made, or put that controller's file encryption_key into the data folder.",
             )
         try:
-            # A damaged header may name no `id`: then nothing opens, and the checksum at the end says why.
+            # A damaged header may have no `id`: then decryption fails, and the checksum at the end shows the reason.
             keyring.open(Ciphertext(str(secret)), column=f"{table}.{column}", row=str(values.get("id")))
         except UndecryptableError as error:
             return StartupError(
@@ -101,9 +101,9 @@ def _unopened(
 
 
 async def restore(database: Database, path: Path) -> None:
-    """Bring a backup that `check` found good into an empty database, then up to this release's revision.
+    """Restore a backup that passed `check` into an empty database, then upgrade it to this release's revision.
 
-    All in one transaction. Raises StartupError, and then the database is as it was.
+    All in one transaction. Raises StartupError; then the database is unchanged.
     """
     with await asyncio.to_thread(BackupReader, path) as reader:
         batches = reader.batches()
@@ -124,7 +124,7 @@ async def restore(database: Database, path: Path) -> None:
 
 
 def _prepare(connection: Connection, revision: str) -> None:
-    """Bring an empty database to a revision, from no table or from any other revision."""
+    """Migrate an empty database to a revision, from no tables or from any other known revision."""
     current = moorage_migrations.current_revision(connection)
     ours = not contents.has_tables(connection) if current is None else moorage_migrations.known(current)
     if not ours or not contents.is_empty(connection):

@@ -1,7 +1,7 @@
-"""The file of a backup: gzip of JSON lines, so that `zcat` shows what is in it.
+"""Backup file format: gzip-compressed JSON lines, readable with `zcat`.
 
-The first line is the header; then come the rows of its tables in its order, each an array; the last line is the
-SHA-256 of all lines before. It tells damage, not forgery: whoever can write the file decides what is restored.
+The first line is the header. The rows of its tables follow in its order, each an array. The last line is the SHA-256
+of all lines before. It detects damage, not forgery: anyone who can write the file controls the restored data.
 """
 
 import gzip
@@ -28,7 +28,7 @@ _LONGEST_HEADER = 1 << 20
 
 
 class Outline(BaseModel):
-    """A table of a backup: its columns, in the order in which rows have them, and how many rows there are."""
+    """A table of a backup: its columns in row order, and its row count."""
 
     name: str
     columns: list[str]
@@ -36,7 +36,7 @@ class Outline(BaseModel):
 
 
 class Header(BaseModel):
-    """What a backup is: which release made it, when (aware, in UTC), at which revision of the tables."""
+    """Header of a backup: the release that made it, the time (aware, in UTC), and the schema revision."""
 
     format: str = FORMAT
     version: int = VERSION
@@ -47,14 +47,14 @@ class Header(BaseModel):
 
     @property
     def rows(self) -> int:
-        """The number of all rows."""
+        """The total row count."""
         return sum(table.rows for table in self.tables)
 
 
 class BackupWriter:
-    """Writes beside the file that it is to be (mode 0600): `begin`, `add`, then `finish`, which gives it its name.
+    """Writes a backup to a temporary file (mode 0600) beside its target: `begin`, `add`, `finish`, which renames it.
 
-    Blocking: for a thread. Every call raises StartupError with a sentence where the file can't be written.
+    Blocking: use a thread. Every call raises StartupError with a sentence if the file can't be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +65,7 @@ class BackupWriter:
         self._packed: gzip.GzipFile
 
     def begin(self, header: Header) -> None:
-        """Make the file, and write the header."""
+        """Create the file, and write the header."""
         self._refuse_existing()
         with self._translate_file_errors():
             descriptor, part = tempfile.mkstemp(prefix=f".{self._path.name}.", suffix=".part", dir=self._path.parent)
@@ -75,11 +75,11 @@ class BackupWriter:
         self._put([header.model_dump_json()])
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Add rows of the table whose turn it is."""
+        """Add rows of the current table, in the header's order."""
         self._put([json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows])
 
     def finish(self) -> int:
-        """Write the end, bring all to the disk, and give the file its name; return its size in bytes."""
+        """Write the checksum, sync to disk, and rename the file; return its size in bytes."""
         self._put([json.dumps({"sha256": self._digest.hexdigest()})])
         with self._translate_file_errors():
             self._packed.close()
@@ -93,15 +93,15 @@ class BackupWriter:
             return self._path.stat().st_size
 
     def __enter__(self) -> Self:
-        """Write."""
+        """Return the writer."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove what wasn't finished."""
+        """Close the file, and remove it if it wasn't finished."""
         if self._part is None:
             return
         self._part.unlink(missing_ok=True)
-        # On a full disk the packer can't write its end.
+        # On a full disk the gzip trailer can't be written.
         with suppress(OSError, ValueError):
             self._packed.close()
         with suppress(OSError):
@@ -132,7 +132,7 @@ class BackupWriter:
 
 
 class BackupReader:
-    """Reads a backup from its beginning to its end, once. Blocking: for a thread.
+    """Reads a backup once, from beginning to end. Blocking: use a thread.
 
     Every call raises StartupError with a sentence for a file that can't be read, is damaged or newer than this release.
     """
@@ -149,7 +149,7 @@ class BackupReader:
             raise
 
     def batches(self) -> Iterator[tuple[Outline, list[Row]]]:
-        """Yield all rows, some hundreds of one table at a time; nothing holds before the last was taken."""
+        """Yield all rows in batches of one table; none is trustworthy until the iteration has ended."""
         with self._translate_file_errors():
             for table in self.header.tables:
                 for begin in range(0, table.rows, _BATCH_SIZE):
@@ -158,7 +158,7 @@ class BackupReader:
             self._check_end()
 
     def __enter__(self) -> Self:
-        """Read."""
+        """Return the reader."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -209,7 +209,7 @@ class BackupReader:
 
 
 def newer_backup(path: Path, release: str) -> StartupError:
-    """Return the error for a backup that this release doesn't understand."""
+    """Return the error for a backup of a newer release."""
     return StartupError(
         "newer_backup",
         f"{path} was made by release {release}, which is newer than this one: install that release, or a later one.",

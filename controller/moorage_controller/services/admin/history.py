@@ -1,4 +1,4 @@
-"""How long what is over is remembered: operations, what they printed, and the numbers of changes."""
+"""History retention: remove old operations, their output, and change numbers."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from moorage_controller.store.tables import changes, last_logs, operations, outp
 log = structlog.get_logger(__name__)
 
 _BATCH_SIZE = 100
-"""A few in each transaction: nobody else is to wait long for his turn to write."""
+"""Rows per transaction; keeps write locks short."""
 _CHANGES = 100_000
-"""A listener who was away for longer than so many changes reads the lists anew."""
+"""Changes to keep. A listener that missed more than that reads the lists again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keeps:
-    """How long operations that have ended are kept, how many at most, and for how long what they printed.
+    """Retention limits: age and maximum count of ended operations, and age of their output.
 
-    That counts for the last lines of stopped apps as well.
+    `output` applies to the last log lines of stopped apps as well.
     """
 
     operations: timedelta
@@ -31,14 +31,14 @@ class Keeps:
 
 
 class History:
-    """Forgets what is too old. What is in flight is never too old."""
+    """Removes old history. Operations in flight are always kept."""
 
     def __init__(self, database: Database, keeps: Keeps) -> None:
         self._database = database
         self._keeps = keeps
 
     async def forget_old(self) -> None:
-        """Forget what is too old by now. Raises DatabaseUnavailableError; then the rest goes another time."""
+        """Remove history that is too old. Raises DatabaseUnavailableError; the rest is removed by a later call."""
         async with self._database.read() as connection:
             now = await self._database.now(connection)
         before = now - self._keeps.operations

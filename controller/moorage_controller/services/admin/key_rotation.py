@@ -1,4 +1,4 @@
-"""From old encryption keys to the current one, while controllers that know both go on serving."""
+"""Key rotation: re-encrypt with the current key, while controllers that have both keys continue to serve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ _MOST_PASSES = 20
 
 @dataclass(slots=True)
 class Rotation:
-    """What was done: how many texts were sealed anew, how many there are, and which can't be opened with any key.
+    """Result of a rotation: counts of re-encrypted and of all texts, and the texts that no key can decrypt.
 
-    `ended` is False where somebody goes on sealing with an old key.
+    `ended` is False if a controller still encrypts with an old key.
     """
 
     resealed: int = 0
@@ -29,17 +29,17 @@ class Rotation:
 
 
 async def rotate(database: Database, keyring: Keyring) -> Rotation:
-    """Seal everything anew that isn't sealed with the current key.
+    """Re-encrypt every text that isn't encrypted with the current key.
 
-    It may be cut at any moment and done again: each row is under one key or the other. A row that is changed meanwhile
-    keeps the change. What can't be opened stays as it is.
+    It may be interrupted at any time and repeated: each row is encrypted with one key or the other. A row changed
+    concurrently keeps the change. A text that can't be decrypted stays unchanged.
     """
     rotation = Rotation()
     for _ in range(_MOST_PASSES):
         rotation.found, rotation.unopened, rotation.ended = 0, [], True
         for column in store.columns():
             await _rotate_column(database, keyring, column, rotation)
-        # What was changed in the middle of a pass may be under an old key again: look once more.
+        # A row changed during a pass may be under an old key again: make another pass.
         if rotation.ended:
             break
     return rotation

@@ -1,6 +1,6 @@
-"""What is counted and timed while the controller works, as Prometheus names it. All labels have few values.
+"""Prometheus counters and histograms of the running controller. All labels have few values.
 
-Seconds throughout. The signals of the parts come here; nothing is asked of a database or a host.
+All durations are in seconds. The values come from signals; no database or host is queried.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -14,7 +14,7 @@ _COMPOSE = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0)
 _LATE = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 
 _OWN_PASSWORD = "wrong_password"  # noqa: S105 - a code
-"""The one failure that is no 401: who changes his password is logged in."""
+"""The only authentication failure that is no 401: a user who changes their password is logged in."""
 
 
 class Meters:
@@ -81,19 +81,19 @@ class Meters:
         )
 
     def request(self, method: str, route: str, status: int, seconds: float | None) -> None:
-        """Count an answer; `route` is the route's template, `seconds` None for a stream."""
+        """Count a response; `route` is the route's template, `seconds` is None for a stream."""
         self._requests.labels(method, route, status).inc()
         if seconds is not None:
             self._request_seconds.labels(method, route).observe(seconds)
 
     def problem(self, status: int, code: str) -> None:
-        """Count an error that a caller was told."""
+        """Count an error response."""
         self._problems.labels(code).inc()
-        if status == 401 or code == _OWN_PASSWORD:  # noqa: PLR2004 - HTTP's own
+        if status == 401 or code == _OWN_PASSWORD:  # noqa: PLR2004 - HTTP status code
             self._refused.labels(code).inc()
 
     def ssh_connect(self, done: DurationSample) -> None:
-        """Count an SSH connection, or that there was none."""
+        """Count an SSH connection or a failed one."""
         self._ssh.labels(done.result).observe(done.seconds)
 
     def transaction(self, done: DurationSample) -> None:
@@ -101,7 +101,7 @@ class Meters:
         self._database.labels(done.what, done.result).observe(done.seconds)
 
     def operation(self, settled: OperationFinished) -> None:
-        """Count an operation that ended, and how late it was where auto-stop began it."""
+        """Count an operation that ended, and the lateness of an auto-stop."""
         self._operations.labels(settled.kind, settled.state).inc()
         if settled.seconds is not None:
             self._compose.labels(settled.kind, settled.state).observe(settled.seconds)
@@ -111,9 +111,9 @@ class Meters:
             self._late.observe(max(settled.late, 0.0))
 
     def check(self, result: str) -> None:
-        """Count a look at a host."""
+        """Count a host check."""
         self._checks.labels(result).inc()
 
     def looked(self, _: None) -> None:
-        """Note that auto-stop has looked."""
+        """Record the time of auto-stop's last poll."""
         self._looked.set_to_current_time()

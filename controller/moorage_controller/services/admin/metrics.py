@@ -1,4 +1,4 @@
-"""Everything that Prometheus is told: what was counted here, and what there is in the database just now."""
+"""The metrics endpoint for Prometheus: this controller's counters, and gauges read from the database."""
 
 import asyncio
 import hmac
@@ -27,17 +27,17 @@ from moorage_controller.store.tables.status_counts import Counts
 log = structlog.get_logger(__name__)
 
 _MOST_VERSIONS = 20
-"""What agents say their version is, is theirs to say: more than so many are counted as `other`."""
+"""Maximum number of version labels, as agents report any version they like; the rest count as `other`."""
 _READ_SECONDS = 5.0
 
 Values = dict[tuple[str, ...], float]
 Found = tuple[str, str, list[str], Values]
-"""A gauge: name, help, labels, and its values by theirs."""
+"""A gauge: name, help text, label names, and values by label values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What is asked at each scrape. `expiries`: when the controller's own certificates end; `work`: who is alive."""
+    """Sources read at each scrape. `expiries`: ends of the controller's own certificates; `work`: liveness of loops."""
 
     feed: Feed
     leases: Leases
@@ -46,7 +46,7 @@ class Parts:
 
 
 class Metrics:
-    """Shows the metrics to who has the token; with an empty one there are none."""
+    """Serves the metrics to callers with the token; an empty token turns them off."""
 
     def __init__(self, database: Database, signals: Signals, token: str) -> None:
         self._database = database
@@ -62,13 +62,13 @@ class Metrics:
         signals.auto_stop_polled.connect(self.meters.looked)
 
     def scrape(self, parts: Parts) -> None:
-        """Say what is to be asked at each scrape; to be called once, when everything has been made."""
+        """Set the sources to read at each scrape; call it once, after all parts are created."""
         self._parts = parts
 
     async def show(self, token: str) -> bytes:
         """Return the metrics in Prometheus' text format.
 
-        Raises NotFoundError where they are off, NotAuthenticatedError for another token than METRICS_TOKEN.
+        Raises NotFoundError if they are off, NotAuthenticatedError for any token but METRICS_TOKEN.
         """
         if not self._token:
             raise NotFoundError("metrics_off", "Metrics are off: set METRICS_TOKEN, and show it as a bearer token.")
@@ -123,7 +123,7 @@ def _of_this_controller(parts: Parts) -> list[Found]:
 
 
 def _of_the_database(counts: Counts, parts: Parts, now: datetime) -> list[Found]:
-    """Return what all controllers on one database say alike: take the maximum over them, not the sum."""
+    """Return the gauges that are equal on all controllers of one database: aggregate them by max, not sum."""
     late = 0.0 if counts.overdue_since is None else (now - counts.overdue_since).total_seconds()
     ends: Values = {(name,): moment.timestamp() for name, moment in parts.expiries().items()}
     agents = [x509.expires_at(pem.encode()).timestamp() for pem in counts.certificates]

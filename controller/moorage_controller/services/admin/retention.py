@@ -1,4 +1,4 @@
-"""Retention: what is over is forgotten in time, so that the database doesn't grow for ever."""
+"""Retention: remove old history regularly, so that the database doesn't grow without limit."""
 
 from moorage_common.clock import Clock
 
@@ -7,11 +7,11 @@ from moorage_controller.services.audit.audit_archive import AuditArchive
 
 _EVERY_SECONDS = 3600.0
 _FIRST_SECONDS = 60.0
-"""Not in the moment of a start, when everything else wants the database as well."""
+"""Delay after the start, when other parts load the database."""
 
 
 class Retention:
-    """Has what is too old forgotten, every hour."""
+    """Background loop that removes old history and archives old audit entries every hour."""
 
     def __init__(self, history: History, archive: AuditArchive, clock: Clock) -> None:
         self._history = history
@@ -19,7 +19,7 @@ class Retention:
         self._clock = clock
 
     async def run(self) -> None:
-        """Forget, again and again, for ever."""
+        """Run the retention every hour, until cancelled."""
         await self._clock.sleep(_FIRST_SECONDS)
         while True:
             await self._history.forget_old()

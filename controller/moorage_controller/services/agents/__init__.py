@@ -1,1 +1,1 @@
-"""Agents: installed, enrolled, renewed, removed."""
+"""Agents: installation, enrollment, certificate renewal and removal."""

@@ -1,4 +1,4 @@
-"""Agents on servers: installed, upgraded and removed, each as an operation."""
+"""Agents on servers: install, upgrade and remove them, each as an operation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,24 +26,24 @@ _DOES = {INSTALL: "installation", UNINSTALL: "removal"}
 
 
 class Agents:
-    """Decides about agents; `Bootstrap` does the work."""
+    """Begins operations on agents; `Bootstrap` runs them."""
 
     def __init__(self, database: Database, operations: Operations) -> None:
         self._database = database
         self._operations = operations
 
     async def install(self, server_id: UUID, actor: Actor, port: int, roots: Sequence[str]) -> Operation:
-        """Begin an installation or an upgrade, or join the one that is in flight.
+        """Begin an installation or upgrade, or join the one in flight.
 
-        Raises NotFoundError; ConflictError without a way by SSH (`no_credentials`), and while something is in flight
-        that can't go on meanwhile.
+        Raises NotFoundError; ConflictError without SSH credentials (`no_credentials`), or if a conflicting operation is
+        in flight.
         """
         return await self._begin(server_id, INSTALL, actor, {"port": port, "roots": list(roots)})
 
     async def uninstall(self, server_id: UUID, actor: Actor, *, force: bool) -> Operation:
-        """Begin a removal, or join the one that is in flight; `force` revokes also where the host can't be reached.
+        """Begin a removal, or join the one in flight; `force` revokes the agent even if the host is unreachable.
 
-        Raises like `install`.
+        Raises the errors of `install`.
         """
         return await self._begin(server_id, UNINSTALL, actor, {"force": force})
 
@@ -55,7 +55,7 @@ class Agents:
                 async with self._database.read() as connection:
                     other = await operation_store.agent_in_flight(connection, server_id)
                 if other is None:
-                    continue  # it ended in between: the way is free
+                    continue  # it ended in between: try again
                 if other.kind == kind:
                     return other
                 sentence = f"The {_DOES[other.kind]} of this server's agent is in progress: wait for its end."
@@ -67,7 +67,7 @@ class Agents:
             server = await server_store.get(connection, server_id)
             if server is None:
                 raise NotFoundError("server_not_found", "There is no server of that id.")
-            # The journal moves with the agent: what runs is to be found where it was begun.
+            # The journal moves with the agent, but an operation has to be found where it began.
             exclusive = kind == UNINSTALL or server.agent_name is None
             await _check(connection, server, exclusive=exclusive, needs_ssh=not request.get("force"))
             operation = Operation(

@@ -1,7 +1,7 @@
-"""What an installation, an upgrade or a removal of an agent does: steps that may each be taken again.
+"""Installation, upgrade and removal of an agent, in steps that can each be repeated.
 
-A controller that dies leaves the operation in flight; the next one takes all steps from the first, and each looks at
-what is there already. Until the new agent has answered, the database knows the server as it was.
+A controller that dies leaves the operation in flight; the next one repeats all steps from the first, and each step
+checks the existing state first. The server's row changes only once the new agent has answered.
 """
 
 import asyncio
@@ -58,9 +58,9 @@ _NO_AGENT = {
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """Brings operations on agents to their end.
+    """Runs operations on agents.
 
-    `bundle_file` is MOORAGE_AGENT_BUNDLE; `base_url` the controller's own, for people on the host to read.
+    `bundle_file` is MOORAGE_AGENT_BUNDLE; `base_url` is the controller's own URL, shown to admins of the host.
     """
 
     database: Database
@@ -73,7 +73,7 @@ class Bootstrap:
     base_url: str
 
     async def run(self, operation: Operation) -> Outcome:
-        """Return how it ended."""
+        """Run the operation and return its outcome."""
         async with self.database.write() as connection:
             now = await self.database.now(connection)
             started = {"state": "running", "transport": "ssh", "started_at": operation.started_at or now}
@@ -87,7 +87,7 @@ class Bootstrap:
         return outcome
 
     async def bundle(self) -> Bundle:
-        """Return what is installed. Raises HostRefusedError."""
+        """Return the agent bundle to install. Raises HostRefusedError."""
         try:
             return await asyncio.to_thread(bundles.load, self.bundle_file)
         except NoBundleError as error:
@@ -95,7 +95,7 @@ class Bootstrap:
 
 
 class _Work(ABC):
-    """One operation on one server: its steps are the lines of its output."""
+    """One operation on one server. Each step writes lines to its output."""
 
     def __init__(self, parts: Bootstrap, operation: Operation, server: Server) -> None:
         self.parts = parts
@@ -106,7 +106,7 @@ class _Work(ABC):
         self.reached = ""
 
     async def run(self) -> Outcome:
-        """Take all steps; where contact is lost, take them again from the first, a few times."""
+        """Run all steps; if the connection is lost, repeat them from the first, up to three attempts."""
         for attempt in range(1, _ATTEMPTS + 1):
             if await self._is_late():
                 return await self._failed("deadline_exceeded", "Its time is over: call again.")
@@ -127,7 +127,7 @@ class _Work(ABC):
         raise AssertionError("the last attempt returns")
 
     async def begin(self, step: str, sentence: str) -> None:
-        """Note that a step begins."""
+        """Begin a step."""
         self.step = step
         await self.tell(f"[{step}] {sentence}")
 
@@ -140,17 +140,17 @@ class _Work(ABC):
         self.parts.signals.output_kept.emit(self.operation.id)
 
     async def with_installer(self, work: Callable[[Installer], Awaitable[None]]) -> None:
-        """Lend the host over SSH. Raises HostUnreachableError."""
+        """Call `work` with an installer over SSH. Raises HostUnreachableError."""
         await self.begin("connect", f"Log in to {self.server.address} by SSH")
         host = self.parts.pool.host(ssh_target(self.server))
-        # A new login: it knocks at once where others wait after a failure, and what was mended on the host counts.
+        # A new login: no back-off after an earlier failure, and corrections on the host take effect.
         await host.retire()
         async with host.site() as site:
             await work(Installer(site.link))
 
     @abstractmethod
     async def _attempt(self) -> None:
-        """Take all steps. Raises HostRefusedError, HostUnreachableError, ContactLostError."""
+        """Run all steps. Raises HostRefusedError, HostUnreachableError, ContactLostError."""
 
     async def _is_late(self) -> bool:
         async with self.parts.database.read() as connection:
@@ -186,13 +186,13 @@ class _Installation(_Work):
             await self._dial_back(installer, bundle.build, name, port)
         except HostRefusedError as error:
             raise HostRefusedError(error.code, f"{error.sentence} {await self._undo(installer)}") from None
-        # It has answered: from here on nothing takes it away again.
+        # The agent has answered: no rollback from here on.
         await installer.done(bundle.build)
         await self._make_member(name, bundle.build, port)
         await self._first_snapshot(bundle.build)
 
     async def _put(self, installer: Installer, bundle: Bundle) -> None:
-        """Bring the bundle to the host, unless it is there, and unpack it."""
+        """Upload the bundle to the host, unless it is there, and unpack it."""
         path = ""
         try:
             if not await installer.has(bundle.build):
@@ -206,7 +206,7 @@ class _Installation(_Work):
                 await installer.clear(path)
 
     async def _enrol(self, installer: Installer, bundle: Bundle, found: Found, port: int) -> str:
-        """Return the name that the host answers by; what is in force and good is kept."""
+        """Enroll the host and return its agent name; a valid enrollment is kept."""
         await self.begin("enrol", "See who the host is")
         enrollments, listen = self.parts.enrollments, f"0.0.0.0:{port}"
         status = await installer.status(bundle.build)
@@ -234,7 +234,7 @@ class _Installation(_Work):
         return member.agent_name
 
     async def _default_roots(self) -> list[str]:
-        """Return the folders in which the server's apps lie, /srv where there are none yet."""
+        """Return the parent folders of the server's apps, or /srv if there are none."""
         async with self.parts.database.read() as connection:
             apps = await app_store.on_server(connection, self.server.id)
         above = {path if str(path.parent) == "/" else path.parent for path in (Path(app.cd_path) for app in apps)}
@@ -261,7 +261,7 @@ class _Installation(_Work):
             await self.parts.clock.sleep(_POLL_SECONDS)
 
     async def _undo(self, installer: Installer) -> str:
-        """Put the host back as it was, and return a sentence about it."""
+        """Roll the host back, and return a sentence on the result."""
         try:
             back = await installer.roll_back()
         except (HostRefusedError, ContactLostError) as error:
@@ -326,7 +326,7 @@ class _Removal(_Work):
 
 
 class _Percents:
-    """Tells of an upload's progress every quarter."""
+    """Reports the progress of an upload at every quarter."""
 
     def __init__(self, tell: Callable[[str], Awaitable[None]], size: int) -> None:
         self._tell = tell
@@ -334,7 +334,7 @@ class _Percents:
         self._told = 0
 
     async def arrived(self, count: int) -> None:
-        """Take note of how many bytes have arrived."""
+        """Report that `count` bytes in total have arrived."""
         quarter = 4 * count // self._size
         if quarter > self._told:
             self._told = quarter

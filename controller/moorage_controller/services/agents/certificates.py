@@ -1,4 +1,4 @@
-"""Looks every hour for certificates that are to be renewed."""
+"""Hourly renewal of agent certificates that are due."""
 
 from moorage_common.clock import Clock
 
@@ -8,14 +8,14 @@ _EVERY_SECONDS = 3600.0
 
 
 class Certificates:
-    """Has agents' certificates renewed in time."""
+    """Background loop that renews agent certificates in time."""
 
     def __init__(self, renewals: Renewals, clock: Clock) -> None:
         self._renewals = renewals
         self._clock = clock
 
     async def run(self) -> None:
-        """Look every hour, for ever."""
+        """Renew due certificates every hour, until cancelled."""
         while True:
             await self._renewals.renew_due()
             await self._clock.sleep(_EVERY_SECONDS)

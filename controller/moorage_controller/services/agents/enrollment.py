@@ -1,4 +1,4 @@
-"""Trust: the authority, join tokens, and hosts that become members."""
+"""Enrollment: the certificate authority, join tokens, and certificates for agents."""
 
 import hmac
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _SECRET_COLUMN = "enrollment_tokens.encrypted_secret"  # noqa: S105 - a column's
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What an agent gets: its certificate, the authority's (both PEM), and its name."""
+    """Result of an enrollment: the agent's certificate, the CA certificate (both PEM), and the agent's name."""
 
     certificate: str
     ca: str
@@ -35,7 +35,7 @@ class Membership:
 
 
 async def load_authority(database: Database, keyring: Keyring) -> Authority:
-    """Return the installation's authority, made on first start. Raises UndecryptableError."""
+    """Return the installation's certificate authority, created on first start. Raises UndecryptableError."""
     async with database.write() as connection:
         stored = await store.authority(connection)
         if stored is not None:
@@ -49,7 +49,7 @@ async def load_authority(database: Database, keyring: Keyring) -> Authority:
 
 
 class Enrollments:
-    """Hands out join tokens and takes hosts in."""
+    """Creates join tokens and enrolls hosts."""
 
     def __init__(self, database: Database, keyring: Keyring, authority: Authority, signals: Signals) -> None:
         self._database = database
@@ -58,7 +58,7 @@ class Enrollments:
         self._signals = signals
 
     async def new_token(self, server_id: UUID, actor: Actor) -> tuple[JoinToken, datetime]:
-        """Return a join token for one server and when it expires; older unused ones of that server are void."""
+        """Create a join token for a server; return it and its expiry. Older unused ones of that server become void."""
         token_id = uuid4()
         token = JoinToken.make(str(token_id), self._authority.fingerprint)
         sealed = self._keyring.seal(token.secret.hex(), column=_SECRET_COLUMN, row=str(token_id))
@@ -75,10 +75,10 @@ class Enrollments:
         return token, expires_at
 
     async def enroll(self, proof: str, csr: str, endpoint: str, version: str, origin: Origin) -> Membership:
-        """Take a host in: check the proof, sign its key for a fresh name, make it the server's only agent.
+        """Enroll a host: check the proof, sign its key for a new name, make it the server's only agent.
 
-        The same request again gets the same certificate, so that a lost answer costs nothing. Raises
-        NotAuthenticatedError for a token that is unknown, expired, used or not proven, InvalidError for a bad request.
+        A repeated request gets the same certificate, so that a lost response does no harm. Raises
+        NotAuthenticatedError for a token that is unknown, expired, used or not proven; InvalidError for a bad request.
         """
         try:
             key_digest = public_key_digest(csr.encode())
@@ -99,18 +99,18 @@ class Enrollments:
 
     @property
     def ca_fingerprint(self) -> str:
-        """The SHA-256 of the authority's certificate, hex."""
+        """The SHA-256 fingerprint of the CA certificate, in hex."""
         return self._authority.fingerprint
 
     async def knows(self, server_id: UUID, agent_name: str) -> bool:
-        """Tell whether a server was ever enrolled under that name."""
+        """Return whether a server was ever enrolled under that agent name."""
         async with self._database.read() as connection:
             return await store.enrollment_of_name(connection, server_id, agent_name) is not None
 
     async def issue(self, server_id: UUID, csr: bytes) -> Membership:
-        """Sign the key of a host that was asked for it over SSH, for a fresh name; the server stays as it is.
+        """Sign a CSR fetched from a host over SSH, for a new name; the server's row stays unchanged.
 
-        The same request again, within the hour, gets the same certificate. Raises InvalidError for a bad request.
+        A repeated request within an hour gets the same certificate. Raises InvalidError for a bad request.
         """
         try:
             key_digest = public_key_digest(csr)
@@ -119,7 +119,7 @@ class Enrollments:
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             enrollment = await store.enrollment_of_key(connection, server_id, key_digest)
-            # One of an installation that broke off long ago is of no use any more.
+            # An enrollment of an installation that failed long ago is not reused.
             if enrollment is None or enrollment.created_at < now - TOKEN_LIFETIME:
                 enrollment = await self._sign(connection, server_id, None, csr, key_digest, now)
         ca = self._authority.certificate_pem.decode()

@@ -1,7 +1,7 @@
-"""Agents' certificates: renewed at two thirds of their time, over the live connection.
+"""Renewal of agent certificates, at two thirds of their validity, over the live connection.
 
-The host makes the new key and keeps it; the name stays. It is installed first and stored then: what is lost in between
-is a certificate that the host uses already, and the next look renews once more. Several controllers do no harm.
+The host creates the new key and keeps it; the name stays. The certificate is installed first and stored second: after
+a failure in between, the host uses it already, and the next check renews it again. Several controllers do no harm.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ log = structlog.get_logger(__name__)
 
 _SHARE = 2 / 3
 _JITTER = timedelta(days=3)
-"""Hosts that joined on one day are renewed over three."""
+"""Spreads the renewal of hosts enrolled on the same day over three days."""
 
 
 class Renewals:
-    """Renews what is due."""
+    """Renews due certificates."""
 
     def __init__(self, database: Database, authority: Authority, channels: AgentChannels) -> None:
         self._database = database
@@ -39,7 +39,7 @@ class Renewals:
         self._channels = channels
 
     async def renew_due(self) -> None:
-        """Renew the certificates of all agents that are due and can be reached; the others wait for the next call."""
+        """Renew all due certificates of reachable agents; the others wait for the next call."""
         for enrollment in await self._due():
             with structlog.contextvars.bound_contextvars(server_id=str(enrollment.server_id)):
                 try:
@@ -49,7 +49,7 @@ class Renewals:
                 except DatabaseUnavailableError:
                     raise
                 except Exception:
-                    # One host's trouble is no other's.
+                    # A failure on one host must not affect others.
                     log.exception("certificate_not_renewed")
 
     async def _due(self) -> Sequence[Enrollment]:
@@ -67,7 +67,7 @@ class Renewals:
         agent = AgentTransport(channel, server.api_endpoint)
         await agent.connect()
         try:
-            # The name is the enrolment's, whatever the request says.
+            # The name comes from the enrollment, not from the CSR.
             certificate = self._authority.issue_agent(await agent.prepare_renewal(), enrollment.agent_name, now)
         except ValueError as error:
             raise HostRefusedError("bad_certificate", f"The agent asks for no certificate: {error}") from None
@@ -78,14 +78,14 @@ class Renewals:
 
 
 def renewal_at(enrollment: Enrollment) -> datetime:
-    """Return when a certificate is to be renewed (UTC): at two thirds of its time, and some days' jitter."""
+    """Return the renewal time of a certificate (UTC): two thirds of its validity, plus up to three days' jitter."""
     begin, end = x509.validity(enrollment.certificate.encode())
     jitter = int.from_bytes(hashlib.sha256(enrollment.id.bytes).digest()[:4]) / (1 << 32)
     return begin + (end - begin) * _SHARE + _JITTER * jitter
 
 
 async def expired_sentence(connection: AsyncConnection, server: Server, now: datetime) -> str:
-    """Return why a server's agent can't be reached where its certificate has expired, empty where it hasn't."""
+    """Return a sentence for a server whose agent's certificate has expired; empty if it hasn't."""
     if server.agent_name is None:
         return ""
     enrollment = await store.enrollment_of_name(connection, server.id, server.agent_name)

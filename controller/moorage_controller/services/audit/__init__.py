@@ -1,1 +1,1 @@
-"""The audit log: written with each change, read, archived."""
+"""The audit log: write, read and archive its entries."""

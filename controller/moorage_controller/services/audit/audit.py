@@ -1,4 +1,4 @@
-"""Audit entries, written in the transaction of the change they tell of."""
+"""Audit entries, written in the transaction of the change they describe."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -17,13 +17,13 @@ from moorage_controller.store.tables.apps import App
 from moorage_controller.store.tables.operations import Operation
 
 _MOST_NAME, _MOST_TEXT, _MOST_AGENT, _MOST_ADDRESS = 255, 2000, 500, 45
-"""Characters."""
+"""Maximum lengths in characters."""
 
 log = structlog.get_logger(__name__)
 
 
 class Action(StrEnum):
-    """The API's audit actions that are written today."""
+    """Audit actions of the API."""
 
     LOGIN = "LOGIN"
     LOGIN_FAILED = "LOGIN_FAILED"
@@ -58,7 +58,7 @@ async def record(
 ) -> None:
     """Append an entry. `resource` is type, id and name; `message` a sentence; `details` never holds a secret.
 
-    Whatever callers and hosts have made up in it is cleaned here: it is read on terminals.
+    Text from callers and hosts is sanitized here, as entries are read on terminals.
     """
     kind, resource_id, resource_name = resource
     address, agent = actor.origin.ip_address, actor.origin.user_agent
@@ -89,7 +89,7 @@ def _cleaned(value: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 def _log_after_commit(connection: AsyncConnection, entry: store.AuditEntry) -> None:
-    """Have the log tell of it too, once it is so: logs may be kept where nobody can change them."""
+    """Log the entry after the commit too, as logs may be stored where nobody can change them."""
 
     def tell(_: Connection) -> None:
         log.info(
@@ -108,12 +108,12 @@ def _log_after_commit(connection: AsyncConnection, entry: store.AuditEntry) -> N
 
 
 async def record_auto_stop(connection: AsyncConnection, app: App, operation: Operation, now: datetime) -> None:
-    """Write an entry of a run that was stopped since its time was over; `app` is as it was until then."""
+    """Record the auto-stop of a run at its deadline; `app` is its state before the stop."""
     minutes = operation.run_timeout
     if app.run_began_at is not None and app.stop_at is not None:
         # Extensions included.
         minutes = round((app.stop_at - app.run_began_at) / timedelta(minutes=1))
-    # The guide's details, word for word; by whom and how late only where that is out of the ordinary.
+    # The `data` documented in docs/guide.md; `by` and `secondsLate` only in exceptional cases.
     details: dict[str, object] = {"reason": "timeout", "timeout": minutes}
     message = f"{app.name} was stopped: its {minutes} {'minute was' if minutes == 1 else 'minutes were'} over."
     if operation.actor == DEAD_MAN.name:

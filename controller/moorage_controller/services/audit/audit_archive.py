@@ -1,4 +1,4 @@
-"""Old entries of the audit log leave the database for files: written and on disk first, and only then deleted."""
+"""Audit archive: move old audit entries from the database to files, synced to disk before they are deleted."""
 
 import asyncio
 import gzip
@@ -19,15 +19,15 @@ from moorage_controller.store.tables.audit import AuditEntry
 log = structlog.get_logger(__name__)
 
 _BATCH_SIZE = 500
-"""In each transaction: nobody else is to wait long for his turn to write."""
+"""Rows per transaction; keeps write locks short."""
 
 
 class AuditArchive:
-    """Moves entries older than `keep` into `folder`; with None it leaves all where they are.
+    """Moves entries older than `keep` into `folder`; with None it moves nothing.
 
-    Each call that finds some makes one file of its own, so that several controllers never write into the same. Two at
-    the same time, or one that died before it deleted, may write an entry twice; none is deleted that isn't on this
-    controller's disk, by this controller's own writing.
+    Each call that finds entries creates a file of its own, so that several controllers never write to the same file.
+    Concurrent controllers, or one that died before the deletion, may write an entry twice. A controller deletes only
+    entries that it has written to its own disk.
     """
 
     def __init__(self, database: Database, folder: Path, keep: timedelta | None) -> None:
@@ -36,7 +36,7 @@ class AuditArchive:
         self._keep = keep
 
     async def move_old(self) -> None:
-        """Move what is too old by now. Raises DatabaseUnavailableError; then the rest goes another time."""
+        """Move entries that are too old. Raises DatabaseUnavailableError; the rest is moved by a later call."""
         if self._keep is None:
             return
         async with self._database.read() as connection:
@@ -49,8 +49,8 @@ class AuditArchive:
                     await store.remove(connection, [entry.id for entry in entries])
                 moved += len(entries)
         except OSError as error:
-            # Nothing of it is deleted: it stays where it was until the disk takes it.
-            log.error("audit_not_exported", file=str(file), error=error.strerror or str(error))  # noqa: TRY400 - it is said
+            # These entries are not deleted: they stay in the database until they can be written.
+            log.error("audit_not_exported", file=str(file), error=error.strerror or str(error))  # noqa: TRY400 - no traceback
         if moved:
             log.info("audit_exported", file=str(file), entries=moved)
 
@@ -60,7 +60,7 @@ class AuditArchive:
 
 
 def _append(file: Path, entries: Sequence[AuditEntry]) -> None:
-    """Write entries as one member of a gzip file, and have it on disk, the file's name too. Raises OSError."""
+    """Append entries as one gzip member, and sync file and directory entry to disk. Raises OSError."""
     file.parent.mkdir(mode=0o700, exist_ok=True)
     text = "".join(f"{json.dumps(_shown(entry), ensure_ascii=False)}\n" for entry in entries)
     member = gzip.compress(text.encode(errors="replace"))
@@ -72,7 +72,7 @@ def _append(file: Path, entries: Sequence[AuditEntry]) -> None:
                 writing.write(member)
             os.fsync(descriptor)
         except OSError:
-            # Half a member would make all after it unreadable.
+            # A partial member would make everything after it unreadable.
             os.ftruncate(descriptor, length)
             raise
     finally:
@@ -82,7 +82,7 @@ def _append(file: Path, entries: Sequence[AuditEntry]) -> None:
 
 
 def _shown(entry: AuditEntry) -> dict[str, object]:
-    """Return an entry by its columns' names; ids as text, the time as ISO 8601 with microseconds."""
+    """Return an entry as a mapping by column name; IDs as text, the time as ISO 8601 with microseconds."""
     ids = {name: None if value is None else str(value) for name, value in asdict(entry).items() if name.endswith("id")}
     return {**asdict(entry), **ids, "created_at": entry.created_at.isoformat()}
 

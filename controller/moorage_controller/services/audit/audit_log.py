@@ -1,4 +1,4 @@
-"""Reading the audit log: everything for an admin, his own entries for a user."""
+"""Reading the audit log: all entries for an admin, their own entries for a user."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from moorage_controller.store.tables.audit import AuditEntry, AuditFilter
 
 
 class AuditLog:
-    """The audit log's reading side."""
+    """Reads the audit log."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -18,9 +18,9 @@ class AuditLog:
     async def page(
         self, principal: Principal, wanted: AuditFilter, limit: int, offset: int
     ) -> tuple[Sequence[AuditEntry], int]:
-        """Return a page, the newest entry first, and how many entries there are. A user asks for his own, always.
+        """Return a page, newest entry first, and the total count. A user sees only their own entries.
 
-        Another user's id gives him nothing rather than an error: his view has no such entries.
+        For another user's ID a user gets an empty page, not an error: their view has no such entries.
         """
         if principal.role is not Role.ADMIN:
             if wanted.user_id not in {None, principal.user_id}:

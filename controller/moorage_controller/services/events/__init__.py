@@ -1,1 +1,1 @@
-"""Changes as a stream of events."""
+"""The change feed: changes as a stream of events."""

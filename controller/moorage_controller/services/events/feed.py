@@ -1,9 +1,9 @@
-"""What changes, told to whoever listens: each app, server and operation as it is once it has changed.
+"""Change feed: publish the new state of each app, server and operation that changed.
 
-The numbers of the changes are the database's, so a listener who was away goes on where he was, with any controller.
-The newest are kept in memory, once for all listeners, up to a number and a size; one who lags behind reads the
-database, where what changed many times meanwhile is one row. So a listener who is slow costs nothing, and none holds up
-another. What is read at once is bounded in bytes too: a listener holds no more than that.
+Change numbers come from the database, so a listener that reconnects continues where it was, on any controller. The
+newest changes are kept in memory, once for all listeners, up to a count and a size. A listener that lags behind reads
+the database, where repeated changes of one resource are one row. So a slow listener costs no memory and delays no
+other. Each read is bounded in bytes too, which bounds the memory of a listener.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ from moorage_controller.store.tables.servers import Server
 
 _MOST_KEPT = 2000
 _MOST_BYTES = 16 * 1024 * 1024
-"""Of the texts that are kept in memory."""
+"""Bytes of event texts kept in memory."""
 _BATCH_SIZE = 25
 _MOST_READ = 1024 * 1024
-"""Bytes after which no more is read for one listener until he has those."""
+"""Bytes after which a read for one listener ends, until the listener has taken them."""
 _POLL_SECONDS = 0.2
-"""How often to look for what other controllers have written; one's own writes are told at once."""
+"""Poll interval for changes of other controllers; this controller's own writes are notified immediately."""
 
 Resource = AppView | Server | Operation
 Show = Callable[[UUID, Resource | None], str]
-"""Makes the text of an event; the resource is None where it is gone."""
+"""Renders the text of an event; the resource is None if it was deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class ChangeEvent:
 
 @dataclass(frozen=True, slots=True)
 class StreamOpened:
-    """The first that a listener is told: from which number on he hears of changes, and whether he missed none."""
+    """The first item for a listener: the number after which changes follow, and whether none was missed."""
 
     number: int
     resumed: bool
 
 
 class Feed:
-    """Follows the changes for as long as `run` runs."""
+    """Reads changes while `run` is active, and distributes them to listeners."""
 
     def __init__(self, database: Database, show: Show) -> None:
         self._database = database
@@ -67,35 +67,35 @@ class Feed:
         self._news: deque[ChangeEvent] = deque()
         self._size = 0
         self._floor = 0
-        """What comes after this number is in memory."""
+        """All changes after this number are in memory."""
         self._last = 0
         self._arrived = asyncio.Event()
         self.listeners = 0
-        """How many listen just now."""
+        """Current number of listeners."""
         database.written.connect(lambda _: self._stirred.set())
 
     async def open(self) -> None:
-        """Begin with what is there; call it before `run`, and before anybody listens."""
+        """Start after the last existing change; call it before `run` and `listen`."""
         async with self._database.read() as connection:
             _, self._last = await store.span(connection)
         self._floor = self._last
 
     async def run(self) -> None:
-        """Look after every write, for ever."""
+        """Read changes after every write, until cancelled."""
         while True:
             while found := await self._read(self._last):
                 self._keep(found)
-            # No decision hangs on this, so it is no matter of the clock.
+            # No decision depends on this timeout, so it does not use the injected clock.
             with suppress(TimeoutError):
-                # Not wait_for: Python 3.11's may lose a cancel that comes in the moment of the result.
+                # Not asyncio.wait_for: in Python 3.11 it may lose a cancellation that coincides with the result.
                 async with asyncio.timeout(_POLL_SECONDS if self._database.is_shared else None):
                     await self._stirred.wait()
             self._stirred.clear()
 
     async def listen(self, after: int | None) -> AsyncGenerator[Sequence[StreamOpened | ChangeEvent], None]:
-        """Yield first whether nothing was missed since `after` (None: no claim), then what changes, in order.
+        """Yield first whether nothing was missed since `after` (None: new listener), then changes in order.
 
-        Raises DatabaseUnavailableError where a listener who lags behind needs the database.
+        Raises DatabaseUnavailableError if a listener that lags behind needs the database.
         """
         ready = await self._begin(after)
         self.listeners += 1
@@ -114,7 +114,7 @@ class Feed:
                 yield news
                 cursor = news[-1].number
             elif cursor < self._floor:
-                # All of it changed again since: that is in memory.
+                # All those resources changed again since: the newer changes are in memory.
                 cursor = self._floor
             else:
                 await arrived.wait()
@@ -124,7 +124,7 @@ class Feed:
             return StreamOpened(self._last, resumed=False)
         async with self._database.read() as connection:
             first, last = await store.span(connection)
-        # Numbers of another database, of before a restore, or too old to be remembered.
+        # Not resumed: a number of another database, from before a restore, or already pruned.
         resumed = first <= after <= last
         return StreamOpened(after if resumed else self._last, resumed)
 
@@ -165,7 +165,7 @@ class Feed:
 
 
 def _size(news: ChangeEvent) -> int:
-    """Return the bytes that a text takes: up to four a character."""
+    """Return the memory size of a text in bytes: up to four per character."""
     return sys.getsizeof(news.text)
 
 

@@ -1,1 +1,1 @@
-"""Servers and the hosts behind them, observed."""
+"""Servers and projects: management, host checks and observations."""

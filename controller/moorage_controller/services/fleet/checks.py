@@ -1,4 +1,4 @@
-"""Hosts asked how they are: each once at a time, however many want to know, and never for longer than a few seconds."""
+"""Host checks: query the state of hosts, with one shared check per host and a limit of a few seconds."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 LOGIN_SECONDS = 1.0
 CHECK_SECONDS = 5.0 + LOGIN_SECONDS
-"""A little more than a transport takes to find out by itself, which can say why: it waits for a login shell longest."""
+"""Slightly more than a transport's own timeout, whose error gives a reason; a login shell takes longest."""
 FIRST_SECONDS = 2.0
-"""How long the reply to a change of a server waits for its check."""
+"""How long the response to a change of a server waits for its check."""
 ROUND_SECONDS = 8.0
 AT_ONCE = 64
 
 
 class Checks:
-    """Checks go on when a caller is gone: others may wait for the same one, and what it finds is kept."""
+    """Runs checks in tasks of their own. They continue without the caller: others may wait, and results are stored."""
 
     def __init__(
         self,
@@ -54,11 +54,11 @@ class Checks:
         self._round: asyncio.Task[Sequence[Server]] | None = None
 
     async def check(self, server_id: UUID) -> Server:
-        """Ask the host now, or wait for who asks it already; keep what it said. Raises NotFoundError only."""
+        """Check a host, or join the check in progress, and return the stored result. Raises NotFoundError only."""
         return await asyncio.shield(self.begin(server_id))
 
     async def check_soon(self, server: Server) -> Server:
-        """Ask the host, and return the server as it is then; `checking` where that takes longer than FIRST_SECONDS."""
+        """Check a host and return its server; `checking` if that takes longer than FIRST_SECONDS."""
         task = self.begin(server.id)
         try:
             return await self._within(FIRST_SECONDS, _shielded(task))
@@ -68,9 +68,9 @@ class Checks:
             return server
 
     async def check_all(self) -> Sequence[Server]:
-        """Ask all hosts, or join who does; return the servers by name, after ROUND_SECONDS at the latest.
+        """Check all hosts, or join the round in progress; return the servers by name, after ROUND_SECONDS at most.
 
-        A host that wasn't asked by then, since too many others didn't answer, is as it was; it will be asked.
+        A host not checked by then, because too many others don't answer, keeps its state; its check is still pending.
         """
         if self._round is None or self._round.done():
             self._round = asyncio.create_task(self._ask_all(), name="check all")
@@ -78,7 +78,7 @@ class Checks:
         return await asyncio.shield(self._round)
 
     def begin(self, server_id: UUID) -> asyncio.Task[Server]:
-        """Ask a host in the background, or return the check that goes on."""
+        """Begin a check in the background, or return the one in progress."""
         task = self._checks.get(server_id)
         if task is None:
             task = self._checks[server_id] = asyncio.create_task(self._check(server_id), name=f"check {server_id}")
@@ -87,7 +87,7 @@ class Checks:
         return task
 
     async def close(self) -> None:
-        """End all checks."""
+        """Cancel all checks."""
         tasks = [*self._checks.values(), *([self._round] if self._round else [])]
         for task in tasks:
             task.cancel()
@@ -110,7 +110,7 @@ class Checks:
             while True:
                 await self._ask(server)
                 asked, server = server, await self._get(server_id)
-                # Changed meanwhile: what was asked was perhaps another host.
+                # If the connection data changed in the meantime, another host may have answered: check again.
                 if _connection_key(asked) == _connection_key(server):
                     return server
 
@@ -133,7 +133,7 @@ class Checks:
     async def _lost(self, server: Server, sentence: str) -> None:
         await self._observations.host_lost(server.id, sentence)
         if server.status == "online":
-            # A watch that still stands would tell of changes only, and so not that the host is back.
+            # An open watch reports only changes, so not that the host is back: restart it.
             self._signals.server_changed.emit(server.id)
 
     async def _get(self, server_id: UUID) -> Server:
@@ -144,7 +144,7 @@ class Checks:
         return server
 
     async def _within(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        """Return what the work does. Raises TimeoutError after that many seconds; then it is cancelled."""
+        """Return the result of `work`. Raises TimeoutError after that many seconds, and cancels it."""
         task, timer = asyncio.create_task(work), asyncio.create_task(self._clock.sleep(seconds))
         try:
             await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
@@ -158,7 +158,7 @@ class Checks:
 
 
 async def _shielded(task: asyncio.Task[T]) -> T:
-    """Wait for a task that goes on where the waiting is given up."""
+    """Wait for a task that continues if the wait is cancelled."""
     return await asyncio.shield(task)
 
 
@@ -168,7 +168,7 @@ def _connection_key(server: Server) -> tuple[object, ...]:
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:
-    """Log what went wrong, in case nobody waits for it any more."""
+    """Log an unexpected failure, as no caller may be waiting for the task."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, NotFoundError):
         log.error("check_failed", task=task.get_name(), exc_info=error)

@@ -1,4 +1,4 @@
-"""What opens a host by SSH: checked, sealed, and read where a connection is made."""
+"""SSH credentials: validate, encrypt, and decrypt them for a connection."""
 
 import asyncio
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from moorage_controller.store.tables import servers as store
 _COLUMN = "servers.encrypted_credentials"
 _NAMES = frozenset(field.name for field in fields(SshCredentials))
 _FIELDS = {"private_key": "sshPrivateKey", "passphrase": "sshPassphrase", "password": "sshPassword"}
-"""What the API calls them."""
+"""Field names of the API."""
 
 
 class Credentials:
-    """Reads and makes `servers.encrypted_credentials`."""
+    """Reads and creates values of `servers.encrypted_credentials`."""
 
     def __init__(self, database: Database, keyring: Keyring) -> None:
         self._database = database
         self._keyring = keyring
 
     async def access_of(self, server_id: UUID) -> SshAccess:
-        """Return what opens a server, and its pinned host key: ask at each connect, and keep them no longer.
+        """Return the credentials and pinned host key of a server; call it at each connect, and don't keep the result.
 
         Raises NotFoundError; UndecryptableError with a sentence for an admin.
         """
@@ -41,9 +41,9 @@ class Credentials:
     async def changed(
         self, server_id: UUID, sealed: Ciphertext | None, changes: Mapping[str, str | None]
     ) -> Ciphertext | None:
-        """Return the sealed credentials with changes made to them: None drops one, a key goes with its passphrase.
+        """Return the encrypted credentials with changes applied: None drops one; dropping a key drops its passphrase.
 
-        Raises InvalidError for a key that can't be used; ConflictError where the others are needed and can't be opened.
+        Raises InvalidError for an unusable key; ConflictError if the unchanged ones are needed and can't be decrypted.
         """
         if not changes:
             return sealed

@@ -1,4 +1,4 @@
-"""Whose directory is whose: two apps in one would show, and stop, each other's containers."""
+"""App directories: keep them distinct, as two apps in one would show, and stop, each other's containers."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ from moorage_controller.store.tables.apps import App, Neighbour
 _REQUEST_SECONDS = 2.0
 
 GONE = "directory_missing"
-"""What a host says of an app whose directory isn't there."""
+"""Problem code of an app whose directory doesn't exist on its host."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Of an app that is moved: what its host reads in the new directory, as columns, and the old one where it is gone.
+    """Answers of the hosts for an app that moves: project columns read in the new directory, and the old one if gone.
 
-    Gone means that the host says so while the app runs: nobody can say any more what its files were.
+    `gone` is set if the host reports the old directory as missing while the app runs, so its files are unknown.
     """
 
     seen: Mapping[str, Any]
@@ -36,20 +36,20 @@ class Moved:
 
 
 class Directories:
-    """Asks hosts what is in a directory before an app is put there."""
+    """Queries hosts about a directory before an app uses it."""
 
     def __init__(self, database: Database, hosts: Hosts) -> None:
         self._database = database
         self._hosts = hosts
 
     async def read(self, server_id: UUID, app: HostApp) -> Mapping[str, Any]:
-        """Return the project that a host reads in a directory, as an app's columns; none where it doesn't say soon."""
+        """Return the Compose project in a directory as app columns; empty without an answer within two seconds."""
         seen = await self._look(server_id, app)
         project: Project | None = None if seen is None else seen.project
         return {} if project is None else {"project_name": project.name, "project_directory": project.directory}
 
     async def read_new(self, app_id: UUID, changes: Mapping[str, Any]) -> Moved | None:
-        """Return what is known of the directory that changes move an app to; None where it stays."""
+        """Return the hosts' answers on the directory that changes move an app to; None if it doesn't move."""
         async with self._database.read() as connection:
             app = await store.get(connection, app_id)
         if app is None or not is_moved(app, changes):
@@ -75,14 +75,14 @@ class Directories:
 
 
 def is_moved(app: App, changes: Mapping[str, Any]) -> bool:
-    """Whether changes put an app on another server, or into another directory."""
+    """Return whether changes move an app to another server or directory."""
     return any(changes.get(key, getattr(app, key)) != getattr(app, key) for key in ("server_id", "cd_path"))
 
 
 async def check_new_place(connection: AsyncConnection, app: App) -> None:
-    """Raise ConflictError where another app of that server is in that directory, or bears that project's name.
+    """Raise ConflictError if another app of that server uses that directory or Compose project name.
 
-    Nobody else is put on that server until the end of the transaction.
+    The server is locked until the end of the transaction, so that no other app is placed there.
     """
     await server_store.lock(connection, app.server_id)
     await check_directory(connection, app)
@@ -96,40 +96,40 @@ async def check_new_place(connection: AsyncConnection, app: App) -> None:
 
 
 async def check_directory(connection: AsyncConnection, app: App) -> None:
-    """Raise ConflictError where another app of that server is in the same directory, as far as that is known."""
+    """Raise ConflictError if another app of that server is known to be in the same directory."""
     other = await in_same_directory(connection, app)
     if other is not None:
         raise ConflictError("directory_taken", taken(app, other))
 
 
 async def in_same_directory(connection: AsyncConnection, app: App) -> Neighbour | None:
-    """Return another app in an app's directory, however each is written; None where there is none."""
+    """Return another app in the same directory, compared as written and as resolved; None if there is none."""
     mine = directories(app)
     found = await store.neighbours(connection, app, mine)
     return next((other for other in found if mine & directories(other)), None)
 
 
 class Shared:
-    """Which apps of one server share a directory, as its host resolves them: links are seen only there."""
+    """Apps of one server that share a directory as their host resolves it; only the host can resolve symbolic links."""
 
     def __init__(self, apps: Sequence[App]) -> None:
         self._directories = {app.id: directories(app) for app in apps}
         self._apps = sorted(apps, key=lambda app: app.age)
 
     def note(self, app: App, observation: AppObservation) -> None:
-        """Remember where an app was seen."""
+        """Remember the resolved directory of an app."""
         if observation.project is not None:
             seen = replace(app, project_directory=observation.project.directory)
             self._directories[app.id] = directories(seen)
 
     def first(self, app: App) -> App | None:
-        """Return the first of the other apps that are in an app's directory; None where there is none."""
+        """Return the oldest other app in an app's directory; None if there is none."""
         mine = self._directories[app.id]
         return next((each for each in self._apps if each.id != app.id and mine & self._directories[each.id]), None)
 
 
 def problem_of(app: App, observation: AppObservation, shares: App | None) -> str | None:
-    """Return what is wrong with an app's directory, as a sentence."""
+    """Return the problem of an app's directory as a sentence; None if there is none."""
     if shares is not None:
         return taken(app, shares)
     if observation.problem_code == GONE and any(c.alive for c in observation.containers):
@@ -139,11 +139,11 @@ def problem_of(app: App, observation: AppObservation, shares: App | None) -> str
 
 
 def taken(app: App, other: App | Neighbour) -> str:
-    """Return the sentence for an app that shares its directory."""
+    """Return the sentence on an app that shares its directory with another."""
     return f"{app.cd_path} is the directory of the app {other.name}, too: give each app a directory of its own."
 
 
 def directories(app: App | Neighbour) -> set[str]:
-    """Return the directory of an app as it is written, without needless slashes, and as its host resolves it."""
+    """Return an app's directory as written, normalized, and as its host resolves it."""
     written = "/" + normpath(app.cd_path).lstrip("/")
     return {written, app.project_directory or written}

@@ -1,4 +1,4 @@
-"""Which SSH host key a server is known by: pinned at first sight, and changed only by an admin."""
+"""SSH host keys: pinned at first use, and changed only by an admin."""
 
 from dataclasses import replace
 from uuid import UUID
@@ -16,15 +16,15 @@ from moorage_controller.store.tables.servers import Server
 
 
 class PinnedKeys:
-    """Keeps the keys that hosts showed first."""
+    """Pins the host key that a server presents first."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def pin(self, target: SshTarget, host_key: str) -> str:
-        """Store the key of a server that has none, audited; return the one that counts.
+        """Pin and audit the key of a server that has none; return the pinned key.
 
-        Raises NotFoundError; HostUnreachableError where the server is at another address now.
+        Raises NotFoundError; HostUnreachableError if the server's address has changed.
         """
         async with self._database.read() as connection:
             server = _found(await store.get(connection, target.server_id))
@@ -46,7 +46,7 @@ class PinnedKeys:
 
 
 class HostKeys:
-    """Takes other keys, when an admin says so."""
+    """Replaces pinned keys at an admin's request."""
 
     def __init__(self, database: Database, hosts: Hosts, signals: Signals) -> None:
         self._database = database
@@ -54,7 +54,7 @@ class HostKeys:
         self._signals = signals
 
     async def accept(self, server_id: UUID, wanted: str, actor: Actor) -> Server:
-        """Take the key that the host shows now for its own, where it has that fingerprint (`SHA256:...`).
+        """Pin the key that the host presents now, if its fingerprint (`SHA256:...`) is `wanted`.
 
         Raises NotFoundError; HostUnreachableError; ConflictError for any other key.
         """

@@ -1,4 +1,4 @@
-"""Watches every host, by its agent or by SSH, and keeps what is known of servers and apps true."""
+"""Host watcher: watch every host, by its agent or SSH, and keep the state of servers and apps current."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence
@@ -35,13 +35,13 @@ log = structlog.get_logger(__name__)
 
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
 _LEFT_ALONE_SECONDS = 60.0
-"""How long a host isn't watched that broke a limit of what it may say."""
+"""Pause in seconds before watching a host again that exceeded a message limit."""
 _EVERYTHING_SECONDS = 600.0
-"""How often each host is watched anew: a watch begins with everything, whatever went wrong before."""
+"""Interval in seconds of restarting each watch: a watch begins with a full snapshot, which corrects any error."""
 
 
 class HostWatcher:
-    """One watch a server; a server that changed is watched anew."""
+    """Runs one watch per server; restarts the watch of a server that changed."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class HostWatcher:
         signals.server_changed.connect(self._changed.put_nowait)
 
     async def run(self) -> None:
-        """Watch all servers, for ever."""
+        """Watch all servers until cancelled."""
         slowly = asyncio.create_task(self._check_slowly(), name="slow check")
         try:
             async with self._database.read() as connection:
@@ -109,7 +109,7 @@ class HostWatcher:
                         log.warning(SAID_TOO_MUCH, server_id=str(server_id), error=str(error))
                         await self._clock.sleep(jittered(_LEFT_ALONE_SECONDS))
             except DatabaseUnavailableError:
-                pass  # logged where it was met
+                pass  # logged by the database layer
             except Exception:
                 log.exception("host_watch_failed", server_id=str(server_id))
                 await self._lost_sense(server_id)
@@ -122,17 +122,17 @@ class HostWatcher:
             retry, waited = min(retry * 2, _LAST_RETRY), True
 
     async def _lost_sense(self, server_id: UUID) -> None:
-        """Say that nothing is known of a host any more: what was seen of it last must not stand for ever."""
-        with suppress(Exception):  # whatever it is, the watch goes on
+        """Mark a host as offline after an unexpected error, so that its last state doesn't stay."""
+        with suppress(Exception):  # the watch continues after any failure
             await self._observations.host_lost(
                 server_id, "The host answers, and what it says makes no sense: see the controller's log."
             )
 
     async def _watch_once(self, server_id: UUID) -> bool:
-        """Watch until the connection breaks; False when there is nothing to watch: no such server, or no way to it.
+        """Watch until the connection breaks; return False if the server is deleted or has neither agent nor SSH access.
 
-        Raises ContactLostError, HostRefusedError, HostUnreachableError where nothing was heard at all: a watch that was
-        cut proves nothing, only a host that doesn't answer now is offline; or one that broke a limit.
+        Raises ContactLostError, HostRefusedError or HostUnreachableError if nothing was received, or if a message limit
+        was exceeded. A broken watch alone doesn't prove that the host is offline.
         """
         async with self._database.read() as connection:
             server = await server_store.get(connection, server_id)
@@ -150,7 +150,7 @@ class HostWatcher:
         return True
 
     async def _apply(self, server_id: UUID, apps: Sequence[App], shared: Shared, item: WatchItem) -> None:
-        """Apply one item. What can't be applied is no other's trouble, and ends the watch only without a database."""
+        """Apply one item. A failure affects only that item; an unavailable database ends the watch."""
         match item:
             case Snapshot(host, observations):
                 for observation in observations:
@@ -170,7 +170,7 @@ class HostWatcher:
         try:
             await applying
         except DatabaseUnavailableError:
-            # The next watch begins with a snapshot, which has it.
+            # The next watch begins with a snapshot, which includes this item.
             raise
         except Exception:
             log.exception("observation_failed", server_id=str(server_id))
@@ -178,7 +178,7 @@ class HostWatcher:
     async def _app_seen(self, apps: Sequence[App], shared: Shared, observation: AppObservation) -> None:
         for app in _apps_of(apps, observation):
             shared.note(app, observation)
-            # Before the status, which the operation's end decides about.
+            # Before the status, which is set when the operation ends.
             if app.id in observation.stops:
                 await self._operations.adopt(app.id, observation.stops[app.id])
             await self._observations.app_seen(app.id, app.server_id, observation, shared.first(app))

@@ -1,4 +1,4 @@
-"""What is on hosts, for people: an app's containers, what they write, and Compose projects that are no app yet."""
+"""Live inspection of hosts: an app's containers and logs, and Compose projects that no app uses yet."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
@@ -31,25 +31,25 @@ from moorage_controller.store.tables.servers import Server
 T = TypeVar("T")
 Lines = AsyncGenerator[Sequence[LogLine], None]
 First = asyncio.Future[Sequence[LogLine] | None]
-"""The first batch of lines, None where there is none."""
+"""The first batch of lines; None if there is none."""
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _WHOLE_SECONDS = 75.0
-"""How long a log that isn't followed may take in all; the host itself gives up after a minute."""
+"""Total time limit of a log that isn't followed; the host's own limit is one minute."""
 _FIRST_SECONDS = 3.0
-"""How long to wait for what a host may object to a log that it is asked to follow; a quiet one says nothing."""
+"""How long to wait for a refusal by the host when following a log; a log without output sends nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShownContainer:
-    """A container of an app; `orphan`: its service is no more in the app's files."""
+    """A container of an app; `orphan`: its service is no longer in the app's Compose files."""
 
     state: ContainerState
     orphan: bool
 
 
 class Inspection:
-    """Asks hosts, now. Every method raises HostUnreachableError, and NotFoundError for what isn't there."""
+    """Queries hosts live. Every method raises HostUnreachableError and NotFoundError."""
 
     def __init__(self, database: Database, hosts: Hosts, shares: StreamShares) -> None:
         self._database = database
@@ -57,14 +57,14 @@ class Inspection:
         self._shares = shares
 
     async def services(self, app_id: UUID) -> Sequence[ShownContainer]:
-        """Return an app's containers by service and name. Raises ForbiddenError: the host's policy."""
+        """Return an app's containers, sorted by service and name. Raises ForbiddenError by the host's policy."""
         server, app = await self._app(app_id)
         seen = await _translate_host_errors(self._hosts.transport(server).look(app))
         found = sorted(seen.containers, key=lambda c: (c.service, c.name))
         return [ShownContainer(container, is_orphan(container, seen.replicas)) for container in found]
 
     async def discover(self, server_id: UUID) -> Sequence[HostProject]:
-        """Return the Compose projects of a host that no app names, by name."""
+        """Return the Compose projects of a host that no app uses, sorted by name."""
         async with self._database.read() as connection:
             server = await server_store.get(connection, server_id)
             apps = await app_store.on_server(connection, server_id)
@@ -76,11 +76,12 @@ class Inspection:
         return sorted(unnamed, key=lambda each: (each.project.name, each.project.directory))
 
     async def logs(self, app_id: UUID, wanted: LogsWanted, held: ExitStack, ago: timedelta | None = None) -> Lines:
-        """Return batches of what an app's containers write; what the host objects to is raised here already.
+        """Return an app's log lines in batches; a refusal by the host is raised here, before the iteration.
 
-        `ago` counts back from now, instead of a time in `wanted`. It holds a place of the host's until `held` is
-        closed. Raises NotFoundError `service_not_found`; ConflictError `too_many_logs`; TooManyRequestsError
-        `too_many_streams`; ForbiddenError. Of a stopped app that has no lines any more, it is what its stop kept.
+        `ago` replaces `since` in `wanted`, counted back from now. The stream takes one of the host's slots until `held`
+        is closed. If a stopped app has no lines left, the lines kept at its stop are returned. Raises NotFoundError
+        `service_not_found`; ConflictError `too_many_logs`; TooManyRequestsError `too_many_streams`;
+        ForbiddenError.
         """
         server, app = await self._app(app_id)
         async with self._database.read() as connection:
@@ -97,7 +98,7 @@ class Inspection:
         return _prepend([] if first.done() and first.result() else kept, first, lines)
 
     async def _begin(self, server: Server, app: HostApp, wanted: LogsWanted) -> tuple[First, Lines]:
-        """Ask for logs, and wait for what the host objects to."""
+        """Request logs, and wait for a refusal by the host."""
         told = self._hosts.transport(server).logs(app, wanted)
         lines = told if wanted.follow else _within(told, _WHOLE_SECONDS)
         first = asyncio.ensure_future(anext(lines, None))
@@ -124,12 +125,12 @@ class Inspection:
 
 
 def engine_time(moment: datetime) -> str:
-    """Return a time as an Engine writes it; none before 1970, which an Engine doesn't know."""
+    """Format a time as the Engine does; times before 1970 become 1970, the Engine's earliest."""
     return max(moment, _EPOCH).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
 
 
 async def _within(lines: Lines, seconds: float) -> Lines:
-    """Go on for so long in all: a host that never ends holds nobody up for ever. Raises ContactLostError."""
+    """Pass on batches within a total time limit. Raises ContactLostError at the limit."""
     limit = asyncio.get_running_loop().time() + seconds
     async with aclosing(lines):
         try:
@@ -161,7 +162,7 @@ async def _prepend(kept: Sequence[LogLine], first: First, lines: Lines) -> Lines
 
 
 async def _translate_host_errors(answer: Awaitable[T]) -> T:
-    """Return a host's answer, or raise what of it a caller is told."""
+    """Return a host's answer; translate transport errors into those of the API."""
     try:
         return await answer
     except HostRefusedError as error:

@@ -1,4 +1,4 @@
-"""What was seen on hosts, brought into the database: the truth about status."""
+"""Observations: apply the observed state of hosts and apps to the database, the source of every status."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,34 +33,34 @@ class _Seen:
 
 
 class Observations:
-    """Applies observations, the later look over the earlier, whichever arrives last."""
+    """Applies observations in the order in which they were made, not the order of arrival."""
 
     def __init__(self, database: Database, signals: Signals, rules: Rules) -> None:
         self._database = database
         self._signals = signals
         self._rules = rules
         self._last_look: dict[UUID, tuple[str, int]] = {}
-        # Seen while an operation was in flight: the status in it is not applied, and would not be told again.
+        # Observed while an operation was in flight: the status was not applied, and the host would not send it again.
         self._held: dict[UUID, _Seen] = {}
         self._ended: dict[UUID, EndedRun] = {}
 
     def note(self, app_id: UUID, observation: AppObservation) -> None:
-        """Remember when an app was last looked at; called before what was seen is committed."""
+        """Remember the time of an app's last observation; call it before the observation is committed."""
         if not self._is_stale(app_id, observation):
             self._last_look[app_id] = (observation.boot_id, observation.looked_at)
 
     async def app_seen(
         self, app_id: UUID, server_id: UUID, observation: AppObservation, shares: App | None = None
     ) -> None:
-        """Apply what was seen of an app on a server; `shares` is the first of others in its directory.
+        """Apply an observation of an app on a server; `shares` is the oldest other app in its directory.
 
-        Nothing where it is older than what is known, of where the app isn't any more, or changes nothing.
+        An observation is skipped if it is older than the last one, from a former place of the app, or without change.
         """
         self.note(app_id, observation)
         if self._is_stale(app_id, observation):
             return
         seen = _Seen(server_id, observation, shares)
-        # Before the look at the database: an operation that ends right after it finds it here.
+        # Before the read of the database: an operation that ends right after the read finds it here.
         self._held[app_id] = seen
         async with self._database.read() as connection:
             now = await self._database.now(connection)
@@ -70,23 +70,23 @@ class Observations:
         if view is None or not self._changes(view, seen, now):
             return
         async with self._database.write() as connection:
-            # An operation may have ended meanwhile, with a later look than this one.
+            # An operation may have ended in the meantime, with a later observation than this one.
             if self._is_stale(app_id, observation):
                 return
             await self._apply(connection, app_id, seen)
         self._signals.deadline_moved.emit(app_id)
 
     async def operation_ended(self, app_id: UUID, *, ran: bool) -> None:
-        """Apply what was seen while an operation was in flight that, as its end says, never ran."""
+        """Apply the observation held back during an operation if the operation never ran."""
         self._ended.pop(app_id, None)
         held = self._held.pop(app_id, None)
         if held is not None and not ran:
             await self.app_seen(app_id, held.server_id, held.observation, held.shares)
 
     async def host_seen(self, server_id: UUID, info: HostInfo) -> None:
-        """Apply a host's facts. A host whose Engine doesn't answer is offline, with the reason.
+        """Apply a host's facts. A host whose Engine doesn't answer is offline, with the reason as status detail.
 
-        One whose disk is full, or nearly, is online, and says so.
+        A host whose disk is full, or nearly, is online, with that as status detail.
         """
         values: dict[str, object] = {
             "status": "online" if info.engine_reachable else "offline",
@@ -103,7 +103,7 @@ class Observations:
         await self._change_server(server_id, values)
 
     async def host_lost(self, server_id: UUID, sentence: str) -> None:
-        """Note that a host can't be reached. Its apps keep their status; their health is not known any more."""
+        """Mark a host as offline. Its apps keep their status; their health becomes unknown."""
         await self._change_server(server_id, {"status": "offline", "status_detail": sentence, "fallback": None})
 
     async def _change_server(self, server_id: UUID, values: Mapping[str, object]) -> None:
@@ -132,12 +132,12 @@ class Observations:
             self._signals.host_back.emit(server_id)
 
     def _changes(self, view: AppView, seen: _Seen, now: datetime, ended: EndedRun | None = None) -> runs.Values:
-        """Return what was seen changes; nothing where the app isn't there any more."""
+        """Return the columns that an observation changes; empty if the app is no longer in that place."""
         app, observation, in_flight = view.app, seen.observation, view.operation_id is not None
         if (app.server_id, app.cd_path) != (seen.server_id, observation.cd_path):
             return {}
         if seen.shares is not None and seen.shares.age < app.age:
-            # What runs there is that of who was there first: two runs of it would end each other.
+            # The containers count for the older app only: with two runs, each would stop the other.
             observation = replace(observation, containers=())
         problem = problem_of(app, observation, seen.shares)
         return runs.observe(app, observation, now, self._rules, in_flight=in_flight, ended=ended, problem=problem)
@@ -181,7 +181,7 @@ class Observations:
 async def _explained(
     connection: AsyncConnection, server: Server, values: Mapping[str, object], now: datetime
 ) -> Mapping[str, object]:
-    """Name what a refused handshake can't tell: that the agent's certificate is over, and what to do."""
+    """Replace the connection error by its reason and remedy if the agent's certificate has expired."""
     unreached = "fallback" if values["fallback"] else "status_detail" if values["status"] == "offline" else None
     if unreached is None or values.get("agent_version"):
         return values

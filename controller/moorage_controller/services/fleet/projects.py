@@ -1,4 +1,4 @@
-"""Projects: made, changed, removed."""
+"""Projects: create, change and delete them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from moorage_controller.store.tables.projects import Project
 
 
 class Projects:
-    """Decides about projects."""
+    """Creates, changes and deletes projects."""
 
     def __init__(self, database: Database, signals: Signals) -> None:
         self._database = database
@@ -35,7 +35,7 @@ class Projects:
     async def create(
         self, name: str, description: str | None, actor: Actor, once: IdempotentRequest[Project] = NO_KEY
     ) -> Project:
-        """Make a project."""
+        """Create a project."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             await once.begin(connection, now)
@@ -59,7 +59,7 @@ class Projects:
         return new
 
     async def delete(self, project_id: UUID, actor: Actor) -> None:
-        """Remove a project and its apps. Raises NotFoundError; ConflictError while an app of it runs."""
+        """Delete a project and its apps. Raises NotFoundError; ConflictError if one of its apps runs."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             project = _found(await store.get(connection, project_id))

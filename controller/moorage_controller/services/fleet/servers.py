@@ -1,4 +1,4 @@
-"""Servers: made, changed, removed."""
+"""Servers: create, change and delete them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from moorage_controller.store.tables.servers import Server
 
 
 class Servers:
-    """Decides about servers."""
+    """Creates, changes and deletes servers."""
 
     def __init__(
         self,
@@ -52,10 +52,9 @@ class Servers:
         actor: Actor,
         once: IdempotentRequest[Server] = NO_KEY,
     ) -> Server:
-        """Make a server, and check it: it is `checking` where that takes long, `offline` where there is no way to it.
+        """Create a server and check it: `checking` if the check takes long, `offline` without an agent or SSH access.
 
-        `secrets` are fields of SshCredentials; None means there is none. Raises InvalidError for a key that can't be
-        used.
+        `secrets` are fields of SshCredentials; None means not set. Raises InvalidError for an unusable key.
         """
         server_id = uuid4()
         sealed = await self._credentials.changed(server_id, None, secrets)
@@ -87,15 +86,15 @@ class Servers:
     async def update(
         self, server_id: UUID, changes: Mapping[str, Any], secrets: Mapping[str, str | None], actor: Actor
     ) -> Server:
-        """Change fields, and what opens the host: absent stays, None is dropped.
+        """Change fields and SSH credentials: absent ones stay, None drops a credential.
 
-        Raises NotFoundError; InvalidError for a key that can't be used; ConflictError for a new address while an app on
-        it runs, and for stored secrets that can't be opened.
+        Raises NotFoundError; InvalidError for an unusable key; ConflictError for a new address while an app on the
+        server runs, and for stored secrets that can't be decrypted.
         """
         new = None
         while new is None:
             known = (await self.get(server_id)).encrypted_credentials
-            # Outside of the transaction: to try a passphrase takes a second.
+            # Outside the transaction: trying a passphrase takes a second.
             sealed = await self._credentials.changed(server_id, known, secrets)
             new = await self._apply(server_id, changes, secrets, (known, sealed), actor)
         return await self._changed(new)
@@ -108,7 +107,7 @@ class Servers:
         sealed: tuple[Ciphertext | None, Ciphertext | None],
         actor: Actor,
     ) -> Server | None:
-        """Store changes; None where the secrets are no more those that the change began with."""
+        """Store changes; return None if the stored credentials have changed since `sealed[0]` was read."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             old = _found(await store.get(connection, server_id))
@@ -126,7 +125,7 @@ class Servers:
         return new
 
     async def delete(self, server_id: UUID, actor: Actor) -> None:
-        """Remove a server. Raises NotFoundError; ConflictError while apps are on it."""
+        """Delete a server. Raises NotFoundError; ConflictError if it has apps."""
         try:
             async with self._database.write() as connection:
                 now = await self._database.now(connection)
@@ -139,7 +138,7 @@ class Servers:
         self._signals.server_changed.emit(server_id)
 
     async def _changed(self, server: Server) -> Server:
-        """Have a server watched anew, and return it as its check finds it."""
+        """Restart the watch of a server, check it, and return its state."""
         self._signals.server_changed.emit(server.id)
         if not server.api_endpoint and not server.encrypted_credentials:
             return server

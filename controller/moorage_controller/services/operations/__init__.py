@@ -1,1 +1,1 @@
-"""Operations: recorded, queued, run on a host, followed to their end."""
+"""Operations: record them, queue them, run them on a host, and follow them to their end."""

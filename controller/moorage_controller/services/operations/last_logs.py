@@ -1,4 +1,4 @@
-"""What the containers that a stop removes have written last: read while they are still there, and shown afterwards."""
+"""Last logs: read the last log lines of containers before a stop removes them, to show them afterwards."""
 
 import asyncio
 import json
@@ -26,9 +26,9 @@ _APP_BYTES = 1 << 20
 _MOST_SERVICES = 64
 _LINES = 1000
 _LINE_BYTES = 64
-"""What a line takes beside its text."""
+"""Overhead per line besides its text."""
 _READ_SECONDS = 1.0
-"""By so much a stop may be held up at most."""
+"""Maximum delay of a stop."""
 _CLOSE_SECONDS = 1.0
 
 
@@ -50,7 +50,7 @@ class _Tail:
 
 
 class LogKeeper:
-    """Keeps the logs of one stop. Whatever goes wrong with that is only logged: the stop goes on all the same."""
+    """Keeps the logs of one stop. Errors are only logged: the stop continues."""
 
     def __init__(self, database: Database, clock: Clock, app_id: UUID) -> None:
         self._database = database
@@ -61,7 +61,7 @@ class LogKeeper:
         self._following: asyncio.Task[bool] | None = None
 
     async def begin(self, transport: HostTransport, app: HostApp) -> None:
-        """Read what is there, within a second; then go on reading beside the stop: what ends says why at its end."""
+        """Read the existing lines within a second, then follow the log during the stop for each container's end."""
         reading = asyncio.create_task(self._read(transport, app, LogsWanted(tail=_LINES)))
         timer = asyncio.create_task(self._clock.sleep(_READ_SECONDS))
         try:
@@ -75,14 +75,14 @@ class LogKeeper:
             self._following = asyncio.create_task(self._read(transport, app, wanted))
 
     async def drop(self) -> None:
-        """End the reading."""
+        """Stop reading."""
         following, self._following = self._following, None
         if following is not None:
             following.cancel()
             await asyncio.wait({following}, timeout=_CLOSE_SECONDS)
 
     async def keep(self) -> None:
-        """Keep what was read, where there is anything."""
+        """Store the lines that were read, if any."""
         await self.drop()
         share = min(_SERVICE_BYTES, _APP_BYTES // max(len(self._tails), 1))
         logs = {}
@@ -91,13 +91,13 @@ class LogKeeper:
             logs[service] = json.dumps([[line.time, line.container, line.text] for line in tail.lines])
         if not logs:
             return
-        # Where the app, or the database, is gone meanwhile, that is told elsewhere.
+        # A deleted app or an unavailable database is reported elsewhere.
         with suppress(IntegrityError, DatabaseUnavailableError):
             async with self._database.write() as connection:
                 await store.replace(connection, self._app_id, await self._database.now(connection), logs)
 
     async def _read(self, transport: HostTransport, app: HostApp, wanted: LogsWanted) -> bool:
-        """Read, and return whether the host had nothing against it."""
+        """Read log lines; return whether it succeeded."""
         try:
             async with aclosing(transport.logs(app, wanted)) as batches:
                 async for batch in batches:
@@ -112,14 +112,14 @@ class LogKeeper:
 
     def _add(self, lines: Iterable[LogLine]) -> None:
         for line in lines:
-            # A remark of ours has no time.
+            # Remarks of Moorage have no time.
             if line.time and (line.service in self._tails or len(self._tails) < _MOST_SERVICES):
                 self._tails.setdefault(line.service, _Tail()).add(line)
                 self._newest = max(self._newest, line.time)
 
 
 def shown(kept: Sequence[ServiceLog], wanted: LogsWanted) -> list[LogLine]:
-    """Return those of the kept lines that are wanted, in order, behind a remark; nothing where there are none."""
+    """Return the wanted lines in order of time, after a remark; empty if there are none."""
     found: list[LogLine] = []
     for each in kept:
         if wanted.service in {"", each.service}:

@@ -1,7 +1,7 @@
-"""Who drives which operation, where several controllers share a database.
+"""Leases: assign operations to controllers that share a database.
 
-Two that drive the same one, since one of them was taken for dead and wasn't, do no harm: a host starts an operation
-once by its id, output is kept once by its offsets, and an end is written once.
+Two controllers driving the same operation, after one was wrongly considered dead, do no harm: a host starts an
+operation once per ID, output is stored once per offset, and an end is written once.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ from moorage_controller.store.tables import operations as store
 from moorage_controller.store.tables.operations import Operation
 
 _ALIVE = timedelta(seconds=20)
-"""How long one who wasn't seen counts as alive, by the database's time: four times the pause between two beats."""
+"""How long a controller counts as alive after its last heartbeat, in database time: four heartbeat intervals."""
 
 
 class Leases:
-    """This controller among those that share its database; on SQLite it is the only one."""
+    """Heartbeat and claims of this controller; on SQLite it is the only one."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.controller_id = uuid4()
 
     async def claim(self) -> Sequence[Operation]:
-        """Say that this controller runs, and take over the operations of those that don't any more."""
+        """Send a heartbeat, and take over the operations of controllers that no longer run."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             await controllers.heartbeat(connection, self.controller_id, now)
@@ -42,10 +42,10 @@ class Leases:
         return left
 
     async def peers_use_current_time(self, connection: AsyncConnection) -> bool:
-        """Tell whether another controller goes by the time that is shown now: then it is this one that was away.
+        """Return whether another controller has a heartbeat near the current database time.
 
-        Where the clock that all share was set, the first to notice is the first who is seen by the new time; this says
-        so of this one, in the caller's write transaction.
+        If so, deadlines need no shift by this controller. After a jump of the shared clock, the first controller that
+        notices it finds no such heartbeat; its own heartbeat is updated in the caller's write transaction.
         """
         if not self._database.is_shared:
             return False
@@ -55,7 +55,7 @@ class Leases:
         return bool(set(others) - {self.controller_id})
 
     async def unregister(self) -> None:
-        """Say that this controller ends: what it drove is free at once."""
+        """Remove this controller, so that its operations can be taken over immediately."""
         with suppress(DatabaseUnavailableError):
             async with self._database.write() as connection:
                 await controllers.unregister(connection, self.controller_id)

@@ -1,4 +1,4 @@
-"""One operation on its way: sent once, followed through every cut, until the host itself says how it ended."""
+"""Operation runner: send one operation once, then follow it across lost connections until the host reports its end."""
 
 import asyncio
 import re
@@ -48,12 +48,12 @@ log = structlog.get_logger(__name__)
 
 _FIRST_RETRY, _LAST_RETRY = 0.5, 15.0
 _RETRIES = {SAID_TOO_MUCH: _LAST_RETRY}
-"""How long to wait at least after an error of some code."""
+"""Minimum retry delay in seconds by error code."""
 DEADLINE = "the operation's time limit"
 SILENCE = "the operation's no-progress limit"
-"""Who cancelled, as the host's journal has it, when nobody but a limit did."""
+"""Canceller recorded in the host's journal when a limit, not a user, cancelled the operation."""
 _CRASH_BYTES = 1 << 20
-"""Of the output's end, where a crash is looked for: what Go prints of one may be long."""
+"""Bytes of the output's end to search for a crash: a Go panic trace may be long."""
 _CRASHED = (
     "Compose itself crashed ({}), so that what it has done is not known: look at the app's status and at this "
     "operation's output, then start or stop the app again. If it crashes again, run `docker compose config` in the "
@@ -66,9 +66,9 @@ _ENGINE_LOST = (
 _BY_ENGINES_END = re.compile(
     r"exited \((143|137)\)|Docker daemon|error during connect|connection reset|broken pipe|\bEOF\b", re.IGNORECASE
 )
-"""What Compose says where its Engine goes away: that stops all containers, or answers no more."""
+"""Compose messages caused by an Engine that stops: it stops all containers, or no longer answers."""
 _ENGINE_SECONDS, _SOON = 15.0, 3.0
-"""How long an Engine that was told to end stops containers, before it closes its API and is seen to be gone."""
+"""Seconds to wait for the loss of an Engine: on shutdown it stops containers before it closes its API."""
 _TOO_LONG = {
     DEADLINE: "The operation took longer than its time limit and was stopped.",
     SILENCE: "The operation made no progress for longer than its limit and was stopped.",
@@ -77,7 +77,7 @@ _TOO_LONG = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a start may take in all, how long it may print nothing while the host is in contact; and of its run."""
+    """Limits of an operation: total time, maximum time without output while connected, and those of its run."""
 
     total: timedelta
     no_progress: timedelta
@@ -85,7 +85,7 @@ class Limits:
 
 
 class OperationRunner:
-    """Brings one operation to its host and its outcome back."""
+    """Sends one operation to its host and returns its outcome."""
 
     def __init__(
         self, database: Database, hosts: Hosts, signals: Signals, clock: Clock, operation: Operation, limits: Limits
@@ -104,17 +104,17 @@ class OperationRunner:
         self._refusal: HostRefusedError | None = None
         self._connected: HostTransport | None = None
         self._server: Server | None = None
-        """As it was just read, for the first connection."""
+        """The server as just read; used for the first connection."""
         self._noted = operation.transport
         self._waiting = operation.error
-        """Why it waits for its host, as its reply shows it; None while it doesn't."""
+        """The reason for waiting for the host, as shown in the operation; None while not waiting."""
         self._limit_at = 0.0
         self._heard_at: float | None = None
-        """When something came last (monotonic); None while there is no contact, and so nothing to be heard."""
+        """Monotonic time of the last output or connection; None while not connected."""
         self._engine_lost = False
 
     async def run(self, *, recovered: bool) -> Outcome:
-        """Return how it ended. `recovered`: it may have been sent before, by a controller that died."""
+        """Run the operation and return its outcome. `recovered`: a controller that died may have sent it already."""
         order = await self._prepare(recovered=recovered)
         if not recovered:
             try:
@@ -136,10 +136,10 @@ class OperationRunner:
             await self._transcript.drop()
 
     async def _deliver(self, order: Order, *, send: bool, sent: bool) -> Outcome:
-        """Send and follow, again and again: a lost connection is no answer. `sent`: it may have arrived before."""
+        """Send and follow, with retries: a lost connection is not an end. `sent`: the host may have it already."""
         retry = _FIRST_RETRY
         while True:
-            # Only the answer to the first sending proves that nothing began.
+            # Only a refusal of the first send proves that nothing began.
             proves = send and not sent
             try:
                 transport = await self._connect()
@@ -149,7 +149,7 @@ class OperationRunner:
                     proves = False
                 await self._show_waiting(None)
                 if priority.get() is Priority.DEADLINE:
-                    # It is in time: others that are due go first from here on.
+                    # Sent in time: other due stops take precedence from here on.
                     priority.set(Priority.BACKGROUND)
                     await self._record_transport(transport)
                 self._heard_at = self._clock.monotonic()
@@ -165,7 +165,7 @@ class OperationRunner:
                 elif proves and error.code != "agent_fault":
                     return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
                 else:
-                    # It may have begun before: from here on only ask.
+                    # It may have begun before: from here on only follow.
                     log.warning("host_refused", code=error.code, error=error.sentence)
                     self._refusal, send = error, False
                     await self._show_waiting(error.sentence)
@@ -184,9 +184,9 @@ class OperationRunner:
         self._offset += len(item.data)
 
     async def _show_waiting(self, why: str | None) -> None:
-        """Let its reply show why it waits for its host; the operation's own end takes the place of that."""
+        """Store why the operation waits for its host; the operation's end overwrites it."""
         if why is None and self._refusal is not None:
-            return  # the host answers, but refuses to be followed
+            return  # the host answers, but refuses the follow request
         sentence = None if why is None else clean_sentence(f"Waiting for the host: {why}")
         if sentence == self._waiting:
             return
@@ -195,9 +195,9 @@ class OperationRunner:
         self._waiting = sentence
 
     def _may_still_start(self) -> bool:
-        """Whether an operation that may never have been sent is still wanted: a start only within its limit.
+        """Return whether to send an operation that may never have been sent: a start only within its limit.
 
-        What an agent has begun by itself is never sent: should its host have forgotten it, it is over.
+        A stop begun by an agent itself is never sent: if its host has no record of it, it is over.
         """
         if self._operation.actor == DEAD_MAN.name and self._operation.auto_stop:
             return False
@@ -205,9 +205,9 @@ class OperationRunner:
         return down or self._clock.monotonic() < self._limit_at
 
     async def _forgotten(self, transport: HostTransport, *, send_again: bool) -> None:
-        """Make "it never ran" a fact on the host; following it then tells so.
+        """Cancel an operation unknown to the host, so that it can never run there; following it then reports that.
 
-        A stop that is sent again instead does no harm, and somebody relies on it.
+        A stop is sent again instead: a repeated stop is harmless, and it has to happen.
         """
         if send_again:
             return
@@ -216,7 +216,7 @@ class OperationRunner:
             log.info("operation_buried", outcome=outcome.value, buried=outcome is CancelOutcome.BURIED)
 
     async def _enforce_limits(self) -> None:
-        """Stop a start on its host once its time is over, or nothing came for too long; a stop is never cut short."""
+        """Cancel a start on its host at its time limit, or after too long without output; a stop is never cancelled."""
         if self._operation.kind == OperationKind.DOWN:
             return
         while (left := self._limit_at - self._clock.monotonic()) > 0 and not self._is_silent():
@@ -232,14 +232,14 @@ class OperationRunner:
         return self._heard_at is not None and self._silence_left() <= 0
 
     def _silence_left(self) -> float:
-        """Return the seconds until a look at whether it is silent is worth while."""
+        """Return the seconds until the no-progress limit can be reached."""
         most = self._limits.no_progress.total_seconds()
         return most if self._heard_at is None else self._heard_at + most - self._clock.monotonic()
 
     async def _connect(self) -> HostTransport:
-        """Return a way on which the host answered just now. Raises HostUnreachableError.
+        """Return a transport on which the host has just answered. Raises HostUnreachableError.
 
-        Which it is, is noted; of what is due only once it is sent: until then every write counts.
+        The transport is recorded; for a due stop only after it is sent, since each write before delays it.
         """
         found, self._connected = self._connected, None
         if found is not None:
@@ -256,7 +256,7 @@ class OperationRunner:
             self._noted = transport.name
 
     async def _transport(self) -> HostTransport:
-        # Read anew each time: the agent may have been enrolled again meanwhile.
+        # Read again each time: the agent may have been enrolled again in the meantime.
         assert self._operation.server_id is not None
         server, self._server = self._server, None
         if server is not None:
@@ -276,7 +276,7 @@ class OperationRunner:
             self._server = await server_store.get(connection, app.server_id)
         if recovered:
             self._offset = await self._transcript.open()
-        # The deadline is of the database's time, which this machine's may differ from.
+        # The deadline is in database time, which may differ from the clock of this machine.
         self._limit_at = self._clock.monotonic() + (self._operation.deadline_at - now).total_seconds()
         kind = OperationKind(self._operation.kind)
         until = None if kind is OperationKind.DOWN else provisional_deadline(app, self._operation, now)
@@ -316,12 +316,12 @@ class OperationRunner:
             return await self._success(end)
         state, code, sentence = await self._failure(end, output[-TAIL_BYTES:])
         if sentence == start_ends.NO_SERVICE and end.observed is not None and not end.observed.containers:
-            # Compose has a failure for what was all done: there is nothing to be started.
+            # Compose reports this as a failure, but there is simply nothing to start.
             return Outcome("succeeded", exit_code=end.exit_code, observed=end.observed)
         return Outcome(state, exit_code=end.exit_code, error_code=code, error=sentence, observed=end.observed)
 
     async def _success(self, end: End) -> Outcome:
-        """Return a success, but of a start whose containers have failed by now: Compose doesn't look after them."""
+        """Return a success, or a failure if the started containers have already failed: Compose doesn't check that."""
         ended = [] if self._operation.kind == OperationKind.DOWN else start_ends.exited_early(end.observed)
         if not ended:
             return Outcome("succeeded", exit_code=0, observed=end.observed)
@@ -352,7 +352,7 @@ class OperationRunner:
         return "failed", "compose_failed", clean_sentence(said)
 
     async def _who_has(self, port: int, said: str, observed: AppObservation) -> str | None:
-        """Return who has a port that a start failed over; None where the host can't be asked just now."""
+        """Return a sentence on the owner of a port that a start failed on; None if the host doesn't answer."""
         assert self._operation.app_id is not None
         assert self._operation.server_id is not None
         try:
@@ -368,10 +368,10 @@ class OperationRunner:
         self._engine_lost = self._engine_lost or server_id == self._operation.server_id
 
     async def _lost_engine(self, end: End, said: str) -> bool:
-        """Tell whether it failed since the Engine went away; waits for that where it looks as if it were about to."""
+        """Return whether it failed because the Engine went away; waits for the loss if the output suggests one."""
         if not _BY_ENGINES_END.search(said):
             return False
-        # What ended by TERM was told to; all else may as well be the app's own fault.
+        # Exit code 143 means SIGTERM, so a shutdown is likely; anything else may be the app's own failure.
         until = self._clock.monotonic() + (_ENGINE_SECONDS if "(143)" in said else _SOON)
         while end.observed is not None and not self._engine_lost and self._clock.monotonic() < until:
             await self._clock.sleep(_FIRST_RETRY)

@@ -1,4 +1,4 @@
-"""Operations: recorded before they are sent, followed to their end, whatever breaks in between."""
+"""Operations: recorded before they are sent, and followed to their end across failures and restarts."""
 
 import asyncio
 import json
@@ -45,15 +45,15 @@ log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = 2.0
 _POLL_SECONDS = 0.5
-"""How often to look for the end of what another controller drives."""
+"""Poll interval for operations that another controller drives."""
 _HOST_SECONDS = 2.0
-"""How long a caller waits to see whether a host that was away is back."""
+"""How long a caller waits for a host that was unavailable to answer again."""
 _GRACE = timedelta(seconds=60)
-"""How long after an operation's own limit a caller still waits: stopping it on the host takes a while."""
+"""How long a caller still waits after an operation's time limit: cancelling it on the host takes time."""
 
 
 Driver = Callable[[Operation], Awaitable[Outcome]]
-"""Brings an operation to its end, from wherever a controller that died left it."""
+"""Drives an operation to its end, also one that a controller that died left in flight."""
 
 
 class InFlightError(Exception):
@@ -61,7 +61,7 @@ class InFlightError(Exception):
 
 
 class Operations:
-    """Records operations, drives each to its end in a task of its own, and settles what it did to its app."""
+    """Records operations, drives each to its end in a task of its own, and updates its app."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Operations:
         self.repeats = Repeats()
 
     def register_runner(self, kinds: Iterable[str], driver: Driver) -> None:
-        """Have operations of these kinds, which aren't on an app, brought to their end by a driver of their own."""
+        """Register the driver for operations of kinds that don't concern an app."""
         self._drivers |= dict.fromkeys(kinds, driver)
 
     async def begin(
@@ -101,11 +101,11 @@ class Operations:
         *,
         run_minutes: int | None = None,
     ) -> Operation:
-        """Record an operation in the caller's transaction; `run_minutes` makes it begin a run.
+        """Record an operation in the caller's transaction; with `run_minutes` it begins a run.
 
-        A stop that is asked for again soon after one failed, since the host can't be reached, waits for the host.
+        A stop requested again soon after one failed on an unreachable host waits for the host.
 
-        Raises InFlightError while another one is in flight on the app; ServerBusyError.
+        Raises InFlightError if another operation is in flight on the app; ServerBusyError.
         """
         other = await store.agent_in_flight(connection, app.server_id)
         if other is not None and _is_exclusive(other):
@@ -122,7 +122,7 @@ class Operations:
         return operation
 
     async def begin_stops(self, connection: AsyncConnection, due: Sequence[App], now: datetime) -> Sequence[Operation]:
-        """Record the stops of runs that are over, in the caller's transaction, where nothing else is in flight."""
+        """Record the stops of due runs in the caller's transaction; skip apps blocked by an operation in flight."""
         shut = {each.server_id for each in await store.agents_in_flight(connection) if _is_exclusive(each)}
         free = [app for app in await app_store.still_due(connection, due) if app.server_id not in shut]
         stops = [self._new(app, OperationKind.DOWN, AUTO_STOP, now) for app in free]
@@ -149,10 +149,11 @@ class Operations:
 
     @asynccontextmanager
     async def recording(self) -> AsyncIterator[tuple[AsyncConnection, Callable[[Operation], None]]]:
-        """Yield a write transaction, and what takes an operation that `begin` recorded in it, to be driven afterwards.
+        """Yield a write transaction and a callback for operations recorded in it, which are launched after the commit.
 
-        Where the database went away in the commit, nobody knows whether it holds: what is found there once it is back
-        is driven, too. It would be in flight until the next start of this program.
+        If the database connection is lost during the commit, its result is unknown: the operations are launched as
+        recovered, and driven if found once the database is back. They would stay in flight until the next start
+        otherwise.
         """
         begun: list[Operation] = []
         try:
@@ -166,16 +167,16 @@ class Operations:
             self.launch(operation)
 
     def launch(self, operation: Operation, *, recovered: bool = False) -> None:
-        """Drive a recorded operation from here on; call it after the commit."""
+        """Start the task that drives a recorded operation; call it after the commit."""
         recovered = recovered or operation.waits_for_host
         task = asyncio.create_task(self._drive(operation, recovered=recovered), name=f"operation {operation.id}")
         self._tasks[operation.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(operation.id, None))
 
     async def adopt(self, app_id: UUID, operation_id: UUID) -> None:
-        """Take up a stop that an app's agent has begun by itself, once: from here on it is like any other.
+        """Record and follow a stop that an app's agent has begun by itself, once.
 
-        Where another operation is in flight on the app nothing is done: the agent tells of it until it is followed.
+        If another operation is in flight on the app, nothing happens: the agent reports the stop until it is followed.
         """
         async with self._database.read() as connection:
             if await store.get(connection, operation_id) is not None:
@@ -195,8 +196,8 @@ class Operations:
             self.launch(operation, recovered=True)
 
     async def recover(self) -> None:
-        """Take up every operation whose end isn't known and that nobody drives: what a controller that died left."""
-        # What is at work already counts before anybody gets a turn.
+        """Take over every operation in flight whose controller died."""
+        # Running operations first: they occupy their slots before a queued one is admitted.
         for operation in sorted(await self._leases.claim(), key=lambda each: each.state == "queued"):
             log.info("operation_taken_up", operation_id=str(operation.id), kind=operation.kind, state=operation.state)
             if operation.id not in self._tasks:
@@ -204,11 +205,11 @@ class Operations:
 
     @property
     def driver(self) -> UUID:
-        """This controller, as operations that it drives name it."""
+        """The ID of this controller, stored in the operations that it drives."""
         return self._leases.controller_id
 
     async def close(self) -> None:
-        """Let go of all operations; they go on on their hosts, and the next start takes them up."""
+        """Cancel all driving tasks; the operations continue on their hosts and are recovered at the next start."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -225,17 +226,17 @@ class Operations:
     async def search(
         self, app_id: UUID | None, server_id: UUID | None, state: str | None, limit: int = 200, offset: int = 0
     ) -> tuple[Sequence[Operation], int]:
-        """Return a page of operations, the newest first, and how many there are in all."""
+        """Return a page of operations, newest first, and the total count."""
         async with self._database.read() as connection:
             return await store.search(
                 connection, app_id=app_id, server_id=server_id, state=state, limit=limit, offset=offset
             )
 
     async def wait(self, operation_id: UUID, seconds: float | None = None) -> Operation:
-        """Return the operation once it has ended, or as it is after that many seconds.
+        """Return the operation once it has ended, or its current state after that many seconds.
 
-        Without `seconds` it waits as long as the operation may take; where it is in flight still, its end isn't known,
-        and it goes on.
+        Without `seconds` the wait lasts until the operation's time limit plus a grace period; an operation still in
+        flight then continues.
         """
         operation = await self.get(operation_id)
         until = None if seconds is None else self._clock.monotonic() + seconds
@@ -248,7 +249,7 @@ class Operations:
         return operation
 
     async def wait_for_stop(self, operation: Operation) -> Operation:
-        """Wait for the end of a stop. Raises StopWaitsError where it waits for a host that can't be reached."""
+        """Wait for the end of a stop. Raises StopWaitsError if it waits for an unreachable host."""
         if not operation.waits_for_host:
             return await self.wait(operation.id)
         found = await self.wait(operation.id, _HOST_SECONDS)
@@ -262,21 +263,21 @@ class Operations:
         return (operation.deadline_at + _GRACE - now).total_seconds()
 
     async def _poll_until_finished(self, operation_id: UUID, most: float) -> None:
-        """Return when the operation has ended, or perhaps has: another controller may drive it."""
+        """Wait until the operation may have ended, at most `most` seconds; another controller may drive it."""
         task = self._tasks.get(operation_id)
         if task is None and not (await self.get(operation_id)).in_flight:
-            return  # it ended here since the last look
+            return  # it ended here since the last read
         timer = asyncio.create_task(self._clock.sleep(most if task is not None else min(most, _POLL_SECONDS)))
         try:
-            # asyncio.wait never cancels the task: a caller who hangs up changes nothing.
+            # asyncio.wait never cancels the task: a caller that disconnects does not affect it.
             await asyncio.wait({timer} if task is None else {timer, task}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             timer.cancel()
 
     async def cancel(self, operation_id: UUID, actor: Actor) -> Operation:
-        """Stop a start or restart on its host; its end comes by itself, soon after.
+        """Cancel a start or restart on its host; its end is recorded asynchronously, soon after.
 
-        Raises NotFoundError; ConflictError for a stop and for what has ended; HostUnreachableError.
+        Raises NotFoundError; ConflictError for a stop and for an operation that has ended; HostUnreachableError.
         """
         operation = await self.get(operation_id)
         if operation.kind == OperationKind.DOWN:
@@ -285,7 +286,7 @@ class Operations:
             raise ConflictError("not_cancellable", "What installs or removes an agent can't be cancelled: wait for it.")
         if not operation.in_flight or operation.server_id is None:
             raise ConflictError("operation_ended", "This operation has ended already.")
-        # It may have gone nowhere yet: then no host has to be asked.
+        # A queued operation was never sent: no request to the host is needed.
         if self._queue.cancel(operation_id, actor.name):
             await self._record_cancel(operation, actor)
             return await self.wait(operation_id)
@@ -309,7 +310,7 @@ class Operations:
             await record(connection, now, actor, Action.CANCEL, resource, message, details)
 
     async def _drive(self, operation: Operation, *, recovered: bool) -> None:
-        """Bring an operation to its end. Nothing but the end, or this program's, stops it."""
+        """Drive an operation to its end, with retries after any failure, until cancelled."""
         if operation.auto_stop:
             priority.set(Priority.DEADLINE)
         with structlog.contextvars.bound_contextvars(operation_id=str(operation.id)):
@@ -323,7 +324,7 @@ class Operations:
                         if found is not None:
                             await self._work(found, turn, recovered=recovered)
                     except Exception:
-                        # A full disk or a database that is away for a while must not lose an operation.
+                        # A full disk or a temporarily unavailable database must not lose an operation.
                         log.exception("operation_drive_failed")
                         recovered = True
                         await self._clock.sleep(_RETRY_SECONDS)
@@ -344,11 +345,11 @@ class Operations:
                 operation = await self._begin_late(operation)
             delivery = OperationRunner(self._database, self._hosts, self._signals, self._clock, operation, self._limits)
             outcome = await delivery.run(recovered=recovered)
-        # Of one that another controller began, nobody here knows how long it was at work.
+        # The duration of an operation begun by another controller is unknown here.
         await self._finish(operation, outcome, None if recovered else self._clock.monotonic() - begun)
 
     async def _begin_late(self, operation: Operation) -> Operation:
-        """Count an operation's time from the end of its wait in the queue."""
+        """Start an operation's time limit at the end of its wait in the queue."""
         async with self._database.write() as connection:
             deadline_at = await self._database.now(connection) + self._limits.total
             await store.change_in_flight(connection, operation.id, {"deadline_at": deadline_at})
@@ -360,7 +361,7 @@ class Operations:
         return found if found is not None and found.in_flight else None
 
     async def _finish(self, operation: Operation, outcome: Outcome, seconds: float | None) -> None:
-        """Record the end, and what it made of the app, in one transaction."""
+        """Record the end of an operation and the resulting app state in one transaction."""
         assert operation.app_id is not None
         late = None
         if outcome.observed is not None:
@@ -375,7 +376,7 @@ class Operations:
             await app_store.change(connection, app.id, values)
             await server_store.recount(connection, app.server_id)
             await self.repeats.record(connection, app, operation, now)
-            # Where both did it, controller and agent, it is told once.
+            # If both controller and agent stopped it, it is recorded once.
             if operation.auto_stop and values["status"] == "stopped" and app.run_id is not None:
                 await record_auto_stop(connection, app, operation, now)
                 late = None if app.stop_at is None else (now - app.stop_at).total_seconds()
@@ -384,7 +385,7 @@ class Operations:
         self._ended(operation, outcome, seconds, late)
 
     async def _finish_other(self, operation: Operation, outcome: Outcome, seconds: float) -> None:
-        """Record the end of an operation that isn't on an app."""
+        """Record the end of an operation that doesn't concern an app."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             await store.change_in_flight(connection, operation.id, outcome.columns(now))
@@ -397,10 +398,10 @@ class Operations:
             OperationFinished(operation.kind, outcome.state, operation.auto_stop, seconds, late)
         )
         if operation.app_id is not None:
-            # What had to wait for it may be overdue by now.
+            # The app's deadline may have passed in the meantime.
             self._signals.deadline_moved.emit(operation.app_id)
 
 
 def _is_exclusive(on_agent: Operation) -> bool:
-    """Tell whether an installation or removal of an agent keeps others from its server."""
+    """Return whether an agent installation or removal blocks other operations on its server."""
     return bool(json.loads(on_agent.request or "{}").get("exclusive"))

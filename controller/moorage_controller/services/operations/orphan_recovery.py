@@ -1,4 +1,4 @@
-"""Take-over: what a controller that is gone has left in flight, another one brings to its end."""
+"""Orphan recovery: take over operations that a controller left in flight when it died."""
 
 import asyncio
 
@@ -9,16 +9,16 @@ _EVERY_SECONDS = 5.0
 
 
 class OrphanRecovery:
-    """Says to the others that share its database that this controller lives, and takes up what they left."""
+    """Sends this controller's heartbeat, and takes over orphaned operations."""
 
     def __init__(self, operations: Operations, timekeeper: ClockJumpGuard) -> None:
         self._operations = operations
         self._timekeeper = timekeeper
 
     async def run(self) -> None:
-        """Look every few seconds, for ever; real ones, since it is about who runs."""
+        """Check every few seconds until cancelled; in real time, not by the clock, since this is about liveness."""
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
-            # First: who is seen by a clock that was set has seen to the deadlines.
+            # Check first: a heartbeat in the new time means that the deadlines are shifted already.
             await self._timekeeper.check()
             await self._operations.recover()

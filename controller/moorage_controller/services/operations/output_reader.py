@@ -1,4 +1,4 @@
-"""What operations print, read back: as a whole at the end, or live, from the database, by any controller."""
+"""Output reader: read operations' output from the database, as a whole or live, on any controller."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -16,11 +16,11 @@ from moorage_controller.store.tables.output import Piece
 
 TAIL_BYTES = 64 * 1024
 _POLL_SECONDS = 0.5
-"""How often to look for what another controller keeps; one's own is told at once."""
+"""Poll interval for output that another controller stores; this controller's own output is notified immediately."""
 
 
 class OutputReader:
-    """Reads outputs at each reader's own pace: one who is slow holds up nobody, and takes no memory."""
+    """Serves output at each reader's pace: a slow reader delays nobody and takes no memory."""
 
     def __init__(self, database: Database, signals: Signals, clock: Clock) -> None:
         self._database = database
@@ -30,21 +30,21 @@ class OutputReader:
         signals.operation_ended.connect(self._wake)
 
     async def text(self, operation_id: UUID) -> str:
-        """Return the last 64 KiB as lines for people, with a remark where that isn't all."""
+        """Return the last 64 KiB as readable lines, with a remark if the output is longer."""
         async with self._database.read() as connection:
             data = await store.tail(connection, operation_id, TAIL_BYTES)
         return render_end(data, TAIL_BYTES)
 
     async def follow(self, operation_id: UUID, after: int) -> AsyncGenerator[Piece | Operation, None]:
-        """Yield the pieces from a byte offset on as they come, and the operation once it has ended.
+        """Yield the pieces from a byte offset on as they arrive, then the operation once it has ended.
 
-        It just ends where the operation was removed. Raises DatabaseUnavailableError.
+        If the operation is deleted, the iteration ends without it. Raises DatabaseUnavailableError.
         """
         stirred = asyncio.Event()
         self._listening.setdefault(operation_id, set()).add(stirred)
         try:
             while True:
-                # In one transaction: where it says ended, the output is the whole of it.
+                # In one transaction: if the operation has ended, the output is complete.
                 async with self._database.read() as connection:
                     operation = await operation_store.get(connection, operation_id)
                     piece = await store.after(connection, operation_id, after)

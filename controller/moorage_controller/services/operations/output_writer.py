@@ -1,4 +1,4 @@
-"""One operation's output on its way from the host into the database: soon, but not a transaction a line."""
+"""Output writer: store an operation's output in the database in batches, without a transaction per line."""
 
 import asyncio
 from uuid import UUID
@@ -18,11 +18,11 @@ log = structlog.get_logger(__name__)
 _EVERY_SECONDS = 0.2
 _MOST_WAITING = 512 * 1024
 _LOGGED_BYTES = 4096
-"""What the log is told of an output: its end. The whole of it is in the database."""
+"""Bytes of the output's end to log. The output itself is in the database."""
 
 
 class OutputWriter:
-    """Keeps what is added, at most five times a second. What the database refuses is not lost: it is on the host."""
+    """Stores added output at most five times a second. A failed write loses nothing: the host keeps the output."""
 
     def __init__(self, database: Database, signals: Signals, clock: Clock, operation_id: UUID) -> None:
         self._database = database
@@ -38,16 +38,16 @@ class OutputWriter:
         self._later: asyncio.Task[None] | None = None
 
     async def open(self) -> int:
-        """Return the offset to go on from: what an earlier controller kept is there."""
+        """Return the offset to continue from, after the output that an earlier controller stored."""
         async with self._database.read() as connection:
             self._start = await store.length(connection, self._operation_id)
         self._is_full = self._start > LIMITS.output
         return self._start
 
     async def add(self, data: bytes) -> None:
-        """Take what comes next; beyond 64 MiB a remark alone.
+        """Add the next part; beyond 64 MiB only a remark is stored.
 
-        Raises DatabaseUnavailableError, at the latest with the next part.
+        Raises DatabaseUnavailableError, at the latest when the next part is added.
         """
         room = max(LIMITS.output - self._start - len(self._waiting), 0)
         if len(data) > room:
@@ -66,20 +66,20 @@ class OutputWriter:
             self._later = asyncio.create_task(self._schedule_flush())
 
     async def close(self) -> None:
-        """Keep the rest. Raises DatabaseUnavailableError."""
+        """Store the remaining output. Raises DatabaseUnavailableError."""
         await self.drop()
         await self._flush()
         log.info("operation_output", end=render_end(self._end, _LOGGED_BYTES), bytes=self._start)
 
     async def drop(self) -> None:
-        """End without keeping the rest: whoever takes the operation up reads it from the host again."""
+        """Stop without storing the rest: the controller that recovers the operation reads it from the host again."""
         later, self._later = self._later, None
         if later is not None:
             later.cancel()
             await asyncio.gather(later, return_exceptions=True)
 
     async def tail(self, size: int) -> bytes:
-        """Return the last bytes that were kept."""
+        """Return the last `size` stored bytes."""
         async with self._database.read() as connection:
             return await store.tail(connection, self._operation_id, size)
 
@@ -94,7 +94,7 @@ class OutputWriter:
                 return
             async with self._database.write() as connection:
                 await store.append(connection, self._operation_id, Piece(self._start, data))
-            # Only now: what a failed transaction had is still to be kept.
+            # Only after the commit: data of a failed transaction is still pending.
             del self._waiting[: len(data)]
             self._start += len(data)
             self._kept_at = self._clock.monotonic()

@@ -1,4 +1,4 @@
-"""The queue of operations: how many may be at work at once, on each host and in all; who comes first goes first."""
+"""FIFO queue of operations, with limits on concurrent operations per host and in total."""
 
 import asyncio
 from collections import deque
@@ -13,7 +13,7 @@ from moorage_controller.store.tables.operations import Operation
 
 
 class FifoLimiter:
-    """Lets so many in at once. What is at work already counts, even where that is more."""
+    """FIFO limiter. Recovered operations bypass it but still occupy a slot."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -22,12 +22,12 @@ class FifoLimiter:
 
     @property
     def is_full(self) -> bool:
-        """Whether the next one has to wait."""
+        """Whether the next caller has to wait."""
         return self._inside >= self._limit
 
     @asynccontextmanager
     async def slot(self, *, at_once: bool) -> AsyncIterator[None]:
-        """Wait for a turn, unless it is to be `at_once`; give it back at the end."""
+        """Acquire a slot, without waiting if `at_once`; release it at the end."""
         if at_once or not self.is_full:
             self._inside += 1
         else:
@@ -36,7 +36,7 @@ class FifoLimiter:
             try:
                 await turn
             except asyncio.CancelledError:
-                # Given a turn in the very moment in which it was called off: the next one has it.
+                # The slot was granted at the moment of the cancellation: pass it on.
                 if turn.done() and not turn.cancelled():
                     self._leave()
                 raise
@@ -56,14 +56,14 @@ class FifoLimiter:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How an operation came to its turn: after a wait, or not at all since it was cancelled meanwhile, and by whom."""
+    """Result of queueing: `late` after a wait; `cancelled_by` names the canceller if it was cancelled in the queue."""
 
     late: bool = False
     cancelled_by: str = ""
 
 
 class Queue:
-    """The gates of all hosts. Stops have gates of their own: starts that hang never hold up an auto-stop."""
+    """Limiters of all hosts. Stops have limiters of their own, so that hanging starts never delay an auto-stop."""
 
     def __init__(self, *, on_a_host: int, in_all: int) -> None:
         self._on_a_host = on_a_host
@@ -72,7 +72,7 @@ class Queue:
         self._waiting: dict[UUID, asyncio.Future[str]] = {}
 
     def cancel(self, operation_id: UUID, by: str) -> bool:
-        """Take an operation out of the queue; False where it isn't there, or was called off already."""
+        """Cancel a queued operation; return False if it isn't queued or is cancelled already."""
         waiting = self._waiting.get(operation_id)
         if waiting is None or waiting.done():
             return False
@@ -80,11 +80,11 @@ class Queue:
         return True
 
     async def admit(self, operation: Operation, stack: AsyncExitStack) -> Admission:
-        """Wait until it may begin, or is cancelled; `stack` gives its turn back. What is at work already counts."""
+        """Wait until the operation may begin or is cancelled; `stack` releases its slots. A running one never waits."""
         stops, at_work = operation.kind == OperationKind.DOWN, operation.state != "queued"
         gates = [self._hosts.setdefault((operation.server_id, stops), FifoLimiter(self._on_a_host))]
         if not stops:
-            # Stops wait for nothing but their host: many slow ones would hold up the auto-stop of all others.
+            # Stops have no total limit: many slow stops would delay the auto-stop on all other hosts.
             gates.append(self._in_all)
         if at_work or not any(gate.is_full for gate in gates):
             await _acquire_all(gates, stack, at_once=at_work)

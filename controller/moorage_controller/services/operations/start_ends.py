@@ -1,4 +1,4 @@
-"""What a start has come to, where Compose's own word isn't enough: containers that ended at once, taken ports."""
+"""Start diagnosis beyond the output of Compose: containers that exited right after the start, ports in use."""
 
 import asyncio
 import re
@@ -26,27 +26,27 @@ from moorage_controller.services.runs.transitions import why_ended
 from moorage_controller.store.tables.apps import App
 
 NO_SERVICE = "no service selected"
-"""Compose's words where the files have no service, or none whose profile is active."""
+"""Compose's message if the files have no service, or none with an active profile."""
 NO_ANSWER = (ContactLostError, HostRefusedError, HostUnreachableError, TimeoutError)
 T = TypeVar("T")
 _DIAGNOSIS_SECONDS = 10.0
-"""How long a host may be asked why a start has failed."""
+"""Time limit in seconds for a query to a host about a failed start."""
 _LOG_LINES = 10
 _LOG_LINE_CHARACTERS = 200
 _LOG_CHARACTERS = LIMITS.sentence * 2 // 3
 _ADDRESS = re.compile(r"(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]*\]):(\d{1,5})(?!\d)")
 _ALLOCATED, _IN_USE = "port is already allocated", "address already in use"
-"""The Engine's words: another container has the port, or somebody outside Docker."""
+"""Engine messages: the port is used by another container, or by a process outside Docker."""
 
 
 def wanted_containers(observed: AppObservation) -> list[ContainerState]:
-    """Return the containers that a start is about: of services that are to have any, as far as that is known."""
+    """Return the containers that a start concerns: those of services with replicas, as far as that is known."""
     replicas = observed.replicas
     return [c for c in observed.containers if not c.one_off and (not replicas or replicas.get(c.service))]
 
 
 def exited_early(observed: AppObservation | None) -> list[ContainerState]:
-    """Return the containers that failed, where a start has left nothing running; empty where none did."""
+    """Return the containers that failed if a start left nothing running; empty if none failed."""
     if observed is None or observed_status(observed.containers) is AppStatus.RUNNING:
         return []
     ended = [c for c in wanted_containers(observed) if not c.done]
@@ -56,10 +56,10 @@ def exited_early(observed: AppObservation | None) -> list[ContainerState]:
 async def early_exit_sentence(
     transport: HostTransport, app: HostApp, ended: Sequence[ContainerState], clock: Clock
 ) -> str:
-    """Return which containers ended with which codes, and the last lines that the first of them wrote."""
+    """Return a sentence with the ended containers, their exit codes and the last log lines of the first of them."""
     first = next(c for c in ended if c.state == "exited")
     lines: Sequence[LogLine] = ()
-    # Without its log the reason is still worth telling.
+    # The reason is useful even without the log.
     with suppress(*NO_ANSWER):
         lines = await within(_last_lines(transport, app, first), clock)
     reason = f"{why_ended(ended)} right after the start, and nothing is running"
@@ -68,7 +68,7 @@ async def early_exit_sentence(
 
 
 async def within(answer: Coroutine[Any, Any, T], clock: Clock) -> T:
-    """Return what a host answers to why a start failed. Raises TimeoutError, and what the question raises."""
+    """Await a host's answer with a time limit. Raises TimeoutError and the errors of `answer`."""
     asked, timer = asyncio.ensure_future(answer), asyncio.ensure_future(clock.sleep(_DIAGNOSIS_SECONDS))
     try:
         await asyncio.wait({asked, timer}, return_when=asyncio.FIRST_COMPLETED)
@@ -99,16 +99,16 @@ def _end_of(texts: Sequence[str]) -> str:
 
 
 def taken_port(said: str) -> int | None:
-    """Return the port that a start failed over, by Compose's words; None where it failed over something else."""
+    """Return the port named in Compose's message if it is already in use; None for other failures."""
     if _ALLOCATED not in said and _IN_USE not in said:
         return None
     found = _ADDRESS.search(said)
-    return int(found[1]) if found is not None and 0 < int(found[1]) <= 65535 else None  # noqa: PLR2004 - TCP's
+    return int(found[1]) if found is not None and 0 < int(found[1]) <= 65535 else None  # noqa: PLR2004 - the highest TCP port
 
 
 @dataclass(frozen=True, slots=True)
 class TakenPort:
-    """A port that a start failed over, as Compose `said`; `observed` is what was seen of the app `app_id` since."""
+    """A port in use on which a start failed; `said` is Compose's message, `observed` the later state of the app."""
 
     port: int
     said: str
@@ -116,7 +116,7 @@ class TakenPort:
     observed: AppObservation
 
     def sentence(self, projects: Collection[HostProject], apps: Collection[App]) -> str:
-        """Return who has it, and what to do. `projects` are those of the host, `apps` those of its server."""
+        """Return a sentence on the port's owner and the remedy; `projects` and `apps` are those of the server."""
         other = "or publish another port in the compose file."
         for found in projects:
             for container in found.containers:

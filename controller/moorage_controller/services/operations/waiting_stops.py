@@ -1,4 +1,4 @@
-"""Stops that wait for a host that is away: pages ask for a stop again and again, and one of them has to be enough."""
+"""Stops that wait for an unavailable host: clients repeat a stop request many times, and one stop is enough."""
 
 from collections import Counter
 from datetime import datetime, timedelta
@@ -15,11 +15,11 @@ from moorage_controller.store.tables.apps import App
 from moorage_controller.store.tables.operations import Operation
 
 _REPEATED_WITHIN = timedelta(minutes=10)
-"""A stop that is asked for again within that time after one failed repeats it."""
+"""A stop requested within this time after a failed one counts as its repetition."""
 
 
 async def repeats_unreachable(connection: AsyncConnection, app: App, now: datetime) -> bool:
-    """Tell whether the newest operation on an app is a stop that failed a moment ago, since its host was away."""
+    """Return whether the newest operation on an app is a stop that recently failed on an unreachable host."""
     newest = await store.newest_on(connection, app.id)
     if newest is None or newest.kind != OperationKind.DOWN or newest.finished_at is None:
         return False
@@ -27,7 +27,7 @@ async def repeats_unreachable(connection: AsyncConnection, app: App, now: dateti
 
 
 class Repeats:
-    """How often, and by whom, each stop that waits was asked for again; in memory, since it only counts."""
+    """Counts repeated requests per waiting stop and actor. In memory only, as they serve the audit log alone."""
 
     def __init__(self) -> None:
         self._by_stop: dict[UUID, Counter[str]] = {}
@@ -37,11 +37,11 @@ class Repeats:
         self._by_stop.setdefault(stop.id, Counter())[actor.name] += 1
 
     def forget(self, stop_id: UUID) -> None:
-        """Drop what was counted of a stop that has ended."""
+        """Drop the count of a stop that has ended."""
         self._by_stop.pop(stop_id, None)
 
     async def record(self, connection: AsyncConnection, app: App, stop: Operation, now: datetime) -> None:
-        """Write one audit entry of all requests that repeated a stop; none where nobody repeated it."""
+        """Write one audit entry for all repeated requests of a stop, if there are any."""
         asked = self._by_stop.get(stop.id)
         if not asked:
             return

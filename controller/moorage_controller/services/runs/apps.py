@@ -1,4 +1,4 @@
-"""Apps: made, changed, removed, started and stopped. Handlers and auto-stop call the same."""
+"""App lifecycle: create, update, delete, start and stop apps."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -42,18 +42,18 @@ _ACTIONS = {
     OperationKind.DOWN: Action.STOP,
 }
 _ATTEMPTS = 5
-"""How often an operation may be met by another that has ended before it could be joined."""
+"""How often to retry if a conflicting operation ends before it can be joined."""
 _TIMEOUTS = {"auto_stop_timeout": "autoStopTimeout", "default_timeout": "defaultTimeout"}
 _NEVER_SEEN: runs.Values = {"project_name": None, "project_directory": None}
-"""What another directory was read as says nothing of the one that an app is in now."""
+"""Reset on a move: the Compose project read from the old directory does not apply to the new one."""
 
 
 class _MovedError(Exception):
-    """The run isn't any more what its agent was told of."""
+    """The run changed after its deadline was sent to the agent."""
 
 
 class Apps:
-    """Decides about apps."""
+    """Creates, changes, deletes, starts and stops apps."""
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class Apps:
     async def create(
         self, fields: Mapping[str, Any], actor: Actor, once: IdempotentRequest[AppView] = NO_KEY
     ) -> AppView:
-        """Make an app. Raises InvalidError where its project or server doesn't exist, or its timeout is too long.
+        """Create an app. Raises InvalidError if its project or server doesn't exist, or its timeout is too long.
 
-        Raises ConflictError where another app is in its directory (`directory_taken`), or is the same Compose project
+        Raises ConflictError if another app uses its directory (`directory_taken`) or is the same Compose project
         (`project_taken`).
         """
         fields = dict(fields)
@@ -135,12 +135,11 @@ class Apps:
     async def update(
         self, app_id: UUID, changes: Mapping[str, Any], actor: Actor, *, timeout_only: bool = False
     ) -> AppView:
-        """Change fields; `runs.NewTimeout` says what `auto_stop_timeout` and `default_timeout` do to a run.
+        """Change fields; see `runs.NewTimeout` for the effect of `auto_stop_timeout` and `default_timeout` on a run.
 
-        Raises NotFoundError, InvalidError; ConflictError for another server or directory while it runs, and for one
-        that is another app's;
-        ForbiddenError for any other change where the caller may change the timeout only; HostUnreachableError where the
-        agent can't be told of a later deadline: it would act on the one that it knows.
+        Raises NotFoundError, InvalidError; ConflictError if the server or directory changes while the app runs, or if
+        another app uses the new one; ForbiddenError for any other change if the caller may change only the timeout;
+        HostUnreachableError if a later deadline can't be sent to the agent, which would stop the app at the old one.
         """
         moved = await self._directories.read_new(app_id, changes)
         while True:
@@ -158,7 +157,7 @@ class Apps:
         *,
         timeout_only: bool,
     ) -> AppView:
-        """Change fields, if the run is still the one that its agent was `told` of (run and end). Raises _MovedError."""
+        """Change fields if run and end still match `told`, as sent to the agent. Raises _MovedError if not."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             view = _found(await store.view(connection, app_id))
@@ -188,7 +187,7 @@ class Apps:
         return new
 
     async def delete(self, app_id: UUID, actor: Actor, *, force: bool) -> None:
-        """Remove an app. Raises NotFoundError; ConflictError while it runs, unless `force`, which stops it first."""
+        """Delete an app; `force` stops it first. Raises NotFoundError; ConflictError if it runs without `force`."""
         view = await self.get(app_id)
         if force and (view.app.status != "stopped" or view.app.run_id is not None):
             operation = await self._operations.wait_for_stop(await self.stop(app_id, actor))
@@ -208,19 +207,20 @@ class Apps:
     async def start(
         self, app_id: UUID, actor: Actor, minutes: int | None, kind: OperationKind = OperationKind.UP
     ) -> Operation:
-        """Begin a start or a restart, or join the one that is in flight; `minutes` are for this run only.
+        """Begin a start or restart, or join the one in flight; `minutes` applies to this run only.
 
-        Raises NotFoundError; InvalidError for more minutes than a run may last; ConflictError (`operation_in_progress`)
-        while something else is in flight, or (`directory_taken`) where another app is in its directory.
+        Raises NotFoundError; InvalidError if `minutes` exceeds the maximum run length; ConflictError
+        (`operation_in_progress`) if an operation of another kind is in flight, or (`directory_taken`) if another app
+        uses its directory.
         """
         if minutes is not None:
             self._check_minutes("timeout", minutes)
         return await self._begin(app_id, kind, actor, minutes)
 
     async def stop(self, app_id: UUID, actor: Actor, *, cancel_start: bool = False) -> Operation:
-        """Begin a stop, or join the one that is in flight; `cancel_start` cancels a start or restart first.
+        """Begin a stop, or join the one in flight; `cancel_start` cancels a start or restart first.
 
-        Raises like `start`; HostUnreachableError where the start can't be cancelled.
+        Raises the errors of `start`, and HostUnreachableError if the start can't be cancelled.
         """
         while True:
             try:
@@ -231,7 +231,7 @@ class Apps:
                 await self._end_start(UUID(error.operation_id), actor)
 
     async def _end_start(self, operation_id: UUID, actor: Actor) -> None:
-        with suppress(ConflictError):  # it has ended meanwhile
+        with suppress(ConflictError):  # it has ended in the meantime
             await self._operations.cancel(operation_id, actor)
         operation = await self._operations.wait(operation_id)
         if operation.in_flight:
@@ -248,7 +248,7 @@ class Apps:
                 async with self._database.read() as connection:
                     other = await operation_store.in_flight_on(connection, app_id)
                 if other is None:
-                    continue  # it ended in between: the way is free
+                    continue  # it ended in between: try again
                 if other.kind == kind:
                     if other.waits_for_host:
                         self._operations.repeats.count(other, actor)
@@ -276,7 +276,7 @@ class Apps:
         return operation
 
     async def _tell_of_later_end(self, app_id: UUID, changes: Mapping[str, Any]) -> tuple[UUID | None, datetime | None]:
-        """Tell an app's agent what another timeout makes of its run, if that is later; return the run and its end."""
+        """Send the agent the new deadline if a timeout change makes it later; return the current run ID and its end."""
         async with self._database.read() as connection:
             now = await self._database.now(connection)
             app = _found(await store.view(connection, app_id)).app
@@ -294,7 +294,7 @@ class Apps:
             raise InvalidError({field: f"A run may last {most:.0f} minutes at most (MAX_RUN_MINUTES)."})
 
     def _moved(self, app: App, shift: int, now: datetime) -> runs.Values:
-        """Return what so many minutes more make of a run, as long as one may last; what isn't known to run stays."""
+        """Return the columns of a run moved by `shift` minutes, up to its maximum length; empty without a known run."""
         known = app.started_at is not None and app.run_timeout is not None and app.run_began_at is not None
         if not shift or not known or app.stop_at is None or app.run_timeout is None or app.run_began_at is None:
             return {}
@@ -305,10 +305,10 @@ class Apps:
 async def _place(
     connection: AsyncConnection, view: AppView, changes: Mapping[str, Any], moved: Moved | None
 ) -> runs.Values:
-    """Return what another server or directory changes besides; `moved` is what hosts say of both.
+    """Return further columns to change with a move to another server or directory; `moved` is the hosts' answer.
 
-    Raises ConflictError where another app is there, and while the app runs, unless its directory is gone: then its
-    containers are found by what they were started as until they are stopped.
+    Raises ConflictError if another app is there, or if the app runs. A running app may change only its directory, and
+    only if the old one is gone: then the project columns stay, so that its containers are found until they are stopped.
     """
     app = view.app
     if not is_moved(app, changes):
@@ -330,7 +330,7 @@ def _new_timeout(app: App, changes: Mapping[str, Any]) -> runs.NewTimeout:
 
 
 def _what_changed(old: App, new: App, changes: Mapping[str, Any], now: datetime) -> tuple[str, dict[str, object]]:
-    """Return a change for the audit log: a sentence, and its data."""
+    """Describe a change for the audit log: a sentence and its details."""
     details: dict[str, object] = {"changed": sorted(changes)}
     message = f"App {old.name} was changed."
     if new.stop_at is not None and new.stop_at != old.stop_at:

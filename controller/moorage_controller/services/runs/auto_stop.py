@@ -1,4 +1,4 @@
-"""Auto-stop: each run is stopped when its time is over, and again until nothing of it is left."""
+"""Auto-stop: stop each run at its deadline, and retry until none of its containers is left."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from moorage_controller.store.tables.apps import App, DueApp
 log = structlog.get_logger(__name__)
 
 _LONGEST_SLEEP = 30.0
-"""Even without a hint or a deadline it looks again: a clock that jumped must not delay it for long."""
+"""Seconds between two polls at most, so that a clock jump delays a stop only briefly."""
 _FIRST_RETRY, _LAST_RETRY = 2.0, 60.0
 _OFFLINE_RETRY = 600.0
-"""Of a host that is known not to answer; it is tried at once when it does."""
+"""Retry interval in seconds for an offline host; the stop is retried immediately when the host is back."""
 _FORGET_SECONDS = 3600.0
 _HEAR_SECONDS = 10.0
-"""How long, after its start, a controller waits to hear whether an agent has done it already."""
+"""Start-up grace period in seconds, in which agents report the stops they made by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class _RetryState:
-    """A run that could not be stopped yet: how often it was tried, and when (monotonic) it is next.
+    """Retry state of a run that could not be stopped yet; `not_before` is the monotonic time of the next try.
 
-    `offline`: its host was known not to answer, so that nothing was tried.
+    `offline`: its host was known to be offline, so the long retry interval applies.
     """
 
     server_id: UUID
@@ -39,12 +39,12 @@ class _RetryState:
     offline: bool
 
     def is_backing_off(self, now: float, *, online: bool) -> bool:
-        """Tell whether it isn't time yet to try again."""
+        """Return whether the next try is not due yet; a host that is online again ends an offline wait."""
         return self.not_before > now and not (self.offline and online)
 
 
 class AutoStop:
-    """Has what is due stopped by the same operations as a user's stop, and people warned before."""
+    """Stops due runs with the same operations as a user's stop, and warns users beforehand."""
 
     def __init__(self, ends: RunExpiry, timekeeper: ClockJumpGuard, signals: Signals, clock: Clock) -> None:
         self._ends = ends
@@ -60,12 +60,12 @@ class AutoStop:
         signals.host_back.connect(self._on_host_back)
 
     async def run(self) -> None:
-        """Tick at every deadline and after every change, for ever."""
+        """Tick at every deadline and after every change, until cancelled."""
         while True:
             await wait_for(self._wake, await self.tick(), self._clock)
 
     async def tick(self) -> float:
-        """Begin the stop of all that is due now, and return in how many seconds to look again."""
+        """Begin the stop of all due runs, and return the seconds until the next tick."""
         await self._timekeeper.check()
         ends = await self._ends.look()
         self._looked.emit(None)
@@ -78,7 +78,7 @@ class AutoStop:
             await self._ends.warn()
         if ends.overdue:
             await self._ends.mark_overdue()
-        # A host that came back meanwhile took its tries away: those are due at once.
+        # A host that came back in the meantime cleared its retry states: those runs are due immediately.
         tried = [self._tries[due.app.run_id] for due in ends.due if due.app.run_id in self._tries]
         waits += [each.not_before - self._clock.monotonic() for each in tried]
         if len(tried) < len(ends.due) and self._startup_grace_over:
@@ -98,7 +98,7 @@ class AutoStop:
             if each.online:
                 count = 0 if tried is None else tried.count
                 retry = backoff(count, _FIRST_RETRY, _LAST_RETRY)
-            # What can't be reached needs no record of each try; that it is overdue is said once.
+            # No operation is recorded at first for an offline host: the overdue mark reports it once.
             if each.online or tried is not None:
                 wanted.append(each.app)
             self._tries[each.app.run_id] = _RetryState(
@@ -109,7 +109,7 @@ class AutoStop:
 
     @property
     def _startup_grace_over(self) -> bool:
-        """Whether it isn't the moment after a start any more, in which hosts have yet to tell what happened."""
+        """Whether the start-up grace period, in which agents report their own stops, is over."""
         return self._clock.monotonic() - self._began >= _HEAR_SECONDS
 
     def _agent_may_have_stopped(self, due: DueApp, now: datetime) -> bool:
@@ -122,7 +122,7 @@ class AutoStop:
             self._wake.set()
 
     def _forget_old_tries(self) -> None:
-        """Drop the runs that were stopped long ago. One whose stop is in flight is not due, but must be kept."""
+        """Drop retry states of runs stopped long ago. A run whose stop is in flight is not due, but keeps its state."""
         old = self._clock.monotonic() - _FORGET_SECONDS
         self._tries = {run_id: tried for run_id, tried in self._tries.items() if tried.not_before > old}
 

@@ -1,7 +1,7 @@
-"""Whether the clock that deadlines are read from was set: runs last as long as they were promised, whatever it says.
+"""Clock jump detection: if the clock behind deadlines is set, shift all deadlines, so that runs keep their length.
 
-It is compared with the time since this machine was booted, which nobody sets and which goes on while it sleeps. A
-suspended machine makes no jump: time has passed, and what is over by then is over.
+The clock is compared with the time since boot, which can't be set and includes suspend. A suspended machine is no
+jump: real time has passed, and runs whose deadline passed in it are over.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ _TOLERANCE = 1.0
 
 
 class ClockJumpGuard:
-    """Looks at the clock before anybody acts on it."""
+    """Checks the clock before deadlines are read."""
 
     def __init__(self, database: Database, clock: Clock, leases: Leases) -> None:
         self._database = database
         self._clock = clock
         self._leases = leases
         self._base: float | None = None
-        """What the clock showed when the machine was booted, in seconds of the epoch."""
+        """Clock time at boot, in seconds since the epoch."""
         self._asleep: float | None = None
         self._looking = asyncio.Lock()
 
     async def check(self) -> None:
-        """Return once the deadlines are right by what the clock shows now. Raises DatabaseUnavailableError."""
+        """Detect a clock jump and shift all deadlines by it. Raises DatabaseUnavailableError."""
         async with self._looking:
             self._notice_sleep()
             before = self._clock.monotonic()
@@ -45,7 +45,7 @@ class ClockJumpGuard:
             jump = nearest - self._base
             if abs(jump) > _TOLERANCE:
                 await self._shift(timedelta(seconds=jump))
-            # What is within the tolerance is followed: two clocks never go exactly alike.
+            # Follow drift within the tolerance: two clocks never run at exactly the same rate.
             self._base = nearest
 
     async def _shift(self, jump: timedelta) -> None:

@@ -1,4 +1,4 @@
-"""Agents know how long their apps may run: each is told of every change, until it holds what the database has."""
+"""Deadline sync: send each deadline change to the app's agent until the agent holds the stored deadline."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -25,11 +25,11 @@ log = structlog.get_logger(__name__)
 
 _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
 _MAX_CONCURRENT = 8
-"""How many a host is told of at once."""
+"""Concurrent pushes per host."""
 
 
 class DeadlineSync:
-    """Tells agents. One task an app at a time, so that what is told last is what is true."""
+    """Pushes deadlines to agents. One task per app at a time, so that the last push carries the current state."""
 
     def __init__(
         self, database: Database, hosts: Hosts, timekeeper: ClockJumpGuard, signals: Signals, clock: Clock
@@ -40,14 +40,14 @@ class DeadlineSync:
         self._clock = clock
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._stale: set[UUID] = set()
-        # Each app as its agent was told of it last, and the number that the agent said it holds where that is another.
+        # Each app as last sent to its agent, and the number that the agent reported if it differs.
         self._told: dict[UUID, App] = {}
         self._held: dict[UUID, int] = {}
         self._turns: dict[UUID, asyncio.Semaphore] = {}
         signals.deadline_moved.connect(self.schedule_push)
 
     def schedule_push(self, app_id: UUID) -> None:
-        """Have an app's agent told what the database has; again and again where it can't be reached."""
+        """Schedule a push of the stored deadline to an app's agent; retried until the agent can be reached."""
         self._stale.add(app_id)
         if app_id not in self._tasks:
             task = self._tasks[app_id] = asyncio.create_task(
@@ -56,14 +56,14 @@ class DeadlineSync:
             task.add_done_callback(lambda _: self._tasks.pop(app_id, None))
 
     def seen(self, app: App, observation: AppObservation) -> None:
-        """Compare what an app's agent holds with what it is to hold; `app` may be a while old."""
+        """Compare the deadline number an agent reports with the expected one; `app` may be outdated."""
         held = observation.deadlines.get(app.id, 0)
         if held != _number(self._told.get(app.id, app)):
             self._held[app.id] = held
             self.schedule_push(app.id)
 
     async def tell(self, server: Server, app: App, deadline: Deadline) -> None:
-        """Tell an app's agent; nothing where the server has none that keeps deadlines. Raises HostUnreachableError."""
+        """Send a deadline to an app's agent, if there is one that keeps deadlines. Raises HostUnreachableError."""
         if not server.agent_name:
             return
         try:
@@ -73,7 +73,7 @@ class DeadlineSync:
                 raise HostUnreachableError(error.sentence, error.code) from None
 
     async def push_before_commit(self, server: Server, app: App, deadline: Deadline) -> None:
-        """Tell an app's agent of a later deadline before it is written down. Raises HostUnreachableError."""
+        """Send a later deadline to an app's agent before it is committed. Raises HostUnreachableError."""
         try:
             await self.tell(server, app, deadline)
         except HostUnreachableError as error:
@@ -81,14 +81,14 @@ class DeadlineSync:
             raise HostUnreachableError(sentence, error.code) from None
 
     async def close(self) -> None:
-        """Let go; the next snapshot of each host tells what it doesn't know."""
+        """Cancel all pushes; the next snapshot of each host shows outdated deadlines, which are then sent again."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _sync_until_current(self, app_id: UUID) -> None:
-        structlog.contextvars.clear_contextvars()  # whoever stirred it has nothing to do with it
+        structlog.contextvars.clear_contextvars()  # the context of the caller does not apply to this task
         priority.set(Priority.BACKGROUND)
         retry = _FIRST_RETRY
         while app_id in self._stale:
@@ -120,7 +120,7 @@ class DeadlineSync:
         self._held.pop(app_id, None)
 
     async def _look(self, app_id: UUID) -> tuple[App | None, Server | None, datetime]:
-        # What is left of a run is nonsense while its end is by a clock that was set since.
+        # After a clock jump the remaining time is wrong until the deadlines are shifted.
         await self._timekeeper.check()
         async with self._database.read() as connection:
             now = await self._database.now(connection)
@@ -129,7 +129,7 @@ class DeadlineSync:
         return app, server, now
 
     async def _bump_version(self, app_id: UUID, held: int) -> None:
-        """Take a number above the one that the agent holds: of an extension that was lost on its way, or a restore."""
+        """Store a number above the one the agent holds, which is higher after a lost extension or a restore."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             app = await app_store.get(connection, app_id)
@@ -137,7 +137,7 @@ class DeadlineSync:
                 await app_store.take_number(connection, app_id, max(runs.next_deadline_number(app, now), held + 1))
 
     async def _push_removal(self, app_id: UUID) -> None:
-        """Take the deadline of an app that is gone from its agent: nobody would ask for it any more."""
+        """Remove the deadline of a deleted app from its agent; no later sync would do it."""
         self._held.pop(app_id, None)
         told = self._told.get(app_id)
         if told is not None and _number(told):
@@ -150,19 +150,19 @@ class DeadlineSync:
 
 
 def _number(app: App) -> int:
-    """Return the number that an app's agent is to hold; 0: none."""
+    """Return the deadline number that an app's agent should hold; 0 means none."""
     return app.deadline_number if app.run_id is not None else 0
 
 
 def deadline_of(app: App, now: datetime) -> Deadline:
-    """Return what an app's agent is to know: no deadline where it has no run."""
+    """Return the deadline for an app's agent; without an end if the app has no run."""
     if app.run_id is None or app.stop_at is None:
         return Deadline(app.id, app.deadline_number)
     return Deadline(app.id, app.deadline_number, app.run_id, app.stop_at - now)
 
 
 def provisional_deadline(app: App, operation: Operation, now: datetime) -> Deadline:
-    """Return what an app's agent is to know before it starts the app: should nobody come back to say more."""
+    """Return the deadline sent before a start; it applies if the agent never receives a later one."""
     assert operation.run_timeout is not None
     until = operation.deadline_at + timedelta(minutes=operation.run_timeout)
     remaining = max(until, app.stop_at or until) - now

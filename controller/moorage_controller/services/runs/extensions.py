@@ -1,4 +1,4 @@
-"""A run's end, moved by people: later or earlier. Who comes too late is told what happened."""
+"""Extensions: users move the end of a run later or earlier."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,7 +25,7 @@ from moorage_controller.store.tables.servers import Server
 
 @dataclass(frozen=True, slots=True)
 class _ExtensionRequest:
-    """A run as it was seen, and when it is to end instead."""
+    """A run as it was read, and its new end `stop_at`."""
 
     app: App
     server: Server
@@ -34,7 +34,7 @@ class _ExtensionRequest:
 
 
 class Extensions:
-    """Moves the ends of runs."""
+    """Moves the end of runs."""
 
     def __init__(
         self, database: Database, deadlines: DeadlineSync, timekeeper: ClockJumpGuard, signals: Signals, rules: Rules
@@ -48,12 +48,12 @@ class Extensions:
     async def extend(
         self, app_id: UUID, actor: Actor, *, minutes: int | None = None, until: datetime | None = None
     ) -> AppView:
-        """Have a run end so many minutes later, or at a moment, which may be earlier than now planned.
+        """Move the end of a run by `minutes`, or to the time `until`, which may be earlier than the current end.
 
-        The agent hears of a later end before anybody else does, so that it never acts on an older one; where it can't
-        be told nothing has changed. Raises NotFoundError; InvalidError for a moment that is over; ConflictError:
-        `not_running`, `run_too_long` (beyond MAX_RUN_MINUTES) and `run_changed`, where somebody else, or auto-stop,
-        was faster; HostUnreachableError.
+        A later end is sent to the agent before the commit, so that the agent never acts on the older one; if that
+        fails, nothing changes. Raises NotFoundError; InvalidError if `until` is in the past; ConflictError:
+        `not_running`, `run_too_long` (beyond MAX_RUN_MINUTES) and `run_changed` (a concurrent change or auto-stop
+        came first); HostUnreachableError.
         """
         await self._timekeeper.check()
         wish = await self._validate(app_id, minutes, until)
@@ -67,7 +67,7 @@ class Extensions:
             view = await self._commit(wish, number, actor)
         except BaseException:
             if later:
-                # Whether it was told isn't known.
+                # The agent may have received it.
                 await self._revert_on_agent(app_id, number)
             raise
         self._signals.deadline_moved.emit(app_id)
@@ -89,7 +89,7 @@ class Extensions:
         if app.status != "running" or app.stop_at is None or app.run_began_at is None:
             raise ConflictError("not_running", f"{app.name} isn't running: start it first.")
         if until is None:
-            # One that should have been stopped already still gets what it was given.
+            # An overdue run gets the full extension, counted from now.
             until = max(app.stop_at, now) + timedelta(minutes=minutes or 0)
         if until <= now:
             raise InvalidError({"until": "It must be in the future; to end it now, stop the app."})
@@ -103,7 +103,7 @@ class Extensions:
         return _ExtensionRequest(app, server, now, until)
 
     async def _commit(self, wish: _ExtensionRequest, number: int, actor: Actor) -> AppView:
-        """Move the end, if the run is still that one with that end and nobody stops it."""
+        """Move the end if run and end are unchanged and no operation is in flight."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             old = wish.app
@@ -123,7 +123,7 @@ class Extensions:
         return view
 
     async def _revert_on_agent(self, app_id: UUID, number: int) -> None:
-        """Have the agent told what holds, by a number above the one that it may know."""
+        """Schedule a push of the stored deadline, with a number above the one that the agent may hold."""
         async with self._database.write() as connection:
             now = await self._database.now(connection)
             app = await store.get(connection, app_id)

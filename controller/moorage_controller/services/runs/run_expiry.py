@@ -1,4 +1,4 @@
-"""The ends of runs: people are warned, what is due is stopped, and what could not be stopped is said to be overdue."""
+"""Run expiry: warn before the end of a run, stop runs that are due, mark runs that could not be stopped as overdue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from moorage_controller.store.tables.operations import Operation
 
 OVERDUE_AFTER = timedelta(seconds=60)
 _STOP_GRACE = timedelta(minutes=5)
-"""How long a stop may be at work until its app is called overdue: containers have grace periods of their own."""
+"""How long a stop may take before its app is overdue: containers have stop grace periods of their own."""
 _BATCH_SIZE = 50
-"""How many are written down in one transaction: others who write wait for that long."""
+"""Rows per transaction; keeps write locks short."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpirySnapshot:
-    """What is to be done at a moment: `due` is to be stopped; `next_at` is the next moment at which there is more."""
+    """Pending work at `now`: `due` are apps to stop; `next_at` is the time of the next stop, warning or mark."""
 
     now: datetime
     due: Sequence[DueApp]
@@ -34,7 +34,7 @@ class ExpirySnapshot:
 
 
 class RunExpiry:
-    """Decides about runs that end by themselves."""
+    """Handles runs that reach their deadline."""
 
     def __init__(self, database: Database, operations: Operations, rules: Rules) -> None:
         self._database = database
@@ -42,7 +42,7 @@ class RunExpiry:
         self._rules = rules
 
     async def look(self) -> ExpirySnapshot:
-        """Return what there is to do now."""
+        """Read the pending work."""
         async with self._database.read() as connection:
             now = await self._database.now(connection)
             return ExpirySnapshot(
@@ -54,7 +54,7 @@ class RunExpiry:
             )
 
     async def stop(self, due: Sequence[App]) -> Sequence[Operation]:
-        """Begin the stops of runs that are over, of each only if it still is that run with that deadline."""
+        """Begin the stops of runs that are over; a run that changed or got another deadline is skipped."""
         begun: list[Operation] = []
         for n in range(0, len(due), _BATCH_SIZE):
             async with self._operations.recording() as (connection, launch):
@@ -66,7 +66,7 @@ class RunExpiry:
         return begun
 
     async def warn(self) -> None:
-        """Tell people that runs end soon, each once a deadline and moment, whichever controller does."""
+        """Record a stopping-soon event for runs near their end, once per warning across all controllers."""
         more = True
         while more:
             async with self._database.write() as connection:
@@ -80,7 +80,7 @@ class RunExpiry:
                         await changes.note(connection, Kind.STOPPING_SOON, app.id)
 
     async def mark_overdue(self) -> None:
-        """Say of runs that they should have been stopped by now; it is tried on until they are."""
+        """Mark runs as overdue whose stop has not succeeded in time; the stop is still retried."""
         more = True
         while more:
             async with self._database.write() as connection:

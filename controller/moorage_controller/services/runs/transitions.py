@@ -1,4 +1,4 @@
-"""Runs: what an app's columns become when something began, ended or was seen. Pure.
+"""Run state transitions: new column values of an app when an operation begins or ends, or its state is observed. Pure.
 
 The invariant: an app with a running container has a run, and so a deadline.
 """
@@ -43,7 +43,7 @@ NOT_JUDGED: Values = {"health": Health.UNKNOWN.value, "health_detail": None}
 
 
 class LastResult(StrEnum):
-    """What an app came to that stopped without a stop and without a failure."""
+    """Result of an app that stopped without a stop operation and without a failure."""
 
     COMPLETED = "completed"
     NOTHING_STARTED = "nothing_started"
@@ -51,27 +51,27 @@ class LastResult(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What holds for all runs: how long one may last, extensions included, and how long before its end people are told.
+    """Limits of all runs: the maximum length, extensions included, and the warning times before a run's end.
 
-    `most` is MAX_RUN_MINUTES, `warnings` STOPPING_SOON_MINUTES.
+    `most` is MAX_RUN_MINUTES; `warnings` is STOPPING_SOON_MINUTES.
     """
 
     most: timedelta = timedelta(minutes=43_200)
     warnings: tuple[timedelta, ...] = (timedelta(minutes=10), timedelta(minutes=2))
 
     def deadline(self, app: App, stop_at: datetime, now: datetime) -> Values:
-        """Return the columns of a deadline that is set now: whoever was warned of another is warned of this one."""
+        """Return the columns of a deadline that is set now; the warnings start again for the new deadline."""
         values = {"stop_at": stop_at, "warn_at": self.next_warning(stop_at, now), "overdue": False}
         return values | {"deadline_number": next_deadline_number(app, now)}
 
     def next_warning(self, stop_at: datetime, now: datetime) -> datetime | None:
-        """Return the next moment at which people are told that the end is near; None where there is none left."""
+        """Return the time of the next warning before `stop_at`, or None if no warning is left."""
         return min((stop_at - before for before in self.warnings if stop_at - before > now), default=None)
 
     def new_run(self, app: App, run_id: UUID, timeout: int, now: datetime) -> Values:
-        """Return the columns of a run that begins now; `timeout` is minutes, cut where it is more than a run may have.
+        """Return the columns of a run that begins now; `timeout` is in minutes, capped at the maximum run length.
 
-        An app's own timeout may be older than the limit.
+        An app's stored timeout may predate the limit and exceed it.
         """
         timeout = min(timeout, int(self.most / timedelta(minutes=1)))
         run = {"run_id": run_id, "run_timeout": timeout, "started_at": now, "run_began_at": now}
@@ -79,9 +79,9 @@ class Rules:
 
 
 def shown_timeout(app: App) -> int:
-    """Return the minutes that an app shows as its timeout: its run's own length while it runs, else its default.
+    """Return the timeout shown for an app, in minutes: the length of its run while it runs, else its default.
 
-    Dashboards count `startedAt` plus this by themselves, and stop the app at zero: it has to lead to `stopAt`.
+    Dashboards compute the end as `startedAt` plus this value and stop the app then, so it has to match `stopAt`.
     """
     if app.started_at is None or app.stop_at is None:
         return app.auto_stop_timeout
@@ -89,9 +89,9 @@ def shown_timeout(app: App) -> int:
 
 
 def default_minutes(app: App, kind: OperationKind, now: datetime) -> int:
-    """Return the length of a run that is given none: the app's default, but no end before that of the run it follows.
+    """Return the default run length in minutes: the app's default, but a start never ends before the current run does.
 
-    A start by a page that is behind must not shorten what somebody else was given. A restart begins its time anew.
+    A start from an outdated page must not shorten the time another user was given. A restart resets the time.
     """
     if kind is not OperationKind.UP or app.started_at is None or app.stop_at is None:
         return app.auto_stop_timeout
@@ -100,17 +100,17 @@ def default_minutes(app: App, kind: OperationKind, now: datetime) -> int:
 
 @dataclass(frozen=True, slots=True)
 class NewTimeout:
-    """What a change of an app's timeouts means: its `default` from now on, and the minutes by which its run moves."""
+    """Effect of a timeout change: the new `default`, and the `shift` of the current run's end, both in minutes."""
 
     default: int
     shift: int
 
     @classmethod
     def of(cls, app: App, shown: int | None, default: int | None) -> "NewTimeout":
-        """Read a change: `shown` is a new `autoStopTimeout`, `default` a new `defaultTimeout`, None for none.
+        """Interpret a change: `shown` is a new `autoStopTimeout`, `default` a new `defaultTimeout`; None: not given.
 
-        The value that is shown moves the run, and repeated it changes nothing. A new default moves only a run that
-        took the old one.
+        A new `shown` value moves the run; sending the current value again changes nothing. A new default moves only
+        a run that uses the old default.
         """
         before = shown_timeout(app)
         if shown is not None and shown != before:
@@ -122,15 +122,16 @@ class NewTimeout:
 
 
 def next_deadline_number(app: App, now: datetime) -> int:
-    """Return the number of an app's next deadline: the time in milliseconds, so it is higher after a restore too."""
+    """Return an app's next deadline number. It is at least the time in ms, so it also increases after a restore."""
     return max(app.deadline_number + 1, to_millis(now))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an operation ended, for the record.
+    """Recorded outcome of an operation.
 
-    `ran` is False where it certainly never ran on the host. `observed` is None where nobody could look afterwards.
+    `ran` is False only if it certainly never ran on the host. `observed` is None if the app could not be inspected
+    afterwards.
     """
 
     state: str
@@ -142,11 +143,11 @@ class Outcome:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the host did what was asked."""
+        """Whether the operation succeeded."""
         return self.state == "succeeded"
 
     def columns(self, now: datetime) -> Values:
-        """Return the columns of an operation that ends so."""
+        """Return the columns of an operation with this outcome."""
         return {
             "state": self.state,
             "exit_code": self.exit_code,
@@ -157,7 +158,7 @@ class Outcome:
 
 
 def host_app(app: App) -> HostApp:
-    """Return an app as its host is told of it."""
+    """Return the representation of an app that is sent to its host."""
     project = None
     if app.project_name is not None and app.project_directory is not None:
         project = Project(app.project_name, app.project_directory)
@@ -165,43 +166,43 @@ def host_app(app: App) -> HostApp:
 
 
 def no_run(app: App, now: datetime) -> Values:
-    """Return the columns of an app whose run, if it had one, is over."""
+    """Return the columns that clear an app's run, if it has one."""
     return NO_RUN if app.run_id is None else NO_RUN | {"deadline_number": next_deadline_number(app, now)}
 
 
 @dataclass(frozen=True, slots=True)
 class EndedRun:
-    """A run whose containers ended without an operation: where these very containers run again, it goes on."""
+    """A run whose containers ended without an operation. It resumes if the same containers run again."""
 
     values: Values
     containers: frozenset[str]
 
     @classmethod
     def of(cls, app: App, observation: AppObservation) -> "EndedRun":
-        """Return the run of an app that was just seen stopped."""
+        """Return the run of an app that was just observed as stopped."""
         values = {name: getattr(app, name) for name in NO_RUN}
         return cls(values, frozenset(c.id for c in observation.containers))
 
     def is_resumed_by(self, observation: AppObservation, now: datetime) -> bool:
-        """Tell whether its containers were restarted by hand, or by the Engine: within its time that wins them none."""
+        """Return whether its containers were restarted, by hand or by the Engine, before its end, which stays."""
         same = any(c.alive and c.id in self.containers for c in observation.containers)
         return same and self.values["stop_at"] > now
 
 
 def found_run(app: App, observation: AppObservation, now: datetime, rules: Rules) -> Values:
-    """Return the columns of a run that was found: begun by hand, before the app was made, or while nobody looked.
+    """Return the columns of a run found without an operation: started by hand, before the app existed, or unobserved.
 
-    It shows its real start, as far as the host's clock can be believed; its time counts from now, so that nobody is
-    surprised.
+    `started_at` is the containers' own start time, but never in the future, as the host's clock may be wrong. The
+    timeout counts from now, so that the stop never comes without notice.
     """
     starts = [c.started_at for c in observation.containers if c.alive and c.started_at is not None]
     return rules.new_run(app, uuid4(), app.auto_stop_timeout, now) | {"started_at": min([*starts, now])}
 
 
 def begin_start(app: App, operation: Operation, now: datetime) -> Values:
-    """Return what a start changes when it is recorded: a provisional run, unless there is a run already."""
+    """Return the changes for a start that is being recorded: a provisional run, unless the app has a run already."""
     assert operation.run_timeout is not None
-    # A new number in any case: the agent is told of the new run before it starts it.
+    # Always a new number: the agent receives the deadline of the new run before it starts the run.
     number = next_deadline_number(app, now)
     values: Values = {"status": AppStatus.STARTING.value, "deadline_number": number, "last_result": None}
     if app.run_id is None:
@@ -214,12 +215,12 @@ def begin_start(app: App, operation: Operation, now: datetime) -> Values:
 
 
 def settle(app: App, operation: Operation, outcome: Outcome, now: datetime, rules: Rules) -> Values:
-    """Return what the end of an operation makes of the app: always what was observed, never what was meant."""
+    """Return the app's columns after an operation ended: the observed state, never the intended one."""
     error = None if outcome.succeeded else outcome.error
     values: Values = {"last_error": error, "last_result": None, "updated_at": now}
     if operation.kind == OperationKind.DOWN:
         return values | _after_stop(app, outcome, now, rules)
-    # Where the old run is kept its agent has to unlearn the new one.
+    # If the old run is kept, the new number makes the agent drop the deadline of the new one.
     return (
         values | {"deadline_number": next_deadline_number(app, now)} | _after_start(app, operation, outcome, now, rules)
     )
@@ -233,7 +234,7 @@ def _after_start(app: App, operation: Operation, outcome: Outcome, now: datetime
         return _as_before(app, now, keep_run=not provisional)
     run = rules.new_run(app, operation.run_id, operation.run_timeout, now)
     if outcome.observed is None:
-        # Nobody could look. A success ran; of a failure the run is kept, so that what it may have left is stopped.
+        # No observation. A success ran; after a failure the run is kept, so that leftover containers are stopped.
         status = AppStatus.RUNNING if outcome.succeeded or not provisional else AppStatus.STOPPED
         kept = run if outcome.succeeded or provisional else {}
         return {"status": status.value} | NOT_JUDGED | kept
@@ -246,7 +247,7 @@ def _after_start(app: App, operation: Operation, outcome: Outcome, now: datetime
 
 def _after_stop(app: App, outcome: Outcome, now: datetime, rules: Rules) -> Values:
     if outcome.observed is None:
-        # A stop that exited 0 has looked for itself: nothing of the app was left.
+        # A stop with exit code 0 has verified by itself that no container of the app is left.
         if outcome.succeeded:
             return {"status": AppStatus.STOPPED.value, "observed_at": now} | NOT_JUDGED | no_run(app, now)
         return _as_before(app, now, keep_run=True)
@@ -263,10 +264,11 @@ def observe(
     ended: EndedRun | None = None,
     problem: str | None = None,
 ) -> Values:
-    """Return what changes by an observation; empty where nothing does.
+    """Return the columns that an observation changes; empty if none.
 
-    While an operation is in flight its end decides about status and run; only the health is taken. `ended` is the run
-    that ended last without an operation; `problem` is what is wrong with the app's directory, shown as health detail.
+    While an operation is in flight, only the health is updated: status and run are set when the operation ends.
+    `ended` is the last run that ended without an operation. `problem` is a problem of the app's directory, shown as
+    health detail.
     """
     seen = _seen(observation, now) if in_flight else _with_run(app, observation, now, rules, ended)
     if problem is not None:
@@ -285,13 +287,13 @@ def observe(
 
 
 def why_stopped(containers: Sequence[ContainerState]) -> str:
-    """Return why an app that nobody stopped runs no more, as a part of a sentence."""
+    """Return why an app stopped without a stop operation, as a clause."""
     regular = [c for c in containers if not c.one_off]
     return why_ended(regular) if regular else "its containers were removed"
 
 
 def why_ended(containers: Sequence[ContainerState]) -> str:
-    """Return how containers ended, as a part of a sentence."""
+    """Return how containers ended, as a clause."""
     return clean_sentence(", ".join(f"{c.service or c.name} {_ended(c)}" for c in containers))
 
 
@@ -306,7 +308,7 @@ def _all_done(containers: Sequence[ContainerState]) -> bool:
 
 
 def _result(observation: AppObservation) -> str | None:
-    """Return what a start that succeeded came to, where it left nothing running."""
+    """Return the result of a successful start that left nothing running."""
     regular = [c for c in observation.containers if not c.one_off and not is_orphan(c, observation.replicas)]
     if not regular:
         return LastResult.NOTHING_STARTED.value
@@ -316,7 +318,7 @@ def _result(observation: AppObservation) -> str | None:
 def _with_run(
     app: App, observation: AppObservation, now: datetime, rules: Rules, ended: EndedRun | None = None
 ) -> Values:
-    """Hold the invariant: containers found running begin a run; where none is left, the run is over."""
+    """Keep the invariant: running containers without a run begin one; without running containers the run is over."""
     seen = _seen(observation, now)
     if seen["status"] == AppStatus.STOPPED:
         return seen | no_run(app, now)
@@ -338,7 +340,7 @@ def _seen(observation: AppObservation, now: datetime) -> Values:
     judged = judge(containers, observation.replicas)
     health, reason = judged.health, judged.reason
     if observation.problem_code == DIRECTORY_HANGS:
-        health, reason = Health.UNKNOWN, observation.problem  # nobody can say what it should be made of
+        health, reason = Health.UNKNOWN, observation.problem  # the expected services are unknown
     values: Values = {
         "status": observed_status(containers).value,
         "health": health.value,

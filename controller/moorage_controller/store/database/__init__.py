@@ -1,1 +1,1 @@
-"""The database itself: connections, transactions, migrations, encryption."""
+"""Database access: connections, transactions, migrations, encryption."""

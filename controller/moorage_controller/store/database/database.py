@@ -1,4 +1,4 @@
-"""The database: one engine, read and write transactions, and the one time that decisions are made by."""
+"""The database: one engine, read and write transactions, and the authoritative time."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ from moorage_controller.store.database.write_priority import WriteScheduler
 
 _BUSY_MILLISECONDS = 10_000
 _CONNECTIONS = 10
-"""Opening one takes longer than most transactions, so these are kept."""
+"""Pool size. Opening a connection takes longer than most transactions."""
 _READERS = 3
 
 
@@ -32,26 +32,26 @@ def sqlite_url(path: Path) -> str:
 
 
 def postgresql_url(url: str) -> str:
-    """Return `postgresql://` (as the guide writes it) or `postgres://` with the driver that is used here."""
+    """Add the driver to a `postgresql://` (as in docs/operations.md) or `postgres://` URL."""
     _, _, rest = url.partition("://")
     return f"{postgresql.DRIVER}://{rest}"
 
 
 class Database:
-    """Read and write transactions on SQLite or PostgreSQL; both raise DatabaseUnavailableError while it is away.
+    """Read and write transactions on SQLite or PostgreSQL; both raise DatabaseUnavailableError.
 
-    Writes are one after another on both, so that what a write transaction has read holds until its commit: nothing
-    that waits for a host or hashes a password belongs into one. On SQLite they begin with BEGIN IMMEDIATE (a deferred
-    one fails at once when it meets another writer, whatever the busy timeout), on PostgreSQL with an advisory lock that
-    all controllers share. `clock_decides` makes `now` the clock's on PostgreSQL too: for tests that move it.
+    Write transactions are serialized on both, so that data read in one stays valid until its commit. Do not wait for a
+    host or hash a password in one. On SQLite they begin with BEGIN IMMEDIATE, as a deferred transaction fails
+    immediately on another writer, despite the busy timeout. On PostgreSQL they take an advisory lock that all
+    controllers share. With `clock_decides`, `now` uses the clock on PostgreSQL too, for tests that move it.
     """
 
     def __init__(self, url: str, clock: Clock, *, clock_decides: bool = False) -> None:
         self.sqlite_path = Path(make_url(url).database or "") if url.startswith("sqlite") else None
         self.written: Signal[None] = Signal()
-        """Something was committed from here, perhaps; others may write as well."""
+        """A write transaction of this controller ended, possibly with changes; other controllers may write as well."""
         self.used: Signal[DurationSample] = Signal()
-        """A `read` or `write` transaction ended: `ok`, `failed` or `unavailable`; waiting for a turn included."""
+        """A `read` or `write` transaction ended: `ok`, `failed` or `unavailable`; its duration includes the wait."""
         self._clock = clock
         self._clock_decides = clock_decides
         self._engine: AsyncEngine
@@ -63,7 +63,7 @@ class Database:
             self._engine = self._reader = create_async_engine(url, async_creator=creator, pool_size=_CONNECTIONS)
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
-        # Waiting for one's turn takes a connection, and SQLite's own waiting is a sleep: of each controller one waits.
+        # A waiting writer holds a connection, and SQLite waits by sleeping: so only one per controller waits.
         self._turn = asyncio.Lock()
         self._writing, self._reading = WriteScheduler(1), WriteScheduler(_READERS)
         self._writer = self._engine.execution_options(moorage_write=True)
@@ -71,12 +71,12 @@ class Database:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other controllers may write to it."""
+        """Whether other controllers may share the database."""
         return self.sqlite_path is None
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Yield a connection that sees one moment of the database for as long as it is used, and writes nothing."""
+        """Yield a connection in a read-only transaction with a consistent snapshot."""
         with self._timed("read"), translate_db_errors():
             async with self._reading.taken(), self._reader.begin() as connection:
                 yield connection
@@ -90,10 +90,10 @@ class Database:
 
     @asynccontextmanager
     async def migrate(self) -> AsyncIterator[AsyncConnection]:
-        """Yield what `write` yields, for who changes tables.
+        """Yield a connection in a write transaction for schema changes.
 
-        SQLite's are made anew for that, which its foreign keys would take for a removal of all their rows: so they are
-        off meanwhile, and all references are looked at before the commit. Raises StartupError where one leads nowhere.
+        On SQLite, tables are recreated, which would cascade through foreign keys as a deletion of all rows. So they
+        are off during the migration, and checked before the commit. Raises StartupError for a broken reference.
         """
         try:
             async with self._begun(self._migrator) as connection:
@@ -105,7 +105,7 @@ class Database:
                         sentence = f"The database has a row in {table} whose {parent} isn't there: restore a backup."
                         raise StartupError("broken_reference", sentence)
         finally:
-            # Its connection must not be used for anything else.
+            # Its connection, with foreign keys off, must not be reused.
             await self._engine.dispose()
         self.written.emit(None)
 
@@ -130,7 +130,7 @@ class Database:
             self.used.emit(DurationSample(what, result, time.monotonic() - begun))
 
     async def now(self, connection: AsyncConnection) -> datetime:
-        """Return the time that all controllers share: PostgreSQL's own, else the clock's. Aware, in UTC."""
+        """Return the time that all controllers share: PostgreSQL's time, else the clock's. Aware, in UTC."""
         if self._clock_decides or self.sqlite_path is not None:
             return self._clock.now()
         return await postgresql.now(connection)
@@ -141,7 +141,7 @@ class Database:
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-    # The driver's own idea of when a transaction begins is switched off; `_begin_sqlite` says when.
+    # Turn off the driver's implicit transactions; `_begin_sqlite` begins them.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
@@ -154,6 +154,6 @@ def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) ->
 def _begin_sqlite(connection: Connection) -> None:
     options = connection.get_execution_options()
     if options.get("moorage_migrate", False):
-        # Before it begins: within a transaction this would do nothing.
+        # Before BEGIN: within a transaction this has no effect.
         connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("moorage_write", False) else "BEGIN")

@@ -1,4 +1,4 @@
-"""All that is sealed, wherever it is: found by the columns' type, so that no new one can be forgotten."""
+"""Access to all encrypted columns, found by their type, so that no new column is missed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _BATCH_SIZE = 100
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A sealed text and its place: `column` is "table.column", `row` the row's id, both as it was sealed with them."""
+    """A sealed text and its location: `column` is "table.column", `row` the row's ID, both as used for encryption."""
 
     column: str
     row: str
@@ -24,12 +24,12 @@ class Sealed:
 
 
 def columns() -> Sequence[Column[Any]]:
-    """Return all columns that hold sealed text."""
+    """Return all columns with sealed text."""
     return [metadata.tables[table].c[name] for table, names in sealed_columns().items() for name in names]
 
 
 async def page(connection: AsyncConnection, column: Column[Any], after: object | None) -> Sequence[tuple[Any, Sealed]]:
-    """Return some of a column's sealed texts with their rows' ids, those after an id."""
+    """Return up to 100 of a column's sealed texts with their row IDs, in order, after the ID `after`."""
     key = column.table.c.id
     query = select(key, column).where(column.is_not(None)).order_by(key).limit(_BATCH_SIZE)
     rows = await connection.execute(query if after is None else query.where(key > after))
@@ -39,6 +39,6 @@ async def page(connection: AsyncConnection, column: Column[Any], after: object |
 async def replace(
     connection: AsyncConnection, column: Column[Any], row_id: object, old: Ciphertext, new: Ciphertext
 ) -> bool:
-    """Put one sealed text in the place of another; False where that is no more there."""
+    """Replace a sealed text (compare-and-set); return False if the old one is no longer there."""
     query = update(column.table).where(column.table.c.id == row_id, column == old).values({column.name: new})
     return (await connection.execute(query)).rowcount == 1

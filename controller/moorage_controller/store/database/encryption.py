@@ -1,4 +1,4 @@
-"""Secrets at rest: AES-256-GCM, the key's id in front, row and column bound in as associated data."""
+"""Encryption of secrets at rest: AES-256-GCM with a key ID prefix; row and column are the associated data."""
 
 import base64
 import hashlib
@@ -18,13 +18,13 @@ _PARTS = 3
 
 
 class UndecryptableError(Exception):
-    """A sealed text can't be opened: another key, another row, or altered. Its text is a sentence for an admin."""
+    """A sealed text can't be decrypted: wrong key, wrong row, or altered. Its message is a sentence for an admin."""
 
 
 class Keyring:
-    """Several keys can read, the first one writes.
+    """Encryption keys: all of them decrypt, the first one encrypts.
 
-    A key is any text of 32 characters or more; HKDF-SHA256 makes the AES key of it. Sealed text reads
+    A key is any text of 32 characters or more; HKDF-SHA256 derives the AES key from it. The format of sealed text is
     `v1:KEYID:BASE64(nonce + ciphertext)`.
     """
 
@@ -34,17 +34,17 @@ class Keyring:
         self._current = _key_id(texts[0])
 
     def seal(self, plaintext: str, *, column: str, row: str) -> Ciphertext:
-        """Encrypt for one place: `column` is "table.column", `row` the row's id."""
+        """Encrypt for one location: `column` is "table.column", `row` the row's ID."""
         nonce = os.urandom(_NONCE)
         sealed = self._keys[self._current].encrypt(nonce, plaintext.encode(), _place(column, row))
         return Ciphertext(f"v1:{self._current}:{base64.b64encode(nonce + sealed).decode()}")
 
     def is_current(self, sealed: Ciphertext) -> bool:
-        """Tell whether it was sealed with the key that writes."""
+        """Return whether it was encrypted with the current key."""
         return sealed.startswith(f"v1:{self._current}:")
 
     def open(self, sealed: Ciphertext, *, column: str, row: str) -> str:
-        """Decrypt. Raises UndecryptableError, never returns anything in doubt."""
+        """Decrypt and authenticate. Raises UndecryptableError."""
         parts = sealed.split(":")
         key = self._keys.get(parts[1]) if len(parts) == _PARTS else None
         if key is None:
@@ -59,9 +59,9 @@ class Keyring:
             raise UndecryptableError(f"The secret in {column} was altered or moved to another row.") from None
 
     def fingerprints(self, data: bytes) -> Sequence[str]:
-        """Return keyed digests of data that may hold a secret, one a key, the writing key's first.
+        """Return keyed digests of data that may contain a secret, one per key, the current key's first.
 
-        A plain digest would let whoever reads the database try passwords fast.
+        A plain digest would allow fast password guessing for anyone who can read the database.
         """
         return [hmac.digest(key, data, "sha256").hex() for key in self._marking]
 

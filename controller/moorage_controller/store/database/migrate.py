@@ -1,4 +1,4 @@
-"""Bringing the database to the program's revision, or saying why that can't be."""
+"""Migration of the database to this release's revision."""
 
 import asyncio
 import os
@@ -19,14 +19,15 @@ log = structlog.get_logger(__name__)
 async def migrate(database: Database) -> None:
     """Upgrade to the newest revision, in one transaction. Raises StartupError for a database from a newer release.
 
-    An older SQLite database is copied first, to NAME.before-REVISION beside it: PostgreSQL's is its admin's to dump.
+    An older SQLite database is copied first, to NAME.before-REVISION beside it. A PostgreSQL database is not: its admin
+    makes the dump.
     """
     async with database.migrate() as connection:
         current = await _revision(connection)
         if current == moorage_migrations.head_revision():
             return
         if current is not None and database.sqlite_path is not None:
-            # Within the transaction, so that nothing is written between the copy and the change.
+            # Within the transaction, so that nothing is written between copy and migration.
             await _copy(database.sqlite_path)
         await connection.run_sync(moorage_migrations.upgrade)
 
@@ -40,7 +41,7 @@ async def require_current(database: Database) -> None:
 
 
 def unmigrated(current: str | None) -> StartupError:
-    """Return what is said of a database at that revision, or (None) at none."""
+    """Return the error for a database at that revision; None means never migrated."""
     found = "was never migrated" if current is None else f"is at revision {current}"
     head = moorage_migrations.head_revision()
     return StartupError(
@@ -75,7 +76,7 @@ async def _copy(path: Path) -> None:
 def _copy_now(path: Path, copy: Path) -> None:
     part = copy.with_name(f"{copy.name}.part")
     part.unlink(missing_ok=True)
-    # SQLite's own copy takes what is still in the write-ahead log, too; the file is its owner's alone from the start.
+    # SQLite's backup API includes the write-ahead log. The file has mode 0600 from the start.
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(part)) as target:
         source.backup(target)

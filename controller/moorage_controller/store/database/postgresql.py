@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: its driver, its clock, and whose turn it is to write."""
+"""PostgreSQL specifics: driver options, server time, and the writers' advisory lock."""
 
 from datetime import datetime
 from functools import partial
@@ -13,20 +13,20 @@ from moorage_controller.errors import StartupError
 DRIVER = "postgresql+asyncpg"
 
 _WRITERS = 0x4D6F6F72
-"""The advisory lock that writers hold: any number that nobody else uses in that database."""
+"""Key of the writers' advisory lock: any number not used otherwise in that database."""
 _CONNECT_SECONDS = 10.0
 _SESSION = {
     "application_name": "moorage-controller",
     "lock_timeout": "10s",
     "idle_in_transaction_session_timeout": "60s",
 }
-"""A controller that hangs, or whose network is cut, in mid-transaction must not lock out the others for good."""
+"""The timeouts keep a controller that hangs or is disconnected in a transaction from blocking the others."""
 
 
 def options(url: str) -> dict[str, Any]:
-    """Return the engine's options. The driver reads the URL itself, since it knows libpq's own words (`sslmode`)."""
+    """Return the engine's options. The driver parses the URL itself, as it knows libpq parameters (`sslmode`)."""
     _, _, rest = url.partition("://")
-    # A connection that died with its server is noticed, and replaced, before it is used.
+    # pool_pre_ping detects and replaces a dead connection before use.
     return {"async_creator": partial(_connect, f"postgresql://{rest}"), "pool_pre_ping": True, "pool_size": 10}
 
 
@@ -34,7 +34,7 @@ async def _connect(url: str) -> Any:  # noqa: ANN401 - the driver ships no types
     try:
         return await asyncpg.connect(url, timeout=_CONNECT_SECONDS, server_settings=_SESSION)
     except ValueError:
-        # The driver's own sentence may have a part of the password in it.
+        # The driver's message may contain a part of the password.
         raise StartupError(
             "bad_database_url",
             "DATABASE_URL can't be read: write postgresql://user:password@host:5432/name, with signs such as @ and / "
@@ -43,11 +43,11 @@ async def _connect(url: str) -> Any:  # noqa: ANN401 - the driver ships no types
 
 
 async def admit(connection: AsyncConnection) -> None:
-    """Wait until nobody else writes; the turn ends with the transaction."""
+    """Acquire the writers' lock; it is released with the transaction."""
     await connection.execute(select(func.pg_advisory_xact_lock(_WRITERS)))
 
 
 async def now(connection: AsyncConnection) -> datetime:
-    """Return the server's time; `now()` would be that of the transaction's begin."""
+    """Return the server's current time; SQL `now()` would be the start of the transaction."""
     moment: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
     return moment

@@ -1,4 +1,4 @@
-"""From a row to a dataclass: the columns that a dataclass names, and no others."""
+"""Mapping between rows and dataclasses, by the dataclass's field names."""
 
 import dataclasses
 from collections.abc import Callable, Hashable
@@ -17,15 +17,15 @@ def _names(cls: Hashable) -> tuple[str, ...]:
 
 
 def columns(cls: type, table: Table) -> list[Column[Any]]:
-    """Return the table's columns that the dataclass has a field for."""
+    """Return the table's columns for the fields of a dataclass."""
     return [table.c[name] for name in _names(cls)]
 
 
 def to_dataclass(cls: Callable[..., T], row: Row[Any]) -> T:
-    """Make the dataclass of a row that was selected with `columns`."""
+    """Build the dataclass from a row selected with `columns`."""
     return cls(*row)
 
 
 def to_values(record: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass
-    """Return a dataclass as values for an insert."""
+    """Return the field values of a dataclass for an insert."""
     return {name: getattr(record, name) for name in _names(record.__class__)}

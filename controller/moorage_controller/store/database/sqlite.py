@@ -1,4 +1,4 @@
-"""SQLite's driver, made safe against cancellation: no call goes on, and no lock stays, behind a caller who is gone."""
+"""Cancellation-safe SQLite driver: no call continues and no lock remains after its caller was cancelled."""
 
 import asyncio
 import os
@@ -16,23 +16,23 @@ _BATCH_SIZE = 64
 
 
 class Connection(aiosqlite.Connection):
-    """A connection whose every call ends before its caller's cancellation goes on.
+    """A connection that finishes every call before a cancellation of its caller takes effect.
 
-    The library's own leaves the call to its thread: a BEGIN IMMEDIATE that comes through there locks out all others.
+    With plain aiosqlite the call continues in its thread: a late BEGIN IMMEDIATE would lock out all other writers.
     """
 
     async def _execute(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - whatever fn takes
-        return await run_uncancelled(super()._execute(fn, *args, **kwargs))  # type: ignore[no-untyped-call]  # the library's
+        return await run_uncancelled(super()._execute(fn, *args, **kwargs))  # type: ignore[no-untyped-call]  # untyped library
 
     async def close(self) -> None:
-        """Roll back and close: SQLite keeps a closed connection's lock while a cursor of it is referred to."""
+        """Roll back and close: SQLite keeps a closed connection's lock while a cursor of it is referenced."""
         if self._connection is not None:
             await self._execute(self._connection.rollback)
         await super().close()
 
 
 async def connect(path: str) -> Connection:
-    """Open a database file; it is made where there is none."""
+    """Open a database file; create it if it doesn't exist."""
     connection = Connection(partial(_open, path), _BATCH_SIZE)
     connection._thread.daemon = True  # noqa: SLF001 - as SQLAlchemy does: it must not keep the program from ending
     try:
@@ -44,7 +44,7 @@ async def connect(path: str) -> Connection:
 
 
 def _open(path: str) -> sqlite3.Connection:
-    # For its owner alone from the start, whatever the umask; SQLite gives its other two files the same mode.
+    # Mode 0600 from the start, regardless of the umask; SQLite uses the same mode for its -wal and -shm files.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     return sqlite3.connect(path, check_same_thread=False)
 
@@ -54,7 +54,7 @@ async def _opened(connection: Connection) -> None:
 
 
 async def run_uncancelled(work: Coroutine[Any, Any, T]) -> T:
-    """Return the result; a cancellation that comes meanwhile goes on when the work is over."""
+    """Return the result of `work`; a cancellation takes effect only after it is finished."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
@@ -63,5 +63,5 @@ async def run_uncancelled(work: Coroutine[Any, Any, T]) -> T:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({task})
         if not task.cancelled():
-            task.exception()  # looked at, so that nobody warns of it
+            task.exception()  # retrieved, so that asyncio logs no warning
         raise

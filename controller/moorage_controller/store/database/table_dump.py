@@ -1,4 +1,4 @@
-"""All that a database holds, table by table, in values that mean the same on SQLite and PostgreSQL."""
+"""Table dump: read and insert all rows as values that are equal on SQLite and PostgreSQL."""
 
 import base64
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -36,18 +36,18 @@ from moorage_controller.store.schema import metadata
 _VERSION_TABLE = "alembic_version"
 _CHANGES = "changes"
 _LEFT_OUT = frozenset({"sessions", "controllers", _CHANGES})
-"""A session that was ended after the backup must not come back to life; who runs, and changes' numbers, are of now."""
+"""Not dumped: an ended session must not be restored; running controllers and change numbers are transient."""
 _UUID_DIGITS = 32
 _BATCH_SIZE = 500
 
 Row = list[Any]
-"""A row's values as JSON has them: ids and times are text, bytes are base64, and a JSON column's value is itself."""
+"""JSON values of a row: IDs and times are text, bytes are base64, and the value of a JSON column is unchanged."""
 
 
 def tables(connection: Connection, names: Iterable[str]) -> list[Table]:
-    """Return those of the named tables that are kept, as they are in the database, referred ones first.
+    """Return the named tables to dump, as reflected from the database, referenced tables first.
 
-    Raises TypeError for a column of a type that isn't known here.
+    Raises TypeError for a column of an unknown type.
     """
     found = MetaData()
     event.listen(found, "column_reflect", _as_declared)
@@ -56,7 +56,7 @@ def tables(connection: Connection, names: Iterable[str]) -> list[Table]:
 
 
 def is_empty(connection: Connection) -> bool:
-    """Whether no table, be it ours or not, has a row."""
+    """Return whether no table has a row, Moorage's or not; versions and changes don't count."""
     found = MetaData()
     found.reflect(connection)
     return not any(
@@ -67,24 +67,24 @@ def is_empty(connection: Connection) -> bool:
 
 
 def has_tables(connection: Connection) -> bool:
-    """Whether there is any table but the one of the revision."""
+    """Return whether there is any table except the Alembic version table."""
     return bool({*inspect(connection).get_table_names()} - {_VERSION_TABLE})
 
 
 def count(connection: Connection, table: Table) -> int:
-    """Return the number of a table's rows."""
+    """Return the row count of a table."""
     return connection.execute(select(func.count()).select_from(table)).scalar_one()
 
 
 async def rows(connection: AsyncConnection, table: Table) -> AsyncIterator[list[Row]]:
-    """Yield all rows, some hundreds at a time; the values come in the order of the table's columns."""
+    """Yield all rows in batches of up to 500; values are in the order of the table's columns."""
     result = await connection.stream(select(table))
     async for part in result.partitions(_BATCH_SIZE):
         yield [[_to_json(value) for value in row] for row in part]
 
 
 async def put(connection: AsyncConnection, table: Table, names: Sequence[str], new: Sequence[Row]) -> None:
-    """Insert rows whose values come in the order of `names`. Raises KeyError for a column that isn't there."""
+    """Insert rows with values in the order of `names`. Raises KeyError for an unknown column."""
     columns = [table.c[name] for name in names]
     values = [
         {column.name: _from_json(column, value) for column, value in zip(columns, row, strict=True)} for row in new
@@ -93,7 +93,7 @@ async def put(connection: AsyncConnection, table: Table, names: Sequence[str], n
 
 
 def sealed_columns() -> Mapping[str, Sequence[str]]:
-    """Return the columns that hold sealed secrets, by table; such a table's key is its column `id`."""
+    """Return the columns with sealed secrets by table; the primary key of such a table is `id`."""
     found = {
         table.name: [column.name for column in table.columns if isinstance(column.type, EncryptedText)]
         for table in metadata.sorted_tables
@@ -102,7 +102,7 @@ def sealed_columns() -> Mapping[str, Sequence[str]]:
 
 
 def _as_declared(_inspector: object, _table: str, column: dict[str, Any]) -> None:
-    """Give a column that was found in the database the type that `tables` declares it with."""
+    """Set the type of a reflected column to the portable one of the schema."""
     column["type"] = _declared(column["type"])
 
 

@@ -1,4 +1,4 @@
-"""Column types that mean the same on SQLite and PostgreSQL."""
+"""Portable column types for SQLite and PostgreSQL."""
 
 import json
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ from sqlalchemy import JSON, DateTime, Dialect, Text, TypeDecorator
 from sqlalchemy.dialects.postgresql import JSONB
 
 Ciphertext = NewType("Ciphertext", str)
-"""What `encryption.Keyring.seal` returns; nothing else belongs in an encrypted column."""
+"""Result of `encryption.Keyring.seal`, the only valid value of an encrypted column."""
 
 JsonObject = JSON().with_variant(JSONB(), "postgresql")
 
@@ -20,7 +20,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse naive times: their zone would be a guess."""
+        """Convert to UTC. Raises ValueError for a naive time, as its zone is unknown."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -29,7 +29,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return the time aware, in UTC."""
+        """Return the time as aware, in UTC."""
         del dialect
         if value is None:
             return None
@@ -37,36 +37,36 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class TextTuple(TypeDecorator[tuple[str, ...]]):
-    """Texts in their order, as a JSON array in a text column; they are compared as a whole."""
+    """An ordered tuple of texts, stored as a JSON array in a text column; compared as a whole."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
-        """Write them down."""
+        """Encode as a JSON array."""
         del dialect
         return None if value is None else json.dumps(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...]:
-        """Read them."""
+        """Decode the JSON array."""
         del dialect
         return tuple(json.loads(value or "[]"))
 
 
 class EncryptedText(TypeDecorator[Ciphertext]):
-    """A column that takes only sealed text: plaintext that strays here is an error, not a leak."""
+    """A column that accepts only sealed text, so that plaintext causes an error instead of a leak."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: Ciphertext | None, dialect: Dialect) -> str | None:
-        """Refuse anything that isn't sealed."""
+        """Return the sealed text. Raises ValueError for anything else."""
         del dialect
         if value is not None and not value.startswith("v1:"):
             raise ValueError("an encrypted column takes sealed text only")
         return value
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Ciphertext | None:
-        """Return the sealed text; `Keyring.open` reads it."""
+        """Return the sealed text; `Keyring.open` decrypts it."""
         del dialect
         return None if value is None else Ciphertext(value)

@@ -1,4 +1,4 @@
-"""A database that is away for a while, told apart from a statement that is wrong."""
+"""Detection of an unavailable database, as opposed to an invalid statement."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ _SQLITE = frozenset(
     }
 )
 _POSTGRESQL = frozenset({"08", "28", "3D", "53", "55", "57"})
-"""Classes of errors that are the server's state: connection, login, no such database, out of resources, lock not
-available, shut down (appendix A of its manual)."""
+"""SQLSTATE classes for the server's state: connection exception, invalid authorization, invalid catalog name,
+insufficient resources, object not in prerequisite state, operator intervention (PostgreSQL manual, appendix A)."""
 
 
 @contextmanager
 def translate_db_errors() -> Iterator[None]:
-    """Raise DatabaseUnavailableError for what tells of the database's state, and let all else pass."""
+    """Translate connection-level driver errors into DatabaseUnavailableError."""
     try:
         yield
     except (OSError, DBAPIError, PoolTimeoutError) as error:
@@ -37,7 +37,7 @@ def translate_db_errors() -> Iterator[None]:
         if isinstance(error, DBAPIError):
             if not _is_unavailable(error):
                 raise
-            # The driver's own words; the whole has the statement and its values in it.
+            # Only the driver's message: the full text contains the statement and its values.
             reason = str(error.orig)
         log.warning("database_unavailable", reason=reason)
         raise DatabaseUnavailableError(reason) from error
@@ -45,7 +45,7 @@ def translate_db_errors() -> Iterator[None]:
 
 def _is_unavailable(error: DBAPIError) -> bool:
     if isinstance(error.orig, sqlite3.Error):
-        # The low byte is the kind, what is above it a detail (https://sqlite.org/rescode.html).
+        # The low byte is the primary result code, the rest the extended one (https://sqlite.org/rescode.html).
         return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _SQLITE
     state = getattr(error.orig, "sqlstate", None) or ""
     return error.connection_invalidated or state[:2] in _POSTGRESQL

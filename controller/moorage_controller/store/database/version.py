@@ -1,4 +1,4 @@
-"""Whether anything was written since last time, without asking for the rows."""
+"""Database version: detect whether anything was written, without reading rows."""
 
 from sqlalchemy import Text, cast, func, select
 
@@ -7,11 +7,11 @@ from moorage_controller.store.database.database import Database
 
 
 class DatabaseVersion:
-    """A word for the state of the database: the same word, the same rows, whoever writes, from whichever process.
+    """A token for the state of the database: equal tokens mean equal rows, across all processes that write.
 
-    On SQLite it is the number of the last commit, as one connection that never writes sees it: a commit that was cut
-    in the middle counts as soon as it holds. On PostgreSQL it is the snapshot: which transactions are seen to have
-    ended is all that decides which rows are seen. Either also changes for what has nothing to do with a list.
+    On SQLite it is PRAGMA data_version on a connection that never writes; an interrupted commit counts once it is
+    durable. On PostgreSQL it is the current snapshot, which determines the visible rows. Either also changes with
+    writes to unrelated tables.
     """
 
     def __init__(self, database: Database) -> None:
@@ -19,7 +19,7 @@ class DatabaseVersion:
         self._connection: sqlite.Connection | None = None
 
     async def open(self) -> None:
-        """Connect; SQLite's number is this connection's own, and means nothing to another."""
+        """Connect; SQLite's data_version is valid only for the same connection."""
         if self._database.sqlite_path is not None:
             self._connection = await sqlite.connect(str(self._database.sqlite_path))
 
@@ -30,7 +30,7 @@ class DatabaseVersion:
             self._connection = None
 
     async def current(self) -> str:
-        """Return the word: ask for it before the rows, never after."""
+        """Return the token; call it before reading the rows, never after."""
         if self._connection is not None:
             rows = list(await self._connection.execute_fetchall("PRAGMA data_version"))
             return str(rows[0][0])

@@ -1,4 +1,4 @@
-"""Who gets the database next: people first, then what must not be late, then what may wait."""
+"""Database priorities: interactive requests first, then deadlines, then background work."""
 
 import asyncio
 import heapq
@@ -9,23 +9,23 @@ from enum import IntEnum
 
 
 class Priority(IntEnum):
-    """How urgent a task's work is; the lower the sooner. Set it in a task of its own, at its begin."""
+    """Priority of a task's work; lower values go first. Set it at the start of a task of its own."""
 
     INTERACTIVE = 0
-    """Somebody waits for it."""
+    """A caller waits for it."""
     DEADLINE = 1
-    """It has its time: a stop that is due."""
+    """Time-critical: a stop that is due."""
     BACKGROUND = 2
-    """It may wait: what is found and told, and what was due and is done."""
+    """It may wait: observations, notifications, and the follow-up of due stops."""
 
 
 priority: ContextVar[Priority] = ContextVar("urgency", default=Priority.INTERACTIVE)
 
 
 class WriteScheduler:
-    """Lets so many at once of those who can wait; the most urgent first, else in the order in which they came.
+    """Priority queue with a concurrency limit; tasks of equal priority go in FIFO order.
 
-    Who is asked for isn't counted: however much there is to be done, he waits for a few of the others at most.
+    Interactive tasks bypass it and aren't counted, so they wait for at most a few other tasks under any load.
     """
 
     def __init__(self, most: int) -> None:
@@ -35,7 +35,7 @@ class WriteScheduler:
 
     @asynccontextmanager
     async def taken(self) -> AsyncIterator[None]:
-        """Wait for a turn, by this task's urgency; give it back at the end."""
+        """Acquire a slot by this task's priority; release it at the end."""
         if priority.get() is Priority.INTERACTIVE:
             yield
             return
@@ -55,7 +55,7 @@ class WriteScheduler:
         try:
             await turn
         except asyncio.CancelledError:
-            # Given a turn in the very moment in which it was called off: the next one has it.
+            # The slot was granted at the moment of the cancellation: pass it on.
             if turn.done() and not turn.cancelled():
                 self._give()
             raise

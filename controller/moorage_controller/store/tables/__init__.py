@@ -1,1 +1,1 @@
-"""The tables, and plain functions on a connection, one file a table."""
+"""Queries: functions on a connection, one module per table."""

@@ -1,4 +1,4 @@
-"""Personal API tokens: what is kept of them is a digest, never the secret."""
+"""The `api_tokens` table: only a digest of each token is stored, never the secret."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from moorage_controller.store.schema import api_tokens
 
 @dataclass(frozen=True, slots=True)
 class ApiToken:
-    """A row of `api_tokens`: `digest` is SHA-256 in hex, `scopes` are words with commas between."""
+    """A row of `api_tokens`: `digest` is SHA-256 in hex, `scopes` is a comma-separated list."""
 
     id: UUID
     user_id: UUID
@@ -32,36 +32,36 @@ async def add(connection: AsyncConnection, token: ApiToken) -> None:
 
 
 async def of_user(connection: AsyncConnection, user_id: UUID) -> Sequence[ApiToken]:
-    """Return a user's tokens by name."""
+    """Return a user's tokens, sorted by name."""
     query = select(*columns(ApiToken, api_tokens)).where(api_tokens.c.user_id == user_id)
     rows = await connection.execute(query.order_by(api_tokens.c.name, api_tokens.c.id))
     return [to_dataclass(ApiToken, row) for row in rows]
 
 
 async def get(connection: AsyncConnection, token_id: UUID) -> ApiToken | None:
-    """Return a token, None when there is none of that id."""
+    """Return a token by ID, or None."""
     query = select(*columns(ApiToken, api_tokens)).where(api_tokens.c.id == token_id)
     row = (await connection.execute(query)).first()
     return None if row is None else to_dataclass(ApiToken, row)
 
 
 async def by_digest(connection: AsyncConnection, digest: str) -> ApiToken | None:
-    """Return a token, None when there is none of that digest."""
+    """Return a token by digest, or None."""
     query = select(*columns(ApiToken, api_tokens)).where(api_tokens.c.digest == digest)
     row = (await connection.execute(query)).first()
     return None if row is None else to_dataclass(ApiToken, row)
 
 
 async def note_use(connection: AsyncConnection, token_id: UUID, now: datetime) -> None:
-    """Note that a token was used."""
+    """Set the time of a token's last use."""
     await connection.execute(update(api_tokens).where(api_tokens.c.id == token_id).values(last_used_at=now))
 
 
 async def remove(connection: AsyncConnection, token_id: UUID) -> bool:
-    """Delete a token; whether there was one."""
+    """Delete a token; return whether it existed."""
     return (await connection.execute(delete(api_tokens).where(api_tokens.c.id == token_id))).rowcount > 0
 
 
 async def remove_all(connection: AsyncConnection, user_id: UUID) -> int:
-    """Delete all tokens of a user; return how many there were."""
+    """Delete all tokens of a user; return the count."""
     return (await connection.execute(delete(api_tokens).where(api_tokens.c.user_id == user_id))).rowcount

@@ -1,4 +1,4 @@
-"""Apps, and the run each of them may have."""
+"""The `apps` table: apps and their runs."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ IN_FLIGHT = ("queued", "running")
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A row of `apps`, and the operation in flight on it.
+    """A row of `apps`.
 
-    `auto_stop_timeout` and `run_timeout` are minutes. `run_id`, `run_timeout` and `stop_at` are the run: an app with
-    a running container has one; a start that is under way has a provisional one. `run_began_at` is when its time began
-    to count, `warn_at` when people are to be warned next; `overdue`: it should have been stopped by now.
-    `compose_files` are its own, relative to `cd_path`; empty where Compose looks for them.
+    `auto_stop_timeout` and `run_timeout` are in minutes. `run_id`, `run_timeout` and `stop_at` form the run: an app
+    with a running container has one; a start in progress has a provisional one. `run_began_at` is the start of the
+    timeout, `warn_at` the time of the next warning; `overdue`: its stop has not succeeded in time. `compose_files` are
+    relative to `cd_path`; if empty, Compose uses its default files.
     """
 
     id: UUID
@@ -58,13 +58,13 @@ class App:
 
     @property
     def age(self) -> tuple[datetime, UUID]:
-        """What orders apps by when they were made."""
+        """Sort key by creation time."""
         return self.created_at, self.id
 
 
 @dataclass(frozen=True, slots=True)
 class AppView:
-    """An app as the API shows it: with the id of its operation in flight."""
+    """An app with the ID of its operation in flight, as shown by the API."""
 
     app: App
     operation_id: UUID | None
@@ -72,7 +72,7 @@ class AppView:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """What of an app says where it is."""
+    """The location columns of an app."""
 
     id: UUID
     name: str
@@ -84,9 +84,9 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class DueApp:
-    """An app whose run is over.
+    """An app whose run has reached its deadline.
 
-    `online` is False while its server is known not to answer; `kept`: its agent may have stopped it by itself.
+    `online` is False if its server is known to be offline; `kept`: its agent may have stopped it by itself.
     """
 
     app: App
@@ -104,30 +104,30 @@ def _view(row: Any) -> AppView:  # noqa: ANN401 - a row of _views()
 
 
 async def add(connection: AsyncConnection, app: App) -> None:
-    """Insert an app. Raises IntegrityError where its project or server doesn't exist."""
+    """Insert an app. Raises IntegrityError if its project or server doesn't exist."""
     await connection.execute(insert(apps).values(to_values(app)))
     await changes.note(connection, Kind.APP, app.id)
 
 
 async def get(connection: AsyncConnection, app_id: UUID) -> App | None:
-    """Return an app, None when there is none of that id."""
+    """Return an app by ID, or None."""
     row = (await connection.execute(select(*columns(App, apps)).where(apps.c.id == app_id))).first()
     return None if row is None else to_dataclass(App, row)
 
 
 async def view(connection: AsyncConnection, app_id: UUID) -> AppView | None:
-    """Return an app with its operation in flight, None when there is none of that id."""
+    """Return an app by ID with its operation in flight, or None."""
     row = (await connection.execute(_views().where(apps.c.id == app_id))).first()
     return None if row is None else _view(row)
 
 
 async def views(connection: AsyncConnection, app_ids: Collection[UUID]) -> Sequence[AppView]:
-    """Return those apps that are there, each with its operation in flight."""
+    """Return the existing apps of those IDs, each with its operation in flight."""
     return [_view(row) for row in await connection.execute(_views().where(apps.c.id.in_(app_ids)))]
 
 
 async def all_views(connection: AsyncConnection) -> Sequence[AppView]:
-    """Return all apps by name, each with its operation in flight."""
+    """Return all apps, sorted by name, each with its operation in flight."""
     return [_view(row) for row in await connection.execute(_views().order_by(apps.c.name, apps.c.id))]
 
 
@@ -138,7 +138,7 @@ async def on_server(connection: AsyncConnection, server_id: UUID) -> Sequence[Ap
 
 
 async def neighbours(connection: AsyncConnection, app: App, directories: Collection[str]) -> Sequence[Neighbour]:
-    """Return other apps of an app's server, the oldest first: all that may be there, or bear its name."""
+    """Return other apps of the same server that may share a directory or Compose project name, oldest first."""
     written = [apps.c.cd_path.contains(basename(path), autoescape=True) for path in directories]
     named = apps.c.project_name.in_([app.project_name] if app.project_name is not None else [])
     near = or_(apps.c.project_directory.in_(directories), named, *written)
@@ -154,12 +154,12 @@ async def in_project(connection: AsyncConnection, project_id: UUID) -> Sequence[
 
 
 async def take_number(connection: AsyncConnection, app_id: UUID, number: int) -> None:
-    """Set the number of an app's deadline alone: nothing that anybody sees changes."""
+    """Set only an app's deadline number; it is not visible in the API, so no change is recorded."""
     await connection.execute(update(apps).where(apps.c.id == app_id).values(deadline_number=number))
 
 
 async def due(connection: AsyncConnection, now: datetime) -> Sequence[DueApp]:
-    """Return the apps whose run is over and on which no operation is in flight, the longest overdue first."""
+    """Return apps past their deadline without an operation in flight, earliest deadline first."""
     busy = select(operations.c.app_id).where(operations.c.state.in_(IN_FLIGHT), operations.c.app_id.is_not(None))
     query = (
         select(*columns(App, apps), servers.c.status, servers.c.keeps_deadlines)
@@ -172,7 +172,7 @@ async def due(connection: AsyncConnection, now: datetime) -> Sequence[DueApp]:
 
 
 async def to_warn(connection: AsyncConnection, now: datetime, most: int) -> Sequence[App]:
-    """Return so many of the apps of which people are to be told now that their time is nearly over."""
+    """Return up to `most` apps for which a warning is due."""
     query = select(*columns(App, apps)).where(apps.c.warn_at <= now, apps.c.stop_at > now).order_by(apps.c.warn_at)
     return [to_dataclass(App, row) for row in await connection.execute(query.limit(most))]
 
@@ -180,10 +180,10 @@ async def to_warn(connection: AsyncConnection, now: datetime, most: int) -> Sequ
 async def newly_overdue(
     connection: AsyncConnection, now: datetime, grace: timedelta, stop_grace: timedelta, most: int
 ) -> Sequence[App]:
-    """Return so many of the apps that were to be stopped `grace` ago, and of which nobody has said so yet.
+    """Return up to `most` apps that are past their deadline by `grace` and not marked as overdue yet.
 
-    Not those on which an operation works that ends this, within its own time: a start or restart until its limit, a
-    stop for `stop_grace`.
+    Apps with an operation in flight within its own time are excluded: a start or restart until its limit, a stop for
+    `stop_grace`.
     """
     at_work = select(operations.c.app_id).where(
         operations.c.state.in_(IN_FLIGHT),
@@ -199,9 +199,9 @@ async def newly_overdue(
 
 
 async def next_end(connection: AsyncConnection, after: datetime, grace: timedelta) -> datetime | None:
-    """Return the next moment after `after` at which a run ends, a warning is due, or `grace` after an end is over."""
+    """Return the next time after `after` of a deadline or warning, or of an overdue mark, `grace` after a deadline."""
     busy = select(operations.c.app_id).where(operations.c.state.in_(IN_FLIGHT), operations.c.app_id.is_not(None))
-    # The end of an operation wakes whoever waits for this moment.
+    # The end of an operation wakes the waiter anyway.
     not_yet_overdue = (apps.c.stop_at <= after, apps.c.overdue.is_(False), apps.c.id.not_in(busy))
     query = select(
         select(func.min(apps.c.stop_at)).where(apps.c.stop_at > after).scalar_subquery(),
@@ -214,7 +214,7 @@ async def next_end(connection: AsyncConnection, after: datetime, grace: timedelt
 
 
 async def shift_runs(connection: AsyncConnection, by: timedelta) -> int:
-    """Move all moments of all runs, since the clock was set; return how many runs there are."""
+    """Shift all times of all runs after a clock jump; return the number of runs."""
     moments = (apps.c.started_at, apps.c.run_began_at, apps.c.stop_at, apps.c.warn_at)
     rows = (await connection.execute(select(apps.c.id, *moments).where(apps.c.run_id.is_not(None)))).all()
     for app_id, *times in rows:
@@ -224,14 +224,14 @@ async def shift_runs(connection: AsyncConnection, by: timedelta) -> int:
 
 
 async def change(connection: AsyncConnection, app_id: UUID, values: Mapping[str, Any]) -> bool:
-    """Set columns of an app; False when there is none of that id."""
+    """Set columns of an app; return False if it doesn't exist."""
     return await _noted(connection, app_id, update(apps).where(apps.c.id == app_id).values(values))
 
 
 async def change_run(
     connection: AsyncConnection, app_id: UUID, run_id: UUID | None, stop_at: datetime | None, values: Mapping[str, Any]
 ) -> bool:
-    """Set columns only while the run is still that one with that deadline (compare-and-set); False otherwise."""
+    """Set columns if run and deadline are unchanged (compare-and-set); return False otherwise."""
     same = (
         apps.c.id == app_id,
         apps.c.run_id.is_not_distinct_from(run_id),
@@ -241,7 +241,7 @@ async def change_run(
 
 
 async def still_due(connection: AsyncConnection, due: Sequence[App]) -> Sequence[App]:
-    """Return those that still have that run with that end, and no operation in flight."""
+    """Return the apps whose run and deadline are unchanged and that have no operation in flight."""
     busy = select(operations.c.app_id).where(operations.c.state.in_(IN_FLIGHT), operations.c.app_id.is_not(None))
     query = select(apps.c.id, apps.c.run_id, apps.c.stop_at)
     rows = await connection.execute(query.where(apps.c.id.in_([app.id for app in due]), apps.c.id.not_in(busy)))
@@ -250,7 +250,7 @@ async def still_due(connection: AsyncConnection, due: Sequence[App]) -> Sequence
 
 
 async def mark_stopping(connection: AsyncConnection, app_ids: Sequence[UUID], now: datetime) -> None:
-    """Note that apps are being stopped."""
+    """Set the status of apps to stopping."""
     if app_ids:
         values = {"status": "stopping", "updated_at": now}
         await connection.execute(update(apps).where(apps.c.id.in_(app_ids)).values(values))

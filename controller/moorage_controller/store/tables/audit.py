@@ -1,4 +1,4 @@
-"""The audit log: what was done, by whom, from where."""
+"""The `audit_logs` table: actions, their actors and their origin."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from moorage_controller.store.tables.users import reference
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """A row of `audit_logs`: `message` is the sentence, `details` the object that the guide calls so."""
+    """A row of `audit_logs`: `message` is the API's `details`, a sentence; `details` is its `data`."""
 
     id: UUID
     user_id: UUID | None
@@ -33,14 +33,14 @@ class AuditEntry:
 
 
 async def add(connection: AsyncConnection, entry: AuditEntry) -> None:
-    """Append an entry; what a user did who was removed meanwhile keeps his name alone."""
+    """Append an entry; if the user was deleted concurrently, only the name is stored."""
     values = {**to_values(entry), "user_id": reference(entry.user_id)}
     await connection.execute(insert(audit_logs).values(values))
 
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
-    """Which entries; None lets all through. `since` and `until` are both included."""
+    """Filter of audit entries; None disables a condition. `since` and `until` are inclusive."""
 
     user_id: UUID | None = None
     action: str | None = None
@@ -52,7 +52,7 @@ class AuditFilter:
 async def page(
     connection: AsyncConnection, *, wanted: AuditFilter, limit: int, offset: int
 ) -> tuple[Sequence[AuditEntry], int]:
-    """Return a page of the wanted entries, the newest first, and how many of them there are in all."""
+    """Return a page of matching entries, newest first, and their total count."""
     query = select(*columns(AuditEntry, audit_logs))
     total = select(func.count()).select_from(audit_logs)
     for condition in _conditions(wanted):
@@ -63,7 +63,7 @@ async def page(
 
 
 async def oldest(connection: AsyncConnection, before: datetime, limit: int) -> Sequence[AuditEntry]:
-    """Return entries from before a moment, the oldest first."""
+    """Return up to `limit` entries from before `before`, oldest first."""
     query = select(*columns(AuditEntry, audit_logs)).where(audit_logs.c.created_at < before)
     query = query.order_by(audit_logs.c.created_at, audit_logs.c.id).limit(limit)
     return [to_dataclass(AuditEntry, row) for row in await connection.execute(query)]

@@ -1,6 +1,6 @@
-"""Every change of an app, a server or an operation has a number: the order of the commits, whoever made them.
+"""The `changes` table: each change of an app, server or operation gets a number, in commit order on all controllers.
 
-Writers come one after another, so the numbers have no holes that are filled later: who has read up to one has all.
+Writes are serialized, so no gap in the numbers is filled later: a reader that has read up to one has all before it.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _BATCH_SIZE = 500
 
 
 class Kind(StrEnum):
-    """What was changed, as events are named after it."""
+    """Kind of a change; it determines the name of the event."""
 
     APP = "app"
     SERVER = "server"
@@ -27,7 +27,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The last change of one resource; the resource may be gone by now."""
+    """The last change of one resource; the resource may be deleted already."""
 
     number: int
     kind: Kind
@@ -35,13 +35,13 @@ class Change:
 
 
 async def note(connection: AsyncConnection, kind: Kind, resource_id: UUID) -> None:
-    """Give a change its number, in the write transaction that makes it."""
+    """Record a change with the next number, in the write transaction that makes it."""
     number = select(func.coalesce(func.max(changes.c.number), 0) + 1, literal(kind.value), literal(resource_id, Uuid()))
     await connection.execute(insert(changes).from_select(["number", "kind", "resource_id"], number))
 
 
 async def note_all(connection: AsyncConnection, kind: Kind, resource_ids: Sequence[UUID]) -> None:
-    """Do as `note` does, for many at once."""
+    """Record changes of several resources, like `note`."""
     if resource_ids:
         last = (await connection.execute(select(func.coalesce(func.max(changes.c.number), 0)))).scalar_one()
         rows = [
@@ -52,14 +52,14 @@ async def note_all(connection: AsyncConnection, kind: Kind, resource_ids: Sequen
 
 
 async def span(connection: AsyncConnection) -> tuple[int, int]:
-    """Return the first number that is kept and the last one; 0 where there is none."""
+    """Return the first and the last stored number; 0 if there is none."""
     query = select(func.coalesce(func.min(changes.c.number), 0), func.coalesce(func.max(changes.c.number), 0))
     first, last = (await connection.execute(query)).one()
     return int(first), int(last)
 
 
 async def after(connection: AsyncConnection, number: int) -> Sequence[Change]:
-    """Return what was changed after a number, each resource once, in the order of the last changes; some hundreds."""
+    """Return up to 500 changes after a number, one per resource and kind, in the order of the last change."""
     last = func.max(changes.c.number).label("last")
     query = (
         select(last, changes.c.kind, changes.c.resource_id)
@@ -73,7 +73,7 @@ async def after(connection: AsyncConnection, number: int) -> Sequence[Change]:
 
 
 async def remove_old(connection: AsyncConnection, keep: int) -> None:
-    """Forget all but the last `keep` numbers."""
+    """Delete all but the last `keep` numbers."""
     newest = (await connection.execute(select(func.max(changes.c.number)))).scalar_one()
     if newest is not None:
         await connection.execute(delete(changes).where(changes.c.number <= newest - keep))

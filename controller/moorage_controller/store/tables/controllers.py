@@ -1,4 +1,4 @@
-"""The controllers that run on one database."""
+"""The `controllers` table: heartbeats of the controllers that share the database."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -11,19 +11,19 @@ from moorage_controller.store.schema import controllers
 
 
 async def heartbeat(connection: AsyncConnection, controller_id: UUID, now: datetime) -> None:
-    """Note that a controller runs."""
+    """Store a controller's heartbeat."""
     seen = update(controllers).where(controllers.c.id == controller_id).values(seen_at=now)
     if (await connection.execute(seen)).rowcount == 0:
         await connection.execute(insert(controllers).values(id=controller_id, seen_at=now))
 
 
 async def seen_between(connection: AsyncConnection, after: datetime, until: datetime) -> Collection[UUID]:
-    """Return the controllers that were seen last between two moments, and forget the others."""
+    """Return the controllers with a last heartbeat between two times, and delete the others."""
     elsewhen = or_(controllers.c.seen_at <= after, controllers.c.seen_at > until)
     await connection.execute(delete(controllers).where(elsewhen))
     return set((await connection.execute(select(controllers.c.id))).scalars())
 
 
 async def unregister(connection: AsyncConnection, controller_id: UUID) -> None:
-    """Note that a controller ends."""
+    """Delete a controller."""
     await connection.execute(delete(controllers).where(controllers.c.id == controller_id))

@@ -1,4 +1,4 @@
-"""What was created under a caller's Idempotency-Key, and the reply it got."""
+"""The `idempotency_keys` table: responses to requests with an Idempotency-Key."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ KEPT_FOR = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True)
 class KeptReply:
-    """A row of `idempotency_keys`: `fingerprint` tells the request, `reply` is its answer's body, without secrets."""
+    """A row of `idempotency_keys`: `fingerprint` identifies the request, `reply` is the body, without secrets."""
 
     user_id: UUID
     key: str
@@ -25,7 +25,7 @@ class KeptReply:
 
 
 async def take(connection: AsyncConnection, user_id: UUID, key: str, now: datetime) -> KeptReply | None:
-    """Return what is kept under a user's key. In a write transaction: others who ask for it wait until it ends."""
+    """Return the response stored for a user's key. Call it in a write transaction, which makes others wait."""
     table = idempotency_keys.c
     query = select(*columns(KeptReply, idempotency_keys)).where(
         table.user_id == user_id, table.key == key, table.created_at > now - KEPT_FOR
@@ -35,11 +35,11 @@ async def take(connection: AsyncConnection, user_id: UUID, key: str, now: dateti
 
 
 async def keep(connection: AsyncConnection, reply: KeptReply) -> None:
-    """Insert a reply, and drop all that are over."""
+    """Insert a response, and delete expired ones."""
     table = idempotency_keys.c
     await connection.execute(delete(idempotency_keys).where(table.created_at <= reply.created_at - KEPT_FOR))
     values = to_values(reply)
-    # A user who was removed in the middle of it has no keys; a plain insert would fail with all that was created.
+    # Insert nothing if the user was deleted concurrently: a plain insert would fail the whole transaction.
     owner = select(*(literal(value, table[name].type) for name, value in values.items()))
     owner = owner.where(users.c.id == reply.user_id)
     await connection.execute(insert(idempotency_keys).from_select(list(values), owner))

@@ -1,4 +1,4 @@
-"""Failed logins, counted in the database: shared by all controllers, and kept through restarts."""
+"""The `login_failures` table: failure counters shared by all controllers and kept across restarts."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from moorage_controller.store.database.rows import columns, to_dataclass
 from moorage_controller.store.schema import login_failures
 
 FORGET = timedelta(minutes=15)
-"""After so long without a failure the count begins anew."""
+"""Time without a failure after which a counter starts again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """A row of `login_failures`; `trusted_until`: the account logged in from that address not long before."""
+    """A row of `login_failures`; `trusted_until` is set after a login of the account from that address."""
 
     key: str
     failures: int
@@ -27,18 +27,18 @@ class Failures:
 
 
 def key(kind: str, *parts: str) -> str:
-    """Return the key of what is counted: a digest, since people type passwords where names belong."""
+    """Return the key of a counter: a digest, as users sometimes type a password as the name."""
     return hashlib.sha256("\0".join((kind, *parts)).encode(errors="surrogatepass")).hexdigest()
 
 
 async def get(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Failures]:
-    """Return what is known of some keys."""
+    """Return the counters of those keys, as far as they exist."""
     query = select(*columns(Failures, login_failures)).where(login_failures.c.key.in_(keys))
     return {row.key: row for row in (to_dataclass(Failures, found) for found in await connection.execute(query))}
 
 
 async def count(connection: AsyncConnection, keys: Sequence[str], now: datetime) -> None:
-    """Count a failure of each key."""
+    """Count a failure for each key."""
     for one in keys:
         statement = _insert(connection).values(key=one, failures=1, last_at=now)
         old = login_failures.c
@@ -48,14 +48,14 @@ async def count(connection: AsyncConnection, keys: Sequence[str], now: datetime)
 
 
 async def trust(connection: AsyncConnection, one: str, now: datetime, until: datetime) -> None:
-    """Forget a key's failures, and trust it until then."""
+    """Reset a key's counter, and trust the key until then."""
     values = {"failures": 0, "last_at": now, "trusted_until": until}
     statement = _insert(connection).values(key=one, **values)
     await connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_=values))
 
 
 async def forget(connection: AsyncConnection, now: datetime) -> None:
-    """Drop the rows that say nothing any more."""
+    """Delete counters that are expired and no longer trusted."""
     old = login_failures.c
     untrusted = or_(old.trusted_until.is_(None), old.trusted_until < now)
     await connection.execute(delete(login_failures).where(old.last_at <= now - FORGET, untrusted))

@@ -1,4 +1,4 @@
-"""Operations: what was asked of a host, by whom, and how it ended."""
+"""The `operations` table: requested operations, their actors and their results."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from moorage_controller.store.tables.users import reference
 AGENT_KINDS = ("agent_install", "agent_uninstall")
 """Kinds of operations on a server's agent, not on an app."""
 WAITS = '{"waits": true}'
-"""The `request` of a stop that is done whenever its host is back."""
+"""The `request` of a stop that waits for its host to be reachable again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """A row of `operations`.
 
-    `run_timeout` is minutes; `deadline_at` the moment after which a start is stopped on its host; `request` (JSON) what
-    an operation on an agent was asked with, or WAITS; `driver` the controller that brings it to its end.
+    `run_timeout` is in minutes; `deadline_at` is the time at which a start is cancelled on its host; `request` (JSON)
+    holds the parameters of an operation on an agent, or WAITS; `driver` is the controller that drives it.
     """
 
     id: UUID
@@ -53,44 +53,44 @@ class Operation:
 
     @property
     def in_flight(self) -> bool:
-        """Whether its end is not known yet."""
+        """Whether it has not ended yet."""
         return self.state in IN_FLIGHT
 
     @property
     def waits_for_host(self) -> bool:
-        """Whether it is a stop that waits for a host that can't be reached, instead of failing."""
+        """Whether it is a stop that waits for an unreachable host instead of failing."""
         return self.request == WAITS
 
 
 async def add(connection: AsyncConnection, operation: Operation) -> None:
-    """Insert an operation. Raises IntegrityError while another one is in flight on the same app."""
+    """Insert an operation. Raises IntegrityError if another one is in flight on the same app."""
     values = {**to_values(operation), "actor_id": reference(operation.actor_id)}
     await connection.execute(insert(operations).values(values))
     await changes.note(connection, Kind.OPERATION, operation.id)
 
 
 async def add_stops(connection: AsyncConnection, stops: Sequence[Operation]) -> None:
-    """Insert operations that no user asked for, on apps without one, in the write transaction that saw so."""
+    """Insert auto-stops, in the write transaction that found the apps without an operation in flight."""
     if stops:
         await connection.execute(insert(operations), [to_values(operation) for operation in stops])
         await changes.note_all(connection, Kind.OPERATION, [operation.id for operation in stops])
 
 
 async def get(connection: AsyncConnection, operation_id: UUID) -> Operation | None:
-    """Return an operation, None when there is none of that id."""
+    """Return an operation by ID, or None."""
     query = select(*columns(Operation, operations)).where(operations.c.id == operation_id)
     row = (await connection.execute(query)).first()
     return None if row is None else to_dataclass(Operation, row)
 
 
 async def some(connection: AsyncConnection, operation_ids: Collection[UUID]) -> Sequence[Operation]:
-    """Return those operations that are there."""
+    """Return the existing operations of those IDs."""
     query = select(*columns(Operation, operations)).where(operations.c.id.in_(operation_ids))
     return [to_dataclass(Operation, row) for row in await connection.execute(query)]
 
 
 async def in_flight_on(connection: AsyncConnection, app_id: UUID) -> Operation | None:
-    """Return the operation in flight on an app."""
+    """Return the operation in flight on an app, or None."""
     query = select(*columns(Operation, operations)).where(
         operations.c.app_id == app_id, operations.c.state.in_(IN_FLIGHT)
     )
@@ -99,14 +99,14 @@ async def in_flight_on(connection: AsyncConnection, app_id: UUID) -> Operation |
 
 
 async def newest_on(connection: AsyncConnection, app_id: UUID) -> Operation | None:
-    """Return the newest operation on an app, None where there was none."""
+    """Return the newest operation on an app, or None."""
     query = select(*columns(Operation, operations)).where(operations.c.app_id == app_id)
     row = (await connection.execute(query.order_by(operations.c.created_at.desc()).limit(1))).first()
     return None if row is None else to_dataclass(Operation, row)
 
 
 async def agent_in_flight(connection: AsyncConnection, server_id: UUID) -> Operation | None:
-    """Return the installation or removal of the agent that is in flight on a server."""
+    """Return the agent installation or removal in flight on a server, or None."""
     query = select(*columns(Operation, operations)).where(
         operations.c.server_id == server_id, operations.c.app_id.is_(None), operations.c.state.in_(IN_FLIGHT)
     )
@@ -115,7 +115,7 @@ async def agent_in_flight(connection: AsyncConnection, server_id: UUID) -> Opera
 
 
 async def agents_in_flight(connection: AsyncConnection) -> Sequence[Operation]:
-    """Return the installations and removals of agents that are in flight on any server."""
+    """Return the agent installations and removals in flight on all servers."""
     query = select(*columns(Operation, operations)).where(
         operations.c.kind.in_(AGENT_KINDS), operations.c.app_id.is_(None), operations.c.state.in_(IN_FLIGHT)
     )
@@ -123,7 +123,7 @@ async def agents_in_flight(connection: AsyncConnection) -> Sequence[Operation]:
 
 
 async def apps_in_flight(connection: AsyncConnection, server_id: UUID) -> bool:
-    """Tell whether an operation on an app of a server is in flight."""
+    """Return whether an operation on an app of a server is in flight."""
     query = (
         select(func.count())
         .select_from(operations)
@@ -137,21 +137,21 @@ async def apps_in_flight(connection: AsyncConnection, server_id: UUID) -> bool:
 
 
 async def all_in_flight(connection: AsyncConnection) -> Sequence[Operation]:
-    """Return all operations whose end is not known yet, the oldest first."""
+    """Return all operations in flight, oldest first."""
     query = select(*columns(Operation, operations)).where(operations.c.state.in_(IN_FLIGHT))
     rows = await connection.execute(query.order_by(operations.c.created_at))
     return [to_dataclass(Operation, row) for row in rows]
 
 
 async def shift_deadlines(connection: AsyncConnection, by: timedelta) -> None:
-    """Move the limits of all operations in flight, since the clock was set."""
+    """Shift the time limits of all operations in flight after a clock jump."""
     for operation in await all_in_flight(connection):
         values = {"deadline_at": operation.deadline_at + by}
         await connection.execute(update(operations).where(operations.c.id == operation.id).values(values))
 
 
 async def claim(connection: AsyncConnection, operation: Operation, driver: UUID) -> None:
-    """Note who drives an operation from here on, in the write transaction that saw it without a driver."""
+    """Set the driver of an operation, in the write transaction that found it without a live one."""
     await connection.execute(update(operations).where(operations.c.id == operation.id).values(driver=driver))
 
 
@@ -164,7 +164,7 @@ async def search(
     limit: int,
     offset: int = 0,
 ) -> tuple[Sequence[Operation], int]:
-    """Return a page of operations, the newest first, and how many there are; a filter of None lets all through."""
+    """Return a page of operations, newest first, and the total count; None disables a filter."""
     query = select(*columns(Operation, operations))
     total = select(func.count()).select_from(operations)
     for column, wanted in (("app_id", app_id), ("server_id", server_id), ("state", state)):
@@ -176,7 +176,7 @@ async def search(
 
 
 async def change_in_flight(connection: AsyncConnection, operation_id: UUID, values: Mapping[str, Any]) -> bool:
-    """Set columns while the operation is in flight; False when it has ended: an end is never overwritten."""
+    """Set columns if the operation is in flight; return False if it has ended: an end is never overwritten."""
     query = update(operations).where(operations.c.id == operation_id, operations.c.state.in_(IN_FLIGHT))
     done = (await connection.execute(query.values(values))).rowcount == 1
     if done:
@@ -185,7 +185,7 @@ async def change_in_flight(connection: AsyncConnection, operation_id: UUID, valu
 
 
 async def remove_old(connection: AsyncConnection, before: datetime, keep: int, at_once: int) -> int:
-    """Delete some that ended before a moment, or are beyond the newest `keep` that have ended; return how many."""
+    """Delete up to `at_once` operations that ended before `before` or beyond the newest `keep`; return the count."""
     ended = operations.c.state.not_in(IN_FLIGHT)
     last_kept = (
         select(operations.c.finished_at)

@@ -1,4 +1,4 @@
-"""What operations print, byte for byte, in the order in which it was printed; the newest 10 MiB of each are kept."""
+"""Output of operations, byte by byte in order; the newest 10 MiB of each operation are kept."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,20 +28,20 @@ class Piece:
 
 
 async def length(connection: AsyncConnection, operation_id: UUID) -> int:
-    """Return the offset after the last byte that is known, 0 where nothing is."""
+    """Return the offset after the last stored byte; 0 if there is none."""
     query = select(func.max(pieces.c.stop)).where(pieces.c.operation_id == operation_id)
     return int((await connection.execute(query)).scalar_one() or 0)
 
 
 async def append(connection: AsyncConnection, operation_id: UUID, new: Piece, *, keep: int = KEPT_BYTES) -> None:
-    """Add what of a piece isn't there yet, in a write transaction; beyond `keep` bytes the oldest pieces go."""
+    """Append the missing part of a piece, in a write transaction; beyond `keep` bytes the oldest pieces are deleted."""
     known = await length(connection, operation_id)
     start = max(new.start, known)
     data = new.data[start - new.start :]
     if not data:
         return
     stop = start + len(data)
-    # In small pieces: each is read as a whole, however little of it is wanted.
+    # In small pieces, as each is always read as a whole.
     values = [
         {"operation_id": operation_id, "start": start + n, "stop": start + n + len(part), "data": part}
         for n in range(0, len(data), _PIECE_BYTES)
@@ -54,7 +54,7 @@ async def append(connection: AsyncConnection, operation_id: UUID, new: Piece, *,
 
 
 async def after(connection: AsyncConnection, operation_id: UUID, offset: int) -> Piece | None:
-    """Return the rest of the piece at an offset; the next one where that isn't kept. None: no more."""
+    """Return the rest of the piece at an offset, or the next piece if that was deleted; None at the end."""
     query = (
         select(pieces.c.start, pieces.c.data)
         .where(pieces.c.operation_id == operation_id, pieces.c.stop > offset)
@@ -77,7 +77,7 @@ async def tail(connection: AsyncConnection, operation_id: UUID, size: int) -> by
 
 
 async def remove_old(connection: AsyncConnection, before: datetime, at_once: int) -> int:
-    """Delete the output of some operations that ended before a moment; return how many pieces that were."""
+    """Delete the output of up to `at_once` operations that ended before `before`; return the number of pieces."""
     old = (
         select(operations.c.id)
         .where(operations.c.finished_at < before, operations.c.id.in_(select(pieces.c.operation_id)))

@@ -1,4 +1,4 @@
-"""Projects: what apps are grouped by."""
+"""The `projects` table: groups of apps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,22 +30,22 @@ async def add(connection: AsyncConnection, project: Project) -> None:
 
 
 async def get(connection: AsyncConnection, project_id: UUID) -> Project | None:
-    """Return a project, None when there is none of that id."""
+    """Return a project by ID, or None."""
     row = (await connection.execute(select(*columns(Project, projects)).where(projects.c.id == project_id))).first()
     return None if row is None else to_dataclass(Project, row)
 
 
 async def all_projects(connection: AsyncConnection) -> Sequence[Project]:
-    """Return all projects by name."""
+    """Return all projects, sorted by name."""
     rows = await connection.execute(select(*columns(Project, projects)).order_by(projects.c.name, projects.c.id))
     return [to_dataclass(Project, row) for row in rows]
 
 
 async def change(connection: AsyncConnection, project_id: UUID, values: Mapping[str, Any]) -> bool:
-    """Set columns of a project; False when there is none of that id."""
+    """Set columns of a project; return False if it doesn't exist."""
     return (await connection.execute(update(projects).where(projects.c.id == project_id).values(values))).rowcount == 1
 
 
 async def remove(connection: AsyncConnection, project_id: UUID) -> bool:
-    """Delete a project, and its apps with it."""
+    """Delete a project and its apps."""
     return (await connection.execute(delete(projects).where(projects.c.id == project_id))).rowcount == 1

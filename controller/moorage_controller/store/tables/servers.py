@@ -1,4 +1,4 @@
-"""Servers: the Docker hosts."""
+"""The `servers` table: the Docker hosts."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ from moorage_controller.store.tables.changes import Kind
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A row of `servers`. `uptime` is seconds; `agent_name` the DNS name of the enrolment in force.
+    """A row of `servers`. `uptime` is in seconds; `agent_name` is the DNS name of the current enrollment.
 
-    `encrypted_credentials` is SshCredentials, sealed; `host_key` the pinned public key, a line as in `known_hosts`;
-    `agent_journal` the folder of the agent's journal on the host; `fallback` why the agent isn't used at the moment;
-    `keeps_deadlines` whether the agent stops apps itself where no controller does.
+    `encrypted_credentials` is sealed SshCredentials; `host_key` the pinned public key, in `known_hosts` format;
+    `agent_journal` the folder of the agent's journal on the host; `fallback` the reason for not using the agent now;
+    `keeps_deadlines` whether the agent stops apps by itself if no controller does.
     """
 
     id: UUID
@@ -49,7 +49,7 @@ class Server:
 
     @property
     def connection(self) -> str:
-        """How it is reached just now: `agent`, `ssh` or `none`."""
+        """The current connection type: `agent`, `ssh` or `none`."""
         if self.agent_name and not self.fallback:
             return "agent"
         return "ssh" if self.encrypted_credentials else "none"
@@ -62,24 +62,24 @@ async def add(connection: AsyncConnection, server: Server) -> None:
 
 
 async def get(connection: AsyncConnection, server_id: UUID) -> Server | None:
-    """Return a server, None when there is none of that id."""
+    """Return a server by ID, or None."""
     row = (await connection.execute(select(*columns(Server, servers)).where(servers.c.id == server_id))).first()
     return None if row is None else to_dataclass(Server, row)
 
 
 async def lock(connection: AsyncConnection, server_id: UUID) -> None:
-    """Keep others from a server's row until the end of the transaction."""
+    """Lock a server's row until the end of the transaction."""
     await connection.execute(select(servers.c.id).where(servers.c.id == server_id).with_for_update())
 
 
 async def some(connection: AsyncConnection, server_ids: Collection[UUID]) -> Sequence[Server]:
-    """Return those servers that are there."""
+    """Return the existing servers of those IDs."""
     rows = await connection.execute(select(*columns(Server, servers)).where(servers.c.id.in_(server_ids)))
     return [to_dataclass(Server, row) for row in rows]
 
 
 async def all_servers(connection: AsyncConnection) -> Sequence[Server]:
-    """Return all servers by name."""
+    """Return all servers, sorted by name."""
     rows = await connection.execute(select(*columns(Server, servers)).order_by(servers.c.name, servers.c.id))
     return [to_dataclass(Server, row) for row in rows]
 
@@ -87,7 +87,7 @@ async def all_servers(connection: AsyncConnection) -> Sequence[Server]:
 async def change(
     connection: AsyncConnection, server_id: UUID, values: Mapping[str, Any], *, quietly: bool = False
 ) -> bool:
-    """Set columns of a server; False when there is none of that id. `quietly`: nobody is to be told of it."""
+    """Set columns of a server; return False if it doesn't exist. `quietly`: record no change."""
     query = update(servers).where(servers.c.id == server_id).values(values)
     done = (await connection.execute(query)).rowcount == 1
     if done and not quietly:
@@ -96,9 +96,9 @@ async def change(
 
 
 async def pin(connection: AsyncConnection, seen: Server, values: Mapping[str, Any]) -> bool:
-    """Set the columns `values` of a server, `host_key` among them; False where it isn't any more as it was seen.
+    """Set `values`, with a new `host_key`, if address and pinned key are as in `seen`; return False otherwise.
 
-    Its address and the key that is pinned must be the same: a key belongs to the address that showed it.
+    A host key belongs to the address that presented it.
     """
     query = update(servers).where(
         servers.c.id == seen.id,
@@ -113,7 +113,7 @@ async def pin(connection: AsyncConnection, seen: Server, values: Mapping[str, An
 
 
 async def remove(connection: AsyncConnection, server_id: UUID) -> bool:
-    """Delete a server. Raises IntegrityError while apps are on it."""
+    """Delete a server. Raises IntegrityError if it has apps."""
     done = (await connection.execute(delete(servers).where(servers.c.id == server_id))).rowcount == 1
     if done:
         await changes.note(connection, Kind.SERVER, server_id)
@@ -121,12 +121,12 @@ async def remove(connection: AsyncConnection, server_id: UUID) -> bool:
 
 
 async def recount(connection: AsyncConnection, server_id: UUID) -> None:
-    """Bring `running_apps_count` up to date; called in every transaction that changes an app's status."""
+    """Update `running_apps_count`; call it in every transaction that changes an app's status."""
     await recount_all(connection, [server_id])
 
 
 async def recount_all(connection: AsyncConnection, server_ids: Collection[UUID]) -> None:
-    """Do as `recount` does, for many at once."""
+    """Update `running_apps_count` of several servers."""
     running = (
         select(func.count())
         .select_from(apps)

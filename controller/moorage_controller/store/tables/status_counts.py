@@ -1,4 +1,4 @@
-"""How much there is of what, in one look at the database: for metrics."""
+"""Counts for metrics, read in one transaction."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ _IN_FLIGHT = ("queued", "running")
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What there is at a moment.
+    """Counts at one time.
 
-    `operations` in flight by kind and state; `drivers`: how many of them each controller drives; `apps` by status;
-    `overdue_since` the earliest end of a run among those that are overdue (aware, UTC), None where none is;
-    `certificates` the PEMs of all agents in force.
+    `operations` in flight by kind and state; `drivers`: operations in flight by controller; `apps` by status;
+    `overdue_since`: the earliest deadline of an overdue run (aware, UTC), or None; `certificates`: the PEMs of all
+    currently enrolled agents.
     """
 
     operations: Mapping[tuple[str, str], int]
@@ -36,7 +36,7 @@ class Counts:
 
 
 async def take(connection: AsyncConnection) -> Counts:
-    """Count everything, at the moment that the connection sees."""
+    """Read all counts from the connection's snapshot."""
     columns = (operations.c.kind, operations.c.state, operations.c.driver)
     in_flight = select(*columns, func.count()).where(operations.c.state.in_(_IN_FLIGHT)).group_by(*columns)
     by_state: Counter[tuple[str, str]] = Counter()

@@ -41,8 +41,6 @@ _ACTIONS = {
     OperationKind.RESTART: Action.RESTART,
     OperationKind.DOWN: Action.STOP,
 }
-_ATTEMPTS = 5
-"""How often to retry if a conflicting operation ends before it can be joined."""
 _TIMEOUTS = {"auto_stop_timeout": "autoStopTimeout", "default_timeout": "defaultTimeout"}
 _NEVER_SEEN: runs.Values = {"project_name": None, "project_directory": None}
 """Reset on a move: the Compose project read from the old directory does not apply to the new one."""

@@ -132,7 +132,7 @@ async def _serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     async with Controller(settings, SystemClock()) as controller:
         if controller.first_password is not None:
-            # Once, and on standard output alone: logs are kept, this is not.
+            # Printed once, and only on standard output, because logs are stored.
             click.echo(f"The first admin is {settings.admin_username}, the password {controller.first_password}")
         log.info("listening", address=controller.address)
         notify("READY=1")

@@ -263,7 +263,7 @@ async def _ask(link: HostSession, compose: HostCompose, place: _Place, rules: Ru
 
 
 async def _places(link: HostSession, place: _Place, environment: str, above: str) -> tuple[str, Sequence[str]]:
-    """Return the project's files, and the directory of the first one (links resolved), the label of containers."""
+    """Return the directory in Compose's container labels (of its first file, links resolved), and its files."""
     real, compose_files = place
     variables = dict(line.partition("=")[::2] for line in environment.splitlines())
     # Without the directory itself, which changes whenever the app writes a file beside its compose file.

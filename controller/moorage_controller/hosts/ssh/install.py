@@ -115,7 +115,7 @@ class Installer:
     async def roll_back(self) -> str:
         """Restore the state before the installation.
 
-        Returns `removed`, `kept`, or `roll_back` and the build that runs again.
+        Returns `removed`, `kept`, or `back` and the build that runs again.
         """
         ran = await self._root("mi_back")
         if ran.code:

@@ -1,6 +1,6 @@
 """Cleaning of data from hosts before it is stored, shown or logged: one function for each type of the transport.
 
-Containers are cleaned where they are read: `moorage_common.docker.containers.clean_state`.
+Containers are cleaned on reading: `moorage_common.docker.containers.clean_state`.
 """
 
 from collections.abc import Mapping

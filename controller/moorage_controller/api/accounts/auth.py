@@ -20,7 +20,7 @@ async def logout(call: Call) -> Reply:
 
 
 async def change_password(call: Call) -> Reply:
-    """POST /api/auth/password: it ends the user's other sessions, and with `keepTokens` false the API tokens."""
+    """POST /api/auth/password: change the own password; end other sessions, and with `keepTokens` false API tokens."""
     body = call.body(PasswordIn)
     await call.services.users.change_password(
         call.principal, body.current_password, body.new_password, call.actor, keep_tokens=body.keep_tokens

@@ -27,7 +27,7 @@ async def list_tokens(call: Call) -> Reply:
 
 
 async def list_user_tokens(call: Call) -> Reply:
-    """GET /api/users/{id}/tokens: the tokens of any user, without their secrets."""
+    """GET /api/users/{id}/tokens: list the tokens of any user, without their secrets."""
     return ok([token_out(token) for token in await call.services.api_tokens.of_user(call.id())])
 
 
@@ -45,6 +45,6 @@ async def create_token(call: Call) -> Reply:
 
 
 async def revoke_token(call: Call) -> Reply:
-    """DELETE /api/tokens/{id}: an own token; an admin may revoke any user's."""
+    """DELETE /api/tokens/{id}: revoke an own token; an admin may revoke any user's."""
     await call.services.api_tokens.revoke(call.principal, call.id(), call.actor)
     return ok(DeletedOut(message="Token revoked"))

@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 async def follow_events(call: Call) -> Reply:
-    """GET /api/events: each app, server and operation when it changes, in the form of its GET.
+    """GET /api/events: stream each app, server and operation when it changes, in the form of its GET.
 
     `stopping_soon`, with the app, comes some minutes before auto-stop (STOPPING_SOON_MINUTES).
 

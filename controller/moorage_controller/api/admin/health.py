@@ -6,12 +6,12 @@ from moorage_controller.api.schemas import HealthOut
 
 
 async def healthz(call: Call) -> Reply:
-    """GET /healthz: the process is alive."""
+    """GET /healthz: report that the process is alive."""
     del call
     return ok(HealthOut(status="ok"))
 
 
 async def readyz(call: Call) -> Reply:
-    """GET /readyz: 200 if the database and background work are available, else 503 with the failing parts."""
+    """GET /readyz: return 200 if the database and background work are available, else 503 with the failing parts."""
     problems = await call.services.health.problems()
     return ok(HealthOut(status="unavailable" if problems else "ok", problems=problems), 503 if problems else 200)

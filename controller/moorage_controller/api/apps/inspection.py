@@ -27,18 +27,18 @@ _MOST_LINES = 10_000
 
 
 async def list_services(call: Call) -> Reply:
-    """GET /api/apps/{id}/services: the app's containers, read from the host now."""
+    """GET /api/apps/{id}/services: list the app's containers, read from the host now."""
     return ok([_container_out(c) for c in await call.services.inspection.services(call.id())])
 
 
 async def discover_projects(call: Call) -> Reply:
-    """GET /api/servers/{id}/discover: Compose projects on the host without an app."""
+    """GET /api/servers/{id}/discover: list Compose projects on the host without an app."""
     found = (_project_out(project) for project in await call.services.inspection.discover(call.id()))
     return ok([shown for shown in found if shown is not None])
 
 
 async def show_logs(call: Call) -> Reply:
-    """GET /api/apps/{id}/logs: logs of the app's containers, as text, or as events with `follow=true`.
+    """GET /api/apps/{id}/logs: return logs of the app's containers, as text, or as events with `follow=true`.
 
     A line is `CONTAINER | TEXT`, with `timestamps` `CONTAINER | TIME TEXT`. The `id` of an event is its line's time: as
     Last-Event-ID it resumes an interrupted stream after that line.

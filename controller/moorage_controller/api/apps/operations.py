@@ -40,7 +40,7 @@ async def get_operation(call: Call) -> Reply:
 
 
 async def follow_output(call: Call) -> Reply:
-    """GET /api/operations/{id}/output: its output, one event per line, from the beginning or from an offset on.
+    """GET /api/operations/{id}/output: stream the output, one event per line, from the beginning or an offset.
 
     `id` is the offset in bytes after the line, the same on the host and on every controller, so an interrupted browser
     resumes by itself. The last event is `done`, with the operation as its data.

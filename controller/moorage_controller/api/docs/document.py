@@ -37,17 +37,17 @@ def routes(others: Sequence[Route]) -> tuple[Route, ...]:
     """Return the routes of the document, which includes itself, of the page, and of `/`."""
 
     async def openapi_json(call: Call) -> Reply:
-        """GET /api/openapi.json: this document."""
+        """GET /api/openapi.json: return this document."""
         del call
         return Reply(Raw(document, "application/json"))
 
     async def docs(call: Call) -> Reply:
-        """GET /api/docs: a page to read and try the API."""
+        """GET /api/docs: return a page to read and try the API."""
         del call
         return Reply(Raw(page, "text/html"), headers={"Content-Security-Policy": policy})
 
     async def index(call: Call) -> Reply:
-        """GET /: the address of the API."""
+        """GET /: return the address of the API."""
         return Reply(IndexOut(message="Moorage's API is below /api.", docs=f"{call.services.base_url}/api/docs"))
 
     told = Route("GET", "/api/openapi.json", Role.NOBODY, openapi_json, DocumentOut)

@@ -236,7 +236,7 @@ class SshTransport:
         try:
             identity = AppIdentity.from_spec(record.spec)
         except (LookupError, TypeError, ValueError, AttributeError):
-            identity = None  # somebody else wrote it
+            identity = None  # the record was not written by Moorage
         if identity is None:
             return None
         try:

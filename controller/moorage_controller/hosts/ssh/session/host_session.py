@@ -206,7 +206,7 @@ class HostSession:
                 try:
                     await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
                     async with line.turn:
-                        pass  # whatever script is running now
+                        pass  # wait for a running script
                 finally:
                     ended.cancel()
                     left.cancel()

@@ -59,7 +59,7 @@ class ScriptError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ScriptResult:
-    """What a script printed, and its exit code."""
+    """The output and exit code of a script."""
 
     code: int
     output: bytes

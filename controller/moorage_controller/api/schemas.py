@@ -17,7 +17,7 @@ MAX_MILLIS = 253_402_300_799_000
 
 
 class Schema(BaseModel):
-    """Base of all."""
+    """Base of all bodies and replies."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
 

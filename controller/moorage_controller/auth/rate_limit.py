@@ -28,7 +28,7 @@ class Limit(Enum):
 
 
 class Monotonic(Protocol):
-    """The part of a clock that is needed here."""
+    """A monotonic clock."""
 
     def monotonic(self) -> float:
         """Return seconds from an arbitrary point."""

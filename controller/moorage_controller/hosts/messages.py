@@ -49,7 +49,7 @@ _CANCELS = {
 
 
 def app(host_app: HostApp) -> pb.App:
-    """Return the message that names an app."""
+    """Return the message for an app."""
     last = host_app.last_project
     project = None if last is None else pb.Project(name=last.name, directory=last.directory)
     return pb.App(cd_path=host_app.cd_path, last_project=project, compose_files=host_app.compose_files)
@@ -185,7 +185,7 @@ def logs_request(host_app: HostApp, wanted: LogsWanted) -> pb.LogsRequest:
 
 
 def log_lines(message: pb.LogsResponse) -> list[LogLine]:
-    """Read lines. Raises UntrustedError."""
+    """Read log lines. Raises UntrustedError."""
     at_most("lines in a message", len(message.lines), LIMITS.log_lines)
     return [cleaning.log_line(LogLine(line.time, line.container, line.service, line.text)) for line in message.lines]
 

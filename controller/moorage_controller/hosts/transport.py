@@ -143,7 +143,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A batch of output; `offset` is that of its first byte."""
+    """A batch of output; `offset` is the position of its first byte, in bytes."""
 
     offset: int
     data: bytes
@@ -190,7 +190,7 @@ WatchItem = Snapshot | AppObservation | HostInfo
 
 
 class HostTransport(Protocol):
-    """A way to one host."""
+    """A transport to one host."""
 
     @property
     def name(self) -> str:

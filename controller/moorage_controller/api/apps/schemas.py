@@ -69,7 +69,7 @@ class AppOut(Schema):
     stop_at: int | None
     health: str
     health_detail: str | None
-    """Why its health is degraded, unhealthy or starting."""
+    """The reason for a health of degraded, unhealthy or starting."""
     observed_at: int | None
     last_error: str | None
     last_result: str | None

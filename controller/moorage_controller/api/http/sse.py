@@ -21,7 +21,7 @@ _SEND_SECONDS = 30.0
 _POLL_SECONDS = 0.5
 """Poll interval for disconnected clients, over all streams; the library doesn't report disconnects."""
 _ADMIT_SECONDS = 30.0
-"""How long a stream may outlive the token that opened it."""
+"""Interval of access checks: the longest time that a stream outlives its token."""
 _CONNECTED_SECONDS = 0.25
 
 T = TypeVar("T")

@@ -46,13 +46,13 @@ async def check_files(link: HostSession, real: str, rules: Rules, compose_files:
     clean = clean_environment(real, link.survey.environment)
     variables = Variables(clean)
     if link.survey.by_sudo:
-        # sudo has an environment of its own.
+        # sudo sets its own environment.
         variables = Variables({}, [*clean, *_SET_BY_SUDO])
     return await run_walk(link, real, walk_app(real, variables, clean["HOME"], rules, compose_files))
 
 
 async def run_walk(link: HostSession, real: str, walk: Walk) -> Walked:
-    """Run a walk through the files of the app in a real directory. Raises ContactLostError, HostRefusedError."""
+    """Run a check of the files of the app in a real directory. Raises ContactLostError, HostRefusedError."""
     try:
         asks = next(walk)
         while True:

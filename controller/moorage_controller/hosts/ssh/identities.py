@@ -167,7 +167,7 @@ class Identities:
         if reading.project is not None:
             self._seen[place] = reading.project
         if reading.files == files and before != stamp:
-            self._known.pop(place, None)  # changed while it was read: not to be relied on
+            self._known.pop(place, None)  # changed during the read: don't cache it
         else:
             keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
             self._known[place] = _Known(reading, link.survey.policy, stamp, time.monotonic() + keep)
@@ -242,7 +242,7 @@ async def _ask(link: HostSession, compose: HostCompose, place: _Place, rules: Ru
     argv = ["env", "-i", *settings, *with_files(compose.argv, compose_files)]
     call = f"mo_read_app {quote(real, ' '.join(COMPOSE_FILES), *argv)}"
     told = await link.directories.ask(real, call, seconds=_READ_SECONDS, limit=LIMITS.script_config, aside=True)
-    match told:  # as mo_read_app prints it
+    match told:  # the output of mo_read_app
         case ["file" | "nothing" as kind]:
             return no_directory(real, is_file=kind == "file")
         case ["directory", config_code, config, variables_code, variables, complaint, above]:

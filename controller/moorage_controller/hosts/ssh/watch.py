@@ -32,7 +32,7 @@ _IDENTITIES_SECONDS = 15.0
 _PATIENCE_SECONDS = 1.0
 _FIRST_RETRY, _LAST_RETRY = 0.2, 5.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-"""Boot id of observations over SSH: this controller's clock dates them in the order of its requests."""
+"""Boot id of observations over SSH: their times are from this controller's clock, in the order of its requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,10 @@ class Watch:
             await asyncio.sleep(jittered(_FIRST_RETRY))
 
     async def _looks(self) -> AsyncGenerator[Seen, None]:
-        """Yield all containers after each event, until the Engine or the connection is lost."""
+        """Yield all containers: first, after events, and per ping interval.
+
+        Ends when the Engine or the connection is lost.
+        """
         engine = self._link.engine
         events = engine.events((await engine.facts()).time)
         pump: asyncio.Task[None] | None = None
@@ -141,7 +144,7 @@ class Watch:
     async def _pump(self, events: AsyncGenerator[str, None]) -> None:
         try:
             async for container_id in events:
-                if len(self._dirty) <= LIMITS.containers:  # all are dirty, else
+                if len(self._dirty) <= LIMITS.containers:  # beyond the limit, all count as dirty
                     self._dirty.add(container_id)
                 self._stirred.set()
         finally:

@@ -108,7 +108,7 @@ class _Client(asyncssh.SSHClient):
 async def log_in(
     target: SshTarget, access: SshAccess, pin: PinHostKey, *, seconds: float
 ) -> tuple[asyncssh.SSHClientConnection, str]:
-    """Connect and authenticate; returns the connection and the host's pinned key. Raises HostUnreachableError."""
+    """Connect and authenticate; return the connection and the host's pinned key. Raises HostUnreachableError."""
     credentials = access.credentials
     if credentials is None or not (credentials.private_key or credentials.password):
         raise HostUnreachableError(

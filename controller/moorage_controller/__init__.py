@@ -2,5 +2,5 @@
 
 import os
 
-# uvloop, grpc.aio and child processes don't go together without this; it must stand before grpc is first imported.
+# uvloop, grpc.aio and child processes are incompatible without this; it must be set before the first grpc import.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

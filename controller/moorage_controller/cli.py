@@ -25,18 +25,18 @@ log = structlog.get_logger(__name__)
 
 @click.group()
 def main() -> None:
-    """Run Docker Compose apps on many hosts, and have each stopped by itself when its time is over."""
+    """Run Docker Compose apps on many hosts, and stop each one automatically when its time is over."""
 
 
 @main.command()
 def serve() -> None:
-    """Serve the REST API and do the work behind it, until SIGINT or SIGTERM."""
+    """Serve the REST API and run the background work, until SIGINT or SIGTERM."""
     _run(_serve, brief=False)
 
 
 @main.command()
 def healthcheck() -> None:
-    """Ask the controller of this machine whether it can work; exit code 0 or 1. For containers, which ask so."""
+    """Check that the controller on this machine is ready; exit code 0 or 1. For health checks of containers."""
     try:
         problems = commands.problems(settings_module.load())
     except StartupError as error:
@@ -48,7 +48,7 @@ def healthcheck() -> None:
 
 @main.command()
 def migrate() -> None:
-    """Bring the database to this release's revision."""
+    """Migrate the database to this release's schema."""
     _run(migrate_database)
 
 
@@ -61,7 +61,7 @@ def migrate() -> None:
     help="File with the password, `-` for standard input; without it one is made and printed once.",
 )
 def create_user(name: str, password_file: TextIO | None, *, admin: bool) -> None:
-    """Make a user. It works while the controller runs, too."""
+    """Create a user, also while the controller runs."""
     given = None if password_file is None else password_file.readline().rstrip("\r\n")
 
     async def work(settings: Settings) -> None:
@@ -74,9 +74,9 @@ def create_user(name: str, password_file: TextIO | None, *, admin: bool) -> None
 @main.command("backup")
 @click.argument("file", type=click.Path(path_type=Path))
 def back_up(file: Path) -> None:
-    """Back the database up into FILE, which must not exist yet. It works while the controller runs, too.
+    """Back up the database to FILE, which must not exist yet, also while the controller runs.
 
-    Secrets in it are as encrypted as in the database, and the key isn't in it: keep ENCRYPTION_KEY in another place.
+    Secrets stay encrypted in it, and the key isn't included: keep ENCRYPTION_KEY in another place.
     """
     _run(lambda settings: commands.back_up(settings, file, click.echo))
 
@@ -84,19 +84,19 @@ def back_up(file: Path) -> None:
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def restore(file: Path) -> None:
-    """Restore a backup into an empty database: of SQLite or PostgreSQL, whichever it came from.
+    """Restore a backup into an empty SQLite or PostgreSQL database, regardless of the original one.
 
-    It needs the ENCRYPTION_KEY of the controller that was backed up. All is restored, or nothing.
+    It needs the ENCRYPTION_KEY of the original controller. It restores everything or nothing.
     """
     _run(lambda settings: commands.restore(settings, file, click.echo))
 
 
 @main.command("rotate-key")
 def rotate_key() -> None:
-    """Encrypt all secrets in the database with ENCRYPTION_KEY that are still encrypted with an older key.
+    """Encrypt secrets in the database with ENCRYPTION_KEY that are still encrypted with an older key.
 
-    First start every controller with the new ENCRYPTION_KEY, and the old one in ENCRYPTION_KEY_PREVIOUS; then run this
-    with the same two. It works while they run, and may be interrupted and run again.
+    First start every controller with the new ENCRYPTION_KEY, and the old one in ENCRYPTION_KEY_PREVIOUS. Then run this
+    with the same two variables. Controllers may keep running, and an interrupted run can be repeated.
     """
     _run(lambda settings: commands.rotate_key(settings, click.echo))
 
@@ -132,7 +132,7 @@ async def _serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     async with Controller(settings, SystemClock()) as controller:
         if controller.first_password is not None:
-            # Once, and on standard output alone: logs are kept, this is not.
+            # Printed once, and only on standard output, because logs are stored.
             click.echo(f"The first admin is {settings.admin_username}, the password {controller.first_password}")
         log.info("listening", address=controller.address)
         notify("READY=1")

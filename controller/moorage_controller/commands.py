@@ -1,4 +1,4 @@
-"""What the command line does on the database beside a controller that may be running."""
+"""Commands on the database and the running controller, as used by the command line."""
 
 import asyncio
 import json
@@ -30,10 +30,10 @@ _MADE_BYTES = 12
 
 
 async def create_account(settings: Settings, name: str, password: str | None, role: str) -> str | None:
-    """Make a user; returns the password when it was made here. Raises StartupError.
+    """Create a user; return the password if it was generated here. Raises StartupError.
 
-    The lock of the data folder guards against a second `serve` (operations would be sent twice), not against a
-    transaction: SQLite takes turns between processes by itself. So this takes no lock, and never migrates.
+    The lock of the data folder guards against a second `serve`, which would send operations twice. It isn't needed for
+    a transaction, because SQLite itself serializes processes. So this takes no lock, and never migrates.
     """
     made = None if password is not None else secrets.token_urlsafe(_MADE_BYTES)
     try:
@@ -56,7 +56,7 @@ async def create_account(settings: Settings, name: str, password: str | None, ro
 
 
 async def back_up(settings: Settings, path: Path, say: Callable[[str], None]) -> None:
-    """Back the database up into a new file, and say what is in it and what isn't. Raises StartupError."""
+    """Back up the database to a new file, and report its content and the secrets to keep. Raises StartupError."""
     database = _existing_database(settings)
     try:
         header, size = await backup.back_up(database, path)
@@ -71,7 +71,7 @@ async def back_up(settings: Settings, path: Path, say: Callable[[str], None]) ->
 
 
 async def restore(settings: Settings, path: Path, say: Callable[[str], None]) -> None:
-    """Restore a backup into an empty database, and say so. Raises StartupError, and then nothing was written to it."""
+    """Restore a backup into an empty database. Raises StartupError; then nothing was written to it."""
     key = settings_module.kept_secret(settings, "encryption_key")
     keyring = None if key is None else Keyring([key, *settings.previous_keys])
     header = await asyncio.to_thread(backup.check, path, keyring)
@@ -91,9 +91,9 @@ async def restore(settings: Settings, path: Path, say: Callable[[str], None]) ->
 
 
 async def rotate_key(settings: Settings, say: Callable[[str], None]) -> None:
-    """Seal all secrets with the current key, and say what was done and what to do. Raises StartupError.
+    """Encrypt all secrets with the current key, and report the result and the next step. Raises StartupError.
 
-    No key is made here: a controller that runs would not know it.
+    It never creates a key, because a running controller would not have it.
     """
     key = settings_module.kept_secret(settings, "encryption_key")
     if key is None:
@@ -135,14 +135,14 @@ def _existing_database(settings: Settings) -> Database:
 
 
 def _place(settings: Settings, name: str) -> str:
-    """Return where a secret is, for a person to read."""
+    """Return the place of a secret, for a sentence."""
     return name.upper() if getattr(settings, name) else f"the file {settings.moorage_data_dir / name}"
 
 
 def problems(settings: Settings) -> list[str]:
-    """Ask /readyz of the controller on this machine, and return what it says is wrong. Blocks."""
+    """Request /readyz of the controller on this machine, and return its problems. Blocks."""
     scheme = "http" if settings.tls_cert_file is None else "https"
-    # All addresses are listened on by none of them; the certificate bears another name than this machine's inside.
+    # A wildcard address isn't connectable; the certificate's name doesn't match the loopback address.
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - what is set
     trusting = ssl._create_unverified_context()  # noqa: S323, SLF001 - asked of itself, and nothing secret is sent
     try:

@@ -1,7 +1,6 @@
-"""The connections of the REST API: how many there may be, of whom, and for how long they may idle.
+"""Connections of the REST API, with limits on their number, their number per network, and their idle time.
 
-Neither asyncio's servers nor aiohttp's limit any of that; and where no file is left to open they stop to listen, or
-spin.
+The servers of asyncio and aiohttp have no such limits. Without free file descriptors they stop listening or spin.
 """
 
 import asyncio
@@ -23,16 +22,17 @@ log = structlog.get_logger(__name__)
 
 _BACKLOG = 1024
 _PAUSE_SECONDS = 0.2
-"""After an accept that failed: most likely no file is left to open."""
+"""Delay after a failed accept: most likely no file descriptor is free."""
 _TELL_EVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`total` connections, `each` of one network (an IPv4 address, an IPv6 /64); the times are seconds.
+    """Limits: `total` connections, and `each` per network (an IPv4 address, an IPv6 /64). Times are in seconds.
 
-    `headers` from a request's first byte to the end of its headers, and for a TLS handshake; `idle` without a request,
-    `idle_proxy` of a trusted proxy, whose connections count in `total` alone; `send` without a byte of a reply taken.
+    `headers` limits a TLS handshake, and the time from a request's first byte to the end of its headers. `idle` limits
+    the time without a request; `idle_proxy` is the same for a trusted proxy, whose connections count only in `total`.
+    `send` limits the time in which a client reads no byte of a reply.
     """
 
     total: int
@@ -44,13 +44,13 @@ class Limits:
 
     @classmethod
     def of_files(cls, most: int) -> "Limits":
-        """Return the limits for a process that may open so many files: it needs some for itself, and its hosts."""
+        """Return the limits for a process with `most` file descriptors, some of which it needs for other purposes."""
         total = min(4096, most // 2)
         return cls(total, each=total // 4)
 
 
 class Connection(RequestHandler):
-    """One connection that keeps the limits of time; `released` is called at its end."""
+    """One connection with time limits; `released` is called at its end."""
 
     def __init__(
         self, server: web.Server, limits: Limits, idle: float, released: Callable[["Connection"], None]
@@ -61,13 +61,13 @@ class Connection(RequestHandler):
         self._released: Callable[[Connection], None] | None = released
         self._begun = 0
         self.beginning: asyncio.Task[None] | None = None
-        """What hands it its socket, TLS included."""
+        """The task that attaches its socket, including the TLS handshake."""
         self._reading: asyncio.TimerHandle | None = None
         self._sending: asyncio.TimerHandle | None = None
 
     @property
     def idle(self) -> bool:
-        """Whether it waits for its caller: for a request, for the rest of one, or for TLS."""
+        """Whether it waits for its client: for a request, for the rest of one, or for the TLS handshake."""
         if self.transport is None:
             return True
         if self._current_request is not None:
@@ -75,7 +75,7 @@ class Connection(RequestHandler):
         return self._waiter is not None and not self._waiter.done() and not self._messages
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes in: where they begin a request, the rest of its headers is to follow soon."""
+        """Receive bytes; the first bytes of a request start the time limit for its headers."""
         super().data_received(data)
         if self._request_count != self._begun:
             self._begun = self._request_count
@@ -84,30 +84,30 @@ class Connection(RequestHandler):
             self._reading = self._loop.call_later(self._limits.headers, self.end, "headers")
 
     def pause_writing(self) -> None:
-        """Stop to write, since the caller takes nothing; he is to go on soon."""
+        """Pause writing, because the client doesn't read; start the time limit for that."""
         super().pause_writing()
         self._watch_sending()
 
     def resume_writing(self) -> None:
-        """Write again."""
+        """Resume writing, and stop its time limit."""
         self._stop_sending_timer()
         super().resume_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give its place free."""
+        """Release the place of the connection."""
         self._stop_reading_timer()
         self._stop_sending_timer()
         super().connection_lost(exc)
         self.release()
 
     def release(self) -> None:
-        """Count it no more."""
+        """Stop counting the connection; later calls do nothing."""
         released, self._released = self._released, None
         if released is not None:
             released(self)
 
     def end(self, late: str) -> None:
-        """Cut the connection."""
+        """Abort the connection; `late` is the reason in the log."""
         log.info("connection_ended", late=late)
         if self.transport is not None:
             self.transport.abort()
@@ -133,7 +133,7 @@ class Connection(RequestHandler):
 
 
 class Listener:
-    """Accepts connections for an application's server. `trusts` tells whether an address is a trusted proxy's."""
+    """Accepts connections for an application's server. `trusts` returns whether an address is a trusted proxy."""
 
     def __init__(
         self, server: web.Server, limits: Limits, trusts: Callable[[str], bool], tls: ssl.SSLContext | None = None
@@ -146,13 +146,13 @@ class Listener:
         self._accepting: list[asyncio.Task[None]] = []
         self._beginning: set[asyncio.Task[None]] = set()
         self._open: dict[Connection, str] = {}
-        """With the network that each counts for, empty for a proxy's; the oldest first."""
+        """Each connection's network, empty for a trusted proxy; the oldest first."""
         self._counts: Counter[str] = Counter()
         self._refused = 0
         self._told = 0.0
 
     async def open(self, host: str, port: int) -> tuple[str, int]:
-        """Listen; return the address. Raises OSError."""
+        """Start listening; return the address and port. Raises OSError."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         try:
@@ -166,7 +166,7 @@ class Listener:
         return name[0], name[1]
 
     async def close(self) -> None:
-        """Accept no more; the connections there are go on."""
+        """Stop accepting; open connections continue."""
         tasks = [*self._accepting, *self._beginning]
         for task in tasks:
             task.cancel()
@@ -193,7 +193,7 @@ class Listener:
             task.add_done_callback(partial(_begun, connection))
 
     def _admitted(self, address: str) -> Connection | None:
-        """Return a connection that is counted, None for one too many. One that idles makes room for it, the oldest."""
+        """Return a counted connection, or None above the limits. The oldest idle connection is closed to make room."""
         trusted = self._trusts(address)
         place = "" if trusted else network(address)
         if place and self._counts[place] >= self._limits.each and not self._make_room(place):
@@ -224,14 +224,14 @@ class Listener:
 
     async def _begin(self, client: socket.socket, connection: Connection) -> None:
         limit = self._limits.headers if self._tls is not None else None
-        # Whoever speaks no TLS, or too slowly, is dropped without a word.
+        # Clients without TLS, or with a slow handshake, are dropped silently.
         with suppress(OSError, TimeoutError):
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection, client, ssl=self._tls, ssl_handshake_timeout=limit
             )
 
     def _warn_seldom(self, event: str, **fields: object) -> None:
-        """Log, but no more often than somebody reads."""
+        """Log a warning, but not more often than every ten seconds."""
         self._refused += 1
         now = asyncio.get_running_loop().time()
         if now - self._told >= _TELL_EVERY_SECONDS:

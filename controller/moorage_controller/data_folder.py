@@ -1,4 +1,4 @@
-"""The data folder's lock: whoever holds it has the SQLite database in it for himself."""
+"""The data folder's lock, for exclusive use of the SQLite database in it."""
 
 import fcntl
 import os
@@ -9,9 +9,9 @@ from moorage_controller.settings import Settings
 
 
 def lock(settings: Settings) -> Callable[[], None]:
-    """Lock the data folder and return what gives it back; on PostgreSQL there is nothing to lock.
+    """Lock the data folder and return a function that unlocks it; with PostgreSQL this does nothing.
 
-    Raises StartupError while another controller has it.
+    Raises StartupError while another controller holds the lock.
     """
     if settings.sqlite_path is None:
         return lambda: None

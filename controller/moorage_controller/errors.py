@@ -1,4 +1,4 @@
-"""The catalogue of what can go wrong for a caller: a class for the kind, a stable code, one sentence.
+"""The errors that callers receive: a class for the kind, a stable code, one sentence.
 
 The API maps the classes to HTTP (`api/http/problems.py`); nothing below it knows a status number.
 """
@@ -7,9 +7,9 @@ from moorage_common.untrusted import clean_code, clean_sentence
 
 
 class MoorageError(Exception):
-    """Base of all errors that a caller is told about.
+    """Base of all errors that are reported to callers.
 
-    `code` is a stable snake_case word, `sentence` says what is wrong and what to do.
+    `code` is a stable snake_case word; `sentence` states the problem and the remedy.
     """
 
     def __init__(self, code: str, sentence: str) -> None:
@@ -23,11 +23,11 @@ class UnreadableError(MoorageError):
 
 
 class TooSlowError(MoorageError):
-    """The request's body didn't come in time."""
+    """The request's body didn't arrive in time."""
 
 
 class UnsupportedMediaError(MoorageError):
-    """The request's body is of a type that isn't taken."""
+    """The request's body has an unsupported media type."""
 
 
 class InvalidError(MoorageError):
@@ -51,7 +51,7 @@ class NotFoundError(MoorageError):
 
 
 class ConflictError(MoorageError):
-    """The state of things doesn't allow it now."""
+    """The current state of the resource doesn't allow it."""
 
 
 class OperationInProgressError(ConflictError):
@@ -63,7 +63,7 @@ class OperationInProgressError(ConflictError):
 
 
 class ServerBusyError(ConflictError):
-    """The server's agent is being installed or removed, and with it the journal of operations moves."""
+    """The server's agent is being installed or removed, which moves the journal of operations."""
 
     def __init__(self) -> None:
         sentence = "This server's agent is being installed or removed: try again in a minute."
@@ -71,7 +71,7 @@ class ServerBusyError(ConflictError):
 
 
 class TooManyRequestsError(MoorageError):
-    """The caller is to wait; `retry_after` is in whole seconds, 1 or more."""
+    """The caller must wait; `retry_after` is in whole seconds, 1 or more."""
 
     def __init__(self, sentence: str, retry_after: int, code: str = "too_many_requests") -> None:
         super().__init__(code, sentence)
@@ -79,7 +79,7 @@ class TooManyRequestsError(MoorageError):
 
 
 class OperationFailedError(MoorageError):
-    """An operation ended without success; `output` is what Compose printed, readable."""
+    """An operation ended without success; `output` is Compose's output in readable form."""
 
     def __init__(self, code: str, sentence: str, *, output: str, operation_id: str) -> None:
         super().__init__(code, sentence)
@@ -110,7 +110,7 @@ class StopWaitsError(HostUnreachableError):
 
 
 class DatabaseUnavailableError(MoorageError):
-    """The database doesn't answer; `reason` is its own word. What was being written may be there or not."""
+    """The database doesn't answer; `reason` is its own text. A write in progress may be committed or not."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("database_unavailable", "The database doesn't answer: try again in a moment.")
@@ -118,4 +118,4 @@ class DatabaseUnavailableError(MoorageError):
 
 
 class StartupError(MoorageError):
-    """The program can't start; printed by the command line, exit code 1."""
+    """The program can't start; the command line prints the sentence and exits with code 1."""

@@ -1,4 +1,4 @@
-"""HTTPS by the controller itself: TLS 1.2 and up, and new certificates without a restart."""
+"""HTTPS in the controller: TLS 1.2 and up, and certificate reload without a restart."""
 
 import asyncio
 import ssl
@@ -17,7 +17,7 @@ _POLL_SECONDS = 5.0
 
 
 class Certificates:
-    """The certificate and key files. Each new connection gets what was read last; those that are open keep theirs."""
+    """The certificate and key files. New connections use the last valid pair; open connections keep theirs."""
 
     def __init__(self, certificate: Path, key: Path, clock: Clock) -> None:
         self._paths = (certificate, key)
@@ -31,12 +31,12 @@ class Certificates:
                 f"TLS_CERT_FILE and TLS_KEY_FILE can't be used ({error}): both must be PEM files that this user can "
                 "read, and the key the certificate's.",
             ) from None
-        # The context that listens is fixed; the one that answers is chosen anew for each connection.
+        # The listening context is fixed; its SNI callback selects the current one for each connection.
         self.context = _context(certificate, key)
         self.context.sni_callback = self._choose
 
     def reload(self) -> bool:
-        """Read the files again where they changed; True for a new certificate. A bad pair changes nothing."""
+        """Read the files again if they changed; return True for a new certificate. An invalid pair is ignored."""
         stamp = self._stamp()
         if stamp == self._seen:
             return False
@@ -50,14 +50,14 @@ class Certificates:
         return True
 
     def expires_at(self) -> datetime | None:
-        """Return when the certificate in the file ends (aware, in UTC); None for one that can't be read."""
+        """Return the expiry of the certificate in the file (aware, in UTC); None if it can't be read."""
         try:
             return x509.expires_at(self._paths[0].read_bytes())
         except (OSError, ValueError):
             return None
 
     async def run(self) -> None:
-        """Look at the files every few seconds, for ever."""
+        """Check the files every few seconds, until cancelled."""
         while True:
             await self._clock.sleep(_POLL_SECONDS)
             await asyncio.to_thread(self.reload)
@@ -81,7 +81,7 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    # A password would be asked for on the terminal, for ever.
+    # Without this, an encrypted key would prompt for a password on the terminal and block.
     context.load_cert_chain(certificate, key, password=_no_password)
     return context
 

@@ -1,4 +1,4 @@
-"""Settings from the environment, under the names of the backend guide, and the secrets they lead to."""
+"""Settings from environment variables, and the secrets that they configure."""
 
 import os
 import secrets
@@ -19,15 +19,15 @@ log = structlog.get_logger(__name__)
 
 _MIN_SECRET = 32
 _LONGEST_RUN = 43_200
-"""Minutes: the most that the API takes for a timeout."""
+"""Maximum timeout in the API, in minutes."""
 _OURS = ("moorage.db*", "jwt_secret*", "encryption_key*", "controller.lock")
-"""What is ours in the data folder: SQLite's files and copies, secrets, the lock."""
+"""The controller's files in the data folder: SQLite's files and copies, secrets, the lock."""
 _WELL_KNOWN = frozenset({"your-super-secret-jwt-key-change-this", "your-encryption-key-for-ssh-credentials"})
-"""The guide's own examples, which are long enough to pass for secrets."""
+"""Published example secrets, which are long enough to pass the length check."""
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. Each field's description is its documentation."""
+    """All settings. Each field's description is its documentation."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
@@ -177,7 +177,7 @@ class Settings(BaseSettings):
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """The origins of FRONTEND_URL, as a browser writes them."""
+        """The origins of FRONTEND_URL, in the form of an Origin header."""
         return _origins(self.frontend_url)
 
     @property
@@ -192,19 +192,19 @@ class Settings(BaseSettings):
 
     @property
     def previous_keys(self) -> list[str]:
-        """The keys of ENCRYPTION_KEY_PREVIOUS; the whole of it, too, since a key may have a comma in it."""
+        """The keys of ENCRYPTION_KEY_PREVIOUS, and the whole value as well, because a key may contain a comma."""
         whole = self.encryption_key_previous
         return list(dict.fromkeys([*_listed(whole), whole])) if whole else []
 
     @property
     def base_url(self) -> str:
-        """The URL that hosts use, without a slash at its end."""
+        """The URL for hosts, without a trailing slash."""
         scheme = "http" if self.tls_cert_file is None else "https"
         return (self.public_url or f"{scheme}://{self.host}:{self.port}").rstrip("/")
 
     @property
     def sqlite_path(self) -> Path | None:
-        """The database file, None on PostgreSQL."""
+        """The SQLite database file, None with PostgreSQL."""
         return None if self.database_url else self.moorage_data_dir / "moorage.db"
 
 
@@ -217,7 +217,7 @@ def _origins(text: str) -> tuple[str, ...]:
 
 
 def _origin(url: str) -> str:
-    """Return a URL's origin as browsers send it: lower case, no default port, no path."""
+    """Return a URL's origin as sent by browsers: lower case, no default port, no path."""
     wrong = ValueError(f"{url} is no origin: write https://dashboard.example.com, and no wildcard")
     try:
         parts = urlsplit(url)
@@ -271,9 +271,9 @@ def _check_secret(settings: Settings, name: str, *, needed: bool) -> None:
 
 
 def prepare_data_dir(settings: Settings) -> None:
-    """Make the data folder; it and what is ours in it is its owner's alone, whatever was there.
+    """Create the data folder. It and the controller's files in it become accessible to their owner only.
 
-    Raises StartupError where that can't be.
+    Raises StartupError on failure.
     """
     folder = settings.moorage_data_dir
     try:
@@ -291,7 +291,10 @@ def prepare_data_dir(settings: Settings) -> None:
 
 
 def _close_to_others(path: Path, mode: int) -> None:
-    """Take from group and others what they may do. What isn't ours, links, and /tmp and its like stay as they are."""
+    """Remove the permissions of group and others.
+
+    Files of other users, symbolic links, and sticky folders such as /tmp stay unchanged.
+    """
     found = path.lstat()
     kept = stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX or found.st_uid != os.geteuid()
     if found.st_mode & 0o077 and not kept:
@@ -300,7 +303,7 @@ def _close_to_others(path: Path, mode: int) -> None:
 
 
 def secret(settings: Settings, name: Literal["jwt_secret", "encryption_key"]) -> str:
-    """Return a secret: the environment's, else the one kept in the data folder, made on first use (mode 0600)."""
+    """Return a secret from the environment, else from the data folder, where it is created on first use (mode 0600)."""
     kept = kept_secret(settings, name)
     if kept is not None:
         return kept
@@ -310,7 +313,7 @@ def secret(settings: Settings, name: Literal["jwt_secret", "encryption_key"]) ->
 
 
 def kept_secret(settings: Settings, name: Literal["jwt_secret", "encryption_key"]) -> str | None:
-    """Return a secret as `secret` does, but None where it would have to be made. Raises StartupError."""
+    """Return a secret like `secret`, but None instead of creating it. Raises StartupError."""
     given: str = getattr(settings, name)
     path = settings.moorage_data_dir / name
     if given or not path.exists():

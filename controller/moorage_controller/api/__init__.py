@@ -1,1 +1,1 @@
-"""HTTP: parse, one service call, convert."""
+"""The REST API: each handler parses a request, calls one service, and converts the result."""

@@ -1,4 +1,4 @@
-"""From what the services return to what the API shows."""
+"""Conversion of the services' results to the models of the API."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -28,7 +28,7 @@ _LEFT_NOTHING: dict[str, str] = {
 
 
 def given(changes: BaseModel, nullable: set[str]) -> dict[str, object]:
-    """Return the fields a caller sent: absent means unchanged, and so does null where a field can't be unset."""
+    """Return the fields a caller sent. Absent means unchanged, and so does null unless the field is `nullable`."""
     sent = changes.model_dump(include=changes.model_fields_set)
     return {name: value for name, value in sent.items() if value is not None or name in nullable}
 
@@ -38,7 +38,7 @@ def _millis(moment: datetime | None) -> int | None:
 
 
 def server_out(server: Server) -> ServerOut:
-    """Show a server."""
+    """Convert a server."""
     return ServerOut(
         id=server.id,
         name=server.name,
@@ -67,7 +67,7 @@ def _status_detail(server: Server) -> str | None:
 
 
 def server_status_out(server: Server) -> ServerStatusOut:
-    """Show how a server is."""
+    """Convert a server's status."""
     return ServerStatusOut(
         status=server.status,
         running_containers=server.running_containers if server.status == "online" else 0,
@@ -77,7 +77,7 @@ def server_status_out(server: Server) -> ServerStatusOut:
 
 
 def server_test_out(server: Server) -> ServerTestOut:
-    """Show what a check found, in words too."""
+    """Convert the result of a server's check, with a sentence."""
     return ServerTestOut(
         **server_status_out(server).model_dump(exclude={"uptime"}),
         running_apps_count=server.running_apps_count,
@@ -86,7 +86,7 @@ def server_test_out(server: Server) -> ServerTestOut:
 
 
 def refreshed_out(servers: Sequence[Server]) -> RefreshedOut:
-    """Show all servers after a round of checks."""
+    """Convert all servers after their checks."""
     online = sum(server.status == "online" for server in servers)
     return RefreshedOut(
         message=f"{online} of {len(servers)} servers are online.", servers=[server_out(server) for server in servers]
@@ -94,14 +94,14 @@ def refreshed_out(servers: Sequence[Server]) -> RefreshedOut:
 
 
 def project_out(project: Project) -> ProjectOut:
-    """Show a project."""
+    """Convert a project."""
     return ProjectOut(
         id=project.id, name=project.name, description=project.description, created_at=to_millis(project.created_at)
     )
 
 
 def app_out(view: AppView) -> AppOut:
-    """Show an app; a provisional run's deadline is nobody's business: `stopAt` is null until it runs."""
+    """Convert an app; the deadline of a provisional run is hidden: `stopAt` is null until the app runs."""
     app = view.app
     running = app.started_at is not None
     return AppOut(
@@ -129,7 +129,7 @@ def app_out(view: AppView) -> AppOut:
 
 
 def operation_out(operation: Operation) -> OperationOut:
-    """Show an operation."""
+    """Convert an operation."""
     return OperationOut(
         id=operation.id,
         kind=operation.kind,
@@ -147,12 +147,12 @@ def operation_out(operation: Operation) -> OperationOut:
 
 
 def operation_shown_out(operation: Operation, output: str) -> OperationShownOut:
-    """Show an operation with its output."""
+    """Convert an operation with its output."""
     return OperationShownOut(**operation_out(operation).model_dump(), output=output)
 
 
 def raise_unless_succeeded(operation: Operation, output: str) -> None:
-    """Raise OperationFailedError, with what Compose printed, for an operation that ended in any other way."""
+    """Raise OperationFailedError, with Compose's output, for an operation that didn't succeed."""
     if operation.state != "succeeded":
         raise OperationFailedError(
             operation.error_code or "operation_failed",
@@ -163,7 +163,7 @@ def raise_unless_succeeded(operation: Operation, output: str) -> None:
 
 
 def started_out(view: AppView, operation: Operation, kind: OperationKind, output: str) -> StartedOut:
-    """Show a start or restart that succeeded: the guide's reply and ours."""
+    """Convert a successful start or restart."""
     app = app_out(view)
     done = "restarted" if kind is OperationKind.RESTART else "started"
     message = _LEFT_NOTHING.get(app.last_result or "", f"Application {done} successfully")
@@ -182,7 +182,7 @@ def started_out(view: AppView, operation: Operation, kind: OperationKind, output
 
 
 def stopped_out(view: AppView, operation: Operation, output: str) -> StoppedOut:
-    """Show a stop that succeeded: the guide's reply and ours."""
+    """Convert a successful stop."""
     return StoppedOut(
         success=True,
         app_id=view.app.id,
@@ -194,18 +194,18 @@ def stopped_out(view: AppView, operation: Operation, output: str) -> StoppedOut:
 
 
 def _message(done: str, output: str) -> str:
-    """Return the sentence of a success, with what it has not done."""
+    """Return the sentence of a success, followed by Compose's remarks."""
     left = remarks(output)
     return f"{done}. {' '.join(left)}" if left else done
 
 
 def iso(moment: datetime) -> str:
-    """Return a time as users and audit entries show it: ISO 8601, UTC, milliseconds, Z."""
+    """Return a time in the form of users and audit entries: ISO 8601, UTC, milliseconds, Z."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def audit_entry_out(entry: AuditEntry) -> AuditEntryOut:
-    """Show an audit entry; entries never change, so both times are one."""
+    """Convert an audit entry; entries never change, so both times are equal."""
     moment = iso(entry.created_at)
     return AuditEntryOut(
         id=entry.id,

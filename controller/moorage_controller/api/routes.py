@@ -1,4 +1,4 @@
-"""THE table: every route with the role it asks for, its models and its handler."""
+"""The route table: every route with its required role, its models and its handler."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ Handler = Callable[[Call], Awaitable[Reply]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route. `body` None: it takes none; `reply` is what a success shows; a list of it where `many`.
+    """One route. `body` is None for a route without a body. `reply` is the model of a success, `many` a list of it.
 
-    `scope` is what it asks of an API token beside the user's role; `limit` which budget of requests it counts against;
-    `creates`: the handler honours Idempotency-Key, by `Call.once`.
+    `scope` is required of an API token besides the user's role. `limit` is the request budget that it counts against.
+    `creates`: the handler supports Idempotency-Key, by `Call.once`.
     """
 
     method: str
@@ -41,7 +41,7 @@ class Route:
     creates: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a route that doesn't say who may call it: the program must not start with one."""
+        """Reject an incomplete route, so that the program can't start with one."""
         if not isinstance(self.role, Role) or not issubclass(self.reply, BaseModel):
             raise TypeError(f"{self.method} {self.path} needs a role and a reply model")
         if (self.body is not None) != (self.method in {"POST", "PUT", "PATCH"}):
@@ -61,7 +61,7 @@ def _operate(path: str, handler: Handler, reply: type[BaseModel], body: type[Bas
 
 
 def _check(path: str, handler: Handler, reply: type[BaseModel]) -> Route:
-    # It changes nothing that the status's GET doesn't change, and so asks no more of a token.
+    # It changes no more than the GET of the status, so it requires the same scope.
     return Route("POST", path, Role.USER, handler, reply, schemas.NothingIn, scope=Scope.READ)
 
 
@@ -111,7 +111,7 @@ ROUTES: tuple[Route, ...] = (
     _get("/api/users", users.list_users, user_schemas.AccountOut, role=Role.ADMIN, many=True),
     _get("/api/users/{id}", users.get_user, user_schemas.AccountOut, role=Role.ADMIN),
     _get("/api/users/{id}/tokens", tokens.list_user_tokens, user_schemas.TokenOut, role=Role.ADMIN, many=True),
-    # A token that leaked must not make itself a user, nor a password: it would outlive its own revocation.
+    # A leaked token must not create a user or a password, which would outlive the token's revocation.
     _create("/api/users", users.create_user, user_schemas.AccountOut, user_schemas.AccountIn, scope=Scope.SESSION),
     Route(
         "PUT",
@@ -179,7 +179,7 @@ ROUTES: tuple[Route, ...] = (
     _get("/api/apps", apps.list_apps, app_schemas.AppOut, many=True),
     _get("/api/apps/{id}", apps.get_app, app_schemas.AppOut),
     _create("/api/apps", apps.create_app, app_schemas.AppOut, app_schemas.AppIn),
-    # A plain user may change autoStopTimeout; the service refuses him the rest.
+    # A plain user may change autoStopTimeout; the service refuses all other changes.
     Route(
         "PUT",
         "/api/apps/{id}",
@@ -204,6 +204,6 @@ ROUTES: tuple[Route, ...] = (
     _get("/api/audit-logs", audit.list_audit_logs, schemas.AuditPageOut),
     _probe("/healthz", health.healthz),
     _probe("/readyz", health.readyz),
-    # It counts against the address's budget: its token can be guessed at.
+    # It counts against the address's budget, because its token could be guessed.
     Route("GET", "/metrics", Role.NOBODY, metrics.show_metrics, schemas.HealthOut, scope=Scope.READ),
 )

@@ -13,11 +13,11 @@ from moorage_controller.hosts import endpoint
 
 MAX_MINUTES = 43_200
 MAX_MILLIS = 253_402_300_799_000
-"""The end of the year 9999, the last one that databases and people know."""
+"""The end of the year 9999, the limit of datetime and databases."""
 
 
 class Schema(BaseModel):
-    """Base of all."""
+    """Base of all bodies and replies."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
 
@@ -67,7 +67,7 @@ def _no_boolean(value: object) -> object:
 
 OneLine = AfterValidator(_one_line)
 Number = BeforeValidator(_no_boolean)
-"""Python takes true for 1; a caller who sends it means something else."""
+"""A number, but no boolean: Python would accept true as 1."""
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255), OneLine]
 Endpoint = Annotated[
     str,
@@ -93,7 +93,7 @@ class LoginIn(Schema):
 
 
 class UserOut(Schema):
-    """Who somebody is, as login and verify tell it."""
+    """A user, in the replies to login and verify."""
 
     id: UUID
     username: str
@@ -114,13 +114,13 @@ class VerifyOut(Schema):
 
 
 class SuccessOut(Schema):
-    """It was done."""
+    """The action succeeded."""
 
     success: bool = True
 
 
 class DeletedOut(SuccessOut):
-    """It is gone."""
+    """The resource was deleted."""
 
     message: str
 
@@ -134,7 +134,7 @@ class JoinTokenOut(Schema):
 
 
 class EnrollIn(Schema):
-    """POST /api/enroll: `token` is the proof, not the join token itself."""
+    """POST /api/enroll: `token` is the proof of the join token, not the token itself."""
 
     token: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     csr: Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
@@ -143,7 +143,7 @@ class EnrollIn(Schema):
 
 
 class EnrollOut(Schema):
-    """What makes a host a member; certificates are PEM."""
+    """The credentials of an enrolled host; certificates are PEM."""
 
     certificate: str
     ca: str
@@ -159,7 +159,7 @@ class ProjectIn(Schema):
 
 
 class ProjectChanges(Schema):
-    """PUT /api/projects/{id}: what is absent stays."""
+    """PUT /api/projects/{id}: absent fields stay unchanged."""
 
     name: Name | None = None
     description: Description | None = None
@@ -175,13 +175,13 @@ class ProjectOut(Schema):
 
 
 class NothingIn(Schema):
-    """A body that says nothing; it may be left out."""
+    """An empty body; it may be omitted."""
 
 
 class OperationOut(Schema):
     """An operation; `actor` is a user's name or `auto-stop`.
 
-    `error` of one in flight says why it waits for its host.
+    While the operation is in flight, `error` is the reason why it waits for its host.
     """
 
     id: UUID
@@ -199,22 +199,22 @@ class OperationOut(Schema):
 
 
 class OperationShownOut(OperationOut):
-    """One operation, and the last 64 KiB of its output: what Compose printed, or what an agent's installation did.
+    """An operation with the last 64 KiB of its output: that of Compose, or of an agent's installation.
 
-    It grows while the operation runs; GET /api/operations/{id}/output shows it live, and from its beginning.
+    The output grows while the operation runs. GET /api/operations/{id}/output streams it live, from its beginning.
     """
 
     output: str
 
 
 class EventOut(Schema):
-    """The data of the event `ready`; of `app`, `server`, `operation` it is the resource, of `stopping_soon` an app."""
+    """The data of the event `ready`. The data of other events is the resource, that of `stopping_soon` an app."""
 
     resumed: bool
 
 
 class AuditEntryOut(Schema):
-    """An audit entry: `details` is a sentence, `data` the object that the guide calls details; ISO 8601 times."""
+    """An audit entry: `details` is a sentence, `data` an object with the details; times are ISO 8601."""
 
     id: UUID
     user_id: UUID | None
@@ -241,7 +241,7 @@ class AuditPageOut(Schema):
 
 
 class HealthOut(Schema):
-    """GET /healthz and /readyz: `problems` names each part that isn't well."""
+    """GET /healthz and /readyz: `problems` has a sentence for each part that doesn't work."""
 
     status: str
     problems: list[str] = []

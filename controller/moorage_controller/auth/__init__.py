@@ -1,1 +1,1 @@
-"""Who somebody is and what he may do."""
+"""Authentication and authorization: passwords, tokens, roles, and rate limits."""

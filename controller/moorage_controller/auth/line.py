@@ -1,7 +1,7 @@
-"""A bounded line in front of a few threads, for what costs a processor a quarter of a second: comparing passwords.
+"""A bounded queue in front of a few threads, for password hashing, which takes a quarter of a second of CPU time.
 
-Whoever is known goes first; of the others nobody holds more than a share of the places. Where the line is long, the
-rest is told at once when to come again, so that neither the wait nor the memory of it grows with the callers.
+Known callers go first. Each unknown caller is limited to a share of the places. If the queue is full, further calls
+fail immediately with a time to retry, so that neither waiting time nor memory grows with the number of callers.
 """
 
 import asyncio
@@ -18,26 +18,26 @@ from moorage_controller.errors import TooManyRequestsError
 T = TypeVar("T")
 
 _THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
-"""Half of the processors: the others answer everybody else meanwhile."""
+"""Half of the processors; the others serve all other requests."""
 _MOST = {True: 96, False: 32}
-"""Who may wait, by whether he is known: some seconds' work."""
+"""Limit of waiting calls, by whether the caller is known: some seconds' work."""
 _MOST_OF_ONE = {True: 24, False: 12}
-"""Who may wait or be let in with the same share."""
+"""Limit of waiting and running calls with the same share."""
 _FIRST_GUESS_SECONDS = 0.3
 _RECENT = 0.2
-"""How much the newest piece of work counts in how long one takes."""
+"""Weight of the newest call in the average duration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Who stands in line: all with the same `share` have some places together; `known` ones go first."""
+    """A caller's position: callers with the same `share` have a common limit; `known` ones go first."""
 
     share: str
     known: bool
 
 
 class Line:
-    """Lets in so many at once, and keeps a bounded number waiting. Close it at the end."""
+    """Limits concurrent calls, with a bounded number of waiting ones. Close it at the end."""
 
     def __init__(self, threads: int = _THREADS) -> None:
         self._threads = threads
@@ -49,14 +49,14 @@ class Line:
         self._seconds = _FIRST_GUESS_SECONDS
 
     def check(self, place: Place) -> None:
-        """Raise TooManyRequestsError where there is no place."""
+        """Raise TooManyRequestsError if the queue has no place."""
         waiting = len(self._known if place.known else self._others)
         if self._shares[place.share] >= _MOST_OF_ONE[place.known] or waiting >= _MOST[place.known]:
             seconds = max(1, math.ceil((waiting + 1) * self._seconds / self._threads))
             raise TooManyRequestsError(f"Too many logins at once: try again in {seconds} s.", seconds)
 
     async def run(self, place: Place, work: Callable[[], T]) -> T:
-        """Return what `work` returns, from a thread. Raises TooManyRequestsError where there is no place."""
+        """Run `work` in a thread and return its result. Raises TooManyRequestsError if the queue has no place."""
         self.check(place)
         waiting = self._known if place.known else self._others
         self._shares[place.share] += 1
@@ -65,7 +65,7 @@ class Line:
             loop = asyncio.get_running_loop()
             began = loop.time()
             done = self._pool.submit(work)
-            # The thread's own end, not the caller's: one who is gone must not let in another beside his work.
+            # The end of the thread's work counts: a cancelled caller must not free its thread too early.
             done.add_done_callback(lambda _: _call_in_loop(loop, self._next))
             found = await asyncio.wrap_future(done)
             self._seconds += (loop.time() - began - self._seconds) * _RECENT
@@ -76,7 +76,7 @@ class Line:
                 del self._shares[place.share]
 
     async def aclose(self) -> None:
-        """Wait for what runs."""
+        """Wait for running work."""
         await asyncio.to_thread(self._pool.shutdown)
 
     async def _turn(self, waiting: deque[asyncio.Future[None]]) -> None:
@@ -105,6 +105,6 @@ class Line:
 
 
 def _call_in_loop(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:
-    # At the program's end nobody waits any more.
+    # At the program's end no caller waits any more.
     if not loop.is_closed():
         loop.call_soon_threadsafe(what)

@@ -1,4 +1,4 @@
-"""Passwords: bcrypt with cost 12 (the guide's saltRounds), in threads of their own, so many at once."""
+"""Password hashing: bcrypt with cost 12, in a limited number of threads."""
 
 from functools import partial
 
@@ -9,19 +9,19 @@ from moorage_controller.auth.line import Line, Place
 _COST = 12
 MIN_CHARACTERS = 8
 MAX_BYTES = 72
-"""bcrypt ignores what comes after; a longer password is refused rather than cut."""
+"""bcrypt ignores further bytes; a longer password is refused rather than truncated."""
 
 _DUMMY = b"$2b$12$C6UzMDM.H6dfI/f/IKcEeO8NBBzGYvW3YQ3u9oYpT1VuBXl7bQO2W"
 
 
 class Passwords:
-    """Hashes and compares passwords. Both raise TooManyRequestsError where too many wait; close it at the end."""
+    """Hashes and verifies passwords. Both raise TooManyRequestsError if too many calls wait. Close it at the end."""
 
     def __init__(self) -> None:
         self._line = Line()
 
     def check(self, place: Place) -> None:
-        """Raise TooManyRequestsError where there is no place in line: cheap, for before anything else is done."""
+        """Raise TooManyRequestsError if the queue has no place: a cheap check to do first."""
         self._line.check(place)
 
     async def hash(self, password: str, place: Place) -> str:
@@ -29,15 +29,15 @@ class Passwords:
         return (await self._line.run(place, partial(_hash, password.encode()))).decode()
 
     async def verify(self, password: str, password_hash: str | None, place: Place) -> bool:
-        """Compare in the same time for an unknown user (`password_hash` None) as for a wrong password."""
+        """Verify a password; an unknown user (`password_hash` None) takes as long as a wrong password."""
         known = _DUMMY if password_hash is None else password_hash.encode()
-        # JSON can carry half a character: no password has one, and the comparison must take its time all the same.
+        # JSON can contain a lone surrogate. No stored password has one, but the comparison must take equally long.
         tried = password.encode(errors="surrogatepass")
         right = await self._line.run(place, partial(_compare, tried[:MAX_BYTES], known))
         return right and password_hash is not None and len(tried) <= MAX_BYTES
 
     async def aclose(self) -> None:
-        """Wait for what is being hashed."""
+        """Wait for running hashes."""
         await self._line.aclose()
 
 

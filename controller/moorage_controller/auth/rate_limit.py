@@ -1,7 +1,7 @@
-"""How often somebody may ask: a budget a minute for each caller, kept in this process.
+"""Rate limits: a budget of requests per minute for each caller, kept in this process.
 
-Not the library `limits`: its memory store asks the machine's clock and starts timers of its own, while here one clock
-decides, and an ordinary request must neither write nor wait. Logins are limited in the database
+The library `limits` is not used: its memory store reads the machine's clock and starts its own timers. Here the
+injected clock decides, and an ordinary request must neither write nor wait. Logins are limited in the database
 (`store/tables/logins.py`).
 """
 
@@ -13,29 +13,29 @@ from typing import Protocol
 _MOST_CALLERS = 10_000
 _MINUTE = 60.0
 _ROUNDING = 0.001
-"""Seconds: sums of fractions are not exact."""
+"""Tolerance in seconds, for rounding errors of float sums."""
 
 
 class Limit(Enum):
-    """What a route counts against."""
+    """The budget that a route counts against."""
 
     NONE = "none"
-    """Probes of health, which must never be refused."""
+    """No limit: health probes must never be refused."""
     GENERAL = "general"
-    """The general budget of a user, or of an address where there is no user."""
+    """The general budget of a user, or of an address for requests without a user."""
     SIGN_IN = "sign_in"
-    """A smaller budget of the address: each call costs a password's comparison."""
+    """A smaller budget of the address, because each call verifies a password."""
 
 
 class Monotonic(Protocol):
-    """The part of a clock that is needed here."""
+    """A monotonic clock."""
 
     def monotonic(self) -> float:
         """Return seconds from an arbitrary point."""
 
 
 class Budget:
-    """`per_minute` requests a minute for each caller, all of them at once if he likes (GCRA); 0: without a limit."""
+    """`per_minute` requests per minute for each caller, in one burst if needed (GCRA); 0 means no limit."""
 
     def __init__(self, per_minute: int, clock: Monotonic) -> None:
         self._per_minute = per_minute
@@ -43,7 +43,7 @@ class Budget:
         self._due: dict[str, float] = {}
 
     def take(self, caller: str) -> int:
-        """Count a request. Returns 0 when it may pass, else the whole seconds to wait; a refused one isn't counted."""
+        """Count a request. Return 0 to admit it, else the whole seconds to wait; a refused one isn't counted."""
         if self._per_minute == 0:
             return 0
         now = self._clock.monotonic()
@@ -60,20 +60,20 @@ _SIGN_INS_PER_MINUTE = 60
 
 
 def budgets(per_minute: int, clock: Monotonic) -> dict[Limit, Budget]:
-    """Return the budgets that routes name; `per_minute` 0 switches both off."""
+    """Return the budgets by limit; `per_minute` 0 disables both."""
     sign_ins = min(_SIGN_INS_PER_MINUTE, per_minute)
     return {Limit.GENERAL: Budget(per_minute, clock), Limit.SIGN_IN: Budget(sign_ins, clock)}
 
 
 def network(address: str | None) -> str:
-    """Return an address as limits count it: IPv6 by its /64, which a single host commands."""
+    """Return the network that limits count: the IPv4 address, or the IPv6 /64, which one host controls."""
     return _within(address, 32, 64)
 
 
 def sites(address: str | None) -> tuple[str, ...]:
-    """Return the networks around an IPv6 address that one customer may be given: its /56 and its /48.
+    """Return the networks of an IPv6 address that one customer may own: its /56 and its /48.
 
-    None for IPv4: neighbours in a /24 are strangers to each other, and one would be refused for another's failures.
+    Empty for IPv4: addresses in a /24 are unrelated, and one would be refused for another's failures.
     """
     parsed = _parsed(address)
     if not isinstance(parsed, ipaddress.IPv6Address):
@@ -82,7 +82,7 @@ def sites(address: str | None) -> tuple[str, ...]:
 
 
 def neighbourhood(address: str | None) -> str:
-    """Return the widest network that shares a place in a line, which holds nobody off for long: /24 or /48."""
+    """Return the network that shares places in the password queue: /24 or /48. Sharing delays callers only briefly."""
     return _within(address, 24, 48)
 
 
@@ -93,7 +93,7 @@ def _within(address: str | None, bits: int, bits_v6: int) -> str:
     size = bits_v6 if isinstance(parsed, ipaddress.IPv6Address) else bits
     if size == parsed.max_prefixlen:
         return str(parsed)
-    # By its number: a zone (fe80::1%eth0) names no network.
+    # Converted to a number to drop a zone (fe80::1%eth0), which is not valid in a network.
     return str(ipaddress.ip_network((int(parsed), size), strict=False))
 
 

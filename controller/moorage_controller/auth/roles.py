@@ -1,4 +1,4 @@
-"""Roles, and who a request comes from."""
+"""Roles and scopes, and the identity behind a request."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,7 +7,7 @@ from uuid import UUID
 
 
 class Role(IntEnum):
-    """What a route asks for at least; higher may do all that lower may."""
+    """The least role that a route requires; a higher role includes the lower ones."""
 
     NOBODY = 0
     USER = 1
@@ -15,10 +15,10 @@ class Role(IntEnum):
 
 
 class Scope(IntEnum):
-    """What a route asks of a token, beside the user's role; higher includes lower.
+    """The token scope that a route requires besides the user's role; higher includes lower.
 
-    The first three are scopes of API tokens. A login has SESSION: what an API token must never do, such as making
-    another one.
+    The first three are scopes of API tokens. A login has SESSION, for actions that an API token must never perform,
+    such as creating another token.
     """
 
     READ = 1
@@ -29,7 +29,7 @@ class Scope(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The user behind a valid token: `jti` is a login's, or an API token's id; `expires_at` None: never."""
+    """The user of a valid token. `jti` is that of a login, or an API token's id; `expires_at` None means never."""
 
     user_id: UUID
     username: str
@@ -40,13 +40,13 @@ class Principal:
 
     @property
     def may_administer(self) -> bool:
-        """Whether he may do here and now what an admin may: an admin, and not by a token of a lower scope."""
+        """Whether admin actions are allowed: the user is an admin, and the token's scope is ADMIN or higher."""
         return self.role is Role.ADMIN and self.scope >= Scope.ADMIN
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request came from, for the audit log."""
+    """The client address and user agent of a request, for the audit log."""
 
     ip_address: str | None = None
     user_agent: str | None = None
@@ -54,7 +54,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does something: a user at some address, or a part of the controller (no id)."""
+    """The actor in the audit log: a user with an origin, or a part of the controller (no id)."""
 
     user_id: UUID | None
     name: str
@@ -63,5 +63,5 @@ class Actor:
 
 AUTO_STOP = Actor(None, "auto-stop")
 DEAD_MAN = Actor(None, "agent")
-"""A host's agent, which stops what no controller has stopped in time."""
+"""A host's agent, which stops apps that no controller has stopped in time."""
 OBSERVER = Actor(None, "observer")

@@ -1,7 +1,7 @@
-"""How many streams may be open at once: of one user, from one host, and in all.
+"""Limits of concurrent streams: per user, per host, and in total.
 
-Events cost a connection alone, so that a team may share a user; an output is read from the database; logs are a
-connection to a host each. All of one user's leave room for others.
+An event stream costs only a connection, so a team may share a user. An output stream reads from the database. Each log
+stream needs a connection to a host. The limits of one user leave room for others.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from moorage_controller.errors import TooManyRequestsError
 
 
 class Kind(Enum):
-    """What is followed."""
+    """The kind of a stream."""
 
     EVENTS = "events"
     OUTPUT = "outputs"
@@ -23,7 +23,7 @@ class Kind(Enum):
 
 MOST_OF_USER = {Kind.EVENTS: 300, Kind.OUTPUT: 50, Kind.LOGS: 20}
 MOST_OF_HOST = 50
-"""Logs alone, whoever reads them."""
+"""Limit of log streams from one host, over all users."""
 MOST = 500
 _RETRY_SECONDS = 10
 CODE = "too_many_streams"
@@ -37,12 +37,12 @@ class StreamShares:
 
     @property
     def open(self) -> int:
-        """How many streams there are just now."""
+        """The current number of streams."""
         return self._open["all"]
 
     @contextmanager
     def of_user(self, kind: Kind, user_id: UUID) -> Iterator[None]:
-        """Hold a place of a user's, and of all. Raises TooManyRequestsError."""
+        """Hold one of the user's places and one of the total. Raises TooManyRequestsError."""
         most = MOST_OF_USER[kind]
         with (
             self._place((kind, user_id), most, f"You follow {most} {kind.value} already"),
@@ -52,7 +52,7 @@ class StreamShares:
 
     @contextmanager
     def of_host(self, server_id: UUID) -> Iterator[None]:
-        """Hold a place of a host's logs. Raises TooManyRequestsError."""
+        """Hold one of the host's places for logs. Raises TooManyRequestsError."""
         with self._place(server_id, MOST_OF_HOST, f"{MOST_OF_HOST} logs of this host are read already"):
             yield
 

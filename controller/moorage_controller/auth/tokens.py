@@ -1,4 +1,4 @@
-"""Login tokens: JWT, HS256, 24 hours, the guide's claims and `jti`, `iat`, `exp`."""
+"""Login tokens: JWT, HS256, valid for 24 hours, with the claims of docs/guide.md and `jti`, `iat`, `exp`."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ _ALGORITHM = "HS256"
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a valid token says; whether it still counts is the users service's to decide."""
+    """The claims of a valid token; the users service decides whether it is revoked."""
 
     user_id: UUID
     role: str
@@ -22,11 +22,11 @@ class Claims:
 
 
 class BadTokenError(Exception):
-    """Not a token of ours, or expired."""
+    """The token is not from this installation, or expired."""
 
 
 def issue(secret: str, *, user_id: UUID, username: str, role: str, now: datetime, jti: UUID | None = None) -> str:
-    """Return a signed token; it counts while there is a session of its `jti`."""
+    """Return a signed token; it is valid while a session with its `jti` exists."""
     claims = {
         "userId": str(user_id),
         "username": username,
@@ -41,7 +41,7 @@ def issue(secret: str, *, user_id: UUID, username: str, role: str, now: datetime
 def read(secret: str, token: str, now: datetime) -> Claims:
     """Check signature, algorithm and expiry (by the controller's clock). Raises BadTokenError."""
     try:
-        # Expiry is checked below, against the injected clock: the library would ask the machine's.
+        # Expiry is checked below against the injected clock; the library would use the machine's clock.
         options: jwt.types.Options = {
             "require": ["userId", "username", "role", "jti", "iat", "exp"],
             "verify_exp": False,

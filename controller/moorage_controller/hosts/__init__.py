@@ -1,1 +1,1 @@
-"""The ways to a host, behind one interface."""
+"""The transports to hosts, agent and SSH, behind one interface."""

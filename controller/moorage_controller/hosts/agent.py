@@ -1,4 +1,4 @@
-"""The way to a host through its agent: gRPC with mutual TLS."""
+"""The agent transport: gRPC with mutual TLS."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -38,17 +38,17 @@ _CONNECT_SECONDS = 5.0
 _CALL_SECONDS = 30.0
 _REQUEST_SECONDS = 10.0
 _HEARTBEAT_SECONDS = 35.0
-"""Three missed heartbeats of ten seconds, and some: then a watch is taken for lost."""
+"""A watch counts as lost after three missed heartbeats of ten seconds, plus a margin."""
 
 _SMALL = 64 * KIB
-"""The most bytes of an answer without lists."""
+"""Size limit of a reply without lists, in bytes."""
 _FAILURES = (grpc.aio.AioRpcError, UntrustedError)
 
 M = TypeVar("M", bound=Message)
 
 
 class AgentTransport:
-    """One host's agent behind the common interface."""
+    """HostTransport over one host's agent."""
 
     name = "agent"
 
@@ -58,11 +58,11 @@ class AgentTransport:
         self._stub = channel.stub
 
     async def connect(self) -> None:
-        """Ask for the host's facts: the cheapest call that proves both ends, and that changes nothing."""
+        """Call GetInfo: the cheapest read-only call that authenticates both ends."""
         await self.info()
 
     async def info(self) -> HostInfo:
-        """Ask the host's facts now. Raises HostUnreachableError after five seconds at most."""
+        """Fetch the host's facts. Raises HostUnreachableError after five seconds at most."""
         try:
             raw = await self._stub.GetInfo(pb.GetInfoRequest(), timeout=_CONNECT_SECONDS)
             return messages.host_info(wire.read(pb.GetInfoResponse, raw, _SMALL).host)
@@ -70,7 +70,10 @@ class AgentTransport:
             raise self._unreachable(error) from None
 
     async def prepare_renewal(self) -> bytes:
-        """Have the host make a new key, and return its request (PEM). Raises ContactLostError, HostRefusedError."""
+        """Make the host create a new key and return its signing request (PEM).
+
+        Raises ContactLostError, HostRefusedError.
+        """
         try:
             raw = await self._stub.PrepareRenewal(pb.PrepareRenewalRequest(), timeout=_CALL_SECONDS)
             return wire.read(pb.PrepareRenewalResponse, raw, _SMALL).signing_request
@@ -78,7 +81,7 @@ class AgentTransport:
             self._raise(error)
 
     async def install_certificate(self, certificate: bytes) -> None:
-        """Give the host the certificate (PEM) for that key. Raises ContactLostError, HostRefusedError."""
+        """Send the host the certificate (PEM) for that key. Raises ContactLostError, HostRefusedError."""
         request = pb.InstallCertificateRequest(certificate=certificate)
         try:
             await self._stub.InstallCertificate(request, timeout=_CALL_SECONDS)
@@ -130,7 +133,7 @@ class AgentTransport:
                     raw = await call.read()
                 if raw is grpc.aio.EOF:
                     raise ContactLostError(f"The agent at {self._endpoint} ended the watch.")
-                # Each change is work for the database. What isn't read yet, the agent brings up to date.
+                # Each change costs database work. The agent coalesces changes that are not read yet.
                 item = messages.watch_item(await self._read(pb.WatchResponse, raw, LIMITS.change_cost), asked)
                 if item is not None:
                     yield item
@@ -142,7 +145,7 @@ class AgentTransport:
             call.cancel()
 
     async def look(self, app: HostApp) -> AppObservation:
-        """Look at an app now. Raises HostUnreachableError, HostRefusedError."""
+        """Observe an app now. Raises HostUnreachableError, HostRefusedError."""
         request = pb.GetAppRequest(app=messages.app(app))
         try:
             raw = await self._stub.GetApp(request, timeout=_REQUEST_SECONDS)
@@ -151,7 +154,7 @@ class AgentTransport:
             raise self._refused(error) or self._unreachable(error) from None
 
     async def projects(self) -> Sequence[HostProject]:
-        """List the Compose projects that the host lets us see. Raises HostUnreachableError, HostRefusedError."""
+        """List the Compose projects that the host's policy allows. Raises HostUnreachableError, HostRefusedError."""
         try:
             raw = await self._stub.ListProjects(pb.ListProjectsRequest(), timeout=_CALL_SECONDS)
             return messages.projects(await self._read(pb.ListProjectsResponse, raw))
@@ -159,7 +162,7 @@ class AgentTransport:
             raise self._refused(error) or self._unreachable(error) from None
 
     async def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
-        """Yield batches of what an app's containers write."""
+        """Yield batches of log lines of an app's containers."""
         call = self._stub.Logs(messages.logs_request(app, wanted))
         budget = None if wanted.follow else ByteBudget("A log", LIMITS.log)
         try:
@@ -175,7 +178,7 @@ class AgentTransport:
             call.cancel()
 
     async def set_deadline(self, app: HostApp, deadline: Deadline) -> None:
-        """Tell the agent how long an app may run. Raises HostUnreachableError, HostRefusedError."""
+        """Send an app's deadline to the agent. Raises HostUnreachableError, HostRefusedError."""
         request = pb.SetDeadlineRequest(app=messages.app(app), deadline=messages.deadline(deadline))
         try:
             await self._stub.SetDeadline(request, timeout=_CONNECT_SECONDS)
@@ -183,7 +186,7 @@ class AgentTransport:
             raise self._refused(error) or self._unreachable(error) from None
 
     async def _check_knows_files(self, order: Order) -> None:
-        """Raise HostRefusedError for an agent that would start an app with other files than its own."""
+        """Raise HostRefusedError for an old agent that would ignore the app's own compose files."""
         if not order.app.compose_files or order.kind is OperationKind.DOWN:
             return
         try:
@@ -195,7 +198,7 @@ class AgentTransport:
             raise HostRefusedError("agent_too_old", sentence)
 
     async def _read(self, kind: type[M], raw: object, cost: int = 0) -> M:
-        """Read a message at the host's pace; `cost` is what it costs beside its bytes. Raises UntrustedError."""
+        """Parse a message, rate-limited per host; `cost` is added to its size in bytes. Raises UntrustedError."""
         await self._pace.take(cost + (len(raw) if isinstance(raw, bytes) else 0))
         return wire.read(kind, raw)
 
@@ -206,7 +209,7 @@ class AgentTransport:
         return HostUnreachableError(f"The agent at {self._endpoint} can't be reached: {failure_sentence(error)}")
 
     def _refused(self, error: Failure) -> HostRefusedError | None:
-        """Return the definite answer that a status with a code of ours is; None for any other."""
+        """Return the refusal for a status with a Moorage code; None for any other status."""
         if isinstance(error, UntrustedError):
             return None
         code = moorage_code(error)
@@ -218,14 +221,14 @@ class AgentTransport:
         return None
 
     def _raise(self, error: Failure) -> NoReturn:
-        """Raise HostRefusedError for a definite answer, else ContactLostError."""
+        """Raise HostRefusedError for a definite refusal, else ContactLostError."""
         if self._is_too_much(error):
             raise self._too_much(error) from None
         lost = ContactLostError(f"The connection to the agent at {self._endpoint} was lost: {failure_sentence(error)}")
         raise self._refused(error) or lost from None
 
     def _is_too_much(self, error: Failure) -> bool:
-        """Whether it is a limit that the agent broke: ours, or gRPC's, which has no code of the agent's."""
+        """Whether the agent exceeded a limit: the controller's, or gRPC's (a status without a Moorage code)."""
         if isinstance(error, UntrustedError):
             return True
         return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and moorage_code(error) is None
@@ -236,6 +239,6 @@ class AgentTransport:
 
 
 def _asked() -> tuple[tuple[str, str], ...]:
-    """Return the metadata by which a line in the agent's log finds its request in the controller's."""
+    """Return the metadata with the request id, which correlates the agent's log with the controller's."""
     found = request_id()
     return ((REQUEST_ID_KEY, found),) if found else ()

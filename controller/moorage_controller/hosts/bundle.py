@@ -1,4 +1,4 @@
-"""The agent's bundle, as `make agent-bundle` makes it: what goes to hosts."""
+"""The agent's bundle for installation on hosts, built by `make agent-bundle`."""
 
 import hashlib
 import tarfile
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 class NoBundleError(Exception):
-    """There is no bundle that can be used; `str()` is a sentence."""
+    """No usable bundle; `str()` is a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle: its build, such as `0.1.0-1a2b3c4d`, its content (a tar.gz) and that's SHA-256 (hex)."""
+    """A bundle: its build, such as `0.1.0-1a2b3c4d`, its content (a tar.gz) and the content's SHA-256 (hex)."""
 
     build: str
     content: bytes
@@ -21,7 +21,7 @@ class Bundle:
 
 
 def load(path: Path | None) -> Bundle:
-    """Read MOORAGE_AGENT_BUNDLE; the last one is kept. Blocks. Raises NoBundleError."""
+    """Read the bundle at MOORAGE_AGENT_BUNDLE; the last one is cached. Blocks. Raises NoBundleError."""
     if path is None:
         raise NoBundleError(
             "This controller has no agent to install: set MOORAGE_AGENT_BUNDLE to the bundle's path (`make "
@@ -36,7 +36,7 @@ def load(path: Path | None) -> Bundle:
 
 @lru_cache(maxsize=1)
 def _read(path: Path, modified: int, size: int) -> Bundle:
-    """Read a bundle; another time or size is another file."""
+    """Read a bundle; its mtime and size are part of the cache key."""
     del modified, size
     with tarfile.open(path, "r:gz") as tar:
         first = tar.next()

@@ -1,7 +1,7 @@
-"""Which way to a server: its agent first; SSH where there is no agent, or where it doesn't answer.
+"""Choice of the transport to a server: its agent first; SSH if there is no agent, or if it doesn't answer.
 
-Over SSH a server's operations are worked in its agent's own journal, so what the agent was told to do is found there,
-and nothing is done twice. Where that journal can't be used, SSH is no way round the agent.
+Over SSH a server's operations use its agent's own journal. Operations that the agent already has are found there, so
+none runs twice. If that journal can't be used, SSH doesn't replace the agent.
 """
 
 import asyncio
@@ -37,23 +37,26 @@ from moorage_controller.hosts.transport import (
 
 DEFAULT_USER = "root"
 _AGENT_ASKED_EVERY_SECONDS = 3.0
-"""While SSH is used. An ask fails at once while the channel waits to connect anew (3 s at most): the next is soon."""
+"""Interval of agent probes while SSH is used.
+
+A probe fails immediately while the channel waits to reconnect (3 s at most), so the interval is short.
+"""
 
 
 class TransportFactory:
-    """Finds the way to a server."""
+    """Chooses the transport to a server."""
 
     def __init__(self, channels: AgentChannels, pool: SshPool) -> None:
         self._channels = channels
         self._pool = pool
 
     def transport(self, server: HostAddress) -> HostTransport:
-        """Return the way. Raises HostUnreachableError where there is none."""
+        """Return the transport. Raises HostUnreachableError if there is none."""
         agent = ssh = None
         if server.api_endpoint and server.agent_name:
             channel = self._channels.get(server.api_endpoint, server.agent_name)
             agent = AgentTransport(channel, server.api_endpoint)
-        # Before the agent was seen it isn't known where it keeps its journal.
+        # The folder of the agent's journal is unknown until the agent has answered once.
         if server.encrypted_credentials and (agent is None or server.agent_journal):
             ssh = SshTransport(self._pool.host(ssh_target(server)))
         if agent is not None and ssh is not None:
@@ -68,12 +71,12 @@ class TransportFactory:
         return way
 
     async def host_key(self, server: HostAddress) -> str:
-        """Return the SSH host key that the host shows now, whatever is pinned. Raises HostUnreachableError."""
+        """Return the SSH host key that the host presents now, regardless of pinning. Raises HostUnreachableError."""
         return await show_key(ssh_target(server))
 
 
 class FallbackTransport:
-    """A host with an agent that can be reached by SSH as well. It chooses at the first call and stays with it."""
+    """Transport to a host with an agent and SSH. The first call chooses one of them for all later calls."""
 
     def __init__(self, agent: HostTransport, ssh: HostTransport) -> None:
         self._agent = agent
@@ -83,15 +86,15 @@ class FallbackTransport:
 
     @property
     def name(self) -> str:
-        """`agent`, or `ssh` once that is chosen."""
+        """`agent`, or `ssh` after the fallback."""
         return (self._chosen or self._agent).name
 
     async def connect(self) -> None:
-        """Reach the host, one way or the other. Raises HostUnreachableError."""
+        """Connect to the host by its agent or by SSH. Raises HostUnreachableError."""
         await self._choose()
 
     async def info(self) -> HostInfo:
-        """Ask the host's facts now, with why the agent isn't used where it isn't. Raises HostUnreachableError."""
+        """Fetch the host's facts, with the reason for a fallback to SSH. Raises HostUnreachableError."""
         return self._explained(await (await self._choose()).info())
 
     async def start(self, order: Order) -> None:
@@ -99,12 +102,12 @@ class FallbackTransport:
         await (await self._again()).start(order)
 
     async def follow(self, operation_id: UUID, after: int) -> AsyncGenerator[Output | End, None]:
-        """Yield output from an offset on, then the end: the journal is the same, whichever way."""
+        """Yield output from an offset on, then the end. Both transports use the same journal."""
         async for item in (await self._again()).follow(operation_id, after):
             yield item
 
     async def cancel(self, operation_id: UUID, by: str) -> CancelOutcome:
-        """Stop a start's command, or see to it that it never starts. Raises ContactLostError, HostRefusedError."""
+        """Stop a start's command, or prevent its start. Raises ContactLostError, HostRefusedError."""
         return await (await self._again()).cancel(operation_id, by)
 
     async def watch(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
@@ -121,21 +124,24 @@ class FallbackTransport:
                         yield item
 
     async def look(self, app: HostApp) -> AppObservation:
-        """Look at an app now. Raises HostUnreachableError."""
+        """Observe an app now. Raises HostUnreachableError."""
         return await (await self._choose()).look(app)
 
     async def projects(self) -> Sequence[HostProject]:
-        """List the Compose projects there are. Raises HostUnreachableError."""
+        """List the existing Compose projects. Raises HostUnreachableError."""
         return await (await self._choose()).projects()
 
     async def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
-        """Yield batches of what an app's containers write."""
+        """Yield batches of log lines of an app's containers."""
         async with aclosing((await self._choose()).logs(app, wanted)) as batches:
             async for batch in batches:
                 yield batch
 
     async def set_deadline(self, app: HostApp, deadline: Deadline) -> None:
-        """Tell the agent, and nobody else: it may well run, and act on what it knows. Raises HostUnreachableError."""
+        """Send the deadline to the agent only, never over SSH. Raises HostUnreachableError.
+
+        An agent that doesn't answer may still run and enforce the deadlines it has.
+        """
         await self._agent.set_deadline(app, deadline)
 
     async def _until_agent(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
@@ -166,7 +172,7 @@ class FallbackTransport:
         try:
             return await self._choose()
         except HostUnreachableError as error:
-            # What is asked about here may have been sent before: that nobody answers proves nothing.
+            # The operation may have been sent earlier, so an unreachable host proves nothing about it.
             raise ContactLostError(error.sentence, error.code) from None
 
     async def _choose(self) -> HostTransport:
@@ -192,7 +198,7 @@ class FallbackTransport:
 
 
 def ssh_target(server: HostAddress) -> SshTarget:
-    """Return where and as whom a server is reached by SSH."""
+    """Return the SSH address, user and pinned key of a server."""
     return SshTarget(
         server_id=server.id,
         address=server.address,

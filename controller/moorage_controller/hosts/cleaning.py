@@ -1,6 +1,6 @@
-"""What hosts say, as it may be kept, shown and logged, whichever way it came: each of the transport's types, cleaned.
+"""Cleaning of data from hosts before it is stored, shown or logged: one function for each type of the transport.
 
-Containers are cleaned where they are read: `moorage_common.docker.containers.clean_state`.
+Containers are cleaned on reading: `moorage_common.docker.containers.clean_state`.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from moorage_controller.hosts.transport import AppObservation, End, HostInfo, Ho
 
 
 def host_info(told: HostInfo) -> HostInfo:
-    """Return a host's facts."""
+    """Return a host's facts, cleaned."""
     return replace(
         told,
         engine_problem=clean_sentence(told.engine_problem),
@@ -41,7 +41,7 @@ def host_info(told: HostInfo) -> HostInfo:
 
 
 def observation(told: AppObservation) -> AppObservation:
-    """Return what was seen of an app. Raises UntrustedError where there is more of it than of any app."""
+    """Return an app's observation, cleaned. Raises UntrustedError if it exceeds the limits."""
     at_most("containers of an app", len(told.containers), LIMITS.containers)
     at_most("deadlines", max(len(told.deadlines), len(told.stops)), LIMITS.deadlines)
     return replace(
@@ -58,7 +58,7 @@ def observation(told: AppObservation) -> AppObservation:
 
 
 def project(told: Project) -> Project | None:
-    """Return a project; None for one that nobody could have."""
+    """Return a project, cleaned; None for an invalid one."""
     try:
         return Project(key_name(told.name), key_path(told.directory))
     except UntrustedError:
@@ -66,7 +66,7 @@ def project(told: Project) -> Project | None:
 
 
 def host_project(told: HostProject) -> HostProject | None:
-    """Return a project with its files; None for one that nobody could have."""
+    """Return a project with its files, cleaned; None for an invalid one."""
     named = project(told.project)
     if named is None:
         return None
@@ -75,7 +75,7 @@ def host_project(told: HostProject) -> HostProject | None:
 
 
 def replicas(told: Mapping[str, int]) -> dict[str, int]:
-    """Return how many containers services are to have; those whose number is none are left out."""
+    """Return the expected number of containers by service; invalid numbers are left out."""
     at_most("services of an app", len(told), LIMITS.services)
     return {
         clean_line(name, LIMITS.name): number(count, 0, LIMITS.count)
@@ -85,7 +85,7 @@ def replicas(told: Mapping[str, int]) -> dict[str, int]:
 
 
 def end(told: End) -> End:
-    """Return the end of an operation."""
+    """Return the end of an operation, cleaned."""
     return replace(
         told,
         exit_code=number(told.exit_code, -LIMITS.int32, LIMITS.int32),
@@ -97,12 +97,12 @@ def end(told: End) -> End:
 
 
 def log_line(told: LogLine) -> LogLine:
-    """Return a line of a log."""
+    """Return a log line, cleaned."""
     return LogLine(
         time=clean_line(told.time, LIMITS.word),
         container=clean_line(told.container, LIMITS.name),
         service=clean_line(told.service, LIMITS.name),
-        # One line, so that none looks as if another container had written it.
+        # A single line, so that no text can imitate the prefix of another container.
         text=clean_text(told.text, LIMITS.log_text).replace("\n", " "),
     )
 

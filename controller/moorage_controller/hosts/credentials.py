@@ -1,4 +1,4 @@
-"""What opens a host by SSH: sealed as one text in `servers.encrypted_credentials`, in the clear only in memory."""
+"""SSH credentials: stored sealed, as one text, in `servers.encrypted_credentials`; in plaintext only in memory."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -8,7 +8,7 @@ import asyncssh
 
 @dataclass(frozen=True, slots=True)
 class SshCredentials:
-    """A private key in PEM or OpenSSH form with its passphrase, or a password; empty means there is none.
+    """A private key in PEM or OpenSSH form with its passphrase, or a password; empty means absent.
 
     Never printed: the fields are left out of `repr`.
     """
@@ -18,12 +18,12 @@ class SshCredentials:
     password: str = field(default="", repr=False)
 
     def to_text(self) -> str:
-        """Return the text that is sealed."""
+        """Return the plaintext for sealing."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_text(cls, text: str) -> "SshCredentials":
-        """Read what `to_text` made; fields that a newer version added are left aside."""
+        """Parse the result of `to_text`; unknown fields of a newer version are ignored."""
         told = json.loads(text)
         return cls(told.get("private_key", ""), told.get("passphrase", ""), told.get("password", ""))
 

@@ -1,4 +1,4 @@
-"""Where an agent listens: a host and a port, and nothing else that gRPC would take for an address."""
+"""An agent's endpoint: a host and a port. Other address forms that gRPC accepts are rejected."""
 
 import re
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ WRONG = (
     "It must be HOST:PORT: a host name, an IPv4 address, or an IPv6 address in brackets, and a port from 1 to 65535."
 )
 _HOST_NAME = re.compile(r"[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)*\.?")
-"""Letters of any script: the resolver knows them."""
+"""Letters of any script are allowed: the resolver supports them."""
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _MOST_PORT = 65_535
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A host and a port, both checked."""
+    """A validated host and port."""
 
     host: str | IPv4Address | IPv6Address
     port: int
 
     @property
     def target(self) -> str:
-        """The address as gRPC takes it, made of these two alone: the scheme is ours."""
+        """The gRPC target, built only from the host and the port, with a fixed scheme."""
         match self.host:
             case IPv4Address():
                 return f"ipv4:{self.host}:{self.port}"
@@ -50,7 +50,7 @@ def _host(text: str) -> str | IPv4Address | IPv6Address:
     address = _address(text)
     if isinstance(address, IPv4Address):
         return address
-    # What ends with a number would be read as an odd way to write an IPv4 address.
+    # A name whose last label is a number would be parsed as an unusual form of an IPv4 address.
     if not _HOST_NAME.fullmatch(text) or text.rstrip(".").rpartition(".")[2].isdigit():
         raise ValueError(WRONG)
     return text

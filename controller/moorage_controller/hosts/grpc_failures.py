@@ -1,4 +1,4 @@
-"""What a failed gRPC call means, in sentences of ours: gRPC's own texts are for programmers, and only logged."""
+"""User-facing sentences for failed gRPC calls. gRPC's own texts are only logged."""
 
 from collections.abc import Iterable
 from typing import cast
@@ -29,7 +29,7 @@ _GRPC_TEXTS = {
     "broken pipe": "the connection was cut.",
     "goaway": "the agent ended the connection.",
 }
-"""A part of gRPC's text (lower case), and what it means; the first one found counts."""
+"""Sentences by a part of gRPC's text (lower case); the first match counts."""
 _GRPC_STATUSES = {
     grpc.StatusCode.UNAVAILABLE: "the host doesn't answer, or the connection was cut.",
     grpc.StatusCode.DEADLINE_EXCEEDED: "no answer came in time.",
@@ -40,11 +40,11 @@ _GRPC_STATUSES = {
     grpc.StatusCode.UNKNOWN: "the agent failed in a way it doesn't tell: see its log on the host.",
 }
 _MOST_DETAILS = 500
-"""Characters of gRPC's text in the log."""
+"""Maximum length of gRPC's text in the log, in characters."""
 
 
 def failure_sentence(error: Failure) -> str:
-    """Return a sentence of ours or the agent's; gRPC's own texts are for programmers, and only logged."""
+    """Return a sentence of the controller or of the agent, never gRPC's own text, which is only logged."""
     if isinstance(error, UntrustedError):
         return str(error)
     text = error.details() or ""
@@ -57,7 +57,7 @@ def failure_sentence(error: Failure) -> str:
 
 
 def moorage_code(error: grpc.aio.AioRpcError) -> str | None:
-    """Return the stable code of a status that the agent itself answered with; None for any other."""
-    # The stubs call it one pair; it is a sequence of pairs.
+    """Return the stable Moorage code from a status that the agent itself sent; None for any other status."""
+    # The type stubs declare one pair; it is a sequence of pairs.
     metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
     return next((str(value) for key, value in metadata if key == "moorage-code"), None)

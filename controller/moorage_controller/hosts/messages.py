@@ -1,4 +1,7 @@
-"""Wire messages to the transport's types, cleaned, and back; the only place that knows both."""
+"""Conversion between protobuf messages and the transport's types; incoming data is cleaned.
+
+This is the only module that uses both.
+"""
 
 from collections.abc import Collection, Iterable
 from contextlib import suppress
@@ -46,7 +49,7 @@ _CANCELS = {
 
 
 def app(host_app: HostApp) -> pb.App:
-    """Return the message that names an app."""
+    """Return the message for an app."""
     last = host_app.last_project
     project = None if last is None else pb.Project(name=last.name, directory=last.directory)
     return pb.App(cd_path=host_app.cd_path, last_project=project, compose_files=host_app.compose_files)
@@ -61,7 +64,7 @@ def start_request(order: Order) -> pb.StartOperationRequest:
 
 
 def deadline(told: Deadline) -> pb.Deadline:
-    """Return the message that says how long an app may run."""
+    """Return the message with an app's deadline."""
     message = pb.Deadline(app_id=str(told.app_id), number=told.number)
     if told.run_id is not None and told.remaining is not None:
         message.run_id = str(told.run_id)
@@ -89,7 +92,7 @@ def host_info(host: pb.Host) -> HostInfo:
 
 
 def observation(message: pb.AppObservation) -> AppObservation:
-    """Read what was seen of an app. Raises UntrustedError."""
+    """Read an app's observation. Raises UntrustedError."""
     at_most("containers of an app", len(message.containers), LIMITS.containers)
     named = message.HasField("project") and message.project.name
     stops = {_uuid(app_id): _uuid(operation_id) for app_id, operation_id in message.stops.items()}
@@ -114,7 +117,7 @@ def end(message: pb.End) -> End:
     """Read the end of an operation. Raises UntrustedError."""
     return cleaning.end(
         End(
-            # How it ended is not known, should a newer agent have another word for it.
+            # A newer agent may send an unknown kind of end; the outcome is then unknown.
             kind=_ENDS.get(message.end, EndKind.LOST),
             exit_code=message.exit_code,
             length=message.length,
@@ -133,7 +136,7 @@ def output(message: pb.Output) -> Output:
 
 
 def cancel_outcome(outcome: pb.CancelOutcome.ValueType) -> CancelOutcome:
-    """Read what became of a cancel. Raises UntrustedError for a word that isn't known."""
+    """Read the outcome of a cancel. Raises UntrustedError for an unknown value."""
     found = _CANCELS.get(outcome)
     if found is None:
         raise UntrustedError("It said of a cancellation what isn't known.")
@@ -141,14 +144,15 @@ def cancel_outcome(outcome: pb.CancelOutcome.ValueType) -> CancelOutcome:
 
 
 def watch_item(message: pb.WatchResponse, asked: Collection[str]) -> WatchItem | None:
-    """Read an item of a watch, of the apps that were `asked` for, by directory. Raises UntrustedError.
+    """Read an item of a watch. Raises UntrustedError.
 
-    None for a heartbeat, and for what nobody asked for, or a newer agent may send.
+    `asked` are the directories of the watched apps. Returns None for a heartbeat, for an app that is not watched, and
+    for an unknown item from a newer agent.
     """
     match message.WhichOneof("content"):
         case "snapshot":
             at_most("apps", len(message.snapshot.apps), LIMITS.apps)
-            # The last word on each app, should there be several.
+            # If the snapshot has several observations of an app, the last one counts.
             last = {seen.cd_path: seen for seen in message.snapshot.apps if seen.cd_path in asked}
             return Snapshot(host_info(message.snapshot.host), tuple(observation(seen) for seen in last.values()))
         case "app":
@@ -160,7 +164,7 @@ def watch_item(message: pb.WatchResponse, asked: Collection[str]) -> WatchItem |
 
 
 def projects(message: pb.ListProjectsResponse) -> list[HostProject]:
-    """Read the projects of the host; one that nobody could have is left out. Raises UntrustedError."""
+    """Read the projects of the host; invalid ones are left out. Raises UntrustedError."""
     at_most("projects", len(message.projects), LIMITS.projects)
     found = []
     for each in message.projects:
@@ -181,13 +185,13 @@ def logs_request(host_app: HostApp, wanted: LogsWanted) -> pb.LogsRequest:
 
 
 def log_lines(message: pb.LogsResponse) -> list[LogLine]:
-    """Read lines. Raises UntrustedError."""
+    """Read log lines. Raises UntrustedError."""
     at_most("lines in a message", len(message.lines), LIMITS.log_lines)
     return [cleaning.log_line(LogLine(line.time, line.container, line.service, line.text)) for line in message.lines]
 
 
 def _containers(several: Iterable[pb.Container]) -> tuple[ContainerState, ...]:
-    """Read containers; one whose id can't be one is left out."""
+    """Read containers; those with an invalid id are left out."""
     found = []
     for message in several:
         with suppress(UntrustedError):

@@ -1,4 +1,4 @@
-"""Channels to agents: one a server, kept while endpoint and enrolment stay the same."""
+"""gRPC channels to agents: one per server, reused while its endpoint and enrolment stay the same."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from moorage_controller.hosts.endpoint import parse
 
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
-    # Each channel has its own connection: another enrolment's must never be reused.
+    # Each channel has its own connection: that of another enrolment must never be reused.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 1000),
@@ -23,21 +23,21 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
-    # What an agent may have on its way to us before we read it.
+    # Limits on unread data in flight from an agent.
     ("grpc.max_receive_message_length", LIMITS.message),
     ("grpc.max_metadata_size", LIMITS.metadata),
     ("grpc.absolute_max_metadata_size", LIMITS.metadata),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 256 * KIB),
-    # Nobody but the agent itself says how it is called.
+    # No service config from DNS: it must not change how the agent is called.
     ("grpc.service_config_disable_resolution", 1),
 )
 
 
 class AgentChannel:
-    """A channel with what its agent said left as the bytes that came: gRPC itself only logs what it can't read.
+    """A channel whose replies are raw bytes, because gRPC only logs a message that it can't parse.
 
-    `pace` is how fast that agent is read, over all its calls.
+    `pace` limits the rate at which that agent is read, over all its calls.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
@@ -54,12 +54,12 @@ class AgentChannel:
         return self._channel.unary_stream(method, **{**options, "response_deserializer": None})
 
     async def close(self) -> None:
-        """Close it; calls under way end as lost contact."""
+        """Close it; calls in progress end as lost contact."""
         await self._channel.close(None)
 
 
 class AgentChannels:
-    """Opens, shares and closes the channels. `identity` is asked at each use, so a renewed one replaces the old."""
+    """Opens, shares and closes the channels. `identity` is called at each use, so a renewed one replaces the old."""
 
     def __init__(self, identity: Callable[[], ClientIdentity]) -> None:
         self._identity = identity
@@ -67,9 +67,9 @@ class AgentChannels:
         self._closing: set[asyncio.Task[None]] = set()
 
     def get(self, endpoint: str, agent_name: str) -> AgentChannel:
-        """Return the channel to an endpoint, on which only the holder of that enrolment's name can answer.
+        """Return the channel to an endpoint; its TLS server name is the enrolment's DNS name.
 
-        Raises HostUnreachableError for an endpoint that is none.
+        Raises HostUnreachableError for an invalid endpoint.
         """
         try:
             target = parse(endpoint).target
@@ -82,7 +82,7 @@ class AgentChannels:
         if channel is not None and identity is mine:
             return channel
         if channel is not None:
-            # Calls on the old one end as lost contact, and are taken up again on the new one.
+            # Calls on the old channel end as lost contact; their callers retry on the new one.
             task = asyncio.create_task(channel.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -93,6 +93,6 @@ class AgentChannels:
         return opened
 
     async def close(self) -> None:
-        """Close all channels; calls under way end as lost contact."""
+        """Close all channels; calls in progress end as lost contact."""
         channels, self._channels = list(self._channels.values()), {}
         await asyncio.gather(*(channel.close() for _, channel in channels), *self._closing, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Private keys for SSH, looked at before they are stored."""
+"""Validation of SSH private keys before they are stored."""
 
 import base64
 import re
@@ -14,13 +14,13 @@ _PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]*)PRIVATE KEY-----(.*?)-----END \1PRIVA
 _PUBLIC = re.compile(r"^\s*(ssh-|ecdsa-|sk-)|PUBLIC KEY-----")
 _OPENSSH_MAGIC = b"openssh-key-v1\0"
 _MOST_BCRYPT_ROUNDS = 500
-"""`ssh-keygen -a`; 24 of them take about a second."""
+"""Limit of `ssh-keygen -a`; 24 rounds take about a second."""
 _MOST_ITERATIONS = 10_000_000
-"""PBKDF2's, in PKCS#8: a few seconds."""
+"""Limit of PBKDF2 iterations in PKCS#8: a few seconds."""
 
 
 class BadKeyError(Exception):
-    """A key that can't be used. `field` is of SshCredentials; the sentence never holds a part of the key."""
+    """An unusable key. `field` is a field of SshCredentials; the sentence never contains a part of the key."""
 
     def __init__(self, field: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -29,10 +29,10 @@ class BadKeyError(Exception):
 
 
 def checked(credentials: SshCredentials) -> SshCredentials:
-    """Return the credentials as they are stored. Raises BadKeyError.
+    """Return the credentials in the form to store. Raises BadKeyError.
 
-    The key is without what surrounds it, and the passphrase is left out where the key isn't encrypted. An encrypted
-    key takes seconds of CPU: call it in a thread.
+    Text around the key is removed, and so is the passphrase of an unencrypted key. An encrypted key takes seconds of
+    CPU time: call this in a thread.
     """
     if not credentials.private_key:
         if credentials.passphrase:
@@ -54,7 +54,7 @@ def checked(credentials: SshCredentials) -> SshCredentials:
 def _load(text: str, passphrase: str | None) -> None:
     try:
         key = asyncssh.import_private_key(text, passphrase)
-    # A damaged key raises whatever the library stumbles over.
+    # For a damaged key the library may raise any exception.
     except Exception as error:
         if passphrase is not None:
             raise BadKeyError("passphrase", "It doesn't open the private key, or the key is damaged.") from error
@@ -64,7 +64,7 @@ def _load(text: str, passphrase: str | None) -> None:
 
 
 def _is_encrypted(kind: str, body: str) -> bool:
-    """Tell whether a key needs a passphrase. Raises BadKeyError for one that would take too long to open."""
+    """Return whether a key needs a passphrase. Raises BadKeyError for one that would take too long to decrypt."""
     try:
         if kind == "OPENSSH":
             cost, most = _bcrypt_rounds(base64.b64decode(body)), _MOST_BCRYPT_ROUNDS

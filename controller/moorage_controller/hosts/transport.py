@@ -1,7 +1,10 @@
-"""The one interface to a host: what the services ask, whatever the way there.
+"""The transport interface to a host, common to the agent and to SSH.
 
-A transport knows three kinds of failure, and a caller treats each in its own way: `HostUnreachableError` (nothing was
-sent), `ContactLostError` (something may have arrived: not known), `HostRefusedError` (the host's definite no).
+A transport raises three kinds of errors. Callers handle each one differently:
+
+- `HostUnreachableError`: nothing was sent.
+- `ContactLostError`: something may have arrived; the outcome is unknown.
+- `HostRefusedError`: the host definitely refused.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -19,9 +22,9 @@ SAID_TOO_MUCH = "host_said_too_much"
 
 
 class ContactLostError(Exception):
-    """The connection broke after something was sent: what became of it is not known.
+    """The connection broke after something was sent; its outcome is unknown.
 
-    `code` is stable; `SAID_TOO_MUCH` where we ended it, since the host broke a limit of what it may say.
+    `code` is stable. It is `SAID_TOO_MUCH` if the controller ended the connection because the host exceeded a limit.
     """
 
     def __init__(self, sentence: str, code: str = "host_unreachable") -> None:
@@ -30,13 +33,13 @@ class ContactLostError(Exception):
 
 
 def said_too_much(place: str, error: UntrustedError) -> ContactLostError:
-    """Return the end of contact with a host that broke a limit; `place` begins a sentence."""
+    """Return the error for a host that exceeded a limit; `place` is the start of its sentence."""
     sentence = f"{place} broke a limit of what a host may say: {error} Its connection was ended; see what runs there."
     return ContactLostError(sentence, SAID_TOO_MUCH)
 
 
 class HostRefusedError(Exception):
-    """The host said no, and will say no again: `code` is stable, the text a sentence."""
+    """The host refused, and would refuse a retry. `code` is stable; the text is a sentence."""
 
     def __init__(self, code: str, sentence: str) -> None:
         self.code = clean_code(code, "host_refused")
@@ -46,21 +49,20 @@ class HostRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HostApp:
-    """An app as a host is told of it: the directory as the user gave it, and the project it was last seen as."""
+    """An app as it is sent to a host: the directory as the user gave it, and its last observed project."""
 
     cd_path: str
     last_project: Project | None = None
     compose_files: tuple[str, ...] = ()
-    """The files that are its own, relative to the directory; empty where Compose looks for them."""
+    """The app's explicit compose files, relative to the directory; empty if Compose finds them by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """A host's facts. `uptime` is seconds; `engine_problem` a sentence where the Engine doesn't answer.
+    """A host's facts. `uptime` is in seconds; `engine_problem` is a sentence if the Engine doesn't answer.
 
-    `agent_version` and `journal`, the folder of its journal, are the agent's, empty over SSH; `fallback` says why a
-    host that has an agent is reached by SSH, empty where it isn't; `keeps_deadlines` whether its agent stops apps by
-    itself.
+    `agent_version` and `journal` (the folder of the agent's journal) are empty over SSH. `fallback` is the reason why a
+    host with an agent is reached over SSH, otherwise empty. `keeps_deadlines`: its agent stops apps by itself.
     """
 
     engine_reachable: bool
@@ -74,18 +76,18 @@ class HostInfo:
     fallback: str = ""
     keeps_deadlines: bool = False
     knows_compose_files: bool = True
-    """False for an agent that would start an app with other files than its own."""
+    """False for an old agent that ignores an app's own compose files."""
     disk_problem: str = ""
-    """One sentence where nothing can be written on the disk with the host's journal, or soon can't."""
+    """One sentence if the disk with the host's journal is not writable or nearly full, otherwise empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class AppObservation:
     """An app's containers at one moment.
 
-    `looked_at` is nanoseconds of the host's boot clock, to be compared only with others of the same `boot_id`: the
-    later look is the truth. `problem` says why it couldn't be started as it is; `replicas` how many containers each
-    service is to have, empty where that isn't known.
+    `looked_at` is in nanoseconds of the host's boot clock and comparable only within the same `boot_id`; the later
+    observation wins. `problem` is the reason why the app couldn't be started as it is. `replicas` maps each service to
+    its expected number of containers; it is empty if that is unknown.
     """
 
     cd_path: str
@@ -97,16 +99,16 @@ class AppObservation:
     problem: str = ""
     replicas: Mapping[str, int] = field(default_factory=dict)
     deadlines: Mapping[UUID, int] = field(default_factory=dict)
-    """The numbers of the deadlines that the agent knows for apps here, by the app's id."""
+    """The numbers of the deadlines that the agent keeps for apps in this directory, by app id."""
     stops: Mapping[UUID, UUID] = field(default_factory=dict)
-    """The operations by which the agent stopped apps here itself, by the app's id; until they are followed."""
+    """The agent's own stop operations for apps in this directory, by app id, until they are followed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """How long an app may go on running, as its agent is told. The highest `number` holds, whichever arrives last.
+    """The remaining run time of an app, as sent to its agent. The highest `number` wins, in any order of arrival.
 
-    Without a run there is nothing to be stopped: `run_id` and `remaining` are None.
+    `run_id` and `remaining` are None if there is no run to stop.
     """
 
     app_id: UUID
@@ -117,9 +119,9 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class HostProject:
-    """A Compose project on a host, whether or not an app names it; its directory has its links resolved.
+    """A Compose project on a host, with or without an app for it; symbolic links in its directory are resolved.
 
-    `config_files` and `environment_file` are those that its containers were started with, empty where that isn't known.
+    `config_files` and `environment_file` are those its containers were started with; empty if unknown.
     """
 
     project: Project
@@ -130,18 +132,18 @@ class HostProject:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An operation to be run on a host; its id makes sending it twice harmless."""
+    """An operation for a host. It is idempotent by its id, so it can be sent twice."""
 
     operation_id: UUID
     kind: OperationKind
     app: HostApp
     deadline: Deadline | None = None
-    """Of a start: what the agent is to know before anything runs."""
+    """For a start: the deadline, which the agent stores before it runs anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A batch of output; `offset` is that of its first byte."""
+    """A batch of output; `offset` is the position of its first byte, in bytes."""
 
     offset: int
     data: bytes
@@ -157,7 +159,7 @@ class EndKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of an operation. `observed` is None where the Engine didn't answer afterwards."""
+    """The end of an operation. `observed` is None if the Engine didn't answer afterwards."""
 
     kind: EndKind
     exit_code: int = 0
@@ -170,14 +172,14 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The first word of a watch: everything."""
+    """The first item of a watch: the host and all watched apps."""
 
     host: HostInfo
     apps: Sequence[AppObservation] = field(default_factory=tuple)
 
 
 class CancelOutcome(StrEnum):
-    """What became of a cancel: `buried` means it had never started there and now never will."""
+    """The outcome of a cancel. `buried`: the operation had never started on the host and now never will."""
 
     SIGNALLED = "signalled"
     ALREADY_ENDED = "already_ended"
@@ -188,17 +190,17 @@ WatchItem = Snapshot | AppObservation | HostInfo
 
 
 class HostTransport(Protocol):
-    """A way to one host."""
+    """A transport to one host."""
 
     @property
     def name(self) -> str:
         """`agent` or `ssh`."""
 
     async def connect(self) -> None:
-        """Reach the host within seconds. Raises HostUnreachableError: then nothing was sent."""
+        """Connect to the host, within seconds. Raises HostUnreachableError; then nothing was sent."""
 
     async def info(self) -> HostInfo:
-        """Ask the host's facts now. Raises HostUnreachableError."""
+        """Fetch the host's facts. Raises HostUnreachableError."""
 
     async def start(self, order: Order) -> None:
         """Start, or attach to, an operation. Raises ContactLostError, HostRefusedError."""
@@ -206,39 +208,40 @@ class HostTransport(Protocol):
     def follow(self, operation_id: UUID, after: int) -> AsyncGenerator[Output | End, None]:
         """Yield output from an offset on, then the end.
 
-        Raises ContactLostError; HostRefusedError `operation_unknown` where the host has never heard of it.
+        Raises ContactLostError; HostRefusedError `operation_unknown` for an operation the host doesn't know.
         """
 
     async def cancel(self, operation_id: UUID, by: str) -> CancelOutcome:
-        """Stop a start's command, or see to it that it never starts. Raises ContactLostError, HostRefusedError."""
+        """Stop a start's command, or prevent its start. Raises ContactLostError, HostRefusedError."""
 
     def watch(self, apps: Sequence[HostApp]) -> AsyncGenerator[WatchItem, None]:
         """Yield a snapshot, then every change. Raises ContactLostError, HostRefusedError, HostUnreachableError.
 
-        It ends without an error only where there is a better way now: watch anew, nothing was lost.
+        It ends without an error only if a better transport is available: watch again; no change was lost.
         """
 
     async def look(self, app: HostApp) -> AppObservation:
-        """Look at an app now. Raises HostUnreachableError; HostRefusedError (`engine_unreachable`, or the policy's)."""
+        """Observe an app now. Raises HostUnreachableError; HostRefusedError (`engine_unreachable` or a policy code)."""
 
     async def projects(self) -> Sequence[HostProject]:
-        """List the Compose projects there are, as far as this way may see them. Raises like `look`."""
+        """List the existing Compose projects that are visible to this transport. Raises the same errors as `look`."""
 
     def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
-        """Yield batches of what an app's containers write. Raises ContactLostError, HostUnreachableError.
+        """Yield batches of log lines of an app's containers.
 
-        And HostRefusedError: `service_not_found`, `too_many_logs`, `engine_unreachable`, or the policy's.
+        Raises ContactLostError, HostUnreachableError; HostRefusedError (`service_not_found`, `too_many_logs`,
+        `engine_unreachable` or a policy code).
         """
 
     async def set_deadline(self, app: HostApp, deadline: Deadline) -> None:
-        """Tell the agent how long an app may run; it is on the host's disk then. Raises HostUnreachableError.
+        """Send an app's deadline to the agent and return once it is on the host's disk.
 
-        And HostRefusedError: `no_dead_man` over SSH, `agent_too_old`, `deadlines_not_kept`.
+        Raises HostUnreachableError; HostRefusedError (`no_dead_man` over SSH, `agent_too_old`, `deadlines_not_kept`).
         """
 
 
 class HostAddress(Protocol):
-    """What of a server says where it is reached; a server's row has it."""
+    """The part of a server that its transports need; a row of the servers table satisfies it."""
 
     @property
     def id(self) -> UUID:
@@ -250,11 +253,11 @@ class HostAddress(Protocol):
 
     @property
     def agent_name(self) -> str | None:
-        """The DNS name of the enrolment in force."""
+        """The DNS name of the current enrolment."""
 
     @property
     def agent_journal(self) -> str | None:
-        """The folder of the agent's journal, once the agent was seen."""
+        """The folder of the agent's journal; None until the agent has answered once."""
 
     @property
     def address(self) -> str:
@@ -262,7 +265,7 @@ class HostAddress(Protocol):
 
     @property
     def ssh_user(self) -> str | None:
-        """The user to log in as; root where there is none."""
+        """The SSH user; None means root."""
 
     @property
     def ssh_port(self) -> int:
@@ -270,7 +273,7 @@ class HostAddress(Protocol):
 
     @property
     def encrypted_credentials(self) -> str | None:
-        """Sealed; here it only counts whether there are any."""
+        """The sealed SSH credentials; only their presence matters here."""
 
     @property
     def host_key(self) -> str | None:
@@ -278,10 +281,10 @@ class HostAddress(Protocol):
 
 
 class Hosts(Protocol):
-    """Finds the way to a server."""
+    """Chooses the transport to a server."""
 
     def transport(self, server: HostAddress) -> HostTransport:
-        """Return the transport. Raises HostUnreachableError where the server has none."""
+        """Return the transport. Raises HostUnreachableError if the server has none."""
 
     async def host_key(self, server: HostAddress) -> str:
-        """Return the SSH host key that the host shows now, whatever is pinned. Raises HostUnreachableError."""
+        """Return the SSH host key that the host presents now, regardless of pinning. Raises HostUnreachableError."""

@@ -1,4 +1,4 @@
-"""Messages as they came from an agent, read only where they are no larger than they may be, in memory too."""
+"""Parsing of protobuf messages from agents, with limits on their size on the wire and in memory."""
 
 from functools import cache
 from typing import TypeVar, cast
@@ -13,9 +13,10 @@ _VARINT, _EIGHT, _TEXT, _FOUR = 0, 1, 2, 5
 
 
 def read(kind: type[M], raw: object, limit: int = LIMITS.message) -> M:
-    """Return the message of at most `limit` bytes that came. Raises UntrustedError.
+    """Parse a message of at most `limit` bytes. Raises UntrustedError.
 
-    Two bytes can make a message in a list, of two hundred in memory, so the fields are counted before it is read.
+    Two bytes on the wire can become a nested message of two hundred bytes in memory, so the fields are counted before
+    the message is parsed.
     """
     if not isinstance(raw, bytes):
         raise UntrustedError("A message was missing.")
@@ -28,7 +29,7 @@ def read(kind: type[M], raw: object, limit: int = LIMITS.message) -> M:
 
 
 def _count(raw: bytes, descriptor: Descriptor) -> None:
-    """Raise UntrustedError where there are too many fields, in all depths together; IndexError where it breaks off."""
+    """Raise UntrustedError for too many fields over all nesting levels; IndexError for a truncated message."""
     left = LIMITS.message_fields
     waiting = [(0, len(raw), descriptor)]
     while waiting:
@@ -55,7 +56,7 @@ def _count(raw: bytes, descriptor: Descriptor) -> None:
 
 
 _MORE = 0x80
-"""The bit of a byte that says that more of the number follows."""
+"""The continuation bit of a varint's byte."""
 
 
 def _varint(raw: bytes, position: int) -> tuple[int, int]:

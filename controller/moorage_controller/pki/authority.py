@@ -1,4 +1,4 @@
-"""The controller's own certificate authority (ECDSA P-256): who it signs for, and how they are named."""
+"""The controller's own certificate authority (ECDSA P-256), for certificates of agents and controllers."""
 
 import datetime as dt
 import hashlib
@@ -12,11 +12,11 @@ from moorage_common.tls.x509 import CERTIFICATE_DAYS, CONTROLLER_URI, fingerprin
 
 _CA_DAYS = 3650
 _BACKDATE = dt.timedelta(days=1)
-"""A host's clock may be behind, by a time zone set wrong: a certificate from its future would be refused there."""
+"""A host's clock may be behind, such as by a wrong time zone, and would reject a certificate not valid yet."""
 
 
 class Authority:
-    """Signs agents' and controllers' certificates. All PEM; times aware, in UTC."""
+    """Signs certificates of agents and controllers. All data is PEM; times are aware, in UTC."""
 
     def __init__(self, certificate_pem: bytes, key_pem: bytes) -> None:
         self.certificate_pem = certificate_pem
@@ -25,7 +25,7 @@ class Authority:
 
     @classmethod
     def create(cls, now: dt.datetime) -> "tuple[Authority, bytes]":
-        """Return a new authority and its key (PEM), which the caller stores sealed."""
+        """Create an authority; return it and its key (PEM), which the caller stores sealed."""
         key = new_key()
         name = _name("Moorage authority")
         certificate = (
@@ -45,11 +45,11 @@ class Authority:
 
     @property
     def expires_at(self) -> dt.datetime:
-        """When the CA certificate ends (aware, in UTC)."""
+        """The expiry of the CA certificate (aware, in UTC)."""
         return self._certificate.not_valid_after_utc
 
     def issue_agent(self, csr_pem: bytes, dns_name: str, now: dt.datetime) -> bytes:
-        """Sign an agent's key for one DNS name. Only the key is taken from the request.
+        """Issue an agent's certificate for one DNS name. Only the public key is taken from the request.
 
         Raises ValueError for a request that can't be read, isn't signed by its key, or isn't for a P-256 key.
         """
@@ -57,7 +57,7 @@ class Authority:
         return self._issue(request_key(csr_pem), dns_name, names, ExtendedKeyUsageOID.SERVER_AUTH, now)
 
     def issue_controller(self, now: dt.datetime) -> tuple[bytes, bytes]:
-        """Return a certificate with the controller's URI name, and its key, which is never written anywhere."""
+        """Return a certificate with the controller's URI name, and its key, which is never stored."""
         key = new_key()
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(CONTROLLER_URI)])
         certificate = self._issue(key.public_key(), "Moorage controller", names, ExtendedKeyUsageOID.CLIENT_AUTH, now)
@@ -84,7 +84,7 @@ class Authority:
 
 
 def request_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
-    """Return the public key of a signing request. Raises ValueError with a sentence where there is none to sign."""
+    """Return the public key of a signing request. Raises ValueError with a sentence for an invalid request."""
     try:
         request = x509.load_pem_x509_csr(csr_pem)
         signed = request.is_signature_valid
@@ -97,7 +97,7 @@ def request_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
 
 
 def public_key_digest(csr_pem: bytes) -> str:
-    """Return the SHA-256 of the request's public key, hex: tells whether two requests come from the same host."""
+    """Return the SHA-256 of the request's public key, hex; equal digests mean the same host."""
     der = request_key(csr_pem).public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()
 

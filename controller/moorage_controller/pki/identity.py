@@ -1,4 +1,4 @@
-"""The controller's own certificate: made in memory, renewed in memory, never on disk."""
+"""The controller's own certificate: issued and renewed in memory, never written to disk."""
 
 from datetime import datetime, timedelta
 
@@ -11,7 +11,7 @@ _RENEW_AFTER = timedelta(days=30)
 
 
 class ControllerIdentity:
-    """Gives out the certificate in force; after thirty of its ninety days there is a new one."""
+    """Provides the current certificate; it is renewed after thirty of its ninety days."""
 
     def __init__(self, authority: Authority, clock: Clock) -> None:
         self._authority = authority
@@ -20,7 +20,7 @@ class ControllerIdentity:
         self._current: ClientIdentity
 
     def current(self) -> ClientIdentity:
-        """Return the identity to show to agents: the same object until it is renewed."""
+        """Return the identity for agents: the same object until its renewal."""
         now = self._clock.now()
         if self._issued_at is None or now - self._issued_at >= _RENEW_AFTER:
             certificate, key = self._authority.issue_controller(now)

@@ -1,4 +1,4 @@
-"""Logging in, out, one's own password, and asking who one is."""
+"""Login, logout, change of the own password, and token verification over HTTP."""
 
 from moorage_controller.api.accounts.schemas import PasswordIn
 from moorage_controller.api.http.call import Call
@@ -20,7 +20,7 @@ async def logout(call: Call) -> Reply:
 
 
 async def change_password(call: Call) -> Reply:
-    """POST /api/auth/password: it ends one's other sessions, and one's API tokens with `keepTokens` false."""
+    """POST /api/auth/password: change the own password; end other sessions, and with `keepTokens` false API tokens."""
     body = call.body(PasswordIn)
     await call.services.users.change_password(
         call.principal, body.current_password, body.new_password, call.actor, keep_tokens=body.keep_tokens

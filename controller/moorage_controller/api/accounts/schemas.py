@@ -1,4 +1,4 @@
-"""Bodies and replies about users, passwords and API tokens. A user's times are ISO 8601, a token's milliseconds."""
+"""Bodies and replies about users, passwords and API tokens. Users' times are ISO 8601, tokens' epoch milliseconds."""
 
 import re
 from typing import Annotated, Literal
@@ -11,11 +11,11 @@ from moorage_controller.auth.passwords import MAX_BYTES, MIN_CHARACTERS
 
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _MOST_MILLISECONDS = 253_402_300_799_000
-"""The end of the year 9999, where calendars end."""
+"""The end of the year 9999, the limit of datetime."""
 
 
 def check_password(password: str) -> str:
-    """Return a password that can be set: long enough, and not longer than bcrypt reads; no other rule (ASVS 2.1.9)."""
+    """Validate a new password: long enough, and within bcrypt's limit; no other rule (ASVS 2.1.9)."""
     if len(password) < MIN_CHARACTERS:
         raise ValueError(f"It must have {MIN_CHARACTERS} characters or more.")
     try:
@@ -52,7 +52,7 @@ class AccountIn(Schema):
 
 
 class AccountChanges(Schema):
-    """PUT /api/users/{id}: what is absent stays."""
+    """PUT /api/users/{id}: absent fields stay unchanged."""
 
     username: Name | None = None
     password: Password | None = None
@@ -63,7 +63,7 @@ class AccountChanges(Schema):
 
 
 class AccountOut(Schema):
-    """A user, as admins see him; ISO 8601 times."""
+    """A user, as shown to admins; times are ISO 8601."""
 
     id: UUID
     username: str
@@ -77,7 +77,7 @@ class AccountOut(Schema):
 
 
 class PasswordIn(Schema):
-    """POST /api/auth/password: `keepTokens` false ends one's API tokens, too."""
+    """POST /api/auth/password: `keepTokens` false revokes the user's API tokens, too."""
 
     current_password: str
     new_password: Password
@@ -104,6 +104,6 @@ class TokenOut(Schema):
 
 
 class TokenMadeOut(TokenOut):
-    """An API token that was made just now; `token` is its secret, and shown this once."""
+    """A new API token; `token` is its secret, and shown only once."""
 
     token: str

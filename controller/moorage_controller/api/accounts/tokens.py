@@ -10,7 +10,7 @@ from moorage_controller.store.tables.api_tokens import ApiToken
 
 
 def token_out(token: ApiToken) -> TokenOut:
-    """Show a token."""
+    """Convert a token."""
     return TokenOut(
         id=token.id,
         name=token.name,
@@ -27,14 +27,14 @@ async def list_tokens(call: Call) -> Reply:
 
 
 async def list_user_tokens(call: Call) -> Reply:
-    """GET /api/users/{id}/tokens: another user's, without their secrets."""
+    """GET /api/users/{id}/tokens: list the tokens of any user, without their secrets."""
     return ok([token_out(token) for token in await call.services.api_tokens.of_user(call.id())])
 
 
 async def create_token(call: Call) -> Reply:
     """POST /api/tokens.
 
-    The reply holds a secret that is kept nowhere, so `Idempotency-Key` means nothing here.
+    The reply contains a secret that is stored nowhere, so `Idempotency-Key` has no effect here.
     """
     body = call.body(TokenIn)
     expires_at = None if body.expires_at is None else from_millis(body.expires_at)
@@ -45,6 +45,6 @@ async def create_token(call: Call) -> Reply:
 
 
 async def revoke_token(call: Call) -> Reply:
-    """DELETE /api/tokens/{id}: one's own; an admin revokes any user's."""
+    """DELETE /api/tokens/{id}: revoke an own token; an admin may revoke any user's."""
     await call.services.api_tokens.revoke(call.principal, call.id(), call.actor)
     return ok(DeletedOut(message="Token revoked"))

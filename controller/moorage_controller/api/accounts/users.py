@@ -11,7 +11,7 @@ from moorage_controller.store.tables.users import User
 
 
 def account_out(user: User) -> AccountOut:
-    """Show a user."""
+    """Convert a user."""
     return AccountOut(
         id=user.id,
         username=user.username,

@@ -1,4 +1,4 @@
-"""What changes, over HTTP: the apps, servers and operations as their GETs show them."""
+"""The event stream over HTTP: changed apps, servers and operations, in the form of their GETs."""
 
 import json
 import re
@@ -15,17 +15,17 @@ from moorage_controller.store.tables.apps import AppView
 from moorage_controller.store.tables.servers import Server
 
 _LONGEST = 64 * 1024
-"""Characters of an event; what is well has some thousands at most."""
+"""Maximum length of an event, in characters; usual events have some thousands at most."""
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 async def follow_events(call: Call) -> Reply:
-    """GET /api/events: each app, server and operation as soon as it has changed, as its GET shows it.
+    """GET /api/events: stream each app, server and operation when it changes, in the form of its GET.
 
-    And `stopping_soon`, with the app, some minutes before auto-stop (STOPPING_SOON_MINUTES).
+    `stopping_soon`, with the app, comes some minutes before auto-stop (STOPPING_SOON_MINUTES).
 
-    The first event is `ready`: `resumed` says whether nothing was missed since Last-Event-ID; where it is false, read
-    the lists now. One that was deleted is told as its `id` and `deleted`, one that is too large for an event as its
+    The first event is `ready`: `resumed` is true if no event was missed since Last-Event-ID. If it is false, read the
+    lists now. A deleted resource is sent as its `id` and `deleted`. A resource too large for an event is sent as its
     `id` and `tooLarge`: read it by its GET.
     """
     sent = call.last_event_id

@@ -1,4 +1,4 @@
-"""Apps over HTTP: their records, starting and stopping them."""
+"""Apps over HTTP: their records, starts, stops and extensions."""
 
 from moorage_common.clock import from_millis
 from moorage_common.docker.states import OperationKind
@@ -72,7 +72,7 @@ async def stop_app(call: Call) -> Reply:
 
 
 async def extend_app(call: Call) -> Reply:
-    """POST /api/apps/{id}/extend: move the end of the run."""
+    """POST /api/apps/{id}/extend: move the end of the current run."""
     body = call.body(ExtendIn)
     until = None if body.until is None else from_millis(body.until)
     return ok(app_out(await call.services.extensions.extend(call.id(), call.actor, minutes=body.minutes, until=until)))

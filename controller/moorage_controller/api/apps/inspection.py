@@ -1,4 +1,4 @@
-"""What is on hosts, over HTTP: an app's containers, its logs, and projects that are no app yet."""
+"""Inspection of hosts over HTTP: an app's containers, its logs, and projects without an app."""
 
 import asyncio
 import re
@@ -27,21 +27,21 @@ _MOST_LINES = 10_000
 
 
 async def list_services(call: Call) -> Reply:
-    """GET /api/apps/{id}/services: its containers, asked of the host now."""
+    """GET /api/apps/{id}/services: list the app's containers, read from the host now."""
     return ok([_container_out(c) for c in await call.services.inspection.services(call.id())])
 
 
 async def discover_projects(call: Call) -> Reply:
-    """GET /api/servers/{id}/discover: Compose projects on the host that no app names yet."""
+    """GET /api/servers/{id}/discover: list Compose projects on the host without an app."""
     found = (_project_out(project) for project in await call.services.inspection.discover(call.id()))
     return ok([shown for shown in found if shown is not None])
 
 
 async def show_logs(call: Call) -> Reply:
-    """GET /api/apps/{id}/logs: what its containers write, as text, or as events with `follow=true`.
+    """GET /api/apps/{id}/logs: return logs of the app's containers, as text, or as events with `follow=true`.
 
-    A line is `CONTAINER | TEXT`, with `timestamps` `CONTAINER | TIME TEXT`. `id` of an event is its line's time: with
-    it as Last-Event-ID a reader who was cut off goes on after that line.
+    A line is `CONTAINER | TEXT`, with `timestamps` `CONTAINER | TIME TEXT`. The `id` of an event is its line's time: as
+    Last-Event-ID it resumes an interrupted stream after that line.
     """
     ago, tail = call.query_ago("since"), call.query_number("tail", 200, 0, _MOST_LINES)
     follow, timestamps = call.query_flag("follow"), call.query_flag("timestamps")
@@ -59,7 +59,7 @@ async def show_logs(call: Call) -> Reply:
 
 
 def _since(call: Call) -> str:
-    """Return the time in the query as the Engine writes times; one of its own as it is, to the nanosecond."""
+    """Return `since` in the Engine's time format; a time already in that format keeps its nanoseconds."""
     given = call.query_time("since")
     text = call.request.query.get("since", "")
     return text if given is None or _TIME.fullmatch(text) else engine_time(given)
@@ -105,7 +105,10 @@ def _container_out(shown: ShownContainer) -> ContainerOut:
 
 
 def _own_files(found: HostProject) -> list[str]:
-    """Return the files of a project as an app says them; none where Compose finds them, or they lie elsewhere."""
+    """Return a project's files as composeFiles of an app.
+
+    Empty if Compose finds them by default, or if they are outside of the directory.
+    """
     directory = found.project.directory
     relative = [relpath(file, directory) for file in found.config_files]
     usual = {*COMPOSE_FILES, *OVERRIDE_FILES}
@@ -113,7 +116,7 @@ def _own_files(found: HostProject) -> list[str]:
 
 
 def _project_out(found: HostProject) -> ProjectFoundOut | None:
-    """Show a project; None for one whose directory can't be an app's."""
+    """Convert a project; None if its directory is not valid for an app."""
     containers: Sequence[ContainerState] = found.containers
     try:
         return ProjectFoundOut(

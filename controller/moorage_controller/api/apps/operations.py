@@ -1,4 +1,4 @@
-"""Operations over HTTP: their records, and what they print while they print it."""
+"""Operations over HTTP: their records, and their live output."""
 
 import re
 from collections.abc import AsyncGenerator
@@ -40,10 +40,10 @@ async def get_operation(call: Call) -> Reply:
 
 
 async def follow_output(call: Call) -> Reply:
-    """GET /api/operations/{id}/output: what it prints, a line an event, from its beginning or from an offset on.
+    """GET /api/operations/{id}/output: stream the output, one event per line, from the beginning or an offset.
 
-    `id` is the offset in bytes after the line, the same on the host and on every controller: a browser that was cut
-    off resumes by itself. Ends with `event: done`, whose data is the operation.
+    `id` is the offset in bytes after the line, the same on the host and on every controller, so an interrupted browser
+    resumes by itself. The last event is `done`, with the operation as its data.
     """
     operation = await call.services.operations.get(call.id())
     after = call.query_number("after", 0, 0, _MOST_OFFSET)
@@ -73,16 +73,16 @@ async def _lines(items: AsyncGenerator[Piece | Operation, None], after: int) -> 
 
 
 class _Lines:
-    """Makes events out of pieces; a line that Compose prints twice in a row is one event."""
+    """Converts pieces of output to events; a line repeated by Compose is one event."""
 
     def __init__(self, after: int) -> None:
         self.offset = after
-        """That after the last whole line."""
+        """The offset after the last complete line."""
         self._rest = b""
         self._last = ""
 
     def read(self, piece: Piece) -> list[Event]:
-        """Return the lines that are whole now."""
+        """Return the events of all lines that are now complete."""
         events = []
         missing = piece.start - self.offset - len(self._rest)
         if missing > 0:
@@ -96,12 +96,12 @@ class _Lines:
         return events
 
     def rest(self) -> list[Event]:
-        """Return what is left of a line that was never ended."""
+        """Return the events of an unterminated last line."""
         line, self._rest = self._rest, b""
         return self._event(line)
 
     def _cut(self, line: bytes, events: list[Event]) -> bytes:
-        """Tell a very long line in parts, none of which ends inside a character; return the last of them."""
+        """Split a very long line into events at character boundaries; return the last part."""
         while len(line) > _LONGEST_LINE:
             end = cut_at(line, _LONGEST_LINE)
             self._last = ""
@@ -117,5 +117,5 @@ class _Lines:
         if not texts:
             return []
         self._last = texts[-1]
-        # Who is cut off between two texts of one line reads that line anew.
+        # A reader interrupted between two texts of one line reads that line again.
         return [*(Event(text) for text in texts[:-1]), Event(texts[-1], id=str(self.offset))]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from moorage_controller.api.schemas import MAX_MILLIS, CdPath, ComposeFiles, Domain, Minutes, Name, Number, Schema, Url
 
 _DURATION = re.compile(r"minute|hour|second|day|duration|timeout|until|ttl|stop_?(at|after|in)|expires")
-"""Names of fields by which a caller means a time."""
+"""Field names that indicate a time."""
 
 
 class AppIn(Schema):
@@ -20,20 +20,20 @@ class AppIn(Schema):
     server_id: UUID
     cd_path: CdPath
     compose_files: ComposeFiles = ()
-    """The compose files that are its own, in Compose's order, relative to `cdPath`; none: Compose looks for them."""
+    """The app's own compose files, in Compose's order, relative to `cdPath`; empty: Compose finds them by default."""
     app_url: Url | None = None
     domain: Domain = ""
     auto_stop_timeout: Minutes = 60
     default_timeout: Minutes | None = None
-    """The same setting by its own name; it counts where both are given."""
+    """Another name of `autoStopTimeout`; it takes precedence if both are given."""
 
 
 class AppChanges(Schema):
-    """PUT /api/apps/{id}: what is absent stays.
+    """PUT /api/apps/{id}: absent fields stay unchanged.
 
-    While the app runs, another `autoStopTimeout` than it shows moves the end of this run by the difference, and is the
-    default of later ones; the shown value, repeated, changes nothing. `defaultTimeout` is the default alone: it moves
-    only a run that took the old one, and none that was given a timeout of its own.
+    While the app runs, an `autoStopTimeout` other than the shown one moves the end of this run by the difference, and
+    becomes the default of later runs; the shown value changes nothing. `defaultTimeout` is only the default: it moves
+    a run that uses the old default, but not one with a timeout of its own.
     """
 
     name: Name | None = None
@@ -50,8 +50,8 @@ class AppChanges(Schema):
 class AppOut(Schema):
     """An app.
 
-    While it runs `autoStopTimeout` is its run's own length: the minutes from `startedAt` to `stopAt`, rounded up.
-    `defaultTimeout` is the length of a run that is given none.
+    While the app runs, `autoStopTimeout` is the length of this run: the minutes from `startedAt` to `stopAt`, rounded
+    up. `defaultTimeout` is the length of a run without a timeout of its own.
     """
 
     id: UUID
@@ -69,21 +69,22 @@ class AppOut(Schema):
     stop_at: int | None
     health: str
     health_detail: str | None
-    """Why its health is degraded, unhealthy or starting."""
+    """The reason for a health of degraded, unhealthy or starting."""
     observed_at: int | None
     last_error: str | None
     last_result: str | None
-    """Of an app that stopped by itself: `completed` (all its containers exited with 0), or `nothing_started`."""
+    """Result of an app that stopped by itself: `completed` (all containers exited with 0), or `nothing_started`."""
     operation_id: UUID | None
     overdue: bool
-    """It should have been stopped by now, and isn't yet."""
+    """The run's deadline has passed, but the app is not stopped yet."""
 
 
 class ContainerOut(Schema):
-    """A container of an app, in the Engine's words.
+    """A container of an app, with the Engine's states.
 
-    `since`: when it was started, or ended where it doesn't run; `restarts`: how often its restart policy started it;
-    `orphan`: its service is no more in the app's files, it doesn't count for the health, and a restart removes it.
+    `since`: the time of its start, or of its end if it doesn't run. `restarts`: the number of starts by its restart
+    policy. `orphan`: its service is no longer in the app's files; it doesn't count for the health, and a restart
+    removes it.
     """
 
     id: str
@@ -101,10 +102,11 @@ class ContainerOut(Schema):
 
 
 class ProjectFoundOut(Schema):
-    """A Compose project on a host that no app names: what POST /api/apps asks for.
+    """A Compose project on a host without an app, with the fields for POST /api/apps.
 
-    `configFiles` and `environmentFile` are what its containers were started with, as their labels tell. `composeFiles`
-    are the same as an app says them; empty for what Compose finds by itself, and for files that no app can say.
+    `configFiles` and `environmentFile` are those its containers were started with, according to their labels.
+    `composeFiles` are the same files as an app's own; empty if Compose finds them by default, or if no app can have
+    them.
     """
 
     name: str
@@ -117,7 +119,7 @@ class ProjectFoundOut(Schema):
 
 
 class Timed(Schema):
-    """Base of bodies whose times must not be lost: an unknown field that looks like one is refused."""
+    """Base of bodies with times: an unknown field that looks like a time is refused instead of ignored."""
 
     @model_validator(mode="before")
     @classmethod
@@ -132,9 +134,9 @@ class Timed(Schema):
 
 
 class StartIn(Timed):
-    """POST /api/apps/{id}/start and /restart, for this run only; the body may be left out.
+    """POST /api/apps/{id}/start and /restart, for this run only; the body may be omitted.
 
-    `timeout`, `timeout_minutes` and `minutes` are three names of the same.
+    `timeout`, `timeout_minutes` and `minutes` are aliases.
     """
 
     duration_hint = "minutes, for this run"
@@ -151,12 +153,12 @@ class StartIn(Timed):
 
     @property
     def length(self) -> int | None:
-        """The minutes that were asked for, None for the app's own."""
+        """The requested minutes, None for the app's default."""
         return self.timeout or self.timeout_minutes or self.minutes
 
 
 class StopIn(Timed):
-    """POST /api/apps/{id}/stop; the body may be left out. `cancelStart` cancels a start that is in progress first."""
+    """POST /api/apps/{id}/stop; the body may be omitted. `cancelStart` first cancels a start in progress."""
 
     duration_hint = "nothing, since a stop is done at once"
 
@@ -164,7 +166,7 @@ class StopIn(Timed):
 
 
 class ExtendIn(Timed):
-    """POST /api/apps/{id}/extend: so many minutes more, or until a moment (epoch milliseconds), earlier or later."""
+    """POST /api/apps/{id}/extend: by minutes, or until a time (epoch milliseconds), earlier or later."""
 
     duration_hint = "minutes, or until (epoch milliseconds)"
 
@@ -179,7 +181,7 @@ class ExtendIn(Timed):
 
 
 class StartedOut(Schema):
-    """The reply to a start that succeeded; `timer_ends_at` and `app_url` are named as dashboards read them."""
+    """The reply to a successful start; dashboards require the names `timer_ends_at` and `app_url`."""
 
     success: bool
     app_id: UUID
@@ -194,7 +196,7 @@ class StartedOut(Schema):
 
 
 class StoppedOut(Schema):
-    """The reply to a stop that succeeded."""
+    """The reply to a successful stop."""
 
     success: bool
     app_id: UUID

@@ -1,4 +1,4 @@
-"""What a reader of the API's document is told beyond the route table; common errors follow from the table itself."""
+"""Details of routes for the OpenAPI document beyond the route table; common errors follow from the table itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ UNCACHED = frozenset(
         "/metrics",
     }
 )
-"""GETs that ask anew each time, or go on, and so bear no ETag."""
+"""GETs without an ETag: those that are computed for each request, and streams."""
 EVENT_STREAM = "text/event-stream"
 
 
@@ -75,7 +75,7 @@ _ASK_ERRORS: dict[int, tuple[str, ...]] = {
     403: ("path_not_allowed",),
 }
 _TELL_CODES = ("host_unreachable", "deadlines_not_kept", "agent_fault")
-"""Where an agent can't be told of a later deadline."""
+"""Errors of a deadline that can't be sent to an agent."""
 _AGENT_ERRORS: dict[int, tuple[str, ...]] = {
     409: ("operation_in_progress", "no_credentials"),
     502: (

@@ -1,4 +1,4 @@
-"""The API's document, and a page to read and try it: one HTML file that loads nothing from anywhere."""
+"""The OpenAPI document, and a page to read and try the API: one HTML file without external resources."""
 
 import base64
 import hashlib
@@ -27,27 +27,27 @@ class DocumentOut(BaseModel):
 
 
 class IndexOut(BaseModel):
-    """GET /: a sentence, and the URL of the page of the API."""
+    """GET /: a sentence, and the URL of the API's page."""
 
     message: str
     docs: str
 
 
 def routes(others: Sequence[Route]) -> tuple[Route, ...]:
-    """Return the route of the document, which tells of itself too, and the page's."""
+    """Return the routes of the document, which includes itself, of the page, and of `/`."""
 
     async def openapi_json(call: Call) -> Reply:
-        """GET /api/openapi.json: this document."""
+        """GET /api/openapi.json: return this document."""
         del call
         return Reply(Raw(document, "application/json"))
 
     async def docs(call: Call) -> Reply:
-        """GET /api/docs: a page to read and try the API."""
+        """GET /api/docs: return a page to read and try the API."""
         del call
         return Reply(Raw(page, "text/html"), headers={"Content-Security-Policy": policy})
 
     async def index(call: Call) -> Reply:
-        """GET /: where the API is."""
+        """GET /: return the address of the API."""
         return Reply(IndexOut(message="Moorage's API is below /api.", docs=f"{call.services.base_url}/api/docs"))
 
     told = Route("GET", "/api/openapi.json", Role.NOBODY, openapi_json, DocumentOut)
@@ -62,7 +62,7 @@ def routes(others: Sequence[Route]) -> tuple[Route, ...]:
 
 
 def _policy(page: str) -> str:
-    """Allow this page's own script and style, by their hashes, and requests to where it came from. Nothing else."""
+    """Return a policy that allows only this page's script and style, by their hashes, and requests to its origin."""
     script, style = (_hash(page, tag) for tag in ("script", "style"))
     return (
         f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; "

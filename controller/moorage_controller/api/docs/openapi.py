@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the route table: what is served and what is told can't differ."""
+"""The OpenAPI 3.1 document, generated from the route table, so that it can't differ from the served routes."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ _PROBLEM = {
 
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
-    """Return the document. Raises ValueError where details are kept of a route that isn't there."""
+    """Return the document. Raises ValueError for details of a route that doesn't exist."""
     unknown = set(DETAILS) - {(route.method, route.path) for route in routes}
     if unknown:
         raise ValueError(f"details are kept of routes that aren't there: {sorted(unknown)}")
@@ -180,7 +180,7 @@ def _responses(route: Route, details: RouteDocs, schemas: dict[Any, dict[str, An
 
 
 def _errors(route: Route, details: RouteDocs) -> dict[int, list[str]]:
-    """Return every error a route may answer: those of its role, path and body, its own, and a fault of ours."""
+    """Return every error of a route: those of its role, path and body, its own, and internal errors."""
     found: dict[int, list[str]] = {
         429: ["too_many_requests"],
         500: ["internal_error"],

@@ -1,4 +1,4 @@
-"""Agents on servers over HTTP: installed, upgraded, removed."""
+"""Installation, upgrade and removal of agents over HTTP."""
 
 from moorage_controller.api.convert import operation_out, operation_shown_out, raise_unless_succeeded
 from moorage_controller.api.fleet.schemas import AgentIn

@@ -1,4 +1,4 @@
-"""Join tokens, and the one call a host makes."""
+"""Join tokens and the enrolment call of a host, over HTTP."""
 
 from moorage_common.clock import to_millis
 
@@ -10,10 +10,10 @@ from moorage_controller.api.schemas import EnrollIn, EnrollOut, JoinTokenOut
 async def create_join_token(call: Call) -> Reply:
     """POST /api/servers/{id}/enrollment-token.
 
-    The reply holds a secret that is shown once, so `Idempotency-Key` means nothing here.
+    The reply contains a secret that is shown once, so `Idempotency-Key` has no effect here.
     """
     token, expires_at = await call.services.enrollments.new_token(call.id(), call.actor)
-    # The token comes by standard input: an argument would show in the host's process list.
+    # The token is read from standard input: an argument would appear in the host's process list.
     command = f"moorage-agent enroll --controller {call.services.base_url} --token-file - --allow-root DIR"
     return ok(JoinTokenOut(token=str(token), expires_at=to_millis(expires_at), command=command), 201)
 

@@ -1,4 +1,4 @@
-"""Bodies and replies about servers. What opens a host is only ever sent, never shown."""
+"""Bodies and replies about servers. SSH credentials are write-only."""
 
 import re
 from ipaddress import ip_address
@@ -12,11 +12,11 @@ from moorage_controller.api.schemas import CdPath, Endpoint, Name, Number, OneLi
 _MOST_KEY = 16 * 1024
 _MOST_SECRET = 1024
 _ADDRESS = re.compile(r"[\w.:][\w.:%-]*")
-"""Letters of any script: the resolver knows them. What begins with a dash would pass for an option."""
+"""Letters of any script: the resolver supports them. A leading dash would be parsed as an option."""
 _UNTYPED = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-"""Control characters, and halves of characters, which JSON can carry."""
+"""Control characters, and lone surrogates, which JSON can contain."""
 SECRETS = {"ssh_private_key": "private_key", "ssh_passphrase": "passphrase", "ssh_password": "password"}
-"""The write-only fields, and what SshCredentials calls them."""
+"""The write-only fields, and their names in SshCredentials."""
 
 
 def _address(address: str) -> str:
@@ -57,14 +57,14 @@ Secret = Annotated[SecretStr, Field(max_length=_MOST_SECRET, description=f"{_HOW
 
 
 class SshSecretsIn(Schema):
-    """What opens a host by SSH, only ever sent. Absent or empty: unchanged; null: dropped."""
+    """SSH credentials, write-only. Absent or empty: unchanged; null: removed."""
 
     ssh_private_key: PrivateKey | None = None
     ssh_passphrase: Secret | None = None
     ssh_password: Secret | None = None
 
     def secrets(self) -> dict[str, str | None]:
-        """Return what changes, under the names of SshCredentials; None drops it."""
+        """Return the changes by field name of SshCredentials; None removes the value."""
         sent = {name: getattr(self, name) for name in SECRETS if name in self.model_fields_set}
         plain = {name: None if secret is None else secret.get_secret_value() for name, secret in sent.items()}
         return {SECRETS[name]: value for name, value in plain.items() if value != ""}
@@ -81,7 +81,7 @@ class ServerIn(SshSecretsIn):
 
 
 class ServerChanges(SshSecretsIn):
-    """PUT /api/servers/{id}: what is absent stays."""
+    """PUT /api/servers/{id}: absent fields stay unchanged."""
 
     name: Name | None = None
     address: Address | None = None
@@ -109,12 +109,12 @@ class ServerOut(Schema):
     uptime: int | None
     has_credentials: bool
     keeps_deadlines: bool
-    """Its agent knows when its apps' time is over, and stops them itself where no controller does."""
+    """Its agent keeps the deadlines of its apps, and stops them itself if no controller does."""
     host_key_fingerprint: str | None
 
 
 class ServerStatusOut(Schema):
-    """GET /api/servers/{id}/status: of a check made now."""
+    """GET /api/servers/{id}/status: the result of a new check."""
 
     status: str
     running_containers: int
@@ -123,9 +123,10 @@ class ServerStatusOut(Schema):
 
 
 class AgentIn(Schema):
-    """POST /api/servers/{id}/agent: the port it listens on, and the directories below which apps may lie.
+    """POST /api/servers/{id}/agent: the agent's port, and the directories below which apps may be.
 
-    Without `allowRoots` a policy that is on the host stays; else the folders of the server's apps, or /srv, count.
+    Without `allowRoots` an existing policy on the host stays; without a policy, the folders of the server's apps apply,
+    or /srv.
     """
 
     port: Port = 7443
@@ -133,13 +134,13 @@ class AgentIn(Schema):
 
 
 class HostKeyIn(Schema):
-    """POST /api/servers/{id}/host-key: the fingerprint that the host shows now, as `ssh-keygen -l` tells it."""
+    """POST /api/servers/{id}/host-key: the fingerprint of the host's current key, in the form of `ssh-keygen -l`."""
 
     fingerprint: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
 
 
 class ServerTestOut(Schema):
-    """POST /api/servers/{id}/test: of a check made now; `message` is a sentence."""
+    """POST /api/servers/{id}/test: the result of a new check; `message` is a sentence."""
 
     status: str
     running_apps_count: int
@@ -149,7 +150,7 @@ class ServerTestOut(Schema):
 
 
 class RefreshedOut(Schema):
-    """POST /api/servers/refresh: all servers by name, after a check of each."""
+    """POST /api/servers/refresh: all servers, sorted by name, after a check of each."""
 
     message: str
     servers: list[ServerOut]

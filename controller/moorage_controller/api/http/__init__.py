@@ -1,1 +1,1 @@
-"""The machinery of HTTP that every route shares."""
+"""HTTP processing common to all routes."""

@@ -1,4 +1,4 @@
-"""What a handler is given: the parsed request, who sent it, and the services."""
+"""The argument of a handler: the parsed request, its caller, and the services."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,19 +37,19 @@ from moorage_controller.services.runs.extensions import Extensions
 T = TypeVar("T", bound=BaseModel)
 Made = TypeVar("Made")
 Fingerprints = Callable[[bytes], Sequence[str]]
-"""Makes keyed digests of a request: one a key of ours, the newest first."""
+"""Returns keyed digests of a request: one for each encryption key, the newest first."""
 _MOST_DIGITS = 12
 _MOST_WORD = 100
 
 
 def to_json(model: BaseModel) -> str:
-    """Return a reply's body."""
+    """Return a model as the JSON of a reply."""
     return model.model_dump_json(by_alias=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """All services, the URL under which this controller is reached, and the budgets of requests."""
+    """All services, the public URL of this controller, and the request budgets."""
 
     users: Users
     servers: Servers
@@ -77,7 +77,7 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request, authenticated and with its body read."""
+    """One authenticated request with its parsed body."""
 
     services: Services
     request: web.Request
@@ -88,7 +88,7 @@ class Call:
 
     @property
     def principal(self) -> Principal:
-        """The caller; only routes that ask for a role have one."""
+        """The caller; only on routes that require a role."""
         assert self.principal_or_none is not None
         return self.principal_or_none
 
@@ -98,23 +98,23 @@ class Call:
         return Actor(self.principal.user_id, self.principal.username, self.origin)
 
     def body(self, model: type[T]) -> T:
-        """Return the body, which the route table says is a `model`."""
+        """Return the body, which is a `model` according to the route table."""
         assert isinstance(self.body_or_none, model)
         return self.body_or_none
 
     def once(self, show: Callable[[Made], BaseModel]) -> IdempotentRequest[Made]:
-        """Return what keeps the reply under the request's Idempotency-Key, where it has one; `show` as for a reply."""
+        """Return the request for storing the reply under its Idempotency-Key, if any; `show` makes the reply."""
         return IdempotentRequest(self.keyed, lambda made: to_json(show(made)))
 
     def id(self) -> UUID:
-        """Return the id in the path. Raises NotFoundError for a malformed one: there is no such thing."""
+        """Return the id in the path. Raises NotFoundError for a malformed one, which can't exist."""
         try:
             return UUID(self.request.match_info["id"])
         except ValueError:
             raise NotFoundError("not_found", "There is nothing of that id.") from None
 
     def query_id(self, name: str) -> UUID | None:
-        """Return an id from the query, None where it is absent. Raises InvalidError for a malformed one."""
+        """Return an id from the query, None if absent. Raises InvalidError for a malformed one."""
         text = self.request.query.get(name)
         if not text:
             return None
@@ -125,29 +125,29 @@ class Call:
 
     @property
     def last_event_id(self) -> str:
-        """The id of the last event that the caller of a stream has seen; empty where he begins."""
+        """The Last-Event-ID of the caller of a stream; empty for a new stream."""
         return self.request.headers.get("Last-Event-ID", "")
 
     def query_word(self, name: str) -> str | None:
-        """Return a word to filter by, None where it is absent. Raises InvalidError for what no such word can be."""
+        """Return a filter word from the query, None if absent. Raises InvalidError for an invalid one."""
         text = self.request.query.get(name)
         if text and not (text.isascii() and text.isprintable() and len(text) <= _MOST_WORD):
             raise InvalidError({name: "It must be a word of the API."})
         return text or None
 
     def query_flag(self, name: str) -> bool:
-        """Return a yes or no from the query, no where it is absent. Raises InvalidError for any other word."""
+        """Return a flag from the query, False if absent. Raises InvalidError for an unknown word."""
         found = FLAGS.get(self.request.query.get(name, "false").lower())
         if found is None:
             raise InvalidError({name: "It must be true or false (or 1, yes, on; 0, no, off)."})
         return found
 
     def query_ago(self, name: str) -> timedelta | None:
-        """Return a duration from the query, None where there is none: it may be a time."""
+        """Return a duration from the query, None if absent or if the value is no duration, such as a time."""
         return duration(self.request.query.get(name, ""))
 
     def query_time(self, name: str) -> datetime | None:
-        """Return a time from the query, as `moment` reads it; None where it is absent. Raises InvalidError."""
+        """Return a time from the query, parsed by `moment`; None if absent. Raises InvalidError."""
         text = self.request.query.get(name)
         if not text:
             return None
@@ -158,7 +158,7 @@ class Call:
             raise InvalidError({name: sentence}) from None
 
     def query_number(self, name: str, default: int, least: int, most: int) -> int:
-        """Return a number from the query. Raises InvalidError outside of its bounds."""
+        """Return a number from the query. Raises InvalidError outside its bounds."""
         text = self.request.query.get(name, str(default))
         if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and least <= int(text) <= most):
             raise InvalidError({name: f"It must be a number from {least} to {most}."})

@@ -1,4 +1,4 @@
-"""Replies that a caller may hold already: ETag, If-None-Match and 304 (RFC 9110), and lists that are read once."""
+"""Conditional requests: ETag, If-None-Match and 304 (RFC 9110), and a cache of lists."""
 
 import hashlib
 from collections import OrderedDict
@@ -12,7 +12,7 @@ from moorage_controller.store.database.version import DatabaseVersion
 
 _MOST_KEPT = 1024
 _LONGEST_PATH = 512
-"""Characters of a path and its query that is worth keeping."""
+"""Maximum length of a cached path with its query, in characters."""
 _MOST_BYTES = 32 * 1024 * 1024
 _LARGEST = 8 * 1024 * 1024
 
@@ -26,7 +26,7 @@ class _Kept:
 
 
 class _Bodies:
-    """The bodies that were used last, by their ETag: many callers' equal lists are there once."""
+    """LRU cache of bodies by ETag, which stores equal lists of many callers once."""
 
     def __init__(self) -> None:
         self._bodies: OrderedDict[str, bytes] = OrderedDict()
@@ -50,10 +50,10 @@ class _Bodies:
 
 
 class Conditional:
-    """Gives replies their ETag, a hash of their bytes, and keeps those of lists while nothing is written.
+    """Adds an ETag, a hash of the bytes, to replies, and caches those of lists until the next database write.
 
-    What it keeps is bounded in bytes. Not the library cachetools: OrderedDict is the LRU already, and counting its
-    bytes is a line.
+    The cache is bounded in bytes. The library cachetools is not needed: OrderedDict is an LRU, and counting its bytes
+    takes one line.
     """
 
     def __init__(self, revisions: DatabaseVersion) -> None:
@@ -62,9 +62,9 @@ class Conditional:
         self._bodies = _Bodies()
 
     async def answer(self, request: web.Request, caller: str | None, make: Make) -> web.Response:
-        """Return what `make` replies, or 304. `caller` names whose list it is; None: it is made anew each time.
+        """Return the reply of `make`, or 304. `caller` is a part of the cache key; None disables the cache.
 
-        The number comes first and the rows after: the other way round, a write in between would be missed for good.
+        The database version is read before the rows: in the other order, a write in between would go unnoticed.
         """
         revision = None if caller is None else await self._revisions.current()
         key = (caller or "", request.path_qs)
@@ -75,10 +75,10 @@ class Conditional:
             return _not_modified_or(request, known, kept.headers)
         response = await make()
         body = response.body
-        # Only a success is a representation.
+        # Only a successful reply has an ETag.
         if response.status != HTTPStatus.OK or not isinstance(body, bytes):
             return response
-        # The library adds a length of its own; the rest is the same each time.
+        # The library adds Content-Length itself; the other headers stay the same.
         headers = {name: value for name, value in response.headers.items() if name != "Content-Length"}
         headers |= {"ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"', "Vary": "Authorization"}
         headers["Cache-Control"] = "private, no-cache"

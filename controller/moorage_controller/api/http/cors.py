@@ -1,4 +1,4 @@
-"""Cross-origin requests: for the dashboards named in FRONTEND_URL, and for nobody else (Fetch standard)."""
+"""Cross-origin requests, only from the dashboards in FRONTEND_URL (Fetch standard)."""
 
 from collections.abc import Sequence
 
@@ -13,24 +13,24 @@ _HEADERS = "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Ev
 _EXPOSED = "ETag, X-Total-Count, X-Request-Id, Location, Retry-After, Idempotency-Replayed"
 _MAX_AGE = "600"
 _MOST_TOLD, _MOST_ORIGIN = 100, 300
-"""How many unknown origins are logged until the next start, and how many characters of one."""
+"""Limits of the log of unknown origins: their number until the next start, and the characters of one."""
 
 
 class Cors:
-    """The origins whose pages may call; never a wildcard, and no cookies: a token is sent by hand."""
+    """The allowed origins; no wildcard, and no cookies, because pages send the token in a header."""
 
     def __init__(self, origins: Sequence[str]) -> None:
         self._origins = frozenset(origins)
         self._logged: set[str] = set()
 
     def preflight(self, request: web.Request) -> web.Response | None:
-        """Answer a browser's question whether it may; None where the request isn't one."""
+        """Answer a preflight request; None if the request isn't one."""
         if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
             return None
         return web.Response(status=204)
 
     def headers(self, request: web.Request) -> dict[str, str]:
-        """Return the headers of a reply; to an origin that isn't known, nothing but that the reply depends on it."""
+        """Return the CORS headers of a reply; an unknown origin gets only `Vary`."""
         origin = request.headers.get("Origin")
         if origin is None or origin not in self._origins:
             if origin is not None and origin.partition("://")[2] != request.host:
@@ -46,7 +46,7 @@ class Cors:
         return allowed
 
     def _log_unknown(self, origin: str) -> None:
-        """Log once that a page of this origin can't read the replies, and what lets it."""
+        """Log once that this origin isn't allowed, and which setting allows it."""
         if origin in self._logged or len(self._logged) >= _MOST_TOLD:
             return
         self._logged.add(origin)

@@ -1,4 +1,4 @@
-"""What is wrong with a body's fields, in sentences of ours: the library's own words are for programmers."""
+"""User-facing sentences for invalid fields of a body, in place of pydantic's texts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,7 +32,7 @@ _TYPES: Mapping[str, str] = {
     "enum": "It must be one of the words that the API knows here.",
     "literal": "It must be one of the words that the API knows here.",
 }
-"""By the first word of the library's type of an error."""
+"""Sentences by the first word of pydantic's error type."""
 _SENTENCES: Mapping[str, Callable[[Context], str]] = {
     "missing": lambda _: "It is missing: give it.",
     "string_too_long": _too_long,
@@ -50,7 +50,7 @@ _SENTENCES: Mapping[str, Callable[[Context], str]] = {
 
 
 UNKNOWN = "It is not what this field takes: see the API's documentation."
-"""Of an error that has no sentence here."""
+"""Fallback for all other error types."""
 
 
 def field_errors(error: ValidationError) -> dict[str, str]:

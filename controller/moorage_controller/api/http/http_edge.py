@@ -1,4 +1,4 @@
-"""What every reply bears, whatever the route: the security headers, CORS, and who the caller is behind proxies."""
+"""Processing common to all routes: security headers, CORS, and the client address behind proxies."""
 
 from collections.abc import Sequence
 
@@ -25,12 +25,12 @@ _SECURITY = {
     "X-XSS-Protection": "0",
     "Cache-Control": "no-store",
 }
-"""helmet's set, for an API: nothing may be loaded, framed or kept. What a reply sets itself stays."""
+"""helmet's headers for an API: no loading, framing or caching. Headers set by a reply itself take precedence."""
 _HSTS = "max-age=31536000; includeSubDomains"
 
 
 class HttpEdge:
-    """How the API looks from outside: `origins` may call from a browser, `proxies` are believed."""
+    """The HTTP edge of the API: `origins` may call from a browser; `proxies` are trusted."""
 
     def __init__(self, origins: Sequence[str], proxies: Sequence[Network], revisions: DatabaseVersion) -> None:
         self.conditional = Conditional(revisions)
@@ -39,17 +39,17 @@ class HttpEdge:
         self.streams = Streams()
 
     async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Put the headers on a reply that is about to begin; a stream's too."""
+        """Set the headers of a reply before it starts, including streams."""
         for name, value in _SECURITY.items():
             response.headers.setdefault(name, value)
         cors = self.cors.headers(request)
         if "Access-Control-Allow-Origin" in cors:
-            # A known dashboard may be of another site altogether; its browser must not be told to hide the reply.
+            # An allowed dashboard may be on another site; its browser must not block the reply.
             response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
         vary = [part for part in (response.headers.get("Vary"), cors.pop("Vary")) if part]
         response.headers.update({**cors, "Vary": ", ".join(vary), "Server": "Moorage"})
         if REQUEST_ID in request:
             response.headers["X-Request-Id"] = request[REQUEST_ID]
-        # Over plain HTTP browsers ignore it, and a proxy could keep it: it is said where it is true.
+        # Only over HTTPS: over plain HTTP browsers ignore it, and a proxy could cache it.
         if self.proxies.is_https(request):
             response.headers["Strict-Transport-Security"] = _HSTS

@@ -1,7 +1,7 @@
-"""`Idempotency-Key` on requests that create (draft-ietf-httpapi-idempotency-key-header, but for its quotes).
+"""`Idempotency-Key` on creating requests (draft-ietf-httpapi-idempotency-key-header, except for its quotes).
 
-The key may be quoted or not, and is taken as it came. A second request waits for the first, and gets its reply.
-Errors are not kept: a request that was refused has changed nothing, and may be sent again.
+The key may be quoted or not, and is used verbatim. A second request waits for the first, and gets its reply. Errors are
+not stored: a refused request has changed nothing, and may be sent again.
 """
 
 import re
@@ -23,7 +23,7 @@ PATTERN = "^[!-~]{1,255}$"
 async def keyed(
     route: Route, request: web.Request, principal: Principal | None, fingerprints: Fingerprints
 ) -> KeyedRequest | None:
-    """Return the request as its key names it, None without one. Raises InvalidError for a key that can't be one."""
+    """Return the request with its key, None without one. Raises InvalidError for an invalid key."""
     sent = request.headers.getall(HEADER, [])
     if not route.creates or principal is None or not sent:
         return None
@@ -34,7 +34,7 @@ async def keyed(
 
 
 async def answer(route: Route, call: Call) -> Reply:
-    """Return the handler's reply, or the one that the same request got before."""
+    """Return the handler's reply, or the stored one of the same request."""
     try:
         return await route.handler(call)
     except ReplayError as repeated:

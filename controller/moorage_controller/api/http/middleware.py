@@ -1,4 +1,4 @@
-"""What happens around every handler: request id, headers, authentication, role, body, errors."""
+"""Processing around every handler: request id, headers, authentication, role, body, errors."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 BODY_LIMIT = 1024 * 1024
 CUT = web.RequestKey("cut", bool)
-"""Set where the caller hung up, or sent nonsense, before all of the body had come."""
+"""Set if the client disconnected, or sent invalid data, before the whole body had arrived."""
 _BODY_SECONDS = 30.0
 _FRAMEWORK = {
     404: ("not_found", "There is no such path in this API."),
@@ -71,24 +71,24 @@ def build(services: Services, surface: HttpEdge) -> web.Application:
         append_slash=False, remove_slash=True, merge_slashes=False, redirect_class=web.HTTPPermanentRedirect
     )
     application = web.Application(middlewares=[around, slashes], client_max_size=BODY_LIMIT)
-    # A signal and not the middleware: it comes before the first byte of a stream too.
+    # A signal instead of middleware: it also runs before the first byte of a stream.
     application.on_response_prepare.append(surface.prepare)
     application.on_shutdown.append(surface.streams.close)
     for route in (*ROUTES, *document.routes(ROUTES)):
         endpoint = _endpoint(route, services, surface)
         application.router.add_route(route.method, route.path, endpoint)
         if route.method == "GET":
-            # Uptime monitors and load balancers ask so; the library leaves the body out.
+            # Uptime monitors and load balancers use HEAD; the library omits the body.
             application.router.add_route("HEAD", route.path, endpoint)
     return application
 
 
 def _log_request(request: web.Request, response: web.StreamResponse, seconds: float, surface: HttpEdge) -> None:
-    """Log a request: never its query, which may hold what was typed into the wrong place."""
+    """Log a request without its query, which may contain secrets by mistake."""
     log.info(
         "request",
         method=request.method,
-        # As it was sent, percent-encoded: decoded, it could be anything, and logs are read on terminals too.
+        # The raw, percent-encoded path: decoded, it could contain control characters for a terminal.
         path=request.rel_url.raw_path,
         status=response.status,
         milliseconds=round(seconds * 1000, 1),
@@ -99,7 +99,7 @@ def _log_request(request: web.Request, response: web.StreamResponse, seconds: fl
 
 def _measure(request: web.Request, response: web.StreamResponse, seconds: float, meters: Meters) -> None:
     resource = request.match_info.route.resource
-    # What callers make up must not become labels.
+    # Arbitrary values from callers must not become labels.
     method, route = (request.method, resource.canonical) if resource is not None else ("other", "none")
     goes_on = not isinstance(response, web.Response)
     meters.request(method, route, response.status, None if goes_on else seconds)
@@ -152,12 +152,12 @@ def _endpoint(route: Route, services: Services, surface: HttpEdge) -> Handler:
 
 
 def _text(header: str) -> str:
-    """Return a header without the bytes that are no UTF-8: the library keeps them as what can't be stored."""
+    """Return a header without bytes that are not UTF-8, which the library keeps as unstorable surrogates."""
     return header.encode(errors="replace").decode()
 
 
 async def _admit(route: Route, request: web.Request, services: Services, origin: Origin) -> Principal | None:
-    """Authenticate, and count against the user's budget, or the address's where nobody is known."""
+    """Authenticate, and count the request against the user's budget, or the address's without a user."""
     try:
         principal = await _authenticate(route, request, services)
     except NotAuthenticatedError:
@@ -170,7 +170,7 @@ async def _admit(route: Route, request: web.Request, services: Services, origin:
 
 
 async def _listens(route: Route, request: web.Request, services: Services) -> None:
-    """Raise once the caller of a stream may not listen any more: he logged out, or is nobody's user now."""
+    """Raise if the caller of a stream has lost access, such as after a logout or the deletion of the user."""
     principal = await _authenticate(route, request, services)
     if principal is not None:
         _check_rights(route, principal)
@@ -204,7 +204,7 @@ async def _authenticate(route: Route, request: web.Request, services: Services) 
 
 
 async def _read_body(model: type[BaseModel], request: web.Request) -> BaseModel:
-    """Read and check a body. None at all is an empty object: dashboards send stop just so."""
+    """Read and validate a body. A missing one counts as an empty object, because dashboards send stops without one."""
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             raw = await request.read()

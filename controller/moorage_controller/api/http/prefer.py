@@ -1,4 +1,4 @@
-"""How long a caller wants to wait for an operation (RFC 7240)."""
+"""The `Prefer` header: how long a caller wants to wait for an operation (RFC 7240)."""
 
 import re
 
@@ -10,10 +10,10 @@ _WAIT = re.compile(r"wait=(\d{1,6})")
 
 
 async def await_operation(call: Call, operation: Operation) -> Operation:
-    """Wait as the caller prefers: not at all, some seconds, or for the end.
+    """Wait as the caller prefers: not at all, some seconds, or until the end.
 
-    Raises OperationFailedError (`deadline_exceeded`) where the end isn't known when its time is over: it goes on;
-    StopWaitsError for a stop that waits for a host that can't be reached.
+    Raises OperationFailedError (`deadline_exceeded`) if the end isn't known in time, while the operation continues;
+    StopWaitsError for a stop that waits for an unreachable host.
     """
     prefer = call.request.headers.get("Prefer", "")
     if "respond-async" in prefer:

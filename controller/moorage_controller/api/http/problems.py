@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents; the one place where classes and codes become HTTP."""
+"""Errors as RFC 9457 problem documents: the only mapping of error classes and codes to HTTP."""
 
 import json
 from http import HTTPStatus
@@ -10,7 +10,7 @@ from moorage_controller import errors
 
 CONTENT_TYPE = "application/problem+json"
 CODE = web.ResponseKey("code", str)
-"""Bears a problem's code, for who counts them."""
+"""Response key with a problem's code, for metrics."""
 
 _STATUS: dict[type[errors.MoorageError], int] = {
     errors.UnreadableError: 400,
@@ -46,7 +46,7 @@ _OPERATION_STATUS = {
     "operation_cancelled": 409,
     "cancelled": 409,
 }
-"""How an operation's own error code is told; 502 for all others: reached, but the command failed."""
+"""HTTP status by an operation's error code. All others are 502: the host was reached, but the command failed."""
 
 
 def status_of(error: errors.MoorageError) -> int:
@@ -57,7 +57,7 @@ def status_of(error: errors.MoorageError) -> int:
 
 
 def from_error(error: errors.MoorageError, request_id: str) -> web.Response:
-    """Return the problem document of an error of ours."""
+    """Return the problem document of a MoorageError."""
     extra: dict[str, Any] = {}
     if isinstance(error, errors.InvalidError):
         extra["errors"] = [{"field": field, "message": message} for field, message in error.errors.items()]
@@ -74,7 +74,7 @@ def from_error(error: errors.MoorageError, request_id: str) -> web.Response:
 def problem(
     status: int, code: str, sentence: str, request_id: str, extra: dict[str, Any] | None = None
 ) -> web.Response:
-    """Return a problem document; `error` repeats the sentence, since that is the field dashboards show."""
+    """Return a problem document; `error` repeats the sentence, because dashboards show that field."""
     document = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,

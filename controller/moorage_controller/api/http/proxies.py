@@ -1,4 +1,4 @@
-"""Who really sent a request: a proxy's word counts only where the proxy is known."""
+"""The client address of a request; forwarding headers count only from trusted proxies."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -10,13 +10,13 @@ Network = IPv4Network | IPv6Network
 
 
 class TrustedProxies:
-    """The networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed (`TRUSTED_PROXIES`)."""
+    """The networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted (`TRUSTED_PROXIES`)."""
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self._networks = tuple(networks)
 
     def client(self, request: web.Request) -> str | None:
-        """Return the caller's address: the right-most one that is no proxy of ours, since a caller writes the left."""
+        """Return the client's address: the right-most untrusted one; a client can forge those to its left."""
         peer = _parse(request.remote or "")
         if peer is None or not self._trusts(peer):
             return request.remote
@@ -32,7 +32,7 @@ class TrustedProxies:
         return str(found)
 
     def is_https(self, request: web.Request) -> bool:
-        """Tell whether the caller speaks HTTPS: with us, or with the proxy that is nearest to us."""
+        """Return whether the client uses HTTPS to this server, or to the nearest trusted proxy."""
         if request.secure:
             return True
         peer = _parse(request.remote or "")
@@ -42,7 +42,7 @@ class TrustedProxies:
         return told.rpartition(",")[2].strip().lower() == "https"
 
     def trusts(self, peer: str) -> bool:
-        """Tell whether who is connected with us is a proxy of ours."""
+        """Return whether the connected peer is a trusted proxy."""
         address = _parse(peer)
         return address is not None and self._trusts(address)
 
@@ -51,7 +51,7 @@ class TrustedProxies:
 
 
 def _parse(text: str) -> Address | None:
-    """Read an address as proxies write it: bare, with a port, in brackets; an IPv4 in IPv6 is the IPv4."""
+    """Parse an address from a proxy: bare, with a port, or in brackets. An IPv4-mapped IPv6 becomes IPv4."""
     text = text.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -63,5 +63,5 @@ def _parse(text: str) -> Address | None:
         return None
     if isinstance(address, IPv4Address):
         return address
-    # Without its zone, which may be any text.
+    # Drop the zone, which may be any text.
     return address.ipv4_mapped or IPv6Address(int(address))

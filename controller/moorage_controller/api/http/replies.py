@@ -1,4 +1,4 @@
-"""The kinds of answer: now, later, a stream, and an error (which is raised, see `problems`)."""
+"""The kinds of replies: immediate, accepted, and a stream. Errors are raised, see `problems`."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ MOST_A_PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Bytes that are ready, and their media type."""
+    """A body as bytes, and its media type."""
 
     data: bytes
     content_type: str
@@ -25,7 +25,7 @@ Body = BaseModel | Sequence[BaseModel] | Raw | Stream
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A body to be sent as JSON, with its status and headers."""
+    """A reply: a body (models are sent as JSON), its status and headers."""
 
     body: Body
     status: int = 200
@@ -33,22 +33,22 @@ class Reply:
 
 
 def ok(body: Body, status: int = 200) -> Reply:
-    """Answer with a body."""
+    """Reply with a body."""
     return Reply(body, status)
 
 
 def accepted(operation: BaseModel, operation_id: object) -> Reply:
-    """Answer 202: it goes on, and this is where to look."""
+    """Reply 202 for an operation that continues, with its Location."""
     return Reply(operation, 202, {"Location": f"/api/operations/{operation_id}"})
 
 
 def stream(events: Events, held: ExitStack) -> Reply:
-    """Answer with server-sent events; `held` is closed at their end. What deserves a status is to be refused before."""
+    """Reply with server-sent events; `held` is closed at their end. Errors with a status must be raised before."""
     return Reply(Stream(events, held.pop_all()))
 
 
 def page(call: Call, reply: Reply) -> Reply:
-    """Cut from a list what `?limit=&offset=` ask for, unless that was done; X-Total-Count tells the whole."""
+    """Apply `?limit=&offset=` to a list, unless already done; X-Total-Count is the length of the whole list."""
     if not isinstance(reply.body, Sequence) or "X-Total-Count" in reply.headers:
         return reply
     count = len(reply.body)

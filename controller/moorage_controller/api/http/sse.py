@@ -1,4 +1,4 @@
-"""Server-sent events: a reply that goes on for as long as its caller listens."""
+"""Server-sent events: streaming replies."""
 
 import asyncio
 import time
@@ -17,11 +17,11 @@ log = structlog.get_logger(__name__)
 
 _HEARTBEAT_SECONDS = 15.0
 _SEND_SECONDS = 30.0
-"""How long a reader may take nothing at all until he is dropped; whatever he reads of goes on."""
+"""A stream whose client reads nothing for this long is dropped; any read restarts the limit."""
 _POLL_SECONDS = 0.5
-"""How often to look for callers who hung up, of all streams at once: the library tells it to nobody."""
+"""Poll interval for disconnected clients, over all streams; the library doesn't report disconnects."""
 _ADMIT_SECONDS = 30.0
-"""How long a stream may outlive the token that opened it."""
+"""Interval of access checks: the longest time that a stream outlives its token."""
 _CONNECTED_SECONDS = 0.25
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event; `id` is what the reader sends back as Last-Event-ID, `name` the event's type."""
+    """One event. Clients send `id` back as Last-Event-ID; `name` is the event's type."""
 
     data: str
     id: str | None = None
@@ -37,22 +37,22 @@ class Event:
 
 
 Events = AsyncGenerator[Sequence[Event], None]
-"""Batches of events. Closed when the caller is gone; what it raises ends the stream, and the caller comes again."""
+"""Batches of events. Closed after a disconnect. An exception ends the stream, and the client reconnects."""
 Admit = Callable[[], Awaitable[object]]
-"""Raises a MoorageError once the caller may not listen any more."""
+"""Raises a MoorageError if the caller has lost access."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The body of a reply that goes on."""
+    """The body of a streaming reply."""
 
     events: Events
     held: ExitStack
-    """What is held for as long as it goes on."""
+    """Resources held until the end of the stream."""
 
 
 async def while_connected(request: web.Request, answer: Coroutine[Any, Any, T]) -> T:
-    """Return an answer that takes a while; it is given up as soon as the caller hangs up (UnreadableError)."""
+    """Await a slow answer; cancel it if the client disconnects (UnreadableError)."""
     task = asyncio.ensure_future(answer)
     try:
         while not task.done():
@@ -66,14 +66,14 @@ async def while_connected(request: web.Request, answer: Coroutine[Any, Any, T]) 
 
 
 class Streams:
-    """The streams that are open."""
+    """The open streams."""
 
     def __init__(self) -> None:
         self._open: dict[asyncio.Task[None], web.Request] = {}
         self._looking: asyncio.TimerHandle | None = None
 
     async def serve(self, request: web.Request, body: Stream, admit: Admit) -> web.StreamResponse:
-        """Send events until they end, the caller hangs up or takes nothing, or he may not listen any more."""
+        """Send events until they end, or the client disconnects, stops reading or loses access."""
         response = EventSourceResponse(send_timeout=_SEND_SECONDS, ping_interval=_HEARTBEAT_SECONDS)
         with body.held:
             sending = asyncio.create_task(
@@ -90,7 +90,7 @@ class Streams:
         return response
 
     def _look(self) -> None:
-        """End the streams of those who hung up: one that has nothing to send would notice at its next heartbeat."""
+        """End the streams of disconnected clients; an idle stream would otherwise notice only at its next heartbeat."""
         if self._looking is not None:
             self._looking.cancel()
         for sending, request in self._open.items():
@@ -99,7 +99,7 @@ class Streams:
         self._looking = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._look) if self._open else None
 
     async def close(self, _application: web.Application) -> None:
-        """End all streams: their callers come again, to whoever serves then."""
+        """End all streams; their clients reconnect, to any running controller."""
         for sending in self._open:
             sending.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
@@ -116,7 +116,7 @@ class _Sending:
     async def run(self) -> None:
         try:
             async with aclosing(self._events):
-                # Begun before the reply is: what hasn't begun can't be closed, and it may hold something open.
+                # Started before the reply: aclose() of an unstarted generator doesn't run its cleanup.
                 coming = asyncio.ensure_future(anext(self._events, None))
                 try:
                     await self._response.prepare(self._request)
@@ -147,7 +147,7 @@ class _Sending:
                     return
                 for event in batch:
                     await self._response.send(event.data, id=event.id, event=event.name)
-                # Sending what fits into a buffer lets nobody else have a turn.
+                # Sends that fit into the buffer don't yield to the event loop.
                 await asyncio.sleep(0)
                 coming = asyncio.ensure_future(anext(self._events, None))
         finally:

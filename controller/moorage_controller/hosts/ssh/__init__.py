@@ -1,1 +1,1 @@
-"""Hosts without an agent, over plain SSH: one connection a host, the same journal, the same Compose."""
+"""Hosts without an agent, over SSH: one connection per host, with the same journal and Compose as an agent."""

@@ -1,4 +1,4 @@
-"""A walk through an app's compose files on a host that is reached by SSH, and what the host's policy says of them."""
+"""Check of an app's compose files against the host's policy, over SSH."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,9 +22,9 @@ _SET_BY_SUDO = (
 
 
 async def rules_of(link: HostSession) -> Rules:
-    """Return what the host's policy says, links resolved. Raises ContactLostError, HostRefusedError.
+    """Return the rules of the host's policy, symbolic links resolved. Raises ContactLostError, HostRefusedError.
 
-    Without a policy, or where it lists no roots, the rights of the SSH user decide where apps lie.
+    Without a policy or without roots in it, the file permissions of the SSH user decide where apps may be.
     """
     try:
         listed = parse_rules(link.survey.policy)
@@ -42,17 +42,17 @@ async def rules_of(link: HostSession) -> Rules:
 
 
 async def check_files(link: HostSession, real: str, rules: Rules, compose_files: Sequence[str] = ()) -> Walked:
-    """Look through the compose files of an app. Raises ContactLostError, HostRefusedError."""
+    """Check the compose files of an app. Raises ContactLostError, HostRefusedError."""
     clean = clean_environment(real, link.survey.environment)
     variables = Variables(clean)
     if link.survey.by_sudo:
-        # sudo has an environment of its own.
+        # sudo sets its own environment.
         variables = Variables({}, [*clean, *_SET_BY_SUDO])
     return await run_walk(link, real, walk_app(real, variables, clean["HOME"], rules, compose_files))
 
 
 async def run_walk(link: HostSession, real: str, walk: Walk) -> Walked:
-    """Run a walk through the files of the app in a real directory. Raises ContactLostError, HostRefusedError."""
+    """Run a check of the files of the app in a real directory. Raises ContactLostError, HostRefusedError."""
     try:
         asks = next(walk)
         while True:
@@ -77,7 +77,7 @@ def _found(link: HostSession, ask: Ask, kind: str, real: str, content: str) -> F
         case "file":
             return Found(Kind.FILE, real, content.encode(errors="surrogateescape") if ask.content else None)
         case "barred":
-            # By sudo Compose may read what this user may not: then nobody has looked through it.
+            # With sudo, Compose may read a file that this user can't, so the file remains unchecked.
             return Found(Kind.OTHER if link.survey.by_sudo else Kind.FILE, real)
         case "directory" | "nothing":
             return Found(Kind(kind), real)

@@ -1,4 +1,4 @@
-"""The Compose that operations on a host run: the pinned one, uploaded once; else a v2 or newer of the host's own."""
+"""The Compose for operations on a host: the pinned one, uploaded once, else the host's own, v2 or newer."""
 
 import asyncio
 import functools
@@ -24,14 +24,14 @@ from moorage_controller.hosts.transport import HostRefusedError
 log = structlog.get_logger(__name__)
 
 _MACHINES = {"x86_64": 62, "amd64": 62, "aarch64": 183, "arm64": 183, "armv7l": 40, "riscv64": 243, "ppc64le": 21}
-"""What `uname -m` says, and e_machine of elf(5)."""
+"""Machine names of `uname -m`, and e_machine of elf(5)."""
 _ASK_SECONDS = 60.0
 _OLDEST = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """The Compose that came with this controller."""
+    """The Compose binary bundled with this controller."""
 
     path: Path
     version: str
@@ -40,13 +40,13 @@ class Pinned:
 
     @property
     def name(self) -> str:
-        """What it is called on hosts: a file of that name is this very program."""
+        """Its file name on hosts, which is unique to this binary."""
         return f"docker-compose-{self.version}-{self.digest[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
 class HostCompose:
-    """The argv that Compose's begins with on a host. `upload` says what was uploaded just now, empty for nothing."""
+    """Compose on a host: `argv` is the start of its command line. `upload` describes a new upload, empty for none."""
 
     argv: tuple[str, ...]
     version: str
@@ -55,7 +55,7 @@ class HostCompose:
 
 @functools.cache
 def pinned() -> Pinned | None:
-    """Return the Compose of the wheel beside this Python, None where there is none; reads all of it the first time."""
+    """Return the Compose from the wheel of this Python, None without one. The first call reads the whole file."""
     path = Path(sys.executable).parent / "docker-compose"
     try:
         content = path.read_bytes()
@@ -67,7 +67,7 @@ def pinned() -> Pinned | None:
 
 
 async def provide(link: HostSession) -> HostCompose:
-    """See to it that there is a Compose on the host. Raises ContactLostError, HostRefusedError."""
+    """Ensure that there is a Compose on the host, and return it. Raises ContactLostError, HostRefusedError."""
     survey, ours = link.survey, await asyncio.to_thread(pinned)
     if survey.engine_problem:
         raise HostRefusedError("engine_unreachable", survey.engine_problem)
@@ -100,7 +100,7 @@ async def _uploaded(link: HostSession, ours: Pinned, path: str) -> HostCompose:
 
 
 def why_own(survey: HostFacts, ours: Pinned | None) -> str:
-    """Return why a host must have a Compose of its own, empty where ours can be uploaded, as far as is known."""
+    """Return why a host needs its own Compose; empty if the pinned one can be uploaded, as far as known."""
     if survey.by_sudo:
         return "sudo lets this SSH user run docker, and no other program"
     if ours is None:
@@ -111,7 +111,7 @@ def why_own(survey: HostFacts, ours: Pinned | None) -> str:
 
 
 async def _own(link: HostSession, why: str) -> HostCompose:
-    """Return the host's own Compose; `why` says why it isn't ours."""
+    """Return the host's own Compose; `why` is the reason for not using the pinned one."""
     found = []
     for argv in ((*link.survey.docker, "compose"), (*link.survey.docker[:-1], "docker-compose")):
         told = await _asked(link, argv)
@@ -130,14 +130,14 @@ async def _own(link: HostSession, why: str) -> HostCompose:
 
 
 async def _asked(link: HostSession, argv: Sequence[str]) -> str:
-    """Return the version that a Compose says it has, empty where it doesn't run."""
+    """Return the version that a Compose reports, empty if it doesn't run."""
     ran = await link.run_in_session(f"timeout 20 {quote(*argv)} version --short 2>/dev/null", seconds=_ASK_SECONDS)
     told = clean_line(ran.text, LIMITS.version).removeprefix("v")
     return told if ran.code == 0 and re.match(r"\d+\.\d+", told) else ""
 
 
 async def _upload(link: HostSession, ours: Pinned, path: str) -> str:
-    """Upload it, and return what went wrong on the host, empty for nothing. Raises ContactLostError."""
+    """Upload it, and return the host's error, empty for success. Raises ContactLostError."""
     try:
         await link.upload(await asyncio.to_thread(ours.path.read_bytes), ours.digest, path, mode="755")
     except UploadFailedError as error:

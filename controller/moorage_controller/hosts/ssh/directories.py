@@ -1,7 +1,7 @@
-"""Questions about directories on a host: a file system that hangs (NFS, FUSE, a dying disk) keeps none but its own.
+"""File system queries on a host. A hung file system (NFS, FUSE, a failing disk) blocks only queries of its own paths.
 
-On the host each is asked in the background, and its answer is waited for so many seconds. What asked may hang on, and
-not even SIGKILL may end it: as long as it lives, nobody asks about that path again.
+On the host each query runs in the background, with a time limit on its answer. Its process may hang, immune even to
+SIGKILL. As long as it lives, that path is not queried again.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from moorage_controller.hosts.transport import ContactLostError, HostRefusedErro
 
 _PATHS_SECONDS = 2
 _PATHS_A_SECOND = 20
-"""How many paths are sure to be resolved in a second, on a host that is busy."""
+"""Paths resolved per second, at least, on a busy host."""
 _SLOW_SECONDS = 10.0
 _WHOLE = "whole"
 _MOST_HANGING = 10_000
@@ -28,14 +28,14 @@ class Quick(Protocol):
     """Runs a short script on the host."""
 
     def __call__(self, call: str, *, seconds: float = ..., limit: int = ...) -> Awaitable[ScriptResult]:
-        """Return what it printed. Raises ContactLostError, HostRefusedError."""
+        """Return its result. Raises ContactLostError, HostRefusedError."""
 
 
 class Slow(Protocol):
     """Runs a script in a session of its own."""
 
     def __call__(self, script: str, *, seconds: float, sent: bytes = ..., limit: int = ...) -> Awaitable[ScriptResult]:
-        """Return what it printed. Raises ContactLostError."""
+        """Return its result. Raises ContactLostError."""
 
 
 class Directories:
@@ -46,27 +46,27 @@ class Directories:
         self._slow = run_in_session
         self._real: dict[str, str] = {}
         self._last: dict[str, str] = {}
-        """The real paths of all that was ever asked, by path."""
+        """All real paths resolved so far, by path."""
         self._turn = asyncio.Lock()
         self._hanging: dict[str, str] = {}
-        """By path, the process on the host that hangs at it: its id and start time."""
+        """The hanging process on the host by path: its pid and start time."""
 
     def hangs(self, path: str) -> bool:
-        """Whether the last question about a path isn't answered yet."""
+        """Whether the last query of a path is still unanswered."""
         return path in self._hanging
 
     def forget(self) -> None:
-        """Resolve anew from now on: links may have changed."""
+        """Resolve again from now on, because links may have changed."""
         self._real.clear()
 
     async def real_paths(self, paths: Sequence[str]) -> Mapping[str, str]:
-        """Resolve the links of paths, whether or not they are there; known until `forget`.
+        """Resolve symbolic links in paths, existing or not; cached until `forget`.
 
-        One that hangs is as it was last, else as it is written.
+        A hanging path keeps its last real path, or stays unresolved.
         """
         known = {path: self._real[path] for path in paths if path in self._real}
         if len(known) < len(set(paths)):
-            # One after the other: what the first finds to hang, the next doesn't wait for.
+            # Serialized: a path that the first call finds hanging is skipped by the next.
             async with self._turn:
                 known |= await self._resolve([path for path in dict.fromkeys(paths) if path not in known])
         return {path: known.get(path) or self._last.get(path) or normpath(path) for path in paths}
@@ -74,10 +74,10 @@ class Directories:
     async def ask(
         self, path: str, call: str, *, seconds: int, limit: int = LIMITS.script, aside: bool = False
     ) -> list[str]:
-        """Run a call about what lies at a path, and return its NUL-ended texts.
+        """Run a query about a path, and return its NUL-terminated texts.
 
-        `aside`: in a session of its own, which others may hold all of. Raises HostRefusedError `directory_hangs` where
-        it takes longer than that.
+        With `aside` it runs in a session of its own, for which it may have to wait. Raises HostRefusedError
+        `directory_hangs` if the query takes longer than `seconds`.
         """
         script = f"mo_unless_hanging {quote(self._hanging.get(path, ''))} {seconds} {call}"
         run = self._slow if aside else self._quick
@@ -88,7 +88,7 @@ class Directories:
         return fields
 
     async def stamps(self, files: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-        """Return what changes when a file is changed, of the files of each path; those that hang are left out."""
+        """Return the stamps of each path's files, which change with a file; hanging paths are left out."""
         wanted = list(dict.fromkeys(file for several in files.values() for file in several))
         if not wanted:
             return dict.fromkeys(files, ())
@@ -104,7 +104,7 @@ class Directories:
         return stamps
 
     async def _resolve(self, paths: Sequence[str]) -> dict[str, str]:
-        """Return the real paths of those that don't hang."""
+        """Return the real paths of the paths that don't hang."""
         asked = [path for path in paths if path not in self._hanging and path not in self._real]
         found = await self._resolve_in_turn(asked)
         left = [path for path in paths if path not in found and path not in self._real]
@@ -117,7 +117,7 @@ class Directories:
         return {path: self._real[path] for path in paths if path in self._real}
 
     async def _resolve_in_turn(self, paths: Sequence[str]) -> dict[str, str]:
-        """Resolve paths one after the other; nothing is known of the first that hangs, and of those after it."""
+        """Resolve paths one by one, up to the first that hangs; it and the later ones are left out."""
         if not paths:
             return {}
         seconds = 1 + len(paths) // _PATHS_A_SECOND
@@ -129,7 +129,7 @@ class Directories:
         return dict(zip(paths[: len(told) - 1], told[1:], strict=False))
 
     async def _resolve_each(self, paths: Sequence[str]) -> dict[str, str]:
-        """Resolve paths at the same time; those that hang are left out."""
+        """Resolve paths concurrently; those that hang are left out."""
         words = [word for path in paths for word in (self._hanging.get(path, ""), path)]
         script = f"mo_real_each {_PATHS_SECONDS} {quote(*words)}"
         told = (await self._quick(script)).fields
@@ -142,7 +142,7 @@ class Directories:
         return found
 
     def _answer(self, path: str, told: Sequence[str]) -> list[str] | None:
-        """Return what a call answered; None where it hangs, which is noted."""
+        """Return a query's answer; None if it hangs, and then record the hanging process."""
         if told[-1:] == [_WHOLE]:
             self._hanging.pop(path, None)
             return list(told[1:-1])
@@ -152,5 +152,5 @@ class Directories:
 
 
 def hanging(path: str) -> HostRefusedError:
-    """Return the refusal of what needs a directory that doesn't answer."""
+    """Return the error for a hanging directory."""
     return HostRefusedError(DIRECTORY_HANGS, directory_hangs(path))

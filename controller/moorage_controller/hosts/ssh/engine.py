@@ -1,4 +1,4 @@
-"""The Docker Engine's own HTTP API, over a stream to it through the SSH connection: no command line to parse."""
+"""Client of the Docker Engine's HTTP API over a stream through the SSH connection."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from moorage_common.untrusted import LIMITS, Lines, UntrustedError, at_most, cle
 
 _CALL_SECONDS = 10.0
 _STREAMS = 4
-"""How many at once to look at many containers, where the way to the Engine allows it."""
+"""Concurrent streams for inspecting many containers, if the connection to the Engine allows them."""
 _EVENT_ID = re.compile(rb'"(?:id|ID)":\s*"([0-9a-f]{12,64})"')
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What the Engine says of itself; `time` is its clock, in epoch seconds."""
+    """Facts from the Engine; `time` is its clock, in epoch seconds."""
 
     version: str
     running_containers: int
@@ -39,31 +39,31 @@ class EngineFacts:
 
 
 class Engine:
-    """The Engine at the other end. Every method raises EngineProblemError, ContactLostError."""
+    """The Engine on the host. Every method raises EngineProblemError, ContactLostError."""
 
     def __init__(self, dial: Dial, resolve: "Resolve") -> None:
         self.dial = dial
         self._resolve = resolve
         self.streams = _STREAMS
-        """How many streams may be open at once, beside that of the events."""
+        """Limit of concurrent streams, not counting the event stream."""
 
     async def facts(self, *, seconds: float = _CALL_SECONDS) -> EngineFacts:
-        """Ask version, running containers (all, not only Compose's) and time."""
+        """Fetch the version, the number of running containers (all, not only Compose's) and the time."""
         (info,) = await self._get(["/info"], _facts, seconds=seconds)
         if info is None:
             raise EngineProblemError("The Docker Engine says nothing of itself: see on the host what it is.")
         return info
 
     async def states(self) -> dict[str, str]:
-        """Look at the states alone of all containers of Compose projects, by id: one cheap call."""
+        """Fetch only the states of all containers of Compose projects, by id: one cheap call."""
         return dict(await self._rows())
 
     async def containers(self) -> dict[str, Container]:
-        """Look at all containers of Compose projects, by id, each inspected: health and exit codes are only there."""
+        """Inspect all containers of Compose projects, by id: only inspection shows health and exit codes."""
         return await self.inspected([container_id for container_id, _ in await self._rows()])
 
     async def inspected(self, ids: Sequence[str]) -> dict[str, Container]:
-        """Look at some containers, by id; those that are gone, or of no Compose project, are left out."""
+        """Inspect some containers, by id; those that are gone, or of no Compose project, are left out."""
         paths = [f"/containers/{quote(container_id, safe='')}/json" for container_id in ids]
         shares = [share for n in range(self.streams) if (share := paths[n :: self.streams])]
         told = await asyncio.gather(*(self._get(share, _unresolved, inspects=True) for share in shares))
@@ -77,9 +77,9 @@ class Engine:
         }
 
     async def events(self, since: int) -> AsyncGenerator[str, None]:
-        """Yield the id of each container that something happens to, from an Engine's time (epoch seconds) on.
+        """Yield the container id of each event, from a time of the Engine (epoch seconds) on.
 
-        An empty one comes first, as soon as the Engine listens.
+        The first item is empty and means that the stream is open.
         """
         filters = json.dumps({"type": ["container"], "event": list(EVENTS)})
         path = f"/events?{urlencode({'since': since, 'filters': filters})}"
@@ -93,7 +93,7 @@ class Engine:
                 async for data in body:
                     for line in filter(None, lines.take(data)):
                         found = _EVENT_ID.search(line)
-                        # Whose it is can't be seen where its labels are too long: each look asks for all states anyway.
+                        # Very long labels can hide the container's id; each observation fetches all states anyway.
                         yield found[1].decode() if found else ""
         raise EngineClosedError("The Docker Engine closed the stream of its events: see on the host that it runs.")
 
@@ -106,9 +106,9 @@ class Engine:
     async def _get(
         self, paths: Sequence[str], read: Callable[[Any], T], *, seconds: float = _CALL_SECONDS, inspects: bool = False
     ) -> list[T | None]:
-        """Ask one thing after the other on one stream, and read each answer; None for what the Engine doesn't know.
+        """Send GET requests one by one on one stream; the result is None for an object that the Engine doesn't know.
 
-        Read at once: the little that is needed of it is kept, not the whole.
+        Each response is passed to `read` immediately, so that only the needed part stays in memory.
         """
         limit = LIMITS.engine_inspection if inspects else LIMITS.engine_answer
         answers: list[T | None] = []
@@ -126,7 +126,7 @@ class Resolve(Protocol):
     """Resolves paths on the host."""
 
     async def __call__(self, paths: list[str]) -> Mapping[str, str]:
-        """Return each path's real one. Raises ContactLostError."""
+        """Return the real path of each path. Raises ContactLostError."""
 
 
 def _facts(info: Mapping[str, Any]) -> EngineFacts:
@@ -141,7 +141,7 @@ def _states(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _unresolved(about: Mapping[str, Any]) -> Sequence[Container]:
-    """Read a container, its directory as its labels name it; none where it isn't Compose's, or can't be read."""
+    """Read a container with its directory as labelled; empty if it isn't Compose's or is invalid."""
     try:
         found = of_inspection(about, str)
     except UntrustedError:

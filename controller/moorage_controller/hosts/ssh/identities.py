@@ -1,4 +1,4 @@
-"""Which app a path is on a host without an agent; known without asking Compose while its files stay the same."""
+"""Identities of apps on a host without an agent: from Compose, cached while the app's files stay unchanged."""
 
 import asyncio
 import time
@@ -42,14 +42,14 @@ log = structlog.get_logger(__name__)
 _READ_SECONDS = 65
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
-"""What mends it need not be one of the files that were looked at."""
+"""The fix of a problem may be outside of the stamped files."""
 _PATIENCE_SECONDS = 5.0
 _MAX_CONCURRENT = 2
-"""Processes of Compose are heavy: a host with a hundred apps must not start a hundred."""
+"""Limit of concurrent Compose processes on a host, which are heavy."""
 
 
 _Place = tuple[str, tuple[str, ...]]
-"""A real directory, and the files there that an app says are its own."""
+"""A real directory, and the app's explicit compose files in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +61,20 @@ class _Known:
 
 
 class Identities:
-    """Resolves paths to apps on one host; kept from one connection to the next."""
+    """Resolves directories to app identities on one host; reused by later connections."""
 
     def __init__(self) -> None:
         self._known: dict[_Place, _Known] = {}
         self._seen: dict[_Place, Project] = {}
-        """The last project that was read in each place, whatever became of its files."""
+        """The last project read in each place, even if its files have changed or are gone."""
         self._last: dict[_Place, Reading] = {}
         self._reading: dict[_Place, asyncio.Task[Reading]] = {}
         self._said: set[_Place] = set()
-        """The places of which it is logged already that they can't be made sense of."""
+        """The places whose unreadable projects are already logged."""
         self._turns = asyncio.Semaphore(_MAX_CONCURRENT)
 
     async def ask(self, link: HostSession, compose: HostCompose, app: HostApp) -> AppIdentity:
-        """Ask Compose now. Raises ContactLostError, HostRefusedError for a path that can't be one, or that hangs."""
+        """Read an app's identity from Compose. Raises ContactLostError, HostRefusedError (invalid or hanging path)."""
         link.directories.forget()
         real = (await link.directories.real_paths([app.cd_path]))[app.cd_path]
         check_path(real)
@@ -83,11 +83,10 @@ class Identities:
         return _identity(app, real, await self._read_or_refuse(link, compose, (real, app.compose_files)))
 
     async def for_stop(self, link: HostSession, app: HostApp) -> AppIdentity:
-        """Return what is known of an app without reading anything in its folder, nor asking Compose.
+        """Return an app's identity without reading its folder and without Compose.
 
-        That is its real directory, as it was last where it hangs, and the project it was last read as, besides the one
-        that the app names. Raises
-        ContactLostError, HostRefusedError for a path that can't be one.
+        It consists of the real directory (the last known one if the path hangs), the project that was last read there,
+        and the app's own last project. Raises ContactLostError, HostRefusedError (invalid path).
         """
         link.directories.forget()
         real = (await link.directories.real_paths([app.cd_path]))[app.cd_path]
@@ -96,13 +95,13 @@ class Identities:
 
     @staticmethod
     async def recheck(link: HostSession, identity: AppIdentity) -> Refused | None:
-        """Look through an app's files once more, right before Compose works with them. Raises as `ask`."""
+        """Check an app's files again, immediately before Compose reads them. Raises like `ask`."""
         rules = await rules_of(link)
         walked = await check_files(link, identity.real_directory, rules, identity.compose_files)
         return walked.refusal
 
     async def current(self, link: HostSession, compose: HostCompose, apps: Sequence[HostApp]) -> list[AppIdentity]:
-        """Return what apps are, in their order; Compose is asked only where its files changed since it was asked."""
+        """Return the identities of apps, in their order; Compose runs only for apps whose files have changed."""
         directories = link.directories
         directories.forget()
         real = await directories.real_paths([app.cd_path for app in apps])
@@ -122,7 +121,7 @@ class Identities:
         return [_identity(app, place[0], readings[place]) for app, place in zip(apps, places, strict=True)]
 
     async def _read_soon(self, link: HostSession, compose: HostCompose, place: _Place) -> Reading:
-        """Read one directory, or return what it was last read as where that takes long: the others don't wait."""
+        """Read one directory, or return its last reading if that takes long, so that the others don't wait."""
         reading = self._reading.get(place)
         if reading is None:
             reading = self._reading[place] = asyncio.create_task(self._read_in_turn(link, compose, place))
@@ -137,10 +136,10 @@ class Identities:
     def _forget(self, place: _Place, reading: asyncio.Task[Reading]) -> None:
         self._reading.pop(place, None)
         if not reading.cancelled():
-            reading.exception()  # of a connection that was lost: whoever uses it hears of that
+            reading.exception()  # a lost connection is reported to its users anyway
 
     async def _read_or_refuse(self, link: HostSession, compose: HostCompose, place: _Place) -> Reading:
-        """Read one directory; whatever goes wrong with it is no other's trouble. Raises ContactLostError."""
+        """Read one directory; its failures don't affect others. Raises ContactLostError."""
         failure: Exception | None = None
         try:
             check_path(place[0])
@@ -149,7 +148,7 @@ class Identities:
             raise
         except HostRefusedError as error:
             reading = Reading(None, (), error.code, error.sentence)
-        except Exception as error:  # noqa: BLE001 - logged below, and told as this app's problem
+        except Exception as error:  # noqa: BLE001 - logged below, and reported as this app's problem
             reading, failure = nonsense(place[0], ()), error
         self._last[place] = reading
         if reading.problem_code != UNREADABLE:
@@ -160,7 +159,7 @@ class Identities:
         return reading
 
     async def _read(self, link: HostSession, compose: HostCompose, place: _Place) -> Reading:
-        """Ask Compose what the project is called, and where its containers will say they come from."""
+        """Read the project's name from Compose, and the directory that its containers will be labelled with."""
         files = self._known[place].reading.files if place in self._known else ()
         before = await _stamp(link, place[0], files)
         reading = await _read(link, compose, place)
@@ -168,7 +167,7 @@ class Identities:
         if reading.project is not None:
             self._seen[place] = reading.project
         if reading.files == files and before != stamp:
-            self._known.pop(place, None)  # changed while it was read: not to be relied on
+            self._known.pop(place, None)  # changed during the read: don't cache it
         else:
             keep = _KEEP_PROBLEM_SECONDS if reading.problem_code else _KEEP_SECONDS
             self._known[place] = _Known(reading, link.survey.policy, stamp, time.monotonic() + keep)
@@ -176,7 +175,7 @@ class Identities:
 
 
 def check_path(path: str) -> None:
-    """Raise HostRefusedError for what can't be an app's directory, or can't be shown on one line."""
+    """Raise HostRefusedError for a path that is no valid app directory, or not printable on one line."""
     try:
         path.encode()
         speakable = not {"\n", "\r", "\0"} & set(path)
@@ -209,7 +208,7 @@ async def _stamps(link: HostSession, files: Mapping[_Place, Sequence[str]]) -> d
 
 
 async def _stamp(link: HostSession, real: str, files: Sequence[str]) -> tuple[str, ...]:
-    """Return the stamp of an app's files. Raises HostRefusedError where one of them hangs."""
+    """Return the stamp of an app's files. Raises HostRefusedError if one of them hangs."""
     stamp = (await link.directories.stamps({real: files})).get(real)
     if stamp is None:
         raise hanging(real)
@@ -217,7 +216,7 @@ async def _stamp(link: HostSession, real: str, files: Sequence[str]) -> tuple[st
 
 
 async def _read(link: HostSession, compose: HostCompose, place: _Place) -> Reading:
-    """Ask Compose, where the host's policy allows what the app's files make it do."""
+    """Read the project from Compose, if the host's policy allows the app's files."""
     real, compose_files = place
     try:
         rules = await rules_of(link)
@@ -236,14 +235,14 @@ async def _read(link: HostSession, compose: HostCompose, place: _Place) -> Readi
 
 
 async def _ask(link: HostSession, compose: HostCompose, place: _Place, rules: Rules, walked: Walked) -> Reading:
-    """Ask Compose what it makes of files that were looked through."""
+    """Read the project from Compose; its files were checked before."""
     real, compose_files = place
     environment = clean_environment(real, link.survey.environment)
     settings = [f"{name}={value}" for name, value in environment.items()]
     argv = ["env", "-i", *settings, *with_files(compose.argv, compose_files)]
     call = f"mo_read_app {quote(real, ' '.join(COMPOSE_FILES), *argv)}"
     told = await link.directories.ask(real, call, seconds=_READ_SECONDS, limit=LIMITS.script_config, aside=True)
-    match told:  # as mo_read_app prints it
+    match told:  # the output of mo_read_app
         case ["file" | "nothing" as kind]:
             return no_directory(real, is_file=kind == "file")
         case ["directory", config_code, config, variables_code, variables, complaint, above]:
@@ -264,10 +263,10 @@ async def _ask(link: HostSession, compose: HostCompose, place: _Place, rules: Ru
 
 
 async def _places(link: HostSession, place: _Place, environment: str, above: str) -> tuple[str, Sequence[str]]:
-    """Return what Compose labels containers with (the directory of its first file, links resolved), and its files."""
+    """Return the directory in Compose's container labels (of its first file, links resolved), and its files."""
     real, compose_files = place
     variables = dict(line.partition("=")[::2] for line in environment.splitlines())
-    # Not the directory itself: it changes whenever the app writes a file beside its compose file.
+    # Without the directory itself, which changes whenever the app writes a file beside its compose file.
     settings = [join(real, ".env")]
     listed = variables.get("COMPOSE_FILE")
     named = compose_files or (listed or "").split(variables.get("COMPOSE_PATH_SEPARATOR") or ":")
@@ -275,7 +274,7 @@ async def _places(link: HostSession, place: _Place, environment: str, above: str
         files = [join(real, file) for file in named]
         parent = dirname(files[0]) or "/"
         return (await link.directories.real_paths([parent]))[parent], [*settings, *files]
-    # As Compose does: the nearest directory upwards with a file of one of the known names.
+    # Like Compose: the nearest directory upwards with a file of one of the known names.
     directory = real
     while True:
         settings += [join(directory, name) for name in (".env", *COMPOSE_FILES, *OVERRIDE_FILES)]

@@ -1,4 +1,4 @@
-"""What is on a host without an agent, for people: an app's containers, the Compose projects, and logs."""
+"""Inspection of a host without an agent: an app's containers, the Compose projects, and logs."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -16,7 +16,7 @@ from moorage_controller.hosts.transport import AppObservation, HostApp, HostProj
 
 
 async def look(site: Site, app: HostApp) -> AppObservation:
-    """Look at an app now. Raises HostRefusedError, ContactLostError."""
+    """Observe an app now. Raises HostRefusedError, ContactLostError."""
     try:
         return await watches.look(site.link, await _identity(site, app))
     except EngineProblemError as error:
@@ -24,7 +24,7 @@ async def look(site: Site, app: HostApp) -> AppObservation:
 
 
 async def projects(site: Site) -> Sequence[HostProject]:
-    """List the Compose projects there are. Raises HostRefusedError, ContactLostError."""
+    """List the existing Compose projects. Raises HostRefusedError, ContactLostError."""
     try:
         containers = await site.link.engine.containers()
     except EngineProblemError as error:
@@ -35,12 +35,12 @@ async def projects(site: Site) -> Sequence[HostProject]:
 
 
 async def logs(site: Site, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
-    """Yield batches of what an app's containers write. Raises ContactLostError, HostRefusedError."""
+    """Yield batches of log lines of an app's containers. Raises ContactLostError, HostRefusedError."""
     identity = await _identity(site, app)
 
     async def look() -> list[ContainerState]:
         found = await site.link.engine.containers()
-        site.count_log_streams()  # only now it is known by which way the Engine is reached
+        site.count_log_streams()  # the kind of connection to the Engine is known only now
         return [container.state for container in found.values() if identity.owns(container)]
 
     reading = Logs(site.link.engine.dial, look, look, wanted, site.logs, site.link.sessions.pace)

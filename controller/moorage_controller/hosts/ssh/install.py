@@ -1,4 +1,4 @@
-"""The agent on a host, put there and taken away over SSH: as root, or by `sudo -n`."""
+"""Installation and removal of the agent on a host over SSH, as root or by `sudo -n`."""
 
 import json
 import secrets
@@ -22,28 +22,28 @@ _UPLOADS = "/var/tmp/moorage-"  # noqa: S108 - mktemp makes the folder, for its 
 _LEFT_MINUTES = 30
 _QUICK_SECONDS = 30.0
 _SLOW_SECONDS = 240.0
-"""Unpacking takes seconds, on a slow disk a minute; its sync waits for everything that the disk has to write."""
+"""Unpacking takes seconds, or a minute on a slow disk; its sync waits for all pending writes of the disk."""
 _ROOM_KIB = 400 * 1024
 _CLOCK_SECONDS = 12 * 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What an installation finds on a host. `current` is the build that is there, empty where there is none."""
+    """The state of a host before an installation. `current` is the installed build, empty for none."""
 
     current: str
     has_policy: bool
 
 
 class Installer:
-    """Works on one host over one connection. Every method raises ContactLostError, HostRefusedError."""
+    """Installs the agent on one host over one connection. Every method raises ContactLostError, HostRefusedError."""
 
     def __init__(self, link: HostSession) -> None:
         self._link = link
         self._sudo = False
 
     async def check(self, port: int) -> Found:
-        """See whether an agent can be installed, listening on that port; HostRefusedError says why not."""
+        """Check that an agent can be installed and listen on that port; HostRefusedError says why not."""
         await self._become_root()
         told = _pairs((await self._root(f"mi_check {port}")).text)
         for wrong, code, sentence in _preflight_failures(told, port):
@@ -52,8 +52,8 @@ class Installer:
         return Found(told.get("current", ""), "policy" in told)
 
     async def upload(self, bundle: Bundle, progress: Progress) -> str:
-        """Send the bundle into a private folder of the SSH user's, whole, and return its path there."""
-        # First what an upload left that broke off: nobody else comes back for it.
+        """Upload the bundle to a private folder of the SSH user, and return its path on the host."""
+        # First remove leftovers of interrupted uploads; nothing else removes them.
         left = f"find /var/tmp -maxdepth 1 -name 'moorage-????????' -user \"$(id -un)\" -mmin +{_LEFT_MINUTES}"
         make = f"umask 077; {left} -exec rm -rf {{}} + 2>/dev/null; mktemp -d {_UPLOADS}XXXXXXXX"
         made = await self._link.run_in_session(make, seconds=_QUICK_SECONDS)
@@ -71,21 +71,21 @@ class Installer:
         return path
 
     async def clear(self, path: str) -> None:
-        """Remove what `upload` left."""
+        """Remove the folder of `upload`."""
         await self._link.run_in_session(f"rm -rf {quote(str(PurePosixPath(path).parent))}", seconds=_QUICK_SECONDS)
 
     async def unpack(self, path: str, build: str) -> None:
-        """Unpack the bundle, unless there is no path since it is there, and see that it runs on this host."""
+        """Unpack the bundle and check that it runs on this host; an empty path means that it is already unpacked."""
         await self._run_or_raise("mi_unpack", path, build)
 
     async def has(self, build: str) -> bool:
-        """Tell whether a build is there, whole."""
+        """Return whether a build is completely installed."""
         folder = quote(f"/opt/moorage-agent/{build}")
         ran = await self._root(f"[ -e {folder}/VERSION ] && cd {folder} && sha256sum --status -c SHA256SUMS")
         return ran.code == 0
 
     async def status(self, build: str) -> Mapping[str, Any]:
-        """Return what `moorage-agent status --json` says."""
+        """Return the output of `moorage-agent status --json`."""
         ran = await self._agent(build, "status", "--json")
         try:
             told = parse_json(ran.output, LIMITS.script)
@@ -96,39 +96,42 @@ class Installer:
         return told
 
     async def request_certificate(self, build: str) -> bytes:
-        """Let the host make a key, which stays there, and return a signing request for it (PEM)."""
+        """Create a key on the host, which never leaves it, and return a signing request for it (PEM)."""
         ran = await self._agent(build, "request-certificate")
         if ran.code:
             raise HostRefusedError("agent_broken", f"The agent can't make a key: {_last(ran)}")
         return ran.output
 
     async def accept_certificate(self, build: str, answer: Mapping[str, str], options: Sequence[str]) -> None:
-        """Give the host its certificate; `options` are those of `moorage-agent accept-certificate`."""
+        """Send the host its certificate; `options` are those of `moorage-agent accept-certificate`."""
         ran = await self._agent(build, "accept-certificate", *options, sent=json.dumps(answer))
         if ran.code:
             raise HostRefusedError("agent_broken", f"The agent doesn't take its certificate: {_last(ran)}")
 
     async def switch(self, build: str) -> None:
-        """Make a build the one that runs."""
+        """Switch the service to a build."""
         await self._run_or_raise("mi_switch", build)
 
     async def roll_back(self) -> str:
-        """Go back to what was before; returns `removed`, `kept`, or `roll_back` and the build that runs again."""
+        """Restore the state before the installation.
+
+        Returns `removed`, `kept`, or `back` and the build that runs again.
+        """
         ran = await self._root("mi_back")
         if ran.code:
             raise HostRefusedError("rollback_failed", f"The host could not be put back as it was: {_last(ran)}")
         return ran.text.strip()
 
     async def done(self, build: str) -> None:
-        """Tidy up after an installation that went well."""
+        """Clean up after a successful installation."""
         await self._run_or_raise("mi_done", build)
 
     async def failure_reason(self) -> str:
-        """Return the last words of the service, empty for none."""
+        """Return the last log lines of the service, empty for none."""
         return clean_line((await self._root("mi_why")).text, LIMITS.sentence)
 
     async def remove(self) -> None:
-        """Remove the agent and all that its installation made."""
+        """Remove the agent and everything that its installation created."""
         await self._become_root()
         if "package" in _pairs((await self._root("mi_check 0")).text):
             raise HostRefusedError("installed_by_package", _BY_PACKAGE)
@@ -145,16 +148,16 @@ class Installer:
         self._sudo = told == "0"
 
     async def _root(self, script: str) -> ScriptResult:
-        """Run a script as root that may use install.sh's functions."""
+        """Run a script with install.sh's functions as root."""
         whole = f"{surveys.script('install.sh')}\n{script}"
         if self._sudo:
-            # By its standard input, so that nothing shows in the process list.
+            # On standard input, so that the script doesn't appear in the process list.
             end = secrets.token_hex(8)
             whole = f"sudo -n /bin/sh -s <<'{end}'\n{whole}\n{end}"
         return await self._link.run_in_session(whole, seconds=_SLOW_SECONDS)
 
     async def _run_or_raise(self, *call: str) -> None:
-        """Call a function of install.sh that says what went wrong."""
+        """Call a function of install.sh; its output on failure is the error sentence."""
         ran = await self._root(quote(*call))
         if ran.code:
             raise HostRefusedError("install_failed", _last(ran))
@@ -163,7 +166,7 @@ class Installer:
         program = f"/opt/moorage-agent/{build}/moorage-agent"
         call = f"MOORAGE_AGENT_POLICY={POLICY} {quote(program, *words)} 2>&1"
         if sent:
-            # printf is the shell's own: what it prints shows in no process list.
+            # printf is a shell builtin, so its arguments don't appear in the process list.
             call = f"printf '%s' {quote(sent)} | {call}"
         return await self._root(call)
 
@@ -172,7 +175,7 @@ _BY_PACKAGE = "The agent on this host came as a Debian package: upgrade or remov
 
 
 def _preflight_failures(told: Mapping[str, str], port: int) -> Sequence[tuple[bool, str, str]]:
-    """Return what may stand in the way: whether it does, its code, its sentence."""
+    """Return the possible obstacles: whether each one applies, its code, its sentence."""
     machine = told.get("machine", "")
     try:
         off = abs(number_text(told.get("now") or "0", 0, LIMITS.int64) - time.time())

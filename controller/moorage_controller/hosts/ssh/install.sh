@@ -1,11 +1,11 @@
-# What installs, upgrades and removes the agent on a host. Functions; run as root. Each may be run again at any point.
-#   mi_check PORT                 prints what counts about the host, "NAME VALUE" a line
-#   mi_unpack BUNDLE BUILD        unpacks a bundle, where one is given, beside what runs, and sees that it runs here
-#   mi_switch BUILD               makes a build the one that runs; the one before is kept
-#   mi_back                       goes back to the build before; without one, removes all that an installation made
-#   mi_done BUILD                 the installation is over: removes builds that nobody goes back to
-#   mi_remove                     removes the agent; the journal stays while there are operations in it
-# A sentence goes to standard output before an exit with another code than 0.
+# Functions that install, upgrade and remove the agent on a host. They run as root, and each is safe to run again.
+#   mi_check PORT                 prints the facts of the host, one "NAME VALUE" per line
+#   mi_unpack BUNDLE BUILD        unpacks a bundle, unless empty, beside the running build, and checks that it runs here
+#   mi_switch BUILD               switches the service to a build; the previous build is kept
+#   mi_back                       restores the previous build; without one, removes everything that the installation created
+#   mi_done BUILD                 finishes the installation: removes builds that are not needed for a rollback
+#   mi_remove                     removes the agent; the journal stays if it contains operations
+# On failure they print a sentence on standard output and exit with a non-zero code.
 
 mi_home=/opt/moorage-agent
 mi_unit=/etc/systemd/system/moorage-agent.service
@@ -30,7 +30,7 @@ mi_check() {
     }
     if [ -e "$mi_home/current/VERSION" ]; then echo "current $(cat "$mi_home/current/VERSION")"; fi
     if [ -e "$mi_policy" ]; then echo 'policy yes'; fi
-    # Our own agent may be it.
+    # The listener may be the agent itself.
     if [ "$(systemctl is-active moorage-agent 2>/dev/null)" != active ] &&
         cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qi "^ *[0-9]*: [0-9A-F]*:$(printf '%04X' "$1") [0-9A-F]*:[0-9A-F]* 0A "; then
         echo 'taken yes'
@@ -40,7 +40,7 @@ mi_check() {
 mi_unpack() {
     mi_new=$mi_home/$2
     [ -e "$mi_home/current/VERSION" ] || [ -e "$mi_home/.fresh" ] || {
-        # What was there before us stays when we go. Whole or not there: a power cut must not make us forget it.
+        # Records what existed before, which a removal must keep. Written atomically, to survive a power cut.
         mkdir -p "$mi_home" && {
             [ ! -e "$mi_policy" ] || echo policy
             [ ! -d "$mi_data" ] || echo data
@@ -60,7 +60,7 @@ mi_unpack() {
     [ "$mi_said" = "moorage-agent $2" ] || mi_fail "The new agent says that it is \"$mi_said\", and not $2."
 }
 
-# A link that is there or not, never half: made beside, then renamed.
+# Replaces a symbolic link atomically: created beside it, then renamed.
 mi_point() {
     ln -sfn "$2" "$1.new" && mv -fT "$1.new" "$1"
 }
@@ -81,7 +81,7 @@ mi_switch() {
     mi_said=$(mi_serve 2>&1) || mi_fail "The service doesn't start: $mi_said $(mi_why)"
 }
 
-# The last words of the service.
+# Prints the last log lines of the service.
 mi_why() {
     journalctl --quiet --no-pager --output cat --lines 3 --unit moorage-agent 2>/dev/null | tr '\n' ' '
 }
@@ -122,7 +122,7 @@ mi_remove() {
     case $mi_keep in *policy*) ;; *) rm -f "$mi_policy" ;; esac
     [ ! -d "${mi_policy%/*}" ] || rmdir "${mi_policy%/*}" 2>/dev/null
     rm -rf "$mi_data/pki" "$mi_data/agent.json" "$mi_data"/deadlines.*
-    # Operations that are there are somebody's history: whoever asks for one of them finds it.
+    # Recorded operations stay, so that their end can still be read.
     rmdir "$mi_data/operations" 2>/dev/null && rm -rf "$mi_data/locks"
     case $mi_keep in *data*) ;; *) [ ! -d "$mi_data" ] || rmdir "$mi_data" 2>/dev/null ;; esac
     rm -rf "$mi_home" || mi_fail "$mi_home can't be removed."

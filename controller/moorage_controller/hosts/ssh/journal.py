@@ -1,4 +1,4 @@
-"""The journal on a host without an agent: the same files and the same supervisor, worked by scripts."""
+"""The journal on a host without an agent: the same files and supervisor as an agent's, accessed by scripts."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ class Journal:
         return f"{self._root}/locks"
 
     async def read(self, operation_id: str) -> Record | None:
-        """Return what is known, None for an operation that was never started here."""
+        """Return the record of an operation, None if it was never started here."""
         printed = (await self._link.run_in_shell(show_call(self._root, operation_id), limit=LIMITS.record)).output
         try:
             return read_record(operation_id, printed)
@@ -45,7 +45,7 @@ class Journal:
             raise _broke_off() from None
 
     async def look(self, operation_id: str, after: int) -> Look:
-        """Return the output from an offset on, 64 KiB at most; all who look at the same time share one script."""
+        """Return the output from an offset on, 64 KiB at most; concurrent calls share one script."""
         found: asyncio.Future[Look] = asyncio.get_running_loop().create_future()
         self._wanted.append((look_call(self._root, operation_id, max(after, 0), _LOOK_BYTES), found))
         if self._looker is None or self._looker.done():
@@ -53,9 +53,9 @@ class Journal:
         return await found
 
     async def launch(self, order: Order, guard: Guard) -> bool:
-        """Start the command; True when the operation was there already. Raises Refused when it is buried from now on.
+        """Start the command; return True if the operation already existed. Raises Refused if it is now buried.
 
-        When the connection is lost before `go` was said, nothing was started; afterwards the operation goes on.
+        If the connection is lost before `go` was sent, nothing starts; afterwards the operation continues.
         """
         loop = asyncio.get_running_loop()
         patience = loop.time() + _PATIENCE
@@ -76,7 +76,7 @@ class Journal:
             await asyncio.sleep(_PAUSE)
 
     async def cancel(self, operation_id: str, by: str) -> CancelOutcome:
-        """Send TERM to the command's process group, KILL ten seconds later; bury an operation that never came here."""
+        """Send TERM to the command's process group, and KILL ten seconds later; bury an unknown operation."""
         word = (await self._link.run_in_shell(cancel_call(self._root, operation_id, by))).text.strip()
         if word == "not_allowed":
             raise HostRefusedError(
@@ -114,11 +114,11 @@ class Journal:
         except (ContactLostError, HostRefusedError) as error:
             _tell(wanted, error)
         finally:
-            # Nobody waits for ever, whatever went wrong; who was told already stays so.
+            # Fail all calls that are still waiting, after any error; finished ones keep their result.
             _tell(wanted, _broke_off())
 
     async def _attempt(self, order: Order, guard: Guard) -> str:
-        """Run one supervisor and return its last word: started, held, ended, busy ..., or buried."""
+        """Run one supervisor and return its last line: started, held, ended, busy ..., or buried."""
         decision = ""
         try:
             async with asyncio.timeout(_LAUNCH_SECONDS), self._link.sessions.open() as process:
@@ -155,10 +155,10 @@ class Journal:
         return word
 
     def _invocation(self, order: Order) -> str:
-        """Return the script that starts a supervisor which outlives this session, and passes its words on.
+        """Return the script that starts a supervisor, which outlives this session, and forwards its output lines.
 
-        Twice `setsid`: the first makes sure that the second forks, so that neither this session nor its shell has a
-        child to wait for once the supervisor has let go of its output; and unlike `&` it leaves INT as it is.
+        `setsid` runs twice: the first ensures that the second one forks. So neither this session nor its shell has a
+        child to wait for once the supervisor has closed its output. Unlike `&`, it leaves the handling of INT as it is.
         """
         directory_lock = f"{self.locks}/{lock_name('directory', order.app_directory)}"
         project_lock = "" if order.project is None else f"{self.locks}/{lock_name('project', order.project)}"

@@ -1,10 +1,10 @@
 # Functions for scripts on a host.
 
-# Prints the path with its links resolved, whether or not it is there, ended by a NUL.
+# Prints the path with its symbolic links resolved, existing or not, terminated by a NUL.
 mo_real() {
     mo_there=$1 mo_rest=
     while ! mo_found=$(readlink -f -- "$mo_there" 2>/dev/null && echo .); do
-        # Not even that: it is readlink that fails, and what would it find above?
+        # Even / fails, so readlink itself is broken: stop.
         if [ "$mo_there" = / ]; then
             mo_found="/
 ."
@@ -20,7 +20,7 @@ mo_real() {
     printf '%s%s\0' "${mo_found%/}" "$mo_rest"
 }
 
-# Prints why nothing can be written in the journal at a folder, then what is left on its disk, each ended by a NUL.
+# Prints the error of a test write in the journal at a folder, then the free space of its disk, each NUL-terminated.
 mo_room() {
     mo_probe=$1/operations/.room-$$
     mo_said=$( (set -C && dd if=/dev/zero bs=65536 count=1 >"$mo_probe") 2>&1) && mo_said=
@@ -28,7 +28,7 @@ mo_room() {
     printf '%s\0%s\0' "$mo_said" "$(stat -f -c '%a %S %b %d %c' -- "$1" 2>/dev/null)"
 }
 
-# Each path's real one.
+# Prints the real path of each path.
 mo_real_all() {
     for mo_each; do
         mo_real "$mo_each"
@@ -37,15 +37,15 @@ mo_real_all() {
 
 mo_self='read -r stat <"/proc/$PPID/stat"; set -- ${stat##*) }; shift 19; printf "%s %s\0" "$PPID" "$1"'
 
-# mo_within SECONDS CALL...: runs a call that may hang, and be ended by nothing, in the background: its output is passed
-# on for so many seconds. Before it comes "PID START" of what runs it, and after it, where it came to its end, "whole".
+# mo_within SECONDS CALL...: runs a call that may hang unkillably, in the background. Its output is forwarded for so many
+# seconds, after "PID START" of its process, and followed by "whole" if the call ended.
 mo_within() {
     mo_seconds=$1
     shift
     ({ /bin/sh -c "$mo_self" && "$@" && printf 'whole\0'; } </dev/null 2>/dev/null 3<&- &) | timeout "$mo_seconds" cat
 }
 
-# mo_unless_hanging "PID START" SECONDS CALL...: does the same unless what ran it last still lives.
+# mo_unless_hanging "PID START" SECONDS CALL...: like mo_within, unless the process of the last call is still alive.
 mo_unless_hanging() {
     mo_last=$1
     shift
@@ -62,8 +62,8 @@ mo_lives() {
     [ "$mj_start" = "$2" ]
 }
 
-# mo_real_each SECONDS ["PID START" PATH]...: resolves paths at the same time, so that none waits for another. Prints
-# "NUMBER:" and what mo_unless_hanging says with line ends, ended by a NUL.
+# mo_real_each SECONDS ["PID START" PATH]...: resolves paths concurrently, so that none waits for another. Prints for each
+# "NUMBER:" and the output of mo_unless_hanging with newlines in place of NULs, terminated by a NUL.
 mo_real_each() {
     mo_limit=$1 mo_number=0
     shift
@@ -78,16 +78,16 @@ mo_real_each() {
     wait
 }
 
-# Prints for each file what changes when it is changed, ended by a NUL; nothing for one that isn't there.
+# Prints a stamp of each file, which changes with the file, NUL-terminated; an empty one for a missing file.
 mo_stamp() {
     for mo_file; do
         printf '%s\0' "$(stat -L -c '%z %i %s' -- "$mo_file" 2>/dev/null)"
     done
 }
 
-# mo_read_paths LIMIT ROOM [r|s PATH]...: prints three NUL-ended texts for each path: what it is (file, directory, nothing,
-# other, barred: a file that can't be read), its real path, and of an `r` LIMIT bytes at most, its NULs as \001. What
-# doesn't fit into ROOM bytes for all is `other`. Only an ordinary file is ever opened, and none is waited for.
+# mo_read_paths LIMIT ROOM [r|s PATH]...: prints three NUL-terminated texts for each path: its kind (file, directory,
+# nothing, other, barred: an unreadable file), its real path, and for `r` up to LIMIT bytes of content, NULs as \001. A
+# file that exceeds the ROOM bytes for all files is `other`. Only regular files are opened, with a time limit.
 mo_read_paths() {
     mo_limit=$1 mo_room=$2
     shift 2
@@ -115,9 +115,9 @@ mo_read_paths() {
     done
 }
 
-# mo_read_app DIRECTORY NAMES COMPOSE...: prints what Compose says of the project in a directory, as NUL-ended texts: what
-# it is (directory, file, nothing), code and output of `config` and of `config --environment`, what is complained of, and
-# the nearest directory upwards that holds a file of one of the names.
+# mo_read_app DIRECTORY NAMES COMPOSE...: prints Compose's view of the project in a directory, as NUL-terminated texts: its
+# kind (directory, file, nothing), code and output of `config` and of `config --environment`, the error message, and the
+# nearest directory upwards with a file of one of the names.
 mo_read_app() {
     mo_directory=$1 mo_names=$2
     shift 2
@@ -127,7 +127,7 @@ mo_read_app() {
     fi
     printf 'directory\0'
     mo_complaint='' mo_late=
-    # It has its links resolved: whoever made one of it since then would lead us elsewhere.
+    # The path is already resolved: if it has become a symbolic link since then, it is refused.
     if ! cd -- "$mo_directory" || [ "$(pwd -P)" != "$mo_directory" ]; then
         printf '1\0\0001\0\0%s\0\0' "its directory can't be entered by this SSH user, or is a symbolic link by now"
         return
@@ -167,11 +167,11 @@ mo_config() {
     esac
 }
 
-# mo_receive FILE SIZE DIGEST MODE: makes a file of what comes on descriptor 3, whole or not at all; what an upload left that
-# broke off isn't needed again. Says `have BYTES`, at the beginning and after each block, at last `whole`, or `failed WHY`.
+# mo_receive FILE SIZE DIGEST MODE: creates a file atomically from descriptor 3, and resumes an interrupted upload. Prints
+# `have BYTES` at the beginning and after each block, and at the end `whole` or `failed WHY`.
 mo_receive() {
     mo_part=$1.$3.part
-    # The lock is the folder's: no file of it stays behind. Code 1 is that somebody has it, others that it can't be had.
+    # The folder itself is locked, so no lock file is left. Code 1: another process holds it; others: no locking there.
     exec 8<"${1%/*}" && flock -w 30 8 || [ $? -ne 1 ] || {
         echo 'failed the same is being uploaded by somebody else'
         return
@@ -193,7 +193,7 @@ mo_receive() {
     fi
     echo "have $mo_there"
     while [ "$mo_there" -lt "$2" ]; do
-        # Whoever sends nothing for so long is gone, and keeps others waiting.
+        # A sender that is silent for so long is gone, and would block others.
         mo_said=$(timeout 60 dd bs=65536 count=4 iflag=fullblock <&3 2>&1 >>"$mo_part")
         case $? in
         0) ;;

@@ -1,4 +1,4 @@
-"""What kind of host answers: asked once a connection, each strangeness told in one sentence."""
+"""Survey of a host, once per connection; each problem is one sentence."""
 
 import functools
 import importlib.resources
@@ -18,11 +18,11 @@ _TOLD = frozenset({"endpoint", "missing", "machine", "root", "bin", "home", "doc
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """A host as its SSH user finds it.
+    """A host's facts, as seen by its SSH user.
 
-    `root` is the folder of the journal, `bin` that of what we upload. `docker` is the argv that Docker's command begins
-    with (`docker` or `sudo -n docker`), `socket` the Engine's where this user may open it, else empty.
-    `engine_problem` says why neither works. `state_problem` says why nothing can be started.
+    `root` is the folder of the journal, `bin` that of uploads. `docker` is the start of Docker's command line (`docker`
+    or `sudo -n docker`). `socket` is the Engine's socket if this user may open it, else empty. `engine_problem` is the
+    reason why neither works. `state_problem` is the reason why nothing can be started.
     """
 
     machine: str
@@ -35,34 +35,34 @@ class HostFacts:
     engine_problem: str = ""
     state_problem: str = ""
     noexec: bool = False
-    """Whether no program may be run from `bin`."""
+    """Whether programs in `bin` can't be executed."""
     policy: str = ""
-    """What the policy file of an agent there says, empty where there is none."""
+    """The content of an agent's policy file, empty if there is none."""
 
     @property
     def uptime(self) -> int:
-        """Seconds since the host's boot, by now."""
+        """Seconds since the host's boot, now."""
         return int(time.monotonic() - self.booted)
 
     @property
     def problem(self) -> str:
-        """What is wrong with the host, empty for nothing."""
+        """The host's problem, empty for none."""
         return self.engine_problem or self.state_problem
 
     @property
     def by_sudo(self) -> bool:
-        """Whether this user reaches Docker through sudo alone."""
+        """Whether this user can use Docker only through sudo."""
         return len(self.docker) > 1
 
 
 @functools.cache
 def script(name: str) -> str:
-    """Return one of the scripts beside this file."""
+    """Return the text of a script in this package."""
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def read(ran: ScriptResult, username: str) -> HostFacts:
-    """Read what survey.sh printed. Raises HostUnreachableError for a host that nothing can be done with."""
+    """Parse the output of survey.sh. Raises HostUnreachableError for an unusable host."""
     told = dict(field.partition("=")[::2] for field in ran.fields)
     if not told.keys() >= _TOLD:
         raise HostUnreachableError("The host's shell broke off when it was asked what there is.", "host_strange")
@@ -96,7 +96,7 @@ def read(ran: ScriptResult, username: str) -> HostFacts:
 
 
 def no_shell(error: ScriptError, username: str) -> HostUnreachableError:
-    """Return what a host is told of whose login shell doesn't run `/bin/sh` for us."""
+    """Return the error for a host whose login shell doesn't run `/bin/sh`."""
     said = " ".join(error.output.split())[:_TOLD_BYTES]
     if "assword change required" in said or "assword has expired" in said:
         return HostUnreachableError(
@@ -112,7 +112,7 @@ def no_shell(error: ScriptError, username: str) -> HostUnreachableError:
 
 
 def too_few_sessions() -> HostUnreachableError:
-    """Return what a host is told of that has no room for the Engine's events beside anything else."""
+    """Return the error for a host that allows no session besides that of the Engine's events."""
     return HostUnreachableError(
         "The SSH server allows one session at a time, and no way to Docker's socket beside it: in its sshd_config "
         "allow AllowStreamLocalForwarding (and no DisableForwarding), or set MaxSessions to 2 or more.",
@@ -121,7 +121,7 @@ def too_few_sessions() -> HostUnreachableError:
 
 
 def read_room(fields: Sequence[str], survey: HostFacts) -> str:
-    """Read what `mo_room` printed: one sentence where nothing can be written, or soon can't, else nothing."""
+    """Parse the output of `mo_room`; return one sentence if the disk is not writable or nearly full, else empty."""
     said, left = [*fields, "", ""][:2]
     if said:
         reason = clean_line(said.splitlines()[0].rpartition(": ")[2], LIMITS.word)
@@ -129,7 +129,7 @@ def read_room(fields: Sequence[str], survey: HostFacts) -> str:
     try:
         free, block, blocks, free_files, files = (number_text(word, 0, LIMITS.int64) for word in left.split())
     except ValueError:
-        return ""  # a `stat` that can't tell
+        return ""  # a `stat` without this information
     return room_problem(survey.root, Room(free * block, blocks * block, free_files, files))
 
 

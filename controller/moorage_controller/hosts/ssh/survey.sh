@@ -1,4 +1,4 @@
-# What kind of host this is. Prints NAME=VALUE, each ended by a NUL.
+# Surveys the host. Prints NAME=VALUE, each terminated by a NUL.
 say() {
     printf '%s=%s\0' "$1" "$2"
 }
@@ -13,7 +13,7 @@ for tool in flock setsid sync readlink stat tail head find timeout dd sha256sum;
 done
 say missing "${missing# }"
 
-# Where an agent is or was, its journal is everybody's.
+# If an agent is or was installed, its journal is used.
 shared=${journal:-/var/lib/moorage}
 if [ -w "$shared/operations" ] && [ -w "$shared/locks" ]; then
     root=$shared
@@ -31,14 +31,14 @@ say root "$root"
 bin=${XDG_STATE_HOME:-$HOME/.local/state}/moorage/bin
 mkdir -p "$bin" 2>/dev/null
 say bin "$bin"
-# Whether a program can be run there isn't known before one was.
+# Only a test run shows whether programs can be executed there (noexec).
 try=$bin/.try-$$
 if (umask 077 && printf '#!/bin/sh\n' >"$try" && chmod 700 "$try") 2>/dev/null; then
     "$try" 2>/dev/null || say noexec yes
 fi
 rm -f "$try"
 
-# What a host with an agent allows, it allows over SSH.
+# An agent's policy also applies over SSH.
 policy=${policy:-/etc/moorage-agent/policy.toml}
 [ ! -f "$policy" ] || [ ! -r "$policy" ] || say policy "$(timeout 5 head -c 65536 "$policy")"
 

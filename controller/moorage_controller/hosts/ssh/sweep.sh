@@ -1,6 +1,6 @@
-# The last step of a stop: whatever still bears the app's labels goes, and then it looks. Run as
+# The last step of a stop: removes all containers with the app's labels, then checks the result. Run as
 #   /bin/sh -c THIS_TEXT moorage-sweep REAL_DIRECTORY NAME DIRECTORY LAST_NAME LAST_DIRECTORY DOCKER [WORD...]
-# Exit code 0 only when nothing of the app is left. Prints what it does as Compose does, a JSON object a line.
+# Exits with 0 only if nothing of the app is left. Prints its progress like Compose, one JSON object per line.
 real=$1 name=$2 directory=$3 last_name=$4 last_directory=$5
 shift 5
 LC_ALL=C
@@ -18,7 +18,7 @@ fail() {
     exit 1
 }
 
-# Prints the path with its links resolved, whether or not it is there, and a dot.
+# Prints the path with its symbolic links resolved, existing or not, and a dot.
 resolved() {
     there=$1 rest=
     while ! found=$(readlink -f -- "$there" 2>/dev/null && echo .); do
@@ -33,8 +33,8 @@ resolved() {
     printf '%s.' "${found%/}$rest"
 }
 
-# Sets found to the path with its links resolved; to the path itself where the file system hangs, on which no more than
-# a process in the background, without this operation's locks, may wait.
+# Sets found to the path with its symbolic links resolved, or to the path itself if the file system hangs. Only a
+# background process without this operation's locks may wait for a hanging file system.
 resolve() {
     found=$1
     case $hung$real$end in
@@ -47,13 +47,13 @@ resolve() {
     esac
 }
 
-# Sets mine to the ids and left to the names of what is the app's, and others to the names of all other projects.
+# Sets mine to the ids and left to the names of the app's containers, and others to the names of all other projects.
 look() {
     mine='' left='' others=' '
     ids=$("$@" ps -aq --no-trunc --filter "label=$label" 2>&1) || fail "The Docker Engine doesn't answer: $ids"
     [ -n "$ids" ] || return 0
     seen=$("$@" inspect --type container -f "$each" $ids 2>&1)
-    # Not by a here-document: some shells make a file for it, for which there may be no room.
+    # No here-document: some shells create a temporary file for it, which fails on a full disk.
     lines=$IFS
     IFS='
 '
@@ -97,7 +97,7 @@ for round in 1 2 3 4 5; do
     [ -n "$mine" ] || break
     [ "$round" -eq 1 ] || sleep 1
     for each_name in $(printf '%s' "$left" | tr ',' ' '); do say "Container $each_name" Working Removing; done
-    # Each with its own grace period, all at once.
+    # Stop all concurrently, each with its own grace period.
     "$@" stop $mine >/dev/null 2>&1
     "$@" rm -f $mine >/dev/null 2>&1
     removed=$left

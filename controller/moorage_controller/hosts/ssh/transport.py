@@ -1,4 +1,4 @@
-"""The way to a host without an agent: plain SSH."""
+"""The SSH transport, for hosts without an agent."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -53,14 +53,14 @@ _POLL_SECONDS = 0.2
 _REQUEST_SECONDS = 10.0
 _BATCH_BYTES = 64 * 1024
 _STOP_SECONDS = 3600.0
-"""Of a stop without a journal: each container has its own grace period."""
+"""Time limit of a stop without a journal: each container has its own grace period."""
 _PROBE_SECONDS = 3.0
-"""A hung Engine must not keep the caller's own limit from hearing of it."""
+"""Shorter than the callers' own time limits, so that they see a hung Engine reported."""
 _ENDS = {State.EXITED: EndKind.EXITED, State.LOST: EndKind.LOST, State.BURIED: EndKind.BURIED}
 
 
 class SshTransport:
-    """One host behind the common interface, over the pool's connection to it."""
+    """HostTransport over the pool's connection to one host."""
 
     name = "ssh"
 
@@ -68,11 +68,11 @@ class SshTransport:
         self._host = host
 
     async def connect(self) -> None:
-        """Log in, where nobody is logged in yet, and see that the host answers. Raises HostUnreachableError."""
+        """Log in unless there is a connection, and check that the host answers. Raises HostUnreachableError."""
         await self._ask(lambda site: site.link.answers())
 
     async def info(self) -> HostInfo:
-        """Ask the host's facts now. Raises HostUnreachableError."""
+        """Fetch the host's facts. Raises HostUnreachableError."""
         await asyncio.to_thread(composes.pinned)
         return await self._ask(_host_info)
 
@@ -101,7 +101,7 @@ class SshTransport:
                         return taken
                     others = identity.other_files(containers)
                     if others is not None or link.sessions.limit == 1:
-                        # The only session that the server lets us have is the operation's own.
+                        # The server allows only one session, and the operation itself uses it.
                         return others
                     return await site.identities.recheck(link, identity)
 
@@ -145,31 +145,31 @@ class SshTransport:
             watched = _Watched(site, apps)
             async with aclosing(watches.Watch(site.link, watched).items()) as items:
                 async for item in items:
-                    # Each change is work for the database; what comes meanwhile is in the next look.
+                    # Each change costs database work; later changes are part of the next observation.
                     await site.link.sessions.pace.take(LIMITS.change_cost)
                     yield item
 
     async def look(self, app: HostApp) -> AppObservation:
-        """Look at an app now. Raises HostUnreachableError, HostRefusedError."""
+        """Observe an app now. Raises HostUnreachableError, HostRefusedError."""
         return await self._ask(lambda site: inspection.look(site, app))
 
     async def projects(self) -> Sequence[HostProject]:
-        """List the Compose projects there are. Raises HostUnreachableError, HostRefusedError."""
+        """List the existing Compose projects. Raises HostUnreachableError, HostRefusedError."""
         return await self._ask(inspection.projects)
 
     async def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
-        """Yield batches of what an app's containers write."""
+        """Yield batches of log lines of an app's containers."""
         async with self._host.site() as site, aclosing(inspection.logs(site, app, wanted)) as batches:
             async for batch in batches:
                 yield batch
 
     async def set_deadline(self, app: HostApp, deadline: Deadline) -> None:
-        """Raise HostRefusedError: there is no agent on this way that could keep it."""
+        """Raise HostRefusedError: deadlines need an agent."""
         del app, deadline
         raise HostRefusedError("no_dead_man", "Over SSH nobody on the host stops an app when no controller does.")
 
     async def _ask(self, question: Callable[[Site], Awaitable[T]]) -> T:
-        """Ask what may be asked twice: a connection may have died without anybody noticing."""
+        """Run an idempotent request, with one retry, because the connection may have died unnoticed."""
         for last in (False, True):
             async with self._host.site() as site:
                 try:
@@ -198,7 +198,7 @@ class SshTransport:
         return up_order(operation_id, order.kind, identity, compose.argv, environment, before)
 
     async def _launch(self, site: Site, order: JournalOrder, guard: Guard, *, is_stop: bool) -> bool:
-        """Launch by the journal; a stop that it doesn't take without one."""
+        """Launch through the journal; if it refuses a stop, run the stop without a journal."""
         try:
             return await site.journal.launch(order, guard)
         except HostRefusedError as error:
@@ -208,7 +208,7 @@ class SshTransport:
             return False
 
     async def _execute(self, argv: Sequence[str], environment: Mapping[str, str], take: Callable[[bytes], None]) -> int:
-        """Run a stop that has no journal in a session; what it prints is known at its end."""
+        """Run a stop without a journal in a session; its output is available only at its end."""
         variables = [f"{name}={value}" for name, value in environment.items()]
         script = f"cd /\n{quote('env', '-i', *variables, *argv)}"
         async with self._host.site() as site:
@@ -236,7 +236,7 @@ class SshTransport:
         try:
             identity = AppIdentity.from_spec(record.spec)
         except (LookupError, TypeError, ValueError, AttributeError):
-            identity = None  # somebody else wrote it
+            identity = None  # the record was not written by Moorage
         if identity is None:
             return None
         try:
@@ -247,7 +247,7 @@ class SshTransport:
 
 
 async def _read(site: Site, operation_id: str) -> Record | None:
-    """Return what is known of a stop without a journal, else the journal's word."""
+    """Return the record of a stop without a journal, else that of the journal."""
     return site.unrecorded.read(operation_id) or await site.journal.read(operation_id)
 
 
@@ -260,7 +260,10 @@ async def _look(site: Site, operation_id: str, after: int) -> Look:
 
 
 async def _cancel(site: Site, operation_id: str, by: str) -> CancelOutcome:
-    """Cancel by the journal; what never began, and can't be buried on disk, this controller itself never begins."""
+    """Cancel through the journal.
+
+    If an operation never began and can't be buried on disk, it is buried in this controller's memory.
+    """
     ended = site.unrecorded.read(operation_id)
     if ended is not None:
         return CancelOutcome.BURIED if ended.state is State.BURIED else CancelOutcome.ALREADY_ENDED
@@ -274,7 +277,7 @@ async def _cancel(site: Site, operation_id: str, by: str) -> CancelOutcome:
 
 
 async def _compose(site: Site, *, is_stop: bool) -> HostCompose | None:
-    """Return the host's Compose; a stop does without where there is none, by the labels of the containers alone."""
+    """Return the host's Compose; None for a stop without one, which uses only the labels of the containers."""
     try:
         return await site.provide_compose()
     except HostRefusedError as error:
@@ -286,7 +289,7 @@ async def _compose(site: Site, *, is_stop: bool) -> HostCompose | None:
 
 async def _host_info(site: Site) -> HostInfo:
     if site.compose is None and composes.why_own(site.link.survey, await asyncio.to_thread(composes.pinned)):
-        # Nothing is uploaded for it, and without one nothing can be started there.
+        # This only checks the host's own Compose; without one nothing can be started there.
         with suppress(HostRefusedError):
             await site.provide_compose()
     facts, problem = None, site.compose_problem
@@ -307,13 +310,13 @@ class _Watched(watches.Apps):
         try:
             self.compose = await self._site.provide_compose()
         except HostRefusedError as error:
-            # Nothing can be started or stopped there: the server says why.
+            # Without Compose the server shows the refusal as its problem.
             raise EngineProblemError(error.sentence) from None
         return await self._site.identities.current(self._site.link, self.compose, self._apps)
 
 
 def _sweep(link: HostSession, identity: AppIdentity) -> list[str]:
-    """Return the argv of the last step of a stop."""
+    """Return the argv of a stop's last step, sweep.sh."""
     words = ["/bin/sh", "-c", surveys.script("sweep.sh"), "moorage-sweep", identity.real_directory]
     for project in (identity.project, identity.last_project):
         words += [project.name, project.directory] if project is not None else ["", ""]

@@ -1,8 +1,8 @@
-"""What runs on a host without an agent, kept true without gaps: the Engine's own events over the one connection.
+"""Gapless observation of a host without an agent, by the Engine's events over the one connection.
 
-The Engine's time is taken, the stream of events since then is opened, and only then everything is looked at: what
-happens in between is in the stream. An event only says which container to look at again, and each look asks for the
-states of all. Every reconnect begins with a look at everything.
+A watch reads the Engine's time, opens the event stream from that time on, and then reads all containers. Changes in
+between are in the stream. An event only names a container to read again; each read also fetches the states of all.
+After a reconnect, all containers are read again.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from moorage_controller.hosts.transport import AppObservation, ContactLostError,
 _COALESCE_SECONDS = 0.05
 _PING_SECONDS = 10.0
 _IDENTITIES_SECONDS = 15.0
-"""How long a change of a compose file, or of a link on the way to it, may go unnoticed; a start always asks anew."""
+"""How long a change of a compose file, or of a link in its path, may go unnoticed; a start always checks again."""
 _PATIENCE_SECONDS = 1.0
 _FIRST_RETRY, _LAST_RETRY = 0.2, 5.0
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-"""Looks over SSH are dated by this controller's clock: what it asked for later, it saw later."""
+"""Boot id of observations over SSH: their times are from this controller's clock, in the order of its requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Watch:
         self._stirred = asyncio.Event()
 
     async def items(self) -> AsyncGenerator[WatchItem, None]:
-        """Yield a snapshot, then changes; ends only by ContactLostError or HostRefusedError."""
+        """Yield a snapshot, then changes. It ends only with ContactLostError or HostRefusedError."""
         told: dict[str, AppObservation] = {}
         host: HostInfo | None = None
         retry = _FIRST_RETRY
@@ -83,18 +83,18 @@ class Watch:
                     yield Snapshot(lost)
                 elif _differ(lost, host):
                     yield lost
-                # Nothing counts as told any more: whoever watches took it back.
+                # The watcher discards all observations without the Engine, so all are sent again later.
                 told, host = {}, lost
                 if self._link.needs_reprobe:
-                    # Only a new login sees that a user was let in, or Docker installed.
+                    # Only a new login notices new permissions or a new Docker installation.
                     raise ContactLostError(str(error)) from None
             await asyncio.sleep(jittered(retry))
             retry = min(retry * 2, _LAST_RETRY)
 
     async def _looks_over_channels(self) -> AsyncGenerator[Seen, None]:
-        """Yield what `_looks` does over one channel after the other: the SSH server may close one that is idle.
+        """Yield the items of `_looks`, with a new channel after each close: the SSH server may close an idle channel.
 
-        Whether it was the Engine that closed it, the first look over the next one tells.
+        The first request over the next channel shows whether the Engine closed the last one.
         """
         while True:
             seen_well = False
@@ -109,7 +109,10 @@ class Watch:
             await asyncio.sleep(jittered(_FIRST_RETRY))
 
     async def _looks(self) -> AsyncGenerator[Seen, None]:
-        """Yield what there is, as often as something stirs, until the Engine or the connection is lost."""
+        """Yield all containers: first, after events, and per ping interval.
+
+        Ends when the Engine or the connection is lost.
+        """
         engine = self._link.engine
         events = engine.events((await engine.facts()).time)
         pump: asyncio.Task[None] | None = None
@@ -141,14 +144,14 @@ class Watch:
     async def _pump(self, events: AsyncGenerator[str, None]) -> None:
         try:
             async for container_id in events:
-                if len(self._dirty) <= LIMITS.containers:  # all are dirty, else
+                if len(self._dirty) <= LIMITS.containers:  # beyond the limit, all count as dirty
                     self._dirty.add(container_id)
                 self._stirred.set()
         finally:
             self._stirred.set()
 
     async def _look_again(self, before: Seen) -> Seen:
-        """Look at what was stirred, and at what is not as it was known: an event may be later than this look."""
+        """Read the containers with events and those whose state differs: an event may come after this read."""
         engine, ids, began = self._link.engine, set(self._dirty), boot_nanoseconds()
         self._dirty.clear()
         all_dirty = len(ids) > LIMITS.containers
@@ -162,7 +165,7 @@ class Watch:
         return Seen(containers, began, await engine.facts())
 
     async def _identify(self) -> None:
-        """Ask what the apps are, where it is time to; what is known already waits a second at most for that."""
+        """Refresh the apps' identities if due; known ones wait a second at most for that."""
         if self._identifying is None:
             if self._identified and time.monotonic() - self._identified <= _IDENTITIES_SECONDS:
                 return
@@ -177,29 +180,29 @@ class Watch:
 
 
 class Apps:
-    """The apps that are watched; asked what they are now."""
+    """The watched apps, with their current identities."""
 
     compose: HostCompose | None = None
 
     async def identities(self) -> Sequence[AppIdentity]:
-        """Return them in their order. Raises ContactLostError, HostRefusedError."""
+        """Return the identities in the order of the apps. Raises ContactLostError, HostRefusedError."""
         raise NotImplementedError
 
 
 def boot_nanoseconds() -> int:
-    """Return nanoseconds since this machine's boot, suspended time included."""
+    """Return nanoseconds since this machine's boot, including suspended time."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 async def look(link: HostSession, identity: AppIdentity) -> AppObservation:
-    """Look at one app now. Raises EngineProblemError, ContactLostError."""
+    """Observe one app now. Raises EngineProblemError, ContactLostError."""
     began = boot_nanoseconds()
     containers = await link.engine.containers()
     return observation(identity, Seen(containers, began, await link.engine.facts()))
 
 
 def observation(identity: AppIdentity, seen: Seen) -> AppObservation:
-    """Return what was seen of an app."""
+    """Return an app's observation."""
     owned = [c for c in seen.containers.values() if identity.owns(c)]
     return cleaning.observation(
         AppObservation(
@@ -218,7 +221,7 @@ def observation(identity: AppIdentity, seen: Seen) -> AppObservation:
 def host_info(
     link: HostSession, compose: HostCompose | None, facts: EngineFacts | None, problem: str = "", disk_problem: str = ""
 ) -> HostInfo:
-    """Return a host's facts; without those of the Engine, with what is wrong with it."""
+    """Return a host's facts; `facts` is None if the Engine doesn't answer, and `problem` then says why."""
     return cleaning.host_info(
         HostInfo(
             engine_reachable=facts is not None,

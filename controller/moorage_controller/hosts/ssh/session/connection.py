@@ -1,4 +1,4 @@
-"""One login to a host: who answers there, and whether it is who it was."""
+"""SSH login to a host, with verification of its host key."""
 
 import asyncio
 import re
@@ -15,22 +15,21 @@ from moorage_controller.hosts.credentials import SshCredentials, fingerprint
 
 _KEEPALIVE_SECONDS = 5.0
 _KEEPALIVES_MISSED = 3
-"""Fifteen seconds without a sign of life, and some: then a connection is taken for lost."""
+"""A connection counts as lost after fifteen seconds without a reply, plus a margin."""
 _SHOW_SECONDS = 10.0
 _FIRST_SIGHT = "^ssh-ed25519"
-"""Asked for first, as OpenSSH does: some dropbears crash when an RSA key is asked of them that they haven't got."""
+"""Preferred host key type, as in OpenSSH: some dropbears crash on a request for an RSA key that they don't have."""
 _NOT_REACHED = (asyncssh.Error, OSError, ValueError)
-"""What a connect raises: SSH's own, the network's, and what is said of an address that can't be one."""
+"""Errors of a connect: SSH protocol errors, network errors, and ValueError for an invalid address."""
 
 
 @dataclass(frozen=True, slots=True)
 class SshTarget:
-    """Where a server is reached.
+    """The SSH address of a server.
 
-    `host_key` is the key that was pinned when the server was read (type and base64, as in known_hosts), empty for none:
-    a login asks by itself for the one that counts. `journal` is the folder of the journal of the host's agent, empty
-    where it has none: no other may be used then.
-    `credentials` changes whenever what opens the host does.
+    `host_key` is the key that was pinned when the server was read (type and base64, as in known_hosts), empty for none;
+    each login fetches the current one itself. `journal` is the folder of the journal of the host's agent, empty if
+    there is no agent; if it is set, no other journal may be used. `credentials` changes with the stored credentials.
     """
 
     server_id: UUID
@@ -43,30 +42,30 @@ class SshTarget:
 
     @property
     def place(self) -> str:
-        """The address as people write it."""
+        """The address as HOST:PORT, for sentences and logs."""
         host = f"[{self.address}]" if ":" in self.address else self.address
         return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
 class SshAccess:
-    """What the database has for a login. `host_key` is the pinned one, empty for none; `credentials` None for none."""
+    """Login data from the database. `host_key` is the pinned key or empty; `credentials` may be None."""
 
     credentials: SshCredentials | None
     host_key: str = ""
 
 
 AccessOf = Callable[[UUID], Awaitable[SshAccess]]
-"""Returns what opens a server, as it is stored now."""
+"""Returns a server's current login data."""
 
 PinHostKey = Callable[[SshTarget, str], Awaitable[str]]
-"""Stores the key of a server that has none yet, and returns the one that is stored: that of whoever came first.
+"""Pins the key of a server without a pinned key, and returns the pinned key; the first one wins.
 
-Raises HostUnreachableError where the server is at another address now."""
+Raises HostUnreachableError if the server's address has changed."""
 
 
 class _Client(asyncssh.SSHClient):
-    """Gives what opens the host to nobody but the holder of the key that is pinned at that moment."""
+    """Sends credentials only to a host that holds the key that is pinned at that moment."""
 
     def __init__(self, target: SshTarget, access: SshAccess, keys: list[asyncssh.SSHKey], pin: PinHostKey) -> None:
         self._target = target
@@ -78,13 +77,13 @@ class _Client(asyncssh.SSHClient):
         self.refused: Exception | None = None
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        """Take the pinned key, and any where none is pinned yet: nothing is given away before `confirm`."""
+        """Accept the pinned key, or any key if none is pinned: no credentials are sent before `confirm`."""
         del host, addr, port
         self.shown = key_text(key)
         return not self.pinned or self.shown == self.pinned
 
     async def public_key_auth_requested(self) -> asyncssh.SSHKey | None:
-        """Return a key that wasn't tried yet."""
+        """Return the next untried private key."""
         await self.confirm()
         return self._keys.pop() if self._keys else None
 
@@ -94,11 +93,11 @@ class _Client(asyncssh.SSHClient):
         return self._password
 
     async def confirm(self) -> None:
-        """Pin the key that the host showed, where none is. Raises HostUnreachableError where another one is pinned."""
+        """Pin the presented host key if none is pinned. Raises HostUnreachableError if a different one is pinned."""
         try:
             self.pinned = await self._pin(self._target, self.shown)
         except Exception as error:
-            # Noted, since asyncssh may make another error of it.
+            # Kept, because asyncssh may convert it into another error.
             self.refused = error
             raise
         if self.shown != self.pinned:
@@ -109,7 +108,7 @@ class _Client(asyncssh.SSHClient):
 async def log_in(
     target: SshTarget, access: SshAccess, pin: PinHostKey, *, seconds: float
 ) -> tuple[asyncssh.SSHClientConnection, str]:
-    """Connect and authenticate; returns the connection and the host's pinned key. Raises HostUnreachableError."""
+    """Connect and authenticate; return the connection and the host's pinned key. Raises HostUnreachableError."""
     credentials = access.credentials
     if credentials is None or not (credentials.private_key or credentials.password):
         raise HostUnreachableError(
@@ -130,7 +129,7 @@ async def log_in(
             _raise(target, client, error, seconds)
         raise
     try:
-        # A host may let in without asking for anything, and a key may have been accepted just now.
+        # A host may accept a login without authentication, and an admin may just have accepted another key.
         await client.confirm()
     except BaseException:
         connection.abort()
@@ -139,12 +138,12 @@ async def log_in(
 
 
 def key_text(key: asyncssh.SSHKey) -> str:
-    """Return a public key as known_hosts has it: type and base64."""
+    """Return a public key in known_hosts form: type and base64."""
     return " ".join(key.export_public_key().decode().split()[:2])
 
 
 async def show_key(target: SshTarget) -> str:
-    """Ask a host for the key it shows now, without logging in. Raises HostUnreachableError."""
+    """Fetch the key that a host presents now, without a login. Raises HostUnreachableError."""
     try:
         async with asyncio.timeout(_SHOW_SECONDS):
             key = await asyncssh.get_server_host_key(
@@ -170,9 +169,9 @@ def _keys(credentials: SshCredentials) -> list[asyncssh.SSHKey]:
 
 
 def _options(target: SshTarget, client: _Client, *, by_password: bool) -> asyncssh.SSHClientConnectionOptions:
-    """Return options that take nothing from the controller's own account: no agent, no keys, no configuration.
+    """Return options that use nothing of the controller's own account: no SSH agent, keys or configuration.
 
-    They hold nothing that opens a host: asyncssh asks the client for that.
+    They contain no credentials: asyncssh requests those from the client object.
     """
     return asyncssh.SSHClientConnectionOptions(
         username=target.username,
@@ -192,7 +191,7 @@ def _options(target: SshTarget, client: _Client, *, by_password: bool) -> asyncs
 
 
 def _algorithms(host_key: str) -> list[str]:
-    """Return how a host must prove the pinned key: one that has several would show another otherwise."""
+    """Return the algorithms for the pinned key's type: a host with several keys could present another otherwise."""
     kind = host_key.split(maxsplit=1)[0]
     return ["rsa-sha2-512", "rsa-sha2-256"] if kind == "ssh-rsa" else [kind]
 

@@ -1,4 +1,4 @@
-"""One live connection to a host, and everything that goes over it."""
+"""One live SSH connection to a host, with its shell, sessions, uploads and streams to the Engine."""
 
 import asyncio
 import time
@@ -39,11 +39,11 @@ _DOUBT_SECONDS = 10.0
 _CLOSE_SECONDS = 3.0
 _FORWARD_SECONDS = 10.0
 _ROOM_SECONDS = 8.0
-"""How long what was said of the room on the host's disk holds."""
+"""Cache lifetime of the check for free disk space."""
 
 
 class HostSession:
-    """A connection with its survey."""
+    """An SSH connection and the survey of its host."""
 
     def __init__(self, connection: asyncssh.SSHClientConnection, sessions: Sessions, survey: HostFacts) -> None:
         self.survey = survey
@@ -59,14 +59,14 @@ class HostSession:
         self._line_task: asyncio.Task[None] | None = None
         self._stale = False
         self._forwards: bool | None = None
-        """Whether the server lets us through to the Engine's socket; None until it is known."""
+        """Whether the server forwards connections to the Engine's socket; None until known."""
         self._room, self._room_asked = "", -_ROOM_SECONDS
 
     @classmethod
     async def open(
         cls, connection: asyncssh.SSHClientConnection, username: str, journal: str, login_shell_seconds: float
     ) -> "HostSession":
-        """Ask what kind of host it is; `journal` is as SshTarget has it. Raises HostUnreachableError."""
+        """Survey the host and open a session on it; `journal` as in SshTarget. Raises HostUnreachableError."""
         sessions = Sessions(connection, login_shell_seconds)
         survey = f"journal={quote(journal)}\n{surveys.script('survey.sh')}"
         try:
@@ -80,7 +80,7 @@ class HostSession:
         return link
 
     async def check_ways(self) -> None:
-        """See that the Engine's events leave a session for all else. Raises HostUnreachableError."""
+        """Check that the Engine's event stream leaves a session for other work. Raises HostUnreachableError."""
         if self.survey.engine_problem:
             return
         if self.survey.socket:
@@ -94,24 +94,24 @@ class HostSession:
             asked = f"timeout 10 {self._docker} version >/dev/null 2>&1"
             if (await run_once(self.sessions, asked, seconds=_QUICK_SECONDS)).code == 0:
                 raise surveys.too_few_sessions()
-            # The same refusal, but it's the Engine that is away: that is told when it is asked.
+            # The same refusal occurs if the Engine is unavailable; a later request to the Engine reports that.
 
     @property
     def needs_reprobe(self) -> bool:
-        """Whether what was wrong with the host at the login may be mended by now: then log in anew."""
+        """Whether the survey found a problem that may be fixed by now; a new login repeats the survey."""
         return bool(self.survey.problem) and time.monotonic() - self._opened > _DOUBT_SECONDS
 
     @property
     def alive(self) -> bool:
-        """Whether it can be used, as far as is known."""
+        """Whether the connection is not known to be closed."""
         return not self.connection.is_closed()
 
     async def answers(self) -> None:
-        """Return when the host answered. Raises ContactLostError."""
+        """Check that the host answers. Raises ContactLostError."""
         await self.run_in_shell(":", seconds=_ANSWER_SECONDS)
 
     async def close(self) -> None:
-        """Close the connection; what runs over it ends as lost contact."""
+        """Close the connection; calls over it end as lost contact."""
         if self._line_task is not None:
             self._leave_line.set()
         self.connection.close()
@@ -125,10 +125,10 @@ class HostSession:
     async def run_in_shell(
         self, call: str, *, seconds: float = _QUICK_SECONDS, limit: int = LIMITS.script
     ) -> ScriptResult:
-        """Run a short script that may use remote.sh and the journal's functions, and may print `limit` bytes.
+        """Run a short script with the functions of remote.sh and of the journal; it may print `limit` bytes.
 
-        Over the one long-lived shell; where the Engine's events or a strict server leave no session for that, in one of
-        its own. Raises ContactLostError, HostRefusedError.
+        It runs in the one long-lived shell, or in a session of its own if the Engine's events or the server's session
+        limit leave none for the shell. Raises ContactLostError, HostRefusedError.
         """
         for last in (False, True):
             try:
@@ -141,7 +141,7 @@ class HostSession:
                     return await line.run(call, seconds=seconds, limit=limit)
                 return await run_once(self.sessions, f"{_functions()}\n{call}", seconds=seconds, limit=limit)
             except ScriptError as error:
-                # The SSH server may close a session that is idle for a while; what is quick may well be run twice.
+                # The SSH server may close an idle session; short scripts are safe to run twice.
                 if last or line is None or not self.alive:
                     raise ContactLostError(f"A shell on the host ended before its time: {error}") from None
         raise AssertionError("the last attempt returns or raises")
@@ -158,15 +158,15 @@ class HostSession:
     async def upload(
         self, content: bytes, digest: str, path: str, *, mode: str = "600", progress: Progress | None = None
     ) -> None:
-        """Make a file of that content (`digest`: SHA-256, hex) on the host. Raises UploadFailedError, ContactLostError.
+        """Create a file with that content (`digest`: SHA-256, hex) on the host.
 
-        A part of it that arrived when contact was lost isn't sent again.
+        An upload after lost contact resumes from the part that arrived. Raises UploadFailedError, ContactLostError.
         """
         call = quote("mo_receive", path, str(len(content)), digest, mode)
         await uploads.send(self.sessions, f"{_functions()}\n{call}", content, progress)
 
     async def disk_problem(self) -> str:
-        """Return one sentence where nothing can be written on the host, or soon can't. Raises ContactLostError."""
+        """Return one sentence if the host's disk is not writable or nearly full. Raises ContactLostError."""
         if time.monotonic() - self._room_asked > _ROOM_SECONDS:
             self._room = read_room((await self.run_in_shell(f"mo_room {quote(self.survey.root)}")).fields, self.survey)
             self._room_asked = time.monotonic()
@@ -185,7 +185,7 @@ class HostSession:
             return self._line
 
     def _make_room(self) -> None:
-        """Give up the long-lived shell where the server lets us have one session alone."""
+        """Close the long-lived shell if the server allows one session only."""
         if self.sessions.limit == 1:
             self._leave_line.set()
 
@@ -194,7 +194,7 @@ class HostSession:
         return not self._stale and bool(self.survey.socket) and self.sessions.limit > 1
 
     async def _keep_line(self, opened: asyncio.Future[ShellChannel], leave: asyncio.Event) -> None:
-        """Hold the session open in a task of its own: whoever asked for it may be cancelled."""
+        """Hold the session open in a task of its own, because the task that requested it may be cancelled."""
         try:
             async with self.sessions.open() as process:
                 if opened.cancelled():
@@ -206,7 +206,7 @@ class HostSession:
                 try:
                     await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
                     async with line.turn:
-                        pass  # whatever script is running now
+                        pass  # wait for a running script
                 finally:
                     ended.cancel()
                     left.cancel()
@@ -215,13 +215,13 @@ class HostSession:
             if not opened.done():
                 opened.set_exception(error)
         finally:
-            # Nobody waits for ever, whatever went wrong.
+            # The waiting task gets a result after any failure.
             if not opened.done():
                 opened.set_exception(ContactLostError("The SSH session was closed before it could be used."))
 
     @asynccontextmanager
     async def _dial(self) -> AsyncIterator[Stream]:
-        """Open a stream to the Engine; what the connection raises while it is in use is told as ContactLostError."""
+        """Open a stream to the Engine; connection errors during its use become ContactLostError."""
         if self.survey.engine_problem:
             raise EngineProblemError(self.survey.engine_problem)
         try:
@@ -234,7 +234,7 @@ class HostSession:
 
     @asynccontextmanager
     async def _stream(self) -> AsyncIterator[Stream]:
-        """Forward the Engine's socket (no session), else run `docker system dial-stdio` in a session."""
+        """Forward the Engine's socket (needs no session), else run `docker system dial-stdio` in a session."""
         if self.survey.socket and self._forwards is not False:
             forwarded = await self._forward()
             if forwarded is not None:
@@ -264,7 +264,8 @@ class HostSession:
                 raise EngineProblemError(
                     f"The Docker Engine at {self.survey.socket} doesn't answer: see on the host that it runs."
                 ) from None
-            # Forbidden, or no Engine: OpenSSH says the same of both. The Engine needs the sessions from now on.
+            # OpenSSH returns the same error for forbidden forwarding and for a missing Engine. The Engine uses
+            # sessions from now on.
             self._leave_line.set()
             self._stale = True
             return None
@@ -287,7 +288,7 @@ class HostSession:
         )
 
     def _stdio_answered(self) -> None:
-        """Note that the Engine lives, so that it is the forwarding that is refused."""
+        """Record that the Engine answers, so the server must have refused the forwarding."""
         self._forwards = False
         self.engine.streams = 1
 
@@ -336,5 +337,5 @@ def _functions() -> str:
 
 
 def refusal(problem: str) -> HostRefusedError:
-    """Return the refusal of an operation that this host can't take."""
+    """Return the error for an operation that this host can't run."""
     return HostRefusedError("journal_full" if "disk" in problem else "journal_unavailable", problem)

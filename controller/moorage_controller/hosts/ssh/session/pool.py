@@ -1,4 +1,4 @@
-"""One SSH connection a server: opened on demand, shared, closed when nobody needs it, replaced without a cut."""
+"""One SSH connection per server: opened on demand, shared, closed when idle, replaced without interruption."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.5, 15.0
 
 
 class SshHost:
-    """The way to one server. Made by SshPool."""
+    """The shared connection to one server. Created by SshPool."""
 
     def __init__(
         self,
@@ -63,14 +63,14 @@ class SshHost:
         self._timer: asyncio.TimerHandle | None = None
 
     def serves(self, target: SshTarget) -> bool:
-        """Whether this is the way to where the caller wants, as far as either knows of a pinned key."""
+        """Whether this host matches the target; pinned keys are compared only if both are known."""
         if target.host_key and self._pinned and target.host_key != self._pinned:
             return False
         return replace(target, host_key="") == replace(self.target, host_key="")
 
     @asynccontextmanager
     async def site(self) -> AsyncIterator[Site]:
-        """Lend the connection, opened where there is none. Raises HostUnreachableError."""
+        """Lend the connection; open it if there is none. Raises HostUnreachableError."""
         site = await self._get()
         site.users += 1
         if self._timer is not None:
@@ -87,7 +87,7 @@ class SshHost:
                 self._released(site)
 
     async def retire(self) -> None:
-        """Use a new connection from now on; the old one ends when the last who works with it is done."""
+        """Use a new connection from now on; the old one closes after its last user."""
         site, self._site = self._site, None
         if self._timer is not None:
             self._timer.cancel()
@@ -100,7 +100,7 @@ class SshHost:
             await site.link.close()
 
     async def close(self) -> None:
-        """Close at once; what runs over it ends as lost contact, and goes on on the host."""
+        """Close immediately; calls over it end as lost contact, while operations continue on the host."""
         site = self._site
         await self.retire()
         if site is not None:
@@ -116,17 +116,17 @@ class SshHost:
                 self._close_later(needs_reprobe)
         if self._opening is None or self._opening.done():
             if time.monotonic() < self._not_before and self._failure is not None:
-                # Whoever asks all the time must not knock all the time.
+                # Frequent calls must not cause frequent login attempts.
                 raise HostUnreachableError(self._failure.sentence, self._failure.code)
             self._opening = asyncio.create_task(self._open())
         opening = self._opening
         try:
-            # Shared: one caller's cancellation must not end the others' connect.
+            # Shared: the cancellation of one caller must not cancel the connect of the others.
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             asking = asyncio.current_task()
             if opening.cancelled() and asking is not None and not asking.cancelling():
-                # It was the login that was given up, not who waits for it: he isn't to end without a word.
+                # The login was cancelled, not this caller, so the caller gets an error.
                 raise HostUnreachableError("The way to this server has changed just now: ask again.") from None
             raise
 
@@ -159,7 +159,7 @@ class SshHost:
             raise
         self._tried.emit(DurationSample("ssh_connect", "ok", time.monotonic() - begun))
         self._pause, self._failure, self._site = _FIRST_PAUSE, None, Site(link, self._identities, self._unrecorded)
-        self._released(self._site)  # whoever wanted it may be gone
+        self._released(self._site)  # its callers may have been cancelled
         log.info("ssh_connected", server_id=str(self.target.server_id), place=self.target.place)
         return self._site
 
@@ -185,7 +185,7 @@ class SshHost:
 
 
 class SshPool:
-    """The hosts that are reached by SSH, by server."""
+    """The SSH hosts by server."""
 
     def __init__(
         self,
@@ -202,14 +202,14 @@ class SshPool:
         self._idle = idle_seconds
         self._login_shell_seconds = login_shell_seconds
         self.tried: Signal[DurationSample] = Signal()
-        """A connection was opened, `ok`, or couldn't be: the error's code."""
+        """Emitted after each connect: `ok`, or the error's code."""
         self._hosts: dict[UUID, SshHost] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
     def host(self, target: SshTarget) -> SshHost:
-        """Return the way to a server; another address, user, key or accepted host key makes a new one.
+        """Return the host for a server; a changed address, user, credential or accepted host key creates a new one.
 
-        The old one cuts nothing off: it ends when the last who works with it is done.
+        The old one interrupts nothing: it closes after its last user.
         """
         known = self._hosts.get(target.server_id)
         if known is not None:
@@ -223,7 +223,7 @@ class SshPool:
         return made
 
     async def close(self) -> None:
-        """Close all connections; operations go on on their hosts."""
+        """Close all connections; operations continue on their hosts."""
         hosts, self._hosts = list(self._hosts.values()), {}
         await asyncio.gather(*(host.close() for host in hosts), *self._retiring, return_exceptions=True)
 
@@ -235,7 +235,10 @@ class SshPool:
 
 @asynccontextmanager
 async def contact(host: SshHost) -> AsyncIterator[Site]:
-    """Lend a host's connection to what may have been sent before: a host that isn't reached is contact lost."""
+    """Lend a host's connection for an operation that may already have been sent.
+
+    An unreachable host becomes ContactLostError.
+    """
     try:
         async with host.site() as site:
             yield site

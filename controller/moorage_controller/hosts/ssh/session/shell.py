@@ -1,7 +1,7 @@
-"""Scripts on a host: sent on the standard input of the one remote command `/bin/sh`, never as a command line.
+"""Scripts on a host, sent on the standard input of the fixed remote command `/bin/sh`, never as a command line.
 
-So no login shell (fish, csh, nologin) ever sees a word of ours, and nothing of ours shows in the host's process list.
-Values get into a script by `quote` alone. What a login shell prints of its own comes before the marker, and is dropped.
+No login shell (fish, csh, nologin) parses a script, and no script appears in the host's process list. Values are
+inserted into a script only by `quote`. Output of the login shell itself comes before the begin marker and is dropped.
 """
 
 import asyncio
@@ -26,32 +26,31 @@ case $PATH in
 esac
 export LC_ALL PATH
 """
-"""Comes before each script: in a shell that runs many, PATH must not grow until no program can be started any more."""
+"""Prefix of each script. In a long-lived shell, PATH must not grow until no program can be started."""
 _SESSIONS = 8
-"""OpenSSH allows 10 by default; the rest is for people."""
+"""OpenSSH allows 10 by default; the rest is left to interactive users."""
 _REFUSED = 5
 _ALL_REFUSED = 10
-"""The server counts sessions for a moment after they are closed: three seconds of refusals are no such moment."""
+"""The server counts a session for a moment after its close; three seconds of refusals mean a real limit."""
 TOO_FEW_SESSIONS = "ssh_sessions_too_few"
 NO_SHELL = "no_shell"
 LOGIN_SHELL_SLOW = "login_shell_slow"
 LOGIN_SHELL_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 WINDOW_BYTES = 256 * 1024
-"""What a host may send on a channel before it is read.
+"""Receive window of a channel, in bytes.
 
-Read no less at once: asyncssh gives a whole window anew for any part of one that is read, and would keep what is
-between.
+Each read takes at least as much: asyncssh reopens a whole window after a partial read, so unread data would pile up.
 """
 lost_errors = (asyncssh.Error, OSError)
-"""What asyncssh raises when a connection breaks."""
+"""Errors of asyncssh for a broken connection."""
 
 T = TypeVar("T")
 Process = asyncssh.SSHClientProcess[bytes]
 
 
 class ScriptError(Exception):
-    """A script did not come to its end on the host; `output` is what came instead, cleaned, whoever printed it."""
+    """A script did not reach its end on the host; `output` is everything printed instead, cleaned."""
 
     def __init__(self, output: str) -> None:
         self.output = clean_sentence(output)
@@ -60,61 +59,61 @@ class ScriptError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ScriptResult:
-    """What a script printed, and its exit code."""
+    """The output and exit code of a script."""
 
     code: int
     output: bytes
 
     @property
     def text(self) -> str:
-        """The output as text; bytes that are no UTF-8 survive `quote`."""
+        """The output as text; bytes that are not UTF-8 survive `quote`."""
         return self.output.decode(errors="surrogateescape")
 
     @property
     def fields(self) -> list[str]:
-        """The output as the NUL-ended texts it is made of."""
+        """The output split into its NUL-terminated texts."""
         return self.text.split("\0")[:-1]
 
 
 def quote(*words: str) -> str:
-    """Return words as a shell takes them literally, whatever they are (but NUL)."""
+    """Return words quoted for a shell; any characters except NUL are allowed."""
     return " ".join(shlex.quote(word) for word in words)
 
 
 class Sessions:
-    """The sessions of one connection: queued, and never more than the server lets us have."""
+    """The sessions of one connection: queued, within the server's limit."""
 
     def __init__(
         self, connection: asyncssh.SSHClientConnection, login_shell_seconds: float = LOGIN_SHELL_SECONDS
     ) -> None:
         self._connection = connection
         self.login_shell_seconds = login_shell_seconds
-        """How long a login shell may take until it runs what it is given."""
-        # Kept, since a connection that has ended doesn't know it any more.
+        """How long a login shell may take to start `/bin/sh`."""
+        # Stored, because a closed connection no longer has it.
         self._place = "{}, port {}".format(*connection.get_extra_info("peername", ("?", "?")))
         self.pace = Pace()
-        """How fast the host is read, over all sessions."""
+        """Read rate limit of the host, over all sessions."""
         self._limit = _SESSIONS
         self.shrunk: Callable[[], object] = lambda: None
-        """Called when the server turns out to let us have fewer."""
+        """Called when the server turns out to allow fewer sessions."""
         self._open = 0
         self._freed = asyncio.Event()
 
     @property
     def limit(self) -> int:
-        """How many the server lets us have at once, as far as is known."""
+        """The number of concurrent sessions that the server allows, as far as known."""
         return self._limit
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands, as far as is known."""
+        """Whether the connection is not known to be closed."""
         return not self._connection.is_closed()
 
     @asynccontextmanager
     async def open(self, *, patient: bool = True) -> AsyncIterator[Process]:
-        """Open a `/bin/sh`, waiting for a turn; closes it at the end. Raises ContactLostError.
+        """Open a `/bin/sh` after waiting for a free session; close it at the end. Raises ContactLostError.
 
-        Who isn't patient gets no turn (TOO_FEW_SESSIONS) instead of waiting for one.
+        With `patient` false it raises (TOO_FEW_SESSIONS) instead of waiting.
         """
         process = await self._turn(patient=patient)
         try:
@@ -124,7 +123,7 @@ class Sessions:
             await self._closed(process)
 
     async def allows_two(self) -> bool:
-        """Try whether the server lets us have two sessions at once. Raises ContactLostError."""
+        """Test whether the server allows two concurrent sessions. Raises ContactLostError."""
         async with self.open():
             try:
                 async with self.open(patient=False):
@@ -135,13 +134,13 @@ class Sessions:
                 raise
 
     def end(self, error: UntrustedError) -> ContactLostError:
-        """End the connection: the host broke a limit. Returns what to raise."""
+        """Abort the connection because the host exceeded a limit; return the error to raise."""
         self._connection.abort()
         return said_too_much(f"The host at {self._place},", error)
 
     async def _closed(self, session: Process) -> None:
         try:
-            # The server counts it until it is closed.
+            # The server counts the session until it is closed.
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await session.wait_closed()
         except (TimeoutError, *lost_errors):
@@ -166,7 +165,8 @@ class Sessions:
                 self._leave()
                 if error.code != asyncssh.OPEN_CONNECT_FAILED or self._connection.is_closed():
                     raise _not_opened(error) from None
-                # The server may still count sessions that we closed just now: believe it when it insists.
+                # The server may still count sessions that were closed just now; accept a limit only after
+                # repeated refusals.
                 refused += 1
                 if refused >= _REFUSED and others:
                     self._limit, refused = others, 0
@@ -185,13 +185,13 @@ class Sessions:
             pause = min(pause * 2, 0.5)
 
     def _leave(self) -> None:
-        # No await in it: one who is cancelled here must not keep his turn, nor the others waiting.
+        # No await here: a cancelled task must not keep its session, or block the waiting ones.
         self._open -= 1
         self._freed.set()
 
 
 async def open_or_close(opening: Awaitable[T], close: Callable[[T], object]) -> T:
-    """Return what is opened; one who is cancelled meanwhile leaves nothing open that nobody knows of."""
+    """Await an open; on cancellation, close the result once it exists, so that nothing leaks."""
     task = asyncio.ensure_future(opening)
 
     def done(task: asyncio.Future[T]) -> None:
@@ -208,9 +208,9 @@ async def open_or_close(opening: Awaitable[T], close: Callable[[T], object]) -> 
 async def run_once(
     sessions: Sessions, script: str, *, seconds: float, sent: bytes = b"", limit: int = LIMITS.script
 ) -> ScriptResult:
-    """Run a script in a session of its own, with `sent` as what its descriptor 3 reads; it may print `limit` bytes.
+    """Run a script in a session of its own; its descriptor 3 reads `sent`, and it may print `limit` bytes.
 
-    Raises ContactLostError, ScriptError. On the host it may run on after the time limit: give it one there, too.
+    Raises ContactLostError, ScriptError. The script may outlive `seconds` on the host: give it a time limit there, too.
     """
     try:
         async with asyncio.timeout(seconds) as within, sessions.open() as process:
@@ -235,9 +235,9 @@ async def run_once(
 
 
 class FramedScript:
-    """A script on its way in a session: between two markers, so that whatever else is printed is told from it.
+    """A running script in a session. Two markers separate its output from any other output.
 
-    Every method that reads raises UntrustedError where the host prints more than it may.
+    Every method that reads raises UntrustedError if the host prints more than the limit.
     """
 
     def __init__(self, process: Process, pace: Pace) -> None:
@@ -247,17 +247,17 @@ class FramedScript:
         self._read = bytearray()
 
     async def begin(self, script: str, login_shell_seconds: float | None = None) -> None:
-        """Send the script, and return when it runs. Raises ScriptError where no shell takes it.
+        """Send the script and return once it runs. Raises ScriptError if no shell runs it.
 
-        Where it is the login shell that may make it late, that has so many seconds: else ContactLostError.
+        Raises ContactLostError if a login shell delays it by more than `login_shell_seconds`; None means no limit.
         """
-        # One compound command: the shell has read all of it before anything in it reads from standard input.
+        # One compound command: the shell parses all of it before any part reads from standard input.
         text = (
             f"{{ {_PREAMBLE}printf '\\n%s\\n' 'begin-{self._mark}'\n(\n{script}\n) 3<&0 </dev/null\n"
             f"printf '\\n%s %d\\n' 'end-{self._mark}' \"$?\"\n}}\n"
         )
         with suppress(BrokenPipeError):
-            # A login shell that has ended already may have said why.
+            # A login shell that has already ended may have printed the reason.
             self._process.stdin.write(text.encode(errors="surrogateescape"))
         try:
             async with asyncio.timeout(login_shell_seconds):
@@ -269,7 +269,7 @@ class FramedScript:
             ) from None
 
     async def line(self) -> str:
-        """Return the next line the script prints. Raises ScriptError where it broke off."""
+        """Return the script's next line. Raises ScriptError if the output ends early."""
         return (await self._until(b"\n", LIMITS.script_line)).decode(errors="replace")
 
     def say(self, line: str) -> None:
@@ -277,19 +277,19 @@ class FramedScript:
         self._process.stdin.write(f"{line}\n".encode())
 
     def take(self) -> bytes:
-        """Return what was read already beyond what was asked for."""
+        """Return the bytes that were read ahead."""
         taken = bytes(self._read)
         self._read.clear()
         return taken
 
     async def end(self, limit: int) -> ScriptResult:
-        """Return what else the script printed, `limit` bytes at most. Raises ScriptError where it broke off."""
+        """Return the rest of the output, `limit` bytes at most. Raises ScriptError if it ends early."""
         output = await self._until(f"\nend-{self._mark} ".encode(), limit)
         code = await self._until(b"\n", LIMITS.word)
         return ScriptResult(int(code) if code.isdigit() else 1, output)
 
     async def _until(self, mark: bytes, limit: int) -> bytes:
-        """Return what comes before a mark, in time and memory of as many bytes as there are."""
+        """Return the bytes before a mark, in linear time and memory."""
         looked = 0
         while (found := self._read.find(mark, looked, limit + len(mark))) < 0:
             if len(self._read) >= limit + len(mark):
@@ -307,7 +307,7 @@ class FramedScript:
 
 
 class ShellChannel:
-    """One long-lived shell on a host for quick scripts, one after the other; it ends with its connection."""
+    """One long-lived shell on a host for short scripts, run one by one; it ends with its connection."""
 
     def __init__(self, sessions: Sessions, process: Process, prologue: str) -> None:
         self._sessions = sessions
@@ -318,11 +318,11 @@ class ShellChannel:
 
     @property
     def ended(self) -> bool:
-        """Whether the shell is gone."""
+        """Whether the shell has ended."""
         return self._process.is_closing() or self._process.stdout.at_eof()
 
     async def run(self, script: str, *, seconds: float, limit: int = LIMITS.script) -> ScriptResult:
-        """Run a script; one that takes too long, or prints too much, breaks the line.
+        """Run a script. One that takes too long or prints too much closes the shell.
 
         Raises ContactLostError, ScriptError.
         """
@@ -354,7 +354,7 @@ class ShellChannel:
                 raise lost(error) from None
             finally:
                 if not open_or_close:
-                    # An answer may still come, and would be taken for the next one's.
+                    # A late answer would be taken for that of the next script.
                     self._process.close()
 
 
@@ -365,6 +365,6 @@ def _not_opened(error: asyncssh.ChannelOpenError) -> ContactLostError:
 
 
 def lost(error: BaseException) -> ContactLostError:
-    """Return the loss of contact that an error of the connection is."""
+    """Convert an error of the connection into ContactLostError."""
     reason = getattr(error, "reason", "") or str(error) or type(error).__name__
     return ContactLostError(f"The SSH connection to the host was lost: {reason}")

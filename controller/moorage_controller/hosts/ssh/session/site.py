@@ -1,4 +1,4 @@
-"""One connection with what is worked through it: the journal, Compose, and what apps are."""
+"""One connection with the host's journal, its Compose, and the identities of its apps."""
 
 import asyncio
 import time
@@ -20,43 +20,43 @@ _REFUSAL_KEPT_SECONDS = 30.0
 _LOGS = 64
 _LOGS_BY_SESSIONS = 2
 _KEPT_SESSIONS = 3
-"""Where each stream to the Engine takes one of the few sessions that the server lets us have; those that are kept are
-for events, looks and operations.
+"""Sessions reserved for events, observations and operations, if each stream to the Engine takes one of the few
+sessions that the server allows.
 """
 
 
 class Site:
-    """A host over one connection. `users` counts who works with it: it is closed when the last one is gone."""
+    """A host over one connection. `users` is its reference count; the last user closes it."""
 
     def __init__(self, link: HostSession, identities: Identities, unrecorded: Unrecorded) -> None:
         self.link = link
         self.unrecorded = unrecorded
-        """The stops that run without a journal, over whichever connection to the host."""
+        """The stops that run without a journal, shared by all connections to the host."""
         self.identities = identities
         self.journal = Journal(link)
         self.users = 0
         self.logs = Budget(_LOGS)
         self.compose: HostCompose | None = None
-        """What operations here run, as soon as anybody needed it."""
+        """The Compose for operations on this host; None until first needed."""
         self._refusal: HostRefusedError | None = None
         self._refused_at = 0.0
         self._providing = asyncio.Lock()
 
     @property
     def compose_problem(self) -> str:
-        """Why there is no Compose, empty where there is one or nobody needed it yet."""
+        """Why there is no Compose; empty if there is one, or if none was needed yet."""
         return self._refusal.sentence if self._refusal is not None and self.compose is None else ""
 
     def count_log_streams(self) -> None:
-        """Set how many logs may be followed over this connection."""
+        """Set the limit of concurrent logs over this connection."""
         self.logs.limit = _LOGS
         if self.link.engine.streams == 1:
             self.logs.limit = min(_LOGS_BY_SESSIONS, max(self.link.sessions.limit - _KEPT_SESSIONS, 0))
 
     async def provide_compose(self) -> HostCompose:
-        """Return the host's Compose, uploaded first where it isn't there. Raises ContactLostError, HostRefusedError.
+        """Return the host's Compose; upload it first if it is missing. Raises ContactLostError, HostRefusedError.
 
-        What was uploaded is told to the first one alone.
+        `upload` is set only in the result of the call that uploaded it.
         """
         async with self._providing:
             if self.compose is not None:
@@ -72,7 +72,7 @@ class Site:
             return provided
 
     async def clean(self) -> None:
-        """Remove old operations from the host; what goes wrong is only logged."""
+        """Remove old operations from the host; failures are only logged."""
         try:
             removed = await self.journal.clean()
         except (ContactLostError, HostRefusedError) as error:

@@ -1,4 +1,4 @@
-"""Files to a host, on the standard input of a shell there, as long as there is progress: SFTP isn't everywhere."""
+"""Upload of files to the standard input of a shell on a host, limited by progress: not every host has SFTP."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,14 +13,14 @@ _BLOCK = 64 * 1024
 _REASON_CHARACTERS = 200
 NO_PROGRESS_SECONDS = 30.0
 _CHECKSUM_SECONDS = 240.0
-"""Once all of it is there, a slow disk takes a while to read and to write it."""
+"""After the last byte, a slow disk needs time to read and sync the file."""
 
 Progress = Callable[[int], Awaitable[None]]
-"""Told how many bytes have arrived."""
+"""Called with the number of bytes that have arrived."""
 
 
 class UploadFailedError(Exception):
-    """The host can't store the file; `str()` is the host's reason, no sentence."""
+    """The host can't store the file; `str()` is the host's reason, not a sentence."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(clean_line(reason, _REASON_CHARACTERS))
@@ -29,14 +29,14 @@ class UploadFailedError(Exception):
 async def send(sessions: Sessions, script: str, content: bytes, progress: Progress | None = None) -> None:
     """Run a script that ends with `mo_receive`, and send it the content. Raises UploadFailedError, ContactLostError.
 
-    What had arrived when contact was lost isn't sent again. Without progress for 30 seconds contact counts as lost.
+    It resumes an upload that was cut off. Contact counts as lost after 30 seconds without progress.
     """
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(None) as limit, sessions.open() as process:
             framed = FramedScript(process, sessions.pace)
             await framed.begin(script, sessions.login_shell_seconds)
-            limit.reschedule(loop.time() + 2 * NO_PROGRESS_SECONDS)  # it may wait for who sends the same
+            limit.reschedule(loop.time() + 2 * NO_PROGRESS_SECONDS)  # may wait for another upload of it
             writing: asyncio.Task[None] | None = None
             arrived = -1
             try:
@@ -65,7 +65,7 @@ async def send(sessions: Sessions, script: str, content: bytes, progress: Progre
 
 
 def _arrived(word: str, before: int, size: int) -> int:
-    """Read how many bytes are there. Raises UploadFailedError; UntrustedError where that can't be."""
+    """Parse how many bytes have arrived. Raises UploadFailedError; UntrustedError for an invalid answer."""
     what, _, told = word.partition(" ")
     if what == "failed":
         raise UploadFailedError(told)

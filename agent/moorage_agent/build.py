@@ -1,4 +1,4 @@
-"""Which build of the agent this is."""
+"""The agent's build identifier."""
 
 from functools import cache
 from importlib.metadata import version

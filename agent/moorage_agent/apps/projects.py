@@ -84,7 +84,7 @@ def check_files(
 def _check_and_stat(
     real_directory: str, environment: Mapping[str, str], rules: Rules, compose_files: Sequence[str]
 ) -> tuple[Walked, Sequence[object]]:
-    """Return the walk, and the state of its files after it: files changed meanwhile are not reported."""
+    """Return the walk, and the state of its files after it, so that a change shows as another state."""
     walked = check_files(real_directory, environment, rules, compose_files)
     return walked, [(_about(file, follow=False), _about(file, follow=True)) for file in walked.files]
 

@@ -60,7 +60,7 @@ def jittered(seconds: float) -> float:
 
 def backoff(tries: int, first: float, last: float) -> float:
     """Return the seconds to wait after that many tries: `first` after none, doubled each time, `last` at most."""
-    # The exponent is limited: after days of retries the power would overflow a float.
+    # The exponent is bounded: after days of retries the power would overflow a float.
     return min(first * 2.0 ** min(tries, 64), last)
 
 

@@ -23,7 +23,7 @@ class EngineUnreachableError(RefusalError):
 
 
 class DirectoryHangsError(RefusalError):
-    """A directory on the host, or the file system it lies on, doesn't answer."""
+    """A directory on the host, or its file system, doesn't answer."""
 
     def __init__(self, path: str) -> None:
         super().__init__(DIRECTORY_HANGS, directory_hangs(path))

@@ -116,7 +116,7 @@ def last_state(text: str) -> str:
 
 
 def cut_at(data: bytes, limit: int) -> int:
-    """Return where UTF-8 of more than `limit` bytes can be cut, at the limit or just before it, between characters."""
+    """Return the offset for a cut of UTF-8 longer than `limit` bytes: a character boundary at or just before it."""
     return next((n for n in range(limit, limit - 4, -1) if data[n] not in _CONTINUATION), limit)
 
 

@@ -34,8 +34,8 @@ unset OLDPWD
 shift 2
 exec "$@"
 """
-"""Enters the very directory that was opened, whatever bears its name by now. Not Python's child does, before it runs a
-program: all threads of this process wait for that, and would hang where the file system does."""
+"""Enters the opened directory itself, even if its name refers to another one now. A shell does it, not Python's child
+before its exec: all threads of this process wait for that, and a hanging file system would block them."""
 
 
 async def read_project(

@@ -126,7 +126,7 @@ def _problem(error: urllib.error.HTTPError) -> str:
 
 
 def _place(controller: str) -> urllib.parse.SplitResult:
-    """Return the parts of the controller's URL. Raises SetupError where it is none."""
+    """Parse the controller's URL. Raises SetupError if it isn't valid."""
     with suppress(ValueError):
         place = urllib.parse.urlsplit(controller)
         if place.scheme in {"http", "https"} and place.hostname and place.port != 0:  # reading the port checks it

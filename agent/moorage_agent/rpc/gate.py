@@ -34,7 +34,7 @@ _TELL_EVERY_SECONDS = 60.0
 _LONGEST_PATH = 90
 """Bytes of the folder's path: a socket's path has 108 bytes at most."""
 _ELSEWHERE = (None, "/dev/shm", "/run")  # noqa: S108 - folders of random names are made there
-"""Where the sockets may be instead; None is the folder for temporary files."""
+"""Alternative folders of the sockets; None is the folder for temporary files."""
 
 
 Target = Callable[[], Awaitable[Path]]

@@ -35,7 +35,7 @@ class UnknownServiceError(Exception):
 
 
 class TooManyLogsError(Exception):
-    """More streams than this host allows at once; `str()` is a sentence."""
+    """More concurrent streams than this host allows; `str()` is a sentence."""
 
     def __init__(self) -> None:
         super().__init__(

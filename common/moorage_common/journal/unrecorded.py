@@ -79,7 +79,7 @@ class Unrecorded:
     async def launch(self, order: Order, guard: Guard, locks: str, why: str, execute: Execute) -> None:
         """Run a stop; `locks` is the folder of the journal's locks, `why` the sentence with the journal's failure.
 
-        Raises Refused as the guard says, and whatever the guard raises: then nothing runs.
+        Raises Refused with the guard's refusal, and the guard's own exceptions: then nothing runs.
         """
         refusal = await guard()
         if refusal is not None:

@@ -229,7 +229,7 @@ path = "{self.folder}/opt"
             proxy.end(grace=_STOP_LIMIT)
 
     def _clean_up(self) -> None:
-        """Remove the leftovers of a dockerd and containerd that have ended, also of an earlier run."""
+        """End a leftover dockerd and containerd of an earlier run, and remove everything they left."""
         self._dockerd.end_leftover()
         end_containers(self._run / "containerd.sock")
         self._containerd.end_leftover()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prints the Python to build the virtual environment with: $PYTHON if given, else the first one of 3.11 or newer.
+# Prints the Python for the virtual environment: $PYTHON if given, else the first one of version 3.11 or newer.
 set -eu
 
 recent='import sys; sys.exit(sys.version_info < (3, 11))'

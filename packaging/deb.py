@@ -1,9 +1,9 @@
-"""Wrap a program's bundle as a Debian package: the same files, with units and what puts them in place.
+"""Wrap a program's bundle as a Debian package: the same files, with units and maintainer scripts.
 
-The agent's own copy lies in /usr/lib/moorage-agent; its scripts link it (hard, so that it costs nothing) to
-/opt/moorage-agent/BUILD, the one place it runs from. dpkg would remove an old build's files during an upgrade, while
-operations still run from them; so these it doesn't know. The controller runs where dpkg puts it: nothing of it outlives
-its service.
+The agent's own copy is in /usr/lib/moorage-agent; its scripts make hard links, which need no space, in
+/opt/moorage-agent/BUILD, the only place it runs from. dpkg would remove an old build's files during an upgrade, while
+operations still run from them; so dpkg doesn't own those. The controller runs where dpkg puts it: none of its processes
+outlives its service.
 """
 
 import argparse
@@ -32,9 +32,9 @@ MAINTAINER = "Moorage maintainers <moorage@localhost.localdomain>"
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package: its control fields, and what adds the files that it has beside its program.
+    """A package: its control fields, and the function that adds its files besides the program.
 
-    `conffiles` are those of its files in /etc that are the admin's to change.
+    `conffiles` are its files in /etc that the admin may change.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Package:
 
 
 def main() -> None:
-    """Build into --dist of the bundle that is there, and print what came out."""
+    """Build into --dist from an existing bundle, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("program", choices=sorted(PACKAGES))
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where bundles are and the package goes")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def unpack(bundle: Path, root: Path, name: str) -> int:
-    """Unpack a bundle where the package keeps it, and return the time that it bears, in seconds since 1970."""
+    """Unpack a bundle into the package's place, and return its modification time, in epoch seconds."""
     place = root / "usr/lib"
     place.mkdir(parents=True)
     with tarfile.open(bundle) as tar:
@@ -81,19 +81,19 @@ def unpack(bundle: Path, root: Path, name: str) -> int:
 
 
 def add_agents_files(root: Path, dist: Path) -> None:
-    """Add the unit, the link to the program, and a policy to begin with."""
+    """Add the unit, the symlink to the program, and an initial policy."""
     del dist
     _copy(root / "usr/lib/moorage-agent/moorage-agent.service", root / UNITS)
     (root / "usr/bin").mkdir(parents=True)
     (root / "usr/bin/moorage-agent").symlink_to("/opt/moorage-agent/current/moorage-agent")
-    # No conffile: enrolment writes this file, and dpkg would ask who changed it. See the scripts.
+    # Not a conffile: enrolment writes this file, and dpkg would ask about the change. See the scripts.
     shared = root / "usr/share/moorage-agent"
     shared.mkdir(parents=True)
     write_policy(shared / "policy.toml", [])
 
 
 def add_controllers_files(root: Path, dist: Path) -> None:
-    """Add units, the user, the commands, what logrotate is told, and the agent that it installs on hosts."""
+    """Add units, the user, the commands, the logrotate file, and the agent that it installs on hosts."""
     sources, program = SOURCES / "controller", root / "usr/lib/moorage-controller"
     for unit in ("moorage-controller.service", "moorage-controller-backup.service", "moorage-controller-backup.timer"):
         _copy(SOURCES / unit, root / UNITS)
@@ -141,7 +141,7 @@ PACKAGES = {
 
 
 def add_documents(root: Path, name: str, release: str, moment: int) -> None:
-    """Add who may copy it, and where its changes are told."""
+    """Add the copyright file and the changelog."""
     documents = root / "usr/share/doc" / name
     _copy(SOURCES / name.removeprefix("moorage-") / "deb/copyright", documents)
     changes = (
@@ -153,7 +153,7 @@ def add_documents(root: Path, name: str, release: str, moment: int) -> None:
 
 
 def describe(root: Path, package: Package, release: str) -> None:
-    """Write what dpkg wants to know."""
+    """Write dpkg's control files."""
     files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
     size = sum(-(-path.stat().st_size // 1024) for path in files)
     control = root / "DEBIAN"
@@ -170,7 +170,7 @@ def describe(root: Path, package: Package, release: str) -> None:
     for name, value in package.fields.items():
         fields[name] = value
     (control / "control").write_text("".join(f"{name}: {value}\n" for name, value in fields.items()))
-    # dpkg's own choice, against accidents alone.
+    # dpkg's own format, only against accidental corruption.
     sums = [
         f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(root)}\n"
         for path in files
@@ -186,7 +186,7 @@ def describe(root: Path, package: Package, release: str) -> None:
 
 
 def build(root: Path, package: Path, moment: int, level: int) -> Path:
-    """Let dpkg-deb pack it, with nothing in it of who built it and when."""
+    """Pack it with dpkg-deb, reproducibly, without the builder's user and time."""
     for path in root.rglob("*"):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
@@ -195,9 +195,9 @@ def build(root: Path, package: Path, moment: int, level: int) -> Path:
     if tool is None:
         sys.exit("There is no dpkg-deb on this machine: make the package on Debian or Ubuntu.")
     part = package.with_name(f".{package.name}.part")
-    # gzip: what is inside is packed well already, and xz takes ten times as long for a fifth less.
+    # gzip: the content is compressed already, and xz takes ten times as long for a fifth less.
     argv = [tool, "--root-owner-group", "-Zgzip", f"-z{level}", "--build", str(root), str(part)]
-    # dpkg-deb takes this time for whatever is newer.
+    # dpkg-deb clamps newer modification times to this time.
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "SOURCE_DATE_EPOCH": str(moment)})
     part.replace(package)
     shutil.rmtree(root)

@@ -1,4 +1,4 @@
-"""Write packaging/SETTINGS.md: each setting is documented where it is defined, and only there."""
+"""Generate packaging/SETTINGS.md from the settings' descriptions in the code, their only documentation."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from the code (`make settings`). What can't be used is refused at the start, in 
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the page's text."""
     rows = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default in {None, ""} else f"`{field.default}`"

@@ -2,5 +2,5 @@
 
 import os
 
-# grpc.aio and child processes don't go together without this; it must stand before grpc is first imported.
+# Without this grpc.aio and child processes conflict; it must be set before grpc is first imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

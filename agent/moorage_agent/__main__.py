@@ -1,4 +1,4 @@
-"""`python -m moorage_agent` is `moorage-agent`; a bundled agent begins here, too."""
+"""`python -m moorage_agent` is `moorage-agent`; also the entry point of a bundled agent."""
 
 import sys
 
@@ -8,7 +8,7 @@ clean_environment()
 if sys.argv[1:2] == ["sweep"]:
     from moorage_agent.operations import sweep
 
-    sys.exit(sweep.main(sys.argv[2:]))  # at each stop: without gRPC it begins in a third of the time
+    sys.exit(sweep.main(sys.argv[2:]))  # runs at each stop: without gRPC it starts in a third of the time
 elif sys.argv[1:2] == ["directories"]:
     from moorage_agent.apps import directories
 

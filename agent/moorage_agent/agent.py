@@ -1,4 +1,4 @@
-"""The agent's wiring, in the order in which things start."""
+"""The agent's wiring, in start order."""
 
 import asyncio
 import os
@@ -44,7 +44,7 @@ _THREADS = 32
 
 
 async def run(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM; operations go on without the agent. Raises SetupError."""
+    """Serve until SIGINT or SIGTERM; operations outlive the agent. Raises SetupError."""
     membership = settings.membership()
     _check_certificate(settings)
     gate = Gate(settings.data_dir, open_files.raise_limit())
@@ -67,7 +67,7 @@ async def run(settings: Settings) -> None:
     server = AgentServer(settings, gate, servicer)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    # Calls to an Engine that hangs take a thread each until they time out: the journal must still get one.
+    # Each call to a hanging Engine holds a thread until its timeout: the journal must still get one.
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="work"))
     reader.start()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -77,7 +77,7 @@ async def run(settings: Settings) -> None:
         asyncio.create_task(each) for each in (*work, deadlines.run(), DeadManSwitch(deadlines, runner).run())
     ]
     try:
-        with suppress(JournalError):  # a journal that can't be read says so to whoever asks for an operation
+        with suppress(JournalError):  # an unreadable journal is reported to each call about an operation
             await runner.resume_cancels()
         await gate.open(membership.listen)
         await server.start()
@@ -96,11 +96,11 @@ async def run(settings: Settings) -> None:
 
 
 def open_journal(settings: Settings) -> Journal:
-    """Return the journal, its folders made. Raises SetupError."""
+    """Open the journal and make its folders. Raises SetupError."""
     try:
         group = settings.docker_socket.stat().st_gid
     except OSError:
-        group = None  # no Engine yet: nobody else to share with
+        group = None  # no Engine yet: no group to share with
     journal = Journal(settings.data_dir, group=group, launcher=scope_launcher())
     try:
         journal.prepare()
@@ -110,13 +110,13 @@ def open_journal(settings: Settings) -> Journal:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Return what the clean environment of commands is made from."""
+    """Return the source of the commands' clean environment."""
     kept = {name: value for name in ("HOME", "DOCKER_CONFIG") if (value := os.environ.get(name))}
     return {**kept, "DOCKER_HOST": settings.docker_host}
 
 
 def compose_version(compose: str) -> str:
-    """Return the version of Compose. Raises SetupError where it doesn't run."""
+    """Return the version of Compose. Raises SetupError if it doesn't run."""
     argv = [compose, "version", "--short"]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603 - our own argv
@@ -135,7 +135,7 @@ def _check_certificate(settings: Settings) -> None:
     try:
         x509.check_issued_certificate(identity, ca, key, announced)
     except ValueError:
-        # gRPC would only say that the address can't be listened on.
+        # gRPC's error would only say that it can't listen on the address.
         raise SetupError(
             "The agent's certificate, its key and the authority don't belong together: enrol this host again."
         ) from None
@@ -144,7 +144,7 @@ def _check_certificate(settings: Settings) -> None:
 
 
 async def _look_after(journal: Journal, deadlines: Deadlines, settings: Settings) -> None:
-    """Once a day: remove old operations, and say when the certificate is about to expire."""
+    """Daily maintenance: remove old operations, and warn of a certificate about to expire."""
     while True:
         with suppress(SetupError):
             problem = await asyncio.to_thread(certificates.expiry_problem, settings, SystemClock().now())
@@ -156,7 +156,7 @@ async def _look_after(journal: Journal, deadlines: Deadlines, settings: Settings
             log.warning("journal_not_cleaned", error=str(error))
         else:
             log.info("journal_cleaned", removed=len(removed))
-            # What the journal has forgotten nobody can follow any more.
+            # Operations removed from the journal can't be followed any more.
             for operation_id in removed:
                 await deadlines.forget_stop(operation_id)
         await asyncio.sleep(_LOOK_AFTER_SECONDS)

@@ -64,7 +64,7 @@ def enroll(
 @main.command("request-certificate", hidden=True)
 @_data_dir
 def request_certificate(data_dir: Path) -> None:
-    """Make a key, and print a signing request for it; the controller asks for it over SSH."""
+    """Make a key and print a certificate signing request for it; the controller calls this over SSH."""
     with _sentences():
         settings = Settings.load(data_dir)
         try:
@@ -80,7 +80,7 @@ def request_certificate(data_dir: Path) -> None:
 @click.option("--allow-root", "roots", multiple=True, help="Directory below which apps may lie; may be repeated.")
 @_data_dir
 def accept_certificate(controller: str, listen: str, advertise: str, roots: Sequence[str], data_dir: Path) -> None:
-    """Read from standard input what the controller answers to `request-certificate`, and write it down."""
+    """Read the controller's answer to `request-certificate` from standard input and store it."""
     with _sentences():
         membership = enrollment.accept(
             Settings.load(data_dir),
@@ -102,7 +102,7 @@ def serve(data_dir: Path) -> None:
         logging.configure(settings.log_level)
         with asyncio.Runner() as runner:
             runner.run(agent.run(settings))
-            # A thread may be waiting for an Engine that hangs; closing the loop would wait for it. Operations live on.
+            # A thread may be blocked on a hanging Engine; closing the loop would wait for it. Operations keep running.
             os._exit(0)
 
 
@@ -110,7 +110,7 @@ def serve(data_dir: Path) -> None:
 @_data_dir
 @click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object, also where it isn't enrolled.")
 def status(data_dir: Path, *, as_json: bool) -> None:
-    """Show who this agent is, and how Engine and Compose are."""
+    """Show this agent's identity and the state of Engine and Compose."""
     with _sentences():
         settings = Settings.load(data_dir)
         if as_json:

@@ -1,10 +1,10 @@
-"""What the agent refuses, with a stable code and one sentence; the servicer makes a gRPC status of it."""
+"""The agent's refusals: a stable code and one sentence; the servicer turns them into gRPC statuses."""
 
 from moorage_common.docker.app_identity import DIRECTORY_HANGS, directory_hangs
 
 
 class RefusalError(Exception):
-    """A definite no. `str()` is the sentence."""
+    """A definite refusal. `str()` is the sentence."""
 
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -23,7 +23,7 @@ class EngineUnreachableError(RefusalError):
 
 
 class DirectoryHangsError(RefusalError):
-    """A directory on the host, or the file system it lies on, doesn't answer."""
+    """A directory on the host, or its file system, doesn't answer."""
 
     def __init__(self, path: str) -> None:
         super().__init__(DIRECTORY_HANGS, directory_hangs(path))

@@ -1,4 +1,4 @@
-"""Where the agent keeps what it knows, and what it finds in the environment."""
+"""The agent's files and its environment variables."""
 
 import json
 import os
@@ -20,7 +20,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What enrolment wrote down: addresses as HOST:PORT, the controller's URL, this agent's name."""
+    """The stored result of enrolment: addresses as HOST:PORT, the controller's URL, this agent's name."""
 
     listen: str
     advertise: str
@@ -30,7 +30,7 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Paths below the data folder, and the environment's word on Docker, Compose and the policy."""
+    """Paths below the data folder, and the environment's settings for Docker, Compose and the policy."""
 
     data_dir: Path
     docker_host: str
@@ -48,7 +48,7 @@ class Settings:
             raise SetupError(
                 f"DOCKER_HOST is {docker_host!r}: the agent needs the Engine of its own host, unix://PATH."
             )
-        # An installed agent's is where an admin looks for it; one with a folder of its own has all of it there.
+        # An installed agent has its policy where an admin expects it; a custom data folder contains it.
         beside = DEFAULT_POLICY if data_dir == DEFAULT_DATA_DIR else data_dir / "policy.toml"
         policy = Path(os.environ.get("MOORAGE_AGENT_POLICY") or beside)
         return cls(data_dir.absolute(), docker_host, level, policy)
@@ -64,7 +64,7 @@ class Settings:
         return self.data_dir / "pki" / "agent.pem"
 
     def pending_key_file(self, purpose: str) -> Path:
-        """Return where the key is kept that a certificate is being asked for (PEM, 0600)."""
+        """Return the file of the pending key of a certificate request (PEM, 0600)."""
         return self.data_dir / "pki" / f"pending-{purpose}.key"
 
     @property
@@ -74,11 +74,11 @@ class Settings:
 
     @property
     def membership_file(self) -> Path:
-        """What enrolment wrote down (JSON)."""
+        """The stored result of enrolment (JSON)."""
         return self.data_dir / "agent.json"
 
     def membership(self) -> Membership:
-        """Return what enrolment wrote down. Raises SetupError where the host isn't enrolled."""
+        """Read the stored result of enrolment. Raises SetupError if the host isn't enrolled."""
         try:
             return Membership(**json.loads(self.membership_file.read_text()))
         except FileNotFoundError:
@@ -91,14 +91,14 @@ class Settings:
             ) from None
 
     def write_membership(self, membership: Membership) -> None:
-        """Write down what enrolment brought."""
+        """Store the result of enrolment."""
         write_atomic(self.membership_file, json.dumps(asdict(membership), indent=2).encode() + b"\n", mode=0o644)
 
 
 def compose_binary() -> str:
     """Return the Compose this agent runs: MOORAGE_COMPOSE, else the pinned one beside it, else PATH's.
 
-    Raises SetupError where there is none.
+    Raises SetupError if there is none.
     """
     beside = Path(sys.executable).parent / "docker-compose"
     found = os.environ.get("MOORAGE_COMPOSE") or (str(beside) if beside.exists() else shutil.which("docker-compose"))

@@ -1,4 +1,4 @@
-"""What `moorage-agent status` shows: who this agent is, what it may do, how what it needs is, what it does now."""
+"""`moorage-agent status`: the agent's identity, its policy, the state of its dependencies, running operations."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from moorage_agent.settings import Settings, compose_binary
 
 
 def describe(settings: Settings) -> list[tuple[str, str]]:
-    """Return names and values, in their order; a part that fails shows why. Raises SetupError where not enrolled."""
+    """Return names and values, in order; a failed part has its reason. Raises SetupError if not enrolled."""
     membership = settings.membership()
     about = [
         ("name", membership.agent_name),
@@ -36,7 +36,7 @@ def describe(settings: Settings) -> list[tuple[str, str]]:
 
 
 def facts(settings: Settings) -> dict[str, object]:
-    """Return what a controller asks over SSH, also where the host isn't enrolled: `problem` says why then.
+    """Return the facts for a controller over SSH; if the host isn't enrolled, `problem` has the reason.
 
     `certificateUntil` is ISO 8601 in UTC, `caFingerprint` the authority's SHA-256 (hex), `running` operations' ids.
     """

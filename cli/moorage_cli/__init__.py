@@ -1,1 +1,1 @@
-"""The admin's command line: a client of the REST API, and nothing else."""
+"""The admin's command line: a pure client of the REST API."""

@@ -1,7 +1,7 @@
-"""What others have written, without what a terminal would obey.
+"""Removal of terminal control sequences from untrusted text.
 
-Names, errors and logs come from hosts, containers, and whoever tried to log in: an escape sequence among them could
-write to the clipboard, hide a line, or type.
+Names, errors and logs come from hosts, containers, and login attempts: an escape sequence in them could write to the
+clipboard, hide a line, or inject input.
 """
 
 import re
@@ -10,16 +10,16 @@ from typing import Any
 
 _SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, the cursor
-    # OSC, DCS and such up to their end. Of one that doesn't end on its line the words stay: it must not hide the rest.
+    # OSC, DCS and similar up to their end. An unterminated one on a line keeps its text: it must not hide the rest.
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\n\x80-\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
 )
 _HARMFUL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Control, format and bidi characters, halves of characters, and other line breaks."""
+"""Control, format and bidi characters, surrogates, and other line breaks."""
 
 
 def text(found: object) -> str:
-    """Return text that is harmless on a terminal; tabs and line breaks stay."""
+    """Return text that is safe on a terminal; tabs and line breaks stay."""
     return "".join(c for c in _SEQUENCE.sub("", str(found)) if c in "\n\t" or not _harmful(c))
 
 
@@ -29,17 +29,17 @@ def line(found: object) -> str:
 
 
 def escaped(document: str) -> str:
-    """Return a JSON document that says the same, with what a terminal would obey in JSON's own escapes."""
+    """Return an equivalent JSON document, with control characters as JSON escapes."""
     return "".join(_unicode(c) if c != "\n" and _harmful(c) else c for c in document)
 
 
 def is_clean(found: Any) -> bool:  # noqa: ANN401 - JSON
-    """Tell whether it is text of one line that is harmless as it is."""
+    """Return whether it is one line of text that is safe unchanged."""
     return isinstance(found, str) and not any(map(_harmful, found))
 
 
 def _harmful(character: str) -> bool:
-    # What is printable is the most of all text, and quickly told.
+    # Fast path: most text is printable.
     return not character.isprintable() and unicodedata.category(character) in _HARMFUL
 
 

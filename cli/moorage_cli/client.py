@@ -1,4 +1,4 @@
-"""The REST API as the command line uses it: JSON, and server-sent events that go on where a connection was cut."""
+"""The command line's client of the REST API: JSON, and server-sent events that resume after a lost connection."""
 
 import re
 import time
@@ -19,7 +19,7 @@ _SERVER_FAULTS = frozenset({502, 503, 504})
 
 
 class Client:
-    """A controller at a URL, with a token; an empty one is nobody's.
+    """A controller at a URL, with a token; an empty token is an anonymous client.
 
     Every call raises UnreachableError, NotLoggedInError, UnknownNameError for a 404, and MoorageError with the API's
     own sentence for any other refusal.
@@ -36,11 +36,11 @@ class Client:
             raise MoorageError(f"{url} is no URL: write http://HOST:PORT or https://HOST.") from None
 
     def get(self, path: str, **query: object) -> Any:  # noqa: ANN401 - JSON
-        """GET a path; a query's None is left out."""
+        """GET a path; None values of the query are omitted."""
         return self._send("GET", path, query={name: value for name, value in query.items() if value is not None})
 
     def post(self, path: str, body: object = None, *, later: bool = False) -> Any:  # noqa: ANN401 - JSON
-        """POST JSON; with `later` it isn't waited for: the reply is the operation."""
+        """POST JSON; with `later` the reply is the operation, without waiting for its end."""
         return self._send("POST", path, body={} if body is None else body, later=later)
 
     def delete(self, path: str, *, later: bool = False) -> Any:  # noqa: ANN401 - JSON
@@ -48,13 +48,13 @@ class Client:
         return self._send("DELETE", path, later=later)
 
     def text(self, path: str, **query: object) -> str:
-        """GET what is plain text."""
+        """GET plain text."""
         return self._reply("GET", path, query=query).text
 
     def stream(self, path: str, **query: object) -> Iterator[ServerSentEvent]:
-        """Yield the events of a stream, until it ends by itself.
+        """Yield the events of a stream until its regular end.
 
-        Where it is cut it is opened again after the last event; UnreachableError after ten tries in a row.
+        A lost connection is opened again after the last event; UnreachableError after ten failures in a row.
         """
         last, failures = "", 0
         while True:

@@ -1,4 +1,4 @@
-"""What can go wrong, each with the exit code that a script sees."""
+"""The command line's errors, each with its exit code."""
 
 import click
 
@@ -6,25 +6,25 @@ from moorage_cli import clean
 
 
 class MoorageError(click.ClickException):
-    """A sentence for standard error, cleaned. Exit code 1: it was done, and failed, or was refused."""
+    """A sentence for standard error, cleaned. Exit code 1: the command failed or was refused."""
 
     def __init__(self, message: str) -> None:
         super().__init__(clean.text(message))
 
 
 class NotLoggedInError(MoorageError):
-    """No token, or one that doesn't count any more."""
+    """There is no token, or it isn't valid any more."""
 
     exit_code = 3
 
 
 class UnknownNameError(MoorageError):
-    """Nothing, or more than one thing, has that name."""
+    """The name is unknown or ambiguous."""
 
     exit_code = 4
 
 
 class UnreachableError(MoorageError):
-    """The controller doesn't answer: whether something was done isn't known."""
+    """The controller doesn't answer: the result is unknown."""
 
     exit_code = 5

@@ -1,4 +1,4 @@
-"""What is printed: tables for people, JSON for programs, times as people say them."""
+"""Output formats: tables for people, JSON for programs, readable times."""
 
 import json
 import time
@@ -29,21 +29,21 @@ _COLOURS = {
 }
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _WIDE = 200
-"""Columns of what isn't a terminal: no line is broken there."""
+"""Columns if the output isn't a terminal: no line is broken there."""
 
 
 def json_document(document: object) -> None:
-    """Print a document for a program."""
+    """Print a JSON document."""
     click.echo(clean.escaped(json.dumps(document, indent=2, ensure_ascii=False)))
 
 
 def say(message: str, *, end: str = "\n", err: bool = False) -> None:
-    """Print what may have others' words in it."""
+    """Print text that may contain untrusted words, cleaned."""
     click.echo(clean.text(message) + end, nl=False, err=err)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their columns; words of state have their colour on a terminal."""
+    """Print rows under their columns; states are coloured on a terminal."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDE, soft_wrap=True)
@@ -56,20 +56,20 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def _cell(value: object) -> Text:
-    # Text, not markup: a name may have brackets in it.
+    # Text, not markup: a name may contain brackets.
     text = ("" if value is None else clean.line(value)) or "-"
     return Text(text, style=_COLOURS.get(text.partition(" ")[0], ""))
 
 
 def health(app: Mapping[str, Any]) -> str:
-    """Return how well a running app runs, and why."""
+    """Return a running app's health and its reason."""
     if app["status"] != "running":
         return ""
     return f"{app['health']} ({app['healthDetail']})" if app.get("healthDetail") else str(app["health"])
 
 
 def left(app: Mapping[str, Any]) -> str:
-    """Return how long an app still runs."""
+    """Return an app's remaining time."""
     if app["stopAt"] is None:
         return ""
     seconds = app["stopAt"] / 1000 - time.time()

@@ -1,6 +1,6 @@
-"""Where the controller's URL and the token are kept: one file, readable by its owner alone.
+"""The stored login: the controller's URL and the token in one file, readable by its owner alone.
 
-MOORAGE_URL and MOORAGE_TOKEN come first: for scripts, which have an API token.
+MOORAGE_URL and MOORAGE_TOKEN take precedence: for scripts, which have an API token.
 """
 
 import json
@@ -18,7 +18,7 @@ def _file() -> Path:
 
 
 def save(url: str, token: str) -> Path:
-    """Keep a login, mode 0600; return where. Raises MoorageError."""
+    """Store a login, mode 0600; return the file's path. Raises MoorageError."""
     path = _file()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def save(url: str, token: str) -> Path:
 
 
 def forget() -> bool:
-    """Remove what is kept; False where there was nothing."""
+    """Delete the stored login; False if there was none."""
     try:
         _file().unlink()
     except FileNotFoundError:
@@ -43,10 +43,10 @@ def forget() -> bool:
 
 
 def client() -> Client:
-    """Return the controller that one is logged in to. Raises NotLoggedInError."""
+    """Return a client of the controller with the current login. Raises NotLoggedInError."""
     url, token = os.environ.get("MOORAGE_URL", ""), os.environ.get("MOORAGE_TOKEN", "")
     kept = _kept()
-    # A token goes to the controller that it is of, and to no other.
+    # A token is only sent to the controller that issued it.
     if token and not url:
         url = kept.get("url", "")
     elif not token and (not url or url.rstrip("/") == kept.get("url", "").rstrip("/")):

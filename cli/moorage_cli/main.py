@@ -1,7 +1,7 @@
 """The command line: `moorage login | servers | apps | start | stop | restart | extend | follow | logs | audit ...`.
 
 Exit codes: 0 done; 1 failed or refused; 2 wrong usage; 3 not logged in; 4 no such name; 5 the controller can't be
-reached; 130 Ctrl-C, after which an operation goes on.
+reached; 130 Ctrl-C, after which the operation continues.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def main() -> None:
 @click.option("--username", "-u", prompt=True, help="Asked for where it isn't given.")
 @click.option("--password-file", type=click.File(), help="File with the password, - for standard input.")
 def login(url: str, username: str, password_file: TextIO | None) -> None:
-    """Log in to the controller at URL; the token lasts a day, and is kept in a file of your own (mode 0600)."""
+    """Log in to the controller at URL; the token is valid for a day, and stored in a private file (mode 0600)."""
     client = Client(url)
     if password_file is None:
         password = click.prompt("Password", hide_input=True)
@@ -49,7 +49,7 @@ def login(url: str, username: str, password_file: TextIO | None) -> None:
 
 @main.command()
 def logout() -> None:
-    """Log out: the token is dead from then on, and forgotten here."""
+    """Log out: revoke the token, and delete the stored copy."""
     try:
         logins.client().post("/api/auth/logout")
     finally:
@@ -60,7 +60,7 @@ def logout() -> None:
 @main.command()
 @_json
 def servers(*, as_json: bool) -> None:
-    """List the servers: how each is reached, and how it is."""
+    """List the servers with their connection and status."""
     found = logins.client().get("/api/servers")
     if as_json:
         shown.json_document(found)
@@ -75,7 +75,7 @@ def servers(*, as_json: bool) -> None:
 @click.option("--running", is_flag=True, help="Only those that run.")
 @_json
 def apps(server: str | None, *, running: bool, as_json: bool) -> None:
-    """List the apps: what runs, how it is, and when it will be stopped."""
+    """List the apps with their status, health and stop time."""
     client = logins.client()
     found = client.get("/api/apps")
     if server is not None:
@@ -110,7 +110,7 @@ def apps(server: str | None, *, running: bool, as_json: bool) -> None:
 @_detach
 @_json
 def start(app: str, minutes: int | None, *, detach: bool, as_json: bool) -> None:
-    """Start an app, and watch it come up; it is stopped by itself when its time is over."""
+    """Start an app and show its progress; it is stopped automatically when its time is over."""
     _operate(app, "start", {"timeout": minutes} if minutes else {}, detach=detach, as_json=as_json)
 
 
@@ -120,7 +120,7 @@ def start(app: str, minutes: int | None, *, detach: bool, as_json: bool) -> None
 @_detach
 @_json
 def restart(app: str, minutes: int | None, *, detach: bool, as_json: bool) -> None:
-    """Make an app's containers anew; its time begins anew, too."""
+    """Recreate an app's containers; its time starts again, too."""
     _operate(app, "restart", {"timeout": minutes} if minutes else {}, detach=detach, as_json=as_json)
 
 
@@ -129,7 +129,7 @@ def restart(app: str, minutes: int | None, *, detach: bool, as_json: bool) -> No
 @_detach
 @_json
 def stop(app: str, *, detach: bool, as_json: bool) -> None:
-    """Stop an app, and remove its containers; volumes stay."""
+    """Stop an app and remove its containers; volumes stay."""
     _operate(app, "stop", {}, detach=detach, as_json=as_json)
 
 
@@ -165,7 +165,7 @@ def _state(app: names.Row) -> str:
 @click.option("--minutes", "-m", type=_MINUTES, required=True, help="So many minutes more.")
 @_json
 def extend(app: str, minutes: int, *, as_json: bool) -> None:
-    """Give an app that runs more time."""
+    """Give a running app more time."""
     client = logins.client()
     found = client.post(f"/api/apps/{names.app(client, app)['id']}/extend", {"minutes": minutes})
     if as_json:
@@ -178,7 +178,7 @@ def extend(app: str, minutes: int, *, as_json: bool) -> None:
 @click.argument("operation")
 @_json
 def follow(operation: str, *, as_json: bool) -> None:
-    """Come back to an operation: all its output, from the beginning, until its end."""
+    """Follow an operation: show its output from the beginning until its end."""
     client = logins.client()
     found = client.get(f"/api/operations/{operation}")
     ended = watch(client, found["id"], _KINDS.get(found["kind"], "The operation"), quiet=as_json)
@@ -191,7 +191,7 @@ def follow(operation: str, *, as_json: bool) -> None:
 @main.command()
 @click.argument("operation")
 def cancel(operation: str) -> None:
-    """Call a start off: its command is ended on the host."""
+    """Cancel a start: its command is ended on the host."""
     logins.client().post(f"/api/operations/{operation}/cancel")
     shown.say(f"Called off. To see its end: moorage follow {operation}")
 
@@ -204,7 +204,7 @@ def cancel(operation: str) -> None:
 )
 @click.option("--service", "-s", help="Only the containers of one service.")
 def logs(app: str, tail: int, service: str | None, *, goes_on: bool) -> None:
-    """Show what an app's containers write."""
+    """Show the logs of an app's containers."""
     client = logins.client()
     path = f"/api/apps/{names.app(client, app)['id']}/logs"
     query = {"tail": tail, **({"service": service} if service else {})}
@@ -246,7 +246,7 @@ def bootstrap(server: str, port: int, roots: Sequence[str], *, detach: bool, as_
 @click.option("--action", help="Only one action, as START or AUTO_STOP.")
 @_json
 def audit(limit: int, action: str | None, *, as_json: bool) -> None:
-    """Show who did what, the newest first."""
+    """Show the audit log, newest entries first."""
     page = logins.client().get("/api/audit-logs", limit=limit, action=action)
     if as_json:
         shown.json_document(page)
@@ -259,7 +259,7 @@ def audit(limit: int, action: str | None, *, as_json: bool) -> None:
 @main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete commands and names: `eval "$(moorage completion bash)"`."""
+    """Print the completion script for SHELL: `eval "$(moorage completion bash)"`."""
     made = get_completion_class(shell)
     if made is None:
         raise MoorageError(f"There is no completion for {shell}.")

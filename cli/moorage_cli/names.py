@@ -1,4 +1,4 @@
-"""Names instead of ids: an app's or a server's name, SERVER/APP where several apps share one, or the id itself."""
+"""Resolution of names to ids: an app's or a server's name, SERVER/APP if several apps share it, or the id itself."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ Row = dict[str, Any]
 
 
 def server(client: Client, name: str) -> Row:
-    """Return a server by name or id. Raises UnknownNameError."""
+    """Find a server by name or id. Raises UnknownNameError."""
     servers: list[Row] = client.get("/api/servers")
     return _one("server", name, [each for each in servers if name in {each["id"], each["name"]}], "the id")
 
 
 def app(client: Client, name: str) -> Row:
-    """Return an app by name, SERVER/NAME or id. Raises UnknownNameError."""
+    """Find an app by name, SERVER/NAME or id. Raises UnknownNameError."""
     apps: list[Row] = client.get("/api/apps")
     found = [each for each in apps if name in {each["id"], each["name"]}]
     if len(found) != 1:
@@ -39,12 +39,12 @@ def _one(kind: str, name: str, found: Sequence[Row], instead: str) -> Row:
 
 
 def complete_app(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Offer the names of apps to the shell; nothing where the controller doesn't answer."""
+    """Complete the names of apps; no names if the controller doesn't answer."""
     return _complete("/api/apps", begun)
 
 
 def complete_server(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Offer the names of servers to the shell."""
+    """Complete the names of servers."""
     return _complete("/api/servers", begun)
 
 
@@ -53,6 +53,6 @@ def _complete(path: str, begun: str) -> list[CompletionItem]:
         rows: list[Row] = logins.client().get(path)
     except MoorageError:
         return []
-    # The shell prints them, and a name that was cleaned would be nobody's.
+    # Unclean names are left out: the shell prints them, and a cleaned name would match no app.
     names = [row for row in rows if clean.is_clean(row["name"]) and row["name"].startswith(begun)]
     return [CompletionItem(row["name"], help=clean.line(row["status"])) for row in names]

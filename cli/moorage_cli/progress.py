@@ -1,4 +1,4 @@
-"""An operation watched as it goes: what each network, volume and container is about, and how many are done."""
+"""Live progress of an operation: the state of each network, volume and container, and how many are done."""
 
 import json
 import re
@@ -26,14 +26,14 @@ _INTERRUPTED = 130
 
 
 class Progress:
-    """What has been printed so far. On a terminal each resource has one line that changes; elsewhere all is printed."""
+    """The progress so far. On a terminal each resource has one changing line; elsewhere every line is printed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._states: dict[str, str] = {}
 
     def take(self, line: str) -> None:
-        """Take a line of output."""
+        """Process a line of output."""
         line = clean.text(line)
         found = _RESOURCE.fullmatch(line)
         if found and self._console.is_terminal:
@@ -42,13 +42,13 @@ class Progress:
             self._console.print(Text(line))
 
     def __rich__(self) -> Table:
-        """Draw it."""
+        """Render it."""
         drawn = Table.grid(padding=(0, 1))
         done = sum(_is_done(state) for state in self._states.values())
         if self._states:
             drawn.add_row(ProgressBar(total=len(self._states), completed=done, width=30), f"{done}/{len(self._states)}")
         rows = Table.grid(padding=(0, 1))
-        # Those at work are what one wants to see where there is no room for all.
+        # Resources in progress come first, in case there is no room for all.
         for name, state in sorted(self._states.items(), key=lambda each: _is_done(each[1]))[:_MOST_ROWS]:
             ready = _is_done(state)
             rows.add_row(Text("✔" if ready else "…", style="green" if ready else "yellow"), Text(name), Text(state))
@@ -63,9 +63,9 @@ def _is_done(state: str) -> bool:
 
 
 def watch(client: Client, operation_id: str, what: str, *, quiet: bool = False) -> dict[str, Any]:
-    """Show an operation until it ends, and return it as it ended. Raises MoorageError where it did not succeed.
+    """Show an operation until it ends, and return its final state. Raises MoorageError if it did not succeed.
 
-    Ctrl-C leaves it running and says how to come back to it; so does a controller that can't be reached any more.
+    Ctrl-C leaves it running and prints how to follow it again; so does a controller that becomes unreachable.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     progress = Progress(console)

@@ -1,1 +1,1 @@
-"""What Moorage's controller and agent share."""
+"""Code shared by Moorage's controller and agent."""

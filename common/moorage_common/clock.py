@@ -1,4 +1,4 @@
-"""The one place that asks what time it is. Tests pass another clock and move it."""
+"""The only source of the time. Tests pass their own clock and advance it."""
 
 import asyncio
 import random
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Wall time for what people see and the database keeps; monotonic seconds for limits and waits."""
+    """Wall time for display and for the database; monotonic seconds for limits and waits."""
 
     def now(self) -> datetime:
         """Return the wall time, aware, in UTC."""
@@ -17,7 +17,7 @@ class Clock(Protocol):
         """Return seconds from an arbitrary point, never going back; they pass while the machine is suspended too."""
 
     def awake(self) -> float:
-        """Return what `monotonic` does, but for the time for which the machine was suspended."""
+        """Return seconds as `monotonic` does, without suspended time."""
 
     async def sleep(self, seconds: float) -> None:
         """Return after that many seconds of this clock."""
@@ -54,18 +54,18 @@ def from_millis(millis: int) -> datetime:
 
 
 def jittered(seconds: float) -> float:
-    """Return a fifth more or less, by chance: those who failed together don't all come again together."""
-    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - nothing secret hangs on it
+    """Return the value with random jitter of up to a fifth: clients that failed together don't retry together."""
+    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - not security-relevant
 
 
 def backoff(tries: int, first: float, last: float) -> float:
-    """Return the seconds to wait after so many tries: `first` after none, twice as long each time, `last` at most."""
-    # Days of trying are no number that a float can't hold.
+    """Return the seconds to wait after that many tries: `first` after none, doubled each time, `last` at most."""
+    # The exponent is bounded: after days of retries the power would overflow a float.
     return min(first * 2.0 ** min(tries, 64), last)
 
 
 async def wait_for(event: asyncio.Event, seconds: float, clock: Clock) -> None:
-    """Return when the event is set or that much time of the clock has passed; the event is cleared."""
+    """Wait for the event, or for that much time of the clock; clear the event."""
     tasks = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(seconds))}
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

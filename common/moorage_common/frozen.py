@@ -1,4 +1,4 @@
-"""A program that runs from a bundle, without a Python of its host: where it is, and what it does before all else."""
+"""A program in a bundle with its own Python: its location and its start-up steps."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ _CERTIFICATES = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
-"""Where Debian, Red Hat, SUSE and Alpine keep the authorities they trust; a bundle knows its builder's place alone."""
+"""The trust stores of Debian, Red Hat, SUSE and Alpine; a bundle only has the path of its build system."""
 
 
 def bundled() -> bool:
@@ -19,12 +19,12 @@ def bundled() -> bool:
 
 
 def bundled_file(name: str) -> Path:
-    """Return where a bundle has a file."""
+    """Return the path of a file in the bundle."""
     return Path(sys.executable).parent / name
 
 
 def clean_environment() -> None:
-    """Take out what the bundle's start put in: a program of the host must not meet the bundle's libraries."""
+    """Remove the variables set by the bundle's start: host programs must not load the bundle's libraries."""
     if not bundled():
         return
     original = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)

@@ -1,4 +1,4 @@
-"""Structured logs: JSON lines, or readable ones on a terminal; and the id that ties a request's lines together."""
+"""Structured logs: JSON lines, or readable ones on a terminal; and the request id shared by a request's lines."""
 
 import logging
 import re
@@ -11,17 +11,17 @@ import structlog
 from structlog.typing import Processor
 
 REQUEST_ID_KEY = "moorage-request-id"
-"""The gRPC metadata that brings a request's id to an agent."""
+"""The gRPC metadata key that carries a request's id to an agent."""
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def configure(level: str, *, stream: TextIO | None = None, file: Path | None = None, brief: bool = False) -> None:
     """Send all logs, structlog's and the standard library's, as one line each to standard error, and to `file` too.
 
-    `level` is one of debug, info, warning, error (any case). `brief`: standard error has warnings and worse alone, for
-    commands that say themselves what they did. A terminal gets colours and words, all else JSON. A file that was moved
-    or removed is begun anew with the next line, as logrotate expects it; it is readable by its owner and group. Raises
-    OSError where it can't be opened.
+    `level` is one of debug, info, warning, error (any case). `brief`: standard error only gets warnings and errors, for
+    commands that print their own results. A terminal gets coloured text, everything else JSON. A file that was moved
+    or removed is created again with the next line, as logrotate expects; it is readable by its owner and group. Raises
+    OSError if it can't be opened.
     """
     target = sys.stderr if stream is None else stream
     shared: list[Processor] = [
@@ -49,12 +49,12 @@ def configure(level: str, *, stream: TextIO | None = None, file: Path | None = N
 
 
 def is_request_id(text: str) -> bool:
-    """Tell whether a caller's text may go into logs and headers as the id of his request."""
+    """Return whether a caller's text is valid as a request id in logs and headers."""
     return _SANE_REQUEST_ID.fullmatch(text) is not None
 
 
 def request_id() -> str:
-    """Return the id of the request that the work at hand goes back to; empty for what the program does by itself."""
+    """Return the id of the request that caused the current work; empty for the program's own work."""
     found = structlog.contextvars.get_contextvars().get("request_id", "")
     return found if isinstance(found, str) else ""
 
@@ -72,13 +72,13 @@ class _LogFile(WatchedFileHandler):
         try:
             super().emit(record)
         except OSError:
-            # Its folder is gone, or the disk is full: standard error has the line, and work goes on.
+            # Its folder is gone, or the disk is full: standard error has the line, and the program continues.
             self.handleError(record)
 
 
 def _formatted(handler: logging.Handler, shared: list[Processor], *, readable: bool) -> logging.Handler:
     renderer: Processor = (
-        # Plain tracebacks: the fancy ones show local variables, and those may be secrets.
+        # Plain tracebacks: rich ones show local variables, which may be secrets.
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if readable
         else structlog.processors.JSONRenderer()

@@ -1,4 +1,4 @@
-"""How many files and connections this process may have open."""
+"""This process's limit of open files and connections."""
 
 import resource
 
@@ -6,9 +6,9 @@ _WANTED = 65_536
 
 
 def raise_limit() -> int:
-    """Raise the soft limit as far as is sensible and the hard one allows; return the one in force.
+    """Raise the soft limit as far as is sensible and the hard limit allows; return the effective one.
 
-    Shells, systemd and Docker start programs with 1024, which a flood of connections uses up.
+    Shells, systemd and Docker start programs with 1024, which a flood of connections exhausts.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _WANTED if hard == resource.RLIM_INFINITY else min(hard, _WANTED)

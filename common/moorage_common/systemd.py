@@ -1,7 +1,7 @@
-"""What a program tells systemd of itself, where that started it.
+"""Notifications to systemd, for a program that systemd started.
 
-The messages are sd_notify(3)'s, which documents them for those who would not link libsystemd; the packages that wrap
-these dozen lines are no longer kept.
+The messages are those of sd_notify(3), which documents the protocol for programs that don't link libsystemd; the
+packages that wrap these dozen lines are unmaintained.
 """
 
 import asyncio
@@ -11,18 +11,18 @@ from contextlib import suppress
 
 
 def notify(message: str) -> None:
-    """Tell systemd, such as `READY=1`; nothing where it isn't systemd that started this program."""
+    """Send a state such as `READY=1` to systemd; does nothing if systemd didn't start this program."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        # A leading @ stands for the NUL of an abstract socket.
+        # A leading @ represents the NUL of an abstract socket.
         sender.connect(f"\0{address[1:]}" if address.startswith("@") else address)
         sender.send(message.encode())
 
 
 async def prove_alive() -> None:
-    """Tell systemd twice in its WatchdogSec that the event loop turns: one that hangs is killed and started anew."""
+    """Ping systemd twice per WatchdogSec from the event loop: a program whose loop hangs is restarted."""
     microseconds = int(os.environ.get("WATCHDOG_USEC") or 0)
     while microseconds:
         notify("WATCHDOG=1")

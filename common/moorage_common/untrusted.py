@@ -1,9 +1,9 @@
-"""The one gate for what a host, an Engine, a container, an agent or an app's folder says.
+"""Validation of all input from hosts, Engines, containers, agents and apps' folders.
 
-Everything of theirs that is kept, shown or sent on is bounded and cleaned here: `LIMITS` has the most of each. What is
-only shown is cut and cleaned; what is a key (an id, a project's name, a directory) is taken as it is, or not at all;
-past the limit of a list, an answer or a stream it is UntrustedError, and whoever talks to that host ends it. Pure but
-for `Pace`, which waits.
+All input that is stored, shown or sent on is bounded and cleaned here: `LIMITS` has the limits. Display text is cut
+and cleaned; a key (an id, a project's name, a directory) is taken unchanged or rejected; a list, an answer or a stream
+past its limit raises UntrustedError, and the caller ends the connection to that host. Pure functions, except for
+`Pace`, which waits.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ KIB, MIB = 1 << 10, 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most of each. Texts in characters, data in bytes, times in seconds."""
+    """The limits. Texts in characters, data in bytes, times in seconds."""
 
-    # Texts: what is longer is cut.
+    # Texts: longer ones are cut.
     word: int = 64
     version: int = 50
     name: int = 255
@@ -29,10 +29,10 @@ class Limits:
     port: int = 80
     sentence: int = 1000
     log_text: int = 64 * KIB
-    # Keys: what is longer isn't taken.
+    # Keys: longer ones are rejected.
     id: int = 128
     path: int = 4096
-    # Lists. Ports that are more are left out; of all others more is an error.
+    # Lists. Excess ports are left out; for all other lists excess items are an error.
     ports: int = 64
     containers: int = 2000
     apps: int = 5000
@@ -59,15 +59,15 @@ class Limits:
     engine_event: int = 64 * KIB
     json_values: int = 250_000
     record: int = 256 * KIB
-    # Streams: of a log that isn't followed, and of what an operation prints.
+    # Streams: of a log that isn't followed, and of an operation's output.
     log: int = 24 * MIB
     log_read: int = 64 * MIB
     log_waiting: int = 1 * MIB
     output: int = 64 * MIB
-    # How fast one host may talk: bytes a second for long, and at once.
+    # The rate of one host: sustained bytes per second, and the burst in bytes.
     pace: int = 2 * MIB
     burst: int = 16 * MIB
-    # What each line of a log, and each change of an app or a host, costs beside its bytes.
+    # The cost of each log line, and of each change of an app or a host, in addition to its bytes.
     line_cost: int = 128
     change_cost: int = 32 * KIB
 
@@ -81,26 +81,26 @@ _UNSAFE = re.compile(
     "\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
 )
 _UNCLEAN = re.compile(f"[\t\n]|{_UNSAFE.pattern}")
-"""What no name has that something is found by."""
+"""Characters that no name used as a key contains."""
 _UNFIT = re.compile("[\x00\n\r\ud800-\udfff]")
-"""What no path of an app has; everything else is odd, but may be somebody's, and is cleaned where it is shown."""
+"""Characters that no path of an app contains; all others are possible in real paths, and cleaned for display."""
 _CUT = "…"
 _CONTINUATION = range(0x80, 0xC0)
-"""Bytes that go on with a character of UTF-8."""
+"""Continuation bytes of UTF-8."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
-# To the end where one isn't closed: so it takes as much time as there are bytes.
+# To the end if one isn't terminated: so the time is linear in the bytes.
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
 
 class UntrustedError(ValueError):
-    """What came breaks a limit, or can't be read at all; `str()` is a sentence that quotes nothing of it."""
+    """Input that exceeds a limit or can't be parsed; `str()` is a sentence that doesn't quote it."""
 
 
 def clean_text(text: str, limit: int) -> str:
     """Return text of at most `limit` characters without escape sequences, control or bidi characters.
 
-    Tabs and line breaks stay; text that is longer ends with an ellipsis.
+    Tabs and line breaks stay; longer text ends with an ellipsis.
     """
     if len(text) <= limit and text.isprintable():
         return text
@@ -109,14 +109,14 @@ def clean_text(text: str, limit: int) -> str:
 
 
 def last_state(text: str) -> str:
-    """Return text whose lines show what is left of them in the end: what comes after their last carriage return."""
+    """Return text with only the final state of each line: the part after its last carriage return."""
     if "\r" not in text:
         return text
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
 
 
 def cut_at(data: bytes, limit: int) -> int:
-    """Return where UTF-8 of more than `limit` bytes can be cut, at the limit or just before it, between characters."""
+    """Return the offset for a cut of UTF-8 longer than `limit` bytes: a character boundary at or just before it."""
     return next((n for n in range(limit, limit - 4, -1) if data[n] not in _CONTINUATION), limit)
 
 
@@ -126,34 +126,34 @@ def clean_line(text: str, limit: int) -> str:
 
 
 def clean_sentence(text: str) -> str:
-    """Return a sentence that has words of a host in it, as it may be shown, stored and logged: on one line."""
+    """Return a sentence with words of a host, cleaned for display, storage and logs: on one line."""
     return clean_text(text, LIMITS.sentence).replace("\n", " ").replace("\t", " ")
 
 
 def clean_code(code: str, otherwise: str) -> str:
-    """Return a stable word in snake_case as it is, `otherwise` for anything else."""
+    """Return a stable word in snake_case unchanged, `otherwise` for anything else."""
     return code if _CODE.fullmatch(code) else otherwise
 
 
 def known_word(word: object, known: Collection[str], otherwise: str = "unknown") -> str:
-    """Return a word of a list as it is, `otherwise` for anything else."""
+    """Return a word of a list unchanged, `otherwise` for anything else."""
     return word if isinstance(word, str) and word in known else otherwise
 
 
 def key_id(text: object) -> str:
-    """Return an id. Raises UntrustedError for what can't be one."""
+    """Return a valid id. Raises UntrustedError for anything else."""
     if not isinstance(text, str) or len(text) > LIMITS.id or not _ID.fullmatch(text):
         raise UntrustedError("An id was too long, or had odd characters in it.")
     return text
 
 
 def key_name(text: object) -> str:
-    """Return a name that something is found by, as it is. Raises UntrustedError for a long, empty or unclean one."""
+    """Return a name used as a key, unchanged. Raises UntrustedError for a long, empty or unclean one."""
     return _key(text, LIMITS.name, _UNCLEAN)
 
 
 def key_path(text: object) -> str:
-    """Return an absolute path, as it is. Raises UntrustedError for what can't be one, or could break a line."""
+    """Return an absolute path, unchanged. Raises UntrustedError for an invalid one, or one that could break a line."""
     path = _key(text, LIMITS.path, _UNFIT)
     if not path.startswith("/"):
         raise UntrustedError("A directory was not an absolute path.")
@@ -161,7 +161,7 @@ def key_path(text: object) -> str:
 
 
 def number(value: object, low: int, high: int) -> int:
-    """Return a whole number, moved into its range. Raises UntrustedError for what is none, NaN and infinity too."""
+    """Return an integer, clamped to its range. Raises UntrustedError for anything else, NaN and infinity too."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UntrustedError("A number was none.")
     try:
@@ -171,7 +171,7 @@ def number(value: object, low: int, high: int) -> int:
 
 
 def number_text(text: str, low: int, high: int) -> int:
-    """Return the whole number that a text is, moved into its range. Raises UntrustedError for what is none."""
+    """Parse an integer and clamp it to its range. Raises UntrustedError for other text."""
     try:
         return number(float(text[: LIMITS.word]), low, high)
     except ValueError:
@@ -179,15 +179,15 @@ def number_text(text: str, low: int, high: int) -> int:
 
 
 def at_most(what: str, count: int, limit: int) -> None:
-    """Raise UntrustedError where there is more than the limit; `what` is a plural of ours, as in a sentence."""
+    """Raise UntrustedError past the limit; `what` is our own plural noun for the sentence."""
     if count > limit:
         raise UntrustedError(f"It sent more than {limit} {what}.")
 
 
 def parse_json(data: str | bytes, limit: int) -> Any:  # noqa: ANN401 - JSON
-    """Return what JSON of at most `limit` bytes or characters says. Raises UntrustedError, however odd it is.
+    """Parse JSON of at most `limit` bytes or characters. Raises UntrustedError for any invalid input.
 
-    A few bytes of JSON may be a hundred in memory, so how many values there are is limited as well.
+    A few bytes of JSON may be a hundred in memory, so the number of values is limited as well.
     """
     if len(data) > limit:
         raise UntrustedError(f"An answer was larger than {limit} bytes.")
@@ -202,7 +202,7 @@ def parse_json(data: str | bytes, limit: int) -> Any:  # noqa: ANN401 - JSON
 
 
 class ByteBudget:
-    """So many bytes of a stream, and no more."""
+    """A limit of a stream's bytes."""
 
     def __init__(self, what: str, limit: int) -> None:
         self._what = what
@@ -210,14 +210,14 @@ class ByteBudget:
         self._left = limit
 
     def take(self, count: int) -> None:
-        """Count what came. Raises UntrustedError once it is too much."""
+        """Count received bytes. Raises UntrustedError past the limit."""
         self._left -= count
         if self._left < 0:
             raise UntrustedError(f"{self._what} was longer than {self._limit} bytes.")
 
 
 class Pace:
-    """How fast one host is read: what comes faster waits there, so that it holds up nobody else here."""
+    """Rate limiter for reading from one host: excess data waits on the host and doesn't delay others here."""
 
     def __init__(self, rate: int = LIMITS.pace, burst: int = LIMITS.burst) -> None:
         self._rate = rate
@@ -226,7 +226,7 @@ class Pace:
         self._at = time.monotonic()
 
     async def take(self, cost: int) -> None:
-        """Count what came, and wait until the host may say more; others have their turn in any case."""
+        """Count the cost, and wait until the host may send more; yields to the event loop in any case."""
         now = time.monotonic()
         self._left = min(self._left + (now - self._at) * self._rate, self._burst) - cost
         self._at = now
@@ -234,9 +234,9 @@ class Pace:
 
 
 class Lines:
-    """Takes a stream apart into lines; of one that is longer than the limit the beginning is told, and no more of it.
+    """Splits a stream into lines; of a line over the limit only the beginning is returned.
 
-    It takes as much time as there are bytes, and never more memory than the limit.
+    Its time is linear in the bytes, and its memory is bounded by the limit.
     """
 
     def __init__(self, limit: int) -> None:
@@ -245,7 +245,7 @@ class Lines:
         self._skipping = False
 
     def take(self, data: bytes) -> list[bytes]:
-        """Return the lines that are whole now, without their breaks, and the beginning of a long one at once."""
+        """Return the complete lines, without line breaks, and immediately the beginning of an overlong one."""
         found = []
         start = 0
         while (end := data.find(b"\n", start)) >= 0:

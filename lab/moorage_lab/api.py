@@ -13,22 +13,22 @@ _TIMEOUT = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply: its status, its headers (names in lower case), and its body as JSON, or as text where it is none."""
+    """A reply: its status, its headers (names in lower case), and its body as JSON, or as text if it isn't JSON."""
 
     status: int
     headers: Mapping[str, str]
     json: Any
 
     def expect(self, *statuses: int) -> Any:  # noqa: ANN401  # JSON is whatever the route replies
-        """Return the body. Raises AssertionError when the status is none of these (any 2xx by default)."""
-        fine = self.status in statuses if statuses else 200 <= self.status < 300  # noqa: PLR2004  # HTTP's own numbers
+        """Return the body. Raises AssertionError if the status is none of these (any 2xx by default)."""
+        fine = self.status in statuses if statuses else 200 <= self.status < 300  # noqa: PLR2004  # HTTP statuses
         if not fine:
             raise AssertionError(f"The API replied {self.status}: {self.json}")
         return self.json
 
 
 class Api:
-    """The API at a base URL, as nobody, or with a token; `timeout` in seconds is for each wait for the controller."""
+    """The API at a base URL, anonymous or with a token; `timeout` in seconds is for each wait for the controller."""
 
     def __init__(self, url: str, token: str | None = None, *, timeout: float = _TIMEOUT) -> None:
         self.url = url
@@ -36,7 +36,7 @@ class Api:
         self.timeout = timeout
 
     def login(self, username: str, password: str) -> "Api":
-        """Return the API as that user. Raises AssertionError when the controller says no."""
+        """Log in and return the API as that user. Raises AssertionError if the controller refuses."""
         body = {"username": username, "password": password}
         return Api(self.url, self.post("/api/auth/login", body).expect(200)["token"], timeout=self.timeout)
 
@@ -59,7 +59,7 @@ class Api:
     def request(
         self, method: str, path: str, body: object = None, *, headers: Mapping[str, str] | None = None
     ) -> Reply:
-        """Send one request on a connection of its own. Raises OSError where nobody answers."""
+        """Send one request on its own connection. Raises OSError if there is no answer."""
         sent = {"Accept": "application/json", **(headers or {})}
         if self.token is not None:
             sent.setdefault("Authorization", f"Bearer {self.token}")
@@ -73,7 +73,7 @@ class Api:
             connection.request(method, path, data, sent)
             reply = connection.getresponse()
             return Reply(reply.status, {name.lower(): value for name, value in reply.getheaders()}, _read(reply.read()))
-        except http.client.HTTPException as error:  # a controller that was killed in the middle of its reply
+        except http.client.HTTPException as error:  # the controller was killed in the middle of its reply
             raise ConnectionError(f"{method} {path} was cut: {error!r}") from error
         finally:
             connection.close()

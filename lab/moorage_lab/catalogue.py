@@ -1,4 +1,4 @@
-"""What `make run` puts into the controller, over the same REST API as everybody: a server, a project, an app."""
+"""The data of `make run` in the controller, made through the REST API: a server, a project, an app."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ _TIMEOUT_MINUTES = 60
 
 
 def ensure_server(api: Api) -> str:
-    """Return the id of the server for this machine, made where it is missing."""
+    """Return the id of the server for this machine; create it if missing."""
     body = {"name": SERVER, "address": "127.0.0.1", "sshUser": "root", "sshPort": 22}
     return _ensure(api, "/api/servers", body)
 
 
 def ensure_enrolled(api: Api, server_id: str, agent: AgentProcess) -> None:
-    """Enrol the agent with a join token, unless it was for this very server and address."""
+    """Enrol the agent with a join token, unless it is enrolled for this same server and address."""
     record = agent.folder / "enrolled.json"
     wanted = {"serverId": server_id, "address": agent.address}
     if record.exists() and json.loads(record.read_text()) == wanted:
@@ -31,17 +31,17 @@ def ensure_enrolled(api: Api, server_id: str, agent: AgentProcess) -> None:
 
 
 def server_is_online(api: Api, server_id: str) -> bool:
-    """Tell whether the controller and the agent have met."""
+    """Return whether the controller is connected to the agent."""
     return bool(api.get(f"/api/servers/{server_id}").expect(200)["status"] == "online")
 
 
 def find_app(api: Api) -> Any | None:  # noqa: ANN401  # the API's JSON
-    """Return the sample app as the API shows it; None where it is missing."""
+    """Return the sample app as the API shows it; None if missing."""
     return _find(api, "/api/apps", APP)
 
 
 def ensure_app(api: Api, server_id: str, folder: Path, url: str) -> str:
-    """Return the id of the sample app, made or brought up to date with its page's address."""
+    """Return the id of the sample app; create it, or update its page's address."""
     project_id = _ensure(api, "/api/projects", {"name": PROJECT})
     body = {
         "name": APP,

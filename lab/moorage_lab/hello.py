@@ -1,4 +1,4 @@
-"""The sample app of `make run`: one page that counts its starts, in a folder that outlives them."""
+"""The sample app of `make run`: one page that counts its starts, in a persistent folder."""
 
 import itertools
 import re
@@ -41,7 +41,7 @@ services:
 
 
 def write_hello(folder: Path) -> None:
-    """Make the app's folder and compose file, unless they are there."""
+    """Make the app's folder and compose file, unless they exist."""
     (folder / "www").mkdir(parents=True, exist_ok=True)
     compose = folder / "compose.yaml"
     if not compose.exists():
@@ -49,9 +49,9 @@ def write_hello(folder: Path) -> None:
 
 
 def choose_port(folder: Path, *, running: bool) -> int:
-    """Return the port of the page and write it into the app's .env: the last one, or the next that is free.
+    """Return the port of the page and write it into the app's .env: the last one, or the next free one.
 
-    A running app holds its port itself, so its port is taken as it is.
+    A running app occupies its port itself, so its port is kept.
     """
     env = folder / ".env"
     kept = re.search(r"^HELLO_PORT=(\d+)$", env.read_text() if env.exists() else "", re.MULTILINE)

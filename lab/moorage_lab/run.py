@@ -58,15 +58,15 @@ Ctrl-C ends it all.
 
 
 class CannotRunError(Exception):
-    """Why it can't go on; the message is a sentence for the person at the terminal."""
+    """The run can't continue; the message is a sentence for the terminal."""
 
 
 class StopRequestedError(Exception):
-    """Somebody pressed Ctrl-C, or sent TERM."""
+    """Ctrl-C was pressed, or TERM was sent."""
 
 
 class Run:
-    """Everything of one `make run`: `start` and `watch` it, and `stop` it in any case."""
+    """All parts of one `make run`: call `start`, `watch`, and in any case `stop`."""
 
     def __init__(self, folder: Path, *, port: int, agent_port: int) -> None:
         self._folder = folder
@@ -80,13 +80,13 @@ class Run:
         self._agent: AgentProcess | None = None
 
     def ask_to_stop(self, *_: object) -> None:
-        """Stop after the step at hand; asked again, at once. A signal handler."""
+        """Signal handler: stop after the current step; on a second signal, immediately."""
         if self._asked_to_stop.is_set():
             raise StopRequestedError
         self._asked_to_stop.set()
 
     def start(self) -> None:
-        """Start everything, and say what to type next. Raises CannotRunError, or StopRequestedError between steps."""
+        """Start everything, and print the next commands. Raises CannotRunError, or StopRequestedError between steps."""
         engine = self._start_engine()
         agent = AgentProcess(self._folder / "agent", engine, allow_roots=[self._apps], port=self._agent_port)
         self._agent = agent
@@ -105,7 +105,7 @@ class Run:
         _say(_NEXT.format(url=self._controller.url, login=self._login, app=app_id, page=page, **self._read_login()))
 
     def watch(self) -> None:
-        """Return when asked to stop. Raises CannotRunError when a process dies before that."""
+        """Return when a stop is requested. Raises CannotRunError if a process ends before that."""
         while not self._asked_to_stop.wait(_LOOK_EVERY):
             for part in (self._controller, self._agent):
                 if part is not None and not part.process.alive:
@@ -114,7 +114,7 @@ class Run:
                 raise CannotRunError(f"The Docker Engine ended. The end of its log:\n{self._private.log_tail()}")
 
     def stop(self) -> None:
-        """Stop the sample app, then everything else, each by its id. What they keep stays in the folder."""
+        """Stop the sample app, then everything else, each process by its id. Their data stays in the folder."""
         _say("Stopping the sample app, the agent and the controller")
         with suppress(OSError, AssertionError):
             self._stop_app()
@@ -132,7 +132,7 @@ class Run:
 
     def _start_engine(self) -> Engine:
         if self._private.folder.exists():
-            self._private.stop()  # what a killed run may have left behind
+            self._private.stop()  # possible leftovers of a killed run
         engine = find_engine()
         if engine is not None:
             _say(f"Using the Docker Engine at {engine.host}")
@@ -150,7 +150,7 @@ class Run:
                 )
 
     def _password(self) -> str:
-        """Return the admin's password: made on the first run, and kept for the next ones and for curl."""
+        """Return the admin's password: made on the first run, and stored for the next ones and for curl."""
         if not self._login.exists():
             part = self._login.with_suffix(".part")
             part.touch(mode=0o600)
@@ -239,7 +239,7 @@ def _port(variable: str, default: int) -> int:
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Keep a second run out of the same folder. The kernel lets go of the lock when this process ends, however."""
+    """Lock the folder against a second run. The kernel releases the lock when this process ends in any way."""
     with (folder / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Waiting for a condition, with a limit: the only way to wait in the lab and in tests."""
+"""Polling for a condition, with a time limit: the only kind of wait in the lab and in tests."""
 
 import asyncio
 import time
@@ -8,11 +8,11 @@ from typing import Any, TypeVar, overload
 T = TypeVar("T")
 
 INTERVAL = 0.05
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 class NotInTimeError(AssertionError):
-    """A condition that didn't come true within its limit; the message holds what was last seen."""
+    """A condition didn't become true within its limit; the message has the last result."""
 
 
 def eventually(
@@ -57,7 +57,7 @@ def eventually_async(
 async def eventually_async(
     check: Callable[[], object],
     *,
-    timeout: float = 10.0,  # noqa: ASYNC109  # the limit is on many calls, and its error says what was last seen
+    timeout: float = 10.0,  # noqa: ASYNC109  # the limit is on many calls, and its error has the last result
     interval: float = INTERVAL,
     what: str = "the condition",
 ) -> object:

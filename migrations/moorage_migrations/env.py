@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection that the caller brings; never opens one itself."""
+"""Alembic's entry point: runs on the caller's connection; never opens one itself."""
 
 from alembic import context
 

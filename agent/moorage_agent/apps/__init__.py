@@ -1,1 +1,1 @@
-"""Apps' directories on this host: allowed by its policy, read, and known by their containers."""
+"""Apps' directories on this host: checked against the policy, read, and matched to containers."""

@@ -1,4 +1,4 @@
-"""Files and directories of apps, opened so that nothing an app does meanwhile leads elsewhere."""
+"""Files and directories of apps, opened so that a concurrent change by the app can't redirect the access."""
 
 import errno
 import os
@@ -15,9 +15,9 @@ _HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @contextmanager
 def opened(real: str) -> Iterator[int]:
-    """Open a path, which has its links resolved, as a handle (O_PATH), one component after the other.
+    """Open a resolved path as a handle (O_PATH), one component after the other.
 
-    Raises OSError where it isn't there, or where a component is a link by now.
+    Raises OSError if it doesn't exist, or if a component has become a symlink.
     """
     handle = os.open("/", _HANDLE | os.O_DIRECTORY)
     try:
@@ -60,13 +60,13 @@ def _found(ask: Ask) -> Found:
     except (FileNotFoundError, NotADirectoryError):
         return Found(Kind.NOTHING, real)
     except OSError:
-        # Changed while it was looked up, too long, or a loop of links: nothing that an app's files are made of.
+        # Changed during the lookup, too long, or a loop of symlinks: not a valid file of an app.
         return Found(Kind.OTHER, real)
 
 
 def _content(handle: int) -> bytes | None:
     try:
-        # The very file that was looked at, whatever bears its name by now.
+        # Through the handle: the name may refer to another file by now.
         with Path(f"/proc/self/fd/{handle}").open("rb") as file:
             return file.read(FILE_BYTES + 1)
     except PermissionError:

@@ -1,8 +1,9 @@
-"""What is asked about apps' directories, answered in a process of its own.
+"""The process that answers questions about apps' directories.
 
-A file system that hangs (NFS, FUSE, a dying disk) keeps whoever asks for as long as it likes, and not even SIGKILL may
-end that. So nothing of the agent itself asks: this process does, with a thread for each question, and the agent gives
-up what doesn't answer in time. Run as `moorage-agent directories POLICY COMPOSE`; see directory_reader.py.
+A hanging file system (NFS, FUSE, a failing disk) blocks its callers indefinitely, and not even SIGKILL may end that.
+So the agent itself never accesses apps' directories: this process does, with a thread for each question, and the
+agent gives up questions past their time limit. Run as `moorage-agent directories POLICY COMPOSE`; see
+directory_reader.py.
 """
 
 import asyncio
@@ -32,18 +33,18 @@ _ROOT_SECONDS = 0.5
 _IDLE_THREADS = 8
 _CLOCK_TICK_NS = 20_000_000
 LENGTH = struct.Struct(">I")
-"""Precedes each message on the two pipes."""
+"""The length prefix of each message on the two pipes."""
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
 Place = tuple[str, tuple[str, ...]]
-"""A real directory, and the files there that an app says are its own."""
+"""A real directory, and the compose files in it that an app names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What was read in a place: it stands while the rules and the files (`stamp`) stay the same.
+    """The result of reading a place: valid while the rules and the files (`stamp`) stay the same.
 
-    `stamp` is None where the files changed while they were read, or in the same tick of the file system's clock.
+    `stamp` is None if the files changed while they were read, or in the same tick of the file system's clock.
     """
 
     place: Place
@@ -54,7 +55,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An app as it is asked about; `known` is what was read of it last."""
+    """A question about an app; `known` is the last result of reading it."""
 
     cd_path: str
     last_project: Project | None
@@ -63,7 +64,7 @@ class Asked:
 
 
 class Directories:
-    """The answers. Each method may last for ever where a file system hangs."""
+    """The answers. Each method may block indefinitely on a hanging file system."""
 
     def __init__(self, policy: Path, compose: str, environment: Mapping[str, str]) -> None:
         self._threads = Threads()
@@ -73,7 +74,7 @@ class Directories:
         self._environment = environment
 
     def real_path(self, path: str) -> str:
-        """Resolve the links of a path; one that can't be a path stays as it is."""
+        """Resolve the symlinks of a path; an invalid path is returned unchanged."""
         try:
             return os.path.realpath(path)
         except (OSError, ValueError):
@@ -84,9 +85,9 @@ class Directories:
         return self._policy.real_directory(path)
 
     def current(self, asked: Asked) -> tuple[str, AppIdentity | None]:
-        """Return an app's real directory, and what the app is; None where what is known doesn't stand any more.
+        """Return an app's real directory and its identity; None if the last result isn't valid any more.
 
-        Raises RefusalError where the policy doesn't allow the directory.
+        Raises RefusalError if the policy doesn't allow the directory.
         """
         try:
             real, rules = self._policy.real_directory(asked.cd_path), self._policy.rules()
@@ -102,7 +103,7 @@ class Directories:
         return real, self.allowed(known.reading.identity(asked.cd_path, real, asked.last_project, asked.compose_files))
 
     def read(self, place: Place) -> Known:
-        """Ask Compose what a place holds."""
+        """Ask Compose for the project of a place."""
         began_ns = time.time_ns()
         try:
             rules = self._policy.rules()
@@ -115,23 +116,23 @@ class Directories:
         return Known(place, reading, rules, stamp)
 
     def recheck(self, real_directory: str, compose_files: Sequence[str]) -> None:
-        """Look through an app's files once more, right before Compose works with them. Raises RefusalError."""
+        """Check an app's files again, right before Compose uses them. Raises RefusalError."""
         real = self._policy.real_directory(real_directory)
         refusal = check_files(real, self._environment, self._policy.rules(), compose_files).refusal
         if refusal is not None:
             raise RefusalError(refusal.code, str(refusal))
 
     def allowed(self, identity: AppIdentity) -> AppIdentity:
-        """Take away what lies outside the policy: nobody's app is reached, or shown, through another's directory."""
+        """Remove the parts outside the policy: no app is reached, or shown, through another's directory."""
         return _allowed(identity, self._policy.real_directory)
 
     def allowed_unresolved(self, identity: AppIdentity) -> AppIdentity:
-        """Do the same for an app whose directory doesn't answer: its paths are taken as they are."""
+        """Do the same for an app whose directory doesn't answer: its paths are used unresolved."""
         return _allowed(identity, self._policy.unresolved_directory)
 
 
 class Threads:
-    """Runs each piece of work in a thread that nothing else waits for; a few are kept for what comes next."""
+    """Runs each task in its own thread; a few idle threads are kept for the next ones."""
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -139,7 +140,7 @@ class Threads:
         self._idle = 0
 
     def run(self, work: Callable[[], None]) -> None:
-        """Begin with it at once."""
+        """Start the task immediately."""
         self._work.put(work)
         with self._lock:
             if self._idle:
@@ -157,9 +158,9 @@ class Threads:
 
 
 class _LastPaths:
-    """Real paths of the policy's own directories: as they were last where one doesn't answer at once.
+    """Real paths of the policy's own directories: the last known one if a directory doesn't answer immediately.
 
-    They are compared in every question: one that hangs must not make the questions about all others hang.
+    Every question compares them: a hanging one must not make the questions about all others hang.
     """
 
     def __init__(self, threads: Threads) -> None:
@@ -187,7 +188,7 @@ class _LastPaths:
 
 
 def reason(cd_path: str, refusal: RefusalError) -> AppIdentity:
-    """Return the identity of an app of which nothing may be told but why."""
+    """Return the identity of a refused app: only the reason, nothing else of it."""
     return AppIdentity(cd_path, "", None, None, refusal.code, str(refusal))
 
 
@@ -212,11 +213,11 @@ def main(arguments: Sequence[str]) -> None:
                 write_message(answers, pickle.dumps((number, *told)))
 
         threads.run(answer)
-    os._exit(0)  # threads that hang wait for nobody
+    os._exit(0)  # hanging threads are abandoned
 
 
 def read_message(pipe: BinaryIO) -> bytes | None:
-    """Return the next message, None at the end."""
+    """Return the next message, None at EOF."""
     head = pipe.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
@@ -225,7 +226,7 @@ def read_message(pipe: BinaryIO) -> bytes | None:
 
 
 def write_message(pipe: BinaryIO, body: bytes) -> None:
-    """Send a message."""
+    """Write a message."""
     pipe.write(LENGTH.pack(len(body)) + body)
     pipe.flush()
 

@@ -1,6 +1,6 @@
-"""The agent's side of the process that answers questions about apps' directories (directories.py).
+"""The agent's client of the process that answers questions about apps' directories (directories.py).
 
-One question of a kind about a path at a time: while it isn't answered, nobody asks it again.
+One open question of a kind per path: while it isn't answered, the same question isn't sent again.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ _PATHS_SECONDS = 0.5
 _START_SECONDS = 20.0
 _MOST_PATHS = 10_000
 _SHORT = ("real_path", "real_directory", "current", "allowed", "recheck")
-"""The kinds that are answered at once, where the file system answers."""
+"""The kinds that are answered immediately unless the file system hangs."""
 _MOST_OPEN = 1024
-"""Questions without an answer; each may be a thread that hangs."""
+"""Open questions; each may be a hanging thread."""
 
 
 @dataclass(eq=False, slots=True)
@@ -48,7 +48,7 @@ class _Question:
 
 
 class DirectoryReader:
-    """Asks. `environment` is what a clean environment for Compose is made from."""
+    """Client of the process. `environment` is the source of Compose's clean environment."""
 
     def __init__(self, policy: Path, compose: str, environment: Mapping[str, str]) -> None:
         given = [word for pair in environment.items() for word in pair]
@@ -58,16 +58,16 @@ class DirectoryReader:
         self._open: dict[tuple[str, str], _Question] = {}
         self._numbers = 0
         self._last: dict[str, str] = {}
-        """The real paths of what was asked last, by path."""
+        """The last known real paths, by path."""
         self._guessed: dict[str, str] = {}
-        """What `real_paths` returned of those that didn't answer yet."""
+        """The results of `real_paths` for paths that haven't answered yet."""
         self.guessed_wrong: Callable[[], None] = lambda: None
-        """Called, in a thread, when one of these turns out to be another."""
+        """Called, in a thread, when one of these turns out to be wrong."""
 
     async def ask(self, kind: str, path: str, *given: object, seconds: float) -> Any:  # noqa: ANN401 - as the kind has it
-        """Ask a method of Directories about a path. Raises what it raises; DirectoryHangsError where it takes longer.
+        """Call a method of Directories for a path. Raises its exceptions; DirectoryHangsError past the time limit.
 
-        One who asks the same while it is asked already waits for that, and then asks himself.
+        A caller whose question is already open waits for that answer, and then asks its own.
         """
         if kind != "allowed_unresolved" and self._hangs(path, seconds):
             raise DirectoryHangsError(path)
@@ -82,9 +82,9 @@ class DirectoryReader:
             answer.exception()
 
     def real_paths(self, paths: Sequence[str]) -> Mapping[str, str]:
-        """Resolve the links of paths: blocks for half a second at most, in all.
+        """Resolve the symlinks of paths: blocks for half a second at most, in total.
 
-        One that doesn't answer is as it was last, else as it is written.
+        A path that doesn't answer gets its last known result, else itself, normalized.
         """
         if not paths:
             return {}
@@ -107,14 +107,14 @@ class DirectoryReader:
             return self._running()
 
     def close(self) -> None:
-        """Let the process end."""
+        """End the process."""
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
             process.end()
 
     def _hangs(self, path: str, seconds: float) -> bool:
-        """Whether another question about a path is open for so long already."""
+        """Whether another question about the path has been open for that long."""
         with self._lock:
             asked = [self._open.get((kind, path)) for kind in _SHORT]
         return any(question is not None and question.age >= seconds for question in asked)
@@ -126,9 +126,9 @@ class DirectoryReader:
             return None
 
     def _begin(self, kind: str, path: str, given: Sequence[object]) -> tuple[_Question, bool]:
-        """Return the open question, and whether it began just now.
+        """Return the open question, and whether this call opened it.
 
-        Raises DirectoryHangsError where too many are open; OSError where the process can't be started.
+        Raises DirectoryHangsError if too many are open; OSError if the process can't be started.
         """
         with self._lock:
             found = self._open.get((kind, path))
@@ -139,7 +139,7 @@ class DirectoryReader:
             process = self._running()
             self._numbers += 1
             question = self._open[kind, path] = _Question(self._numbers, (kind, path))
-            question.answer.set_running_or_notify_cancel()  # nobody who leaves takes the answer from others
+            question.answer.set_running_or_notify_cancel()  # a caller that gives up must not cancel it for others
             process.send(question, pickle.dumps((question.number, kind, given or (path,))))
         return question, True
 
@@ -159,7 +159,7 @@ class DirectoryReader:
 
 
 class _Process:
-    """The process, with a thread for each direction: none of them is one that anything else needs."""
+    """The process, with a dedicated thread for each direction."""
 
     def __init__(
         self, argv: Sequence[str], lock: threading.Lock, answered: Callable[[_Question, object], None]
@@ -167,7 +167,7 @@ class _Process:
         self.ended = False
         self._closed = False
         self._lock = lock
-        """Held by who sends: a question is sent, and answered, or there is no process."""
+        """Held by the sender: every question is sent, and answered, unless the process ended."""
         self.ready = threading.Event()
         self._answered = answered
         self._asked: dict[int, _Question] = {}

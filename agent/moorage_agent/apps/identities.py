@@ -1,4 +1,4 @@
-"""Which app a path is, on this host and by its policy; known without asking Compose while its files stay the same."""
+"""Resolution of paths to apps under this host's policy; cached, without Compose, while an app's files don't change."""
 
 import asyncio
 import time
@@ -19,11 +19,11 @@ log = structlog.get_logger(__name__)
 
 _KEEP_SECONDS = 600.0
 _KEEP_PROBLEM_SECONDS = 60.0
-"""What mends it need not be one of the files that were looked at."""
+"""Short, because the fix may be outside the files that were read."""
 _PATIENCE_SECONDS = 1.0
-"""How long the news of other apps may wait for one."""
+"""How long the updates of other apps may wait for one app."""
 _FIRST_PATIENCE_SECONDS = 5.0
-"""The same, where nothing is known of that one yet."""
+"""The same, if nothing is known of that app yet."""
 _HANG_SECONDS = 5.0
 _READ_SECONDS = 45.0
 _MAX_CONCURRENT = 2
@@ -32,7 +32,7 @@ _MAX_CONCURRENT = 2
 
 @dataclass(frozen=True, slots=True)
 class WatchedApp:
-    """An app as the controller names it."""
+    """An app as the controller describes it."""
 
     cd_path: str
     last_project: Project | None
@@ -41,25 +41,25 @@ class WatchedApp:
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A question about an app that goes on, whoever has stopped waiting for it."""
+    """A question about an app that continues even if its callers stop waiting."""
 
     task: asyncio.Task[AppIdentity]
     since: float = field(default_factory=time.monotonic)
 
 
 class Identities:
-    """Resolves paths to apps. What it asks about directories, another process answers, or doesn't."""
+    """Resolves paths to apps. A separate process answers its questions about directories, and may hang."""
 
     def __init__(self, reader: DirectoryReader) -> None:
         self._reader = reader
         self._known: dict[Place, tuple[Known, float]] = {}
-        """What was read in each place, and until when it holds."""
+        """The last result of each place, and the monotonic time until which it is valid."""
         self._seen: dict[Place, Project] = {}
-        """The last project that was read in each place, whatever became of its files."""
+        """The last project read in each place, kept even if its files changed."""
         self._real: dict[str, str] = {}
-        """The real directory of each path, as it was last."""
+        """The last known real directory of each path."""
         self._last: dict[Place, AppIdentity] = {}
-        """What each path was (with the files that its app says are its own), the last time that it was known."""
+        """The last known identity of each path (with the compose files that its app names)."""
         self._pending: dict[WatchedApp, _Pending] = {}
         self._reading: dict[Place, asyncio.Task[Known]] = {}
         self._said: set[Place] = set()
@@ -67,24 +67,24 @@ class Identities:
         self._listeners: set[Callable[[], None]] = set()
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Have `listener` called when what nobody waited for is known after all; returns what ends that."""
+        """Call `listener` when a result arrives after its caller stopped waiting; returns a function that ends that."""
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
     async def ask(self, app: WatchedApp) -> AppIdentity:
-        """Ask Compose now. Raises RefusalError where the policy doesn't allow the directory, or where it hangs.
+        """Ask Compose now. Raises RefusalError if the policy doesn't allow the directory, or if it hangs.
 
-        A compose file elsewhere, which Compose found above or a setting names, is a problem that forbids a start.
+        A compose file elsewhere, found in a parent directory or named by a setting, is a problem that forbids a start.
         """
         real = await self._real_directory(app.cd_path)
         known = await self._read_alone((real, app.compose_files))
         return _whole(await self._ask_allowed(_identity(app, real, known)))
 
     async def for_stop(self, app: WatchedApp) -> AppIdentity:
-        """Return what is known of an app without reading anything in its folder, nor asking Compose.
+        """Return an app's identity without reading its folder or asking Compose.
 
-        That is its real directory, and the project it was last read as, besides the given one. Where its directory
-        hangs, that is the one it was last. Raises RefusalError where the policy doesn't allow the directory.
+        It has the real directory and the project last read there, besides the given one. If the directory hangs, the
+        real directory is the last known one. Raises RefusalError if the policy doesn't allow the directory.
         """
         try:
             real = await self._real_directory(app.cd_path)
@@ -94,7 +94,7 @@ class Identities:
             return _whole(await self._unresolved(app))
 
     async def recheck(self, identity: AppIdentity) -> Refused | None:
-        """Look through an app's files once more, right before Compose works with them."""
+        """Check an app's files again, right before Compose uses them."""
         try:
             real, files = identity.real_directory, tuple(identity.compose_files)
             await self._reader.ask("recheck", real, real, files, seconds=_HANG_SECONDS)
@@ -103,15 +103,15 @@ class Identities:
         return None
 
     async def current(self, apps: Sequence[WatchedApp]) -> list[AppIdentity]:
-        """Return what apps are, in their order; Compose is asked only where its files changed since it was asked.
+        """Return the identities of apps, in the given order; Compose is only asked about apps whose files changed.
 
-        Of one outside the policy there is nothing but the reason. One that takes long is as it was last, and one
-        whose directory hangs says so: the others don't wait.
+        An app outside the policy has only the reason. A slow one has its last identity, and one whose directory hangs
+        has that as its problem: the others don't wait.
         """
         return await asyncio.gather(*(self._soon(app) for app in apps))
 
     async def allowed_directories(self, directories: Collection[str]) -> set[str]:
-        """Return those of some real directories that the policy allows."""
+        """Return the subset of real directories that the policy allows."""
 
         async def allowed(directory: str) -> bool:
             try:
@@ -130,7 +130,7 @@ class Identities:
         return real
 
     async def _soon(self, app: WatchedApp) -> AppIdentity:
-        """Return what an app is now, or what it was last where that takes long."""
+        """Return an app's current identity, or the last one if that takes long."""
         pending = self._pending.get(app)
         if pending is None:
             task = asyncio.create_task(self._now(app), name=f"identify {app.cd_path}")
@@ -148,7 +148,7 @@ class Identities:
         return replace(last, last_project=app.last_project)
 
     async def _now(self, app: WatchedApp) -> AppIdentity:
-        """Return what an app is, and remember it."""
+        """Return an app's current identity and cache it."""
         real = self._real.get(app.cd_path, "")
         known, until = self._known.get((real, app.compose_files), (None, 0.0))
         known = known if time.monotonic() < until else None
@@ -169,7 +169,7 @@ class Identities:
         return identity
 
     async def _unresolved(self, app: WatchedApp) -> AppIdentity:
-        """Return what is known of an app whose directory doesn't answer: its links are as they were last."""
+        """Return the identity of an app whose directory doesn't answer, with its last known real directory."""
         real = self._real.get(app.cd_path) or normpath(app.cd_path)
         identity = AppIdentity(app.cd_path, real, self._seen.get((real, app.compose_files)), app.last_project)
         try:
@@ -178,7 +178,7 @@ class Identities:
             return reason(app.cd_path, error)
 
     async def _read_soon(self, app: WatchedApp, real: str) -> AppIdentity:
-        """Read one directory, once for all who want it; whoever doesn't wait leaves the others waiting."""
+        """Read a directory, once for all concurrent callers; a cancelled caller doesn't cancel it for the others."""
         place = real, app.compose_files
         reading = self._reading.get(place)
         if reading is None:
@@ -196,13 +196,13 @@ class Identities:
             return await self._read_alone(place)
 
     async def _read_alone(self, place: Place) -> Known:
-        """Read one directory; whatever goes wrong with it is no other's trouble. Raises DirectoryHangsError."""
+        """Read a directory; a failure becomes a problem of that app alone. Raises DirectoryHangsError."""
         failure = None
         try:
             known: Known = await self._reader.ask("read", place[0], place, seconds=_READ_SECONDS)
         except DirectoryHangsError:
             raise
-        except Exception as error:  # noqa: BLE001 - logged below, and told as this app's problem
+        except Exception as error:  # noqa: BLE001 - logged below, and reported as this app's problem
             known, failure = Known(place, nonsense(place[0], ()), None, None), error
         self._say(known, failure)
         if known.reading.project is not None:
@@ -212,7 +212,7 @@ class Identities:
         return known
 
     def _say(self, known: Known, error: Exception | None) -> None:
-        """Log once, not with each look, that a directory can't be made sense of."""
+        """Log an unreadable directory once, not at each reading."""
         if known.reading.problem_code != UNREADABLE:
             self._said.discard(known.place)
         elif known.place not in self._said:
@@ -229,7 +229,7 @@ def _identity(app: WatchedApp, real: str, known: Known) -> AppIdentity:
 
 
 def _whole(identity: AppIdentity) -> AppIdentity:
-    """Return an identity that the policy allows. Raises RefusalError with the reason where it doesn't."""
+    """Return an identity that the policy allows. Raises RefusalError with the reason if it doesn't."""
     if not identity.real_directory:
         raise RefusalError(identity.problem_code, identity.problem)
     return identity

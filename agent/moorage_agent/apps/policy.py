@@ -1,4 +1,4 @@
-"""The host's own policy: where apps may lie, and what their files may make the host do. Whatever a controller says."""
+"""The host's own policy: the allowed locations and capabilities of apps, which no controller can override."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ _HEADER = """\
 
 
 class Policy:
-    """The policy file, read anew whenever it changed; `real_path` resolves its links anew for each question."""
+    """The policy file, read again after each change; `real_path` resolves its symlinks again for each question."""
 
     def __init__(self, file: Path, real_path: Callable[[str], str] = os.path.realpath) -> None:
         self._file = file
@@ -35,14 +35,14 @@ class Policy:
         self._read: tuple[tuple[int, ...], Rules] = ((), Rules(()))
 
     def roots(self) -> Sequence[str]:
-        """Return the allowed roots, links resolved. Raises RefusalError where the file can't be read."""
+        """Return the allowed roots, symlinks resolved. Raises RefusalError if the file can't be read."""
         return self.rules().roots
 
     def rules(self) -> Rules:
-        """Return what the policy says, links resolved. Raises RefusalError where the file can't be read."""
+        """Return the policy's rules, symlinks resolved. Raises RefusalError if the file can't be read."""
         try:
             about = self._file.stat()
-            # The size, too: a file that is being written anew is empty for a moment, within one tick of the clock.
+            # The size, too: a file that is being rewritten is briefly empty, within one tick of the clock.
             stamp = (about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_size)
             if self._read[0] != stamp:
                 self._read = (stamp, parse_rules(self._file.read_text(encoding="utf-8")))
@@ -54,7 +54,7 @@ class Policy:
             ) from None
 
     def real_directory(self, path: str) -> str:
-        """Return the directory with its links resolved, whether or not it exists.
+        """Return the directory with its symlinks resolved, whether or not it exists.
 
         Raises RefusalError: `invalid_request` for a path that isn't absolute or can't be shown on one line,
         `path_not_allowed` outside the roots.
@@ -62,7 +62,7 @@ class Policy:
         return self._allowed(path, os.path.realpath)
 
     def unresolved_directory(self, path: str) -> str:
-        """Return the directory as it is written, where its links can't be resolved now. Raises as `real_directory`."""
+        """Return the directory unresolved, if its symlinks can't be resolved now. Raises as `real_directory`."""
         return self._allowed(path, os.path.normpath)
 
     def _allowed(self, path: str, resolve: Callable[[str], str]) -> str:
@@ -91,7 +91,7 @@ def write_policy(file: Path, roots: Sequence[str]) -> None:
 
 
 def _is_single_line_utf8(path: str) -> bool:
-    """Whether Compose's lines about a path, and gRPC's messages, can hold it."""
+    """Whether a path fits on one of Compose's lines, and into gRPC's (UTF-8) strings."""
     try:
         path.encode()
     except UnicodeEncodeError:

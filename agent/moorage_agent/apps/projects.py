@@ -1,4 +1,4 @@
-"""What Compose makes of a directory on this host."""
+"""Reading the Compose project of a directory on this host."""
 
 import asyncio
 import os
@@ -34,8 +34,8 @@ unset OLDPWD
 shift 2
 exec "$@"
 """
-"""Enters the very directory that was opened, whatever bears its name by now. Not Python's child does, before it runs a
-program: all threads of this process wait for that, and would hang where the file system does."""
+"""Enters the opened directory itself, even if its name refers to another one now. A shell does it, not Python's child
+before its exec: all threads of this process wait for that, and a hanging file system would block them."""
 
 
 async def read_project(
@@ -45,9 +45,9 @@ async def read_project(
     rules: Rules,
     compose_files: Sequence[str] = (),
 ) -> Reading:
-    """Ask Compose what the project in a directory is called, and where its containers will say they come from.
+    """Ask Compose for the name of the project in a directory, and the working directory in its containers' labels.
 
-    Compose is asked only where `rules` allow all that the project's files make it read, run or fetch.
+    Compose is only run if `rules` allow everything that the project's files make it read, run or fetch.
     """
     kind = await asyncio.to_thread(_kind_of, real_directory)
     if kind != "directory":
@@ -76,7 +76,7 @@ async def read_project(
 def check_files(
     real_directory: str, environment: Mapping[str, str], rules: Rules, compose_files: Sequence[str] = ()
 ) -> Walked:
-    """Look through an app's compose files, before Compose does."""
+    """Check an app's compose files, before Compose reads them."""
     clean = clean_environment(real_directory, environment)
     return run_walk(walk_app(real_directory, Variables(clean), clean["HOME"], rules, compose_files))
 
@@ -84,7 +84,7 @@ def check_files(
 def _check_and_stat(
     real_directory: str, environment: Mapping[str, str], rules: Rules, compose_files: Sequence[str]
 ) -> tuple[Walked, Sequence[object]]:
-    """Return the walk, and the state of its files after it: who changes them meanwhile is told nothing of them."""
+    """Return the walk, and the state of its files after it, so that a change shows as another state."""
     walked = check_files(real_directory, environment, rules, compose_files)
     return walked, [(_about(file, follow=False), _about(file, follow=True)) for file in walked.files]
 
@@ -137,7 +137,7 @@ def _kind_of(path: str) -> str:
 
 
 def _places(real_directory: str, environment: str, compose_files: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Return what Compose labels containers with (the directory of its first file, links resolved), and its files."""
+    """Return the directory in Compose's labels (that of its first file, symlinks resolved), and its files."""
     variables = dict(line.partition("=")[::2] for line in environment.splitlines())
     # Not the directory itself: it changes whenever the app writes a file beside its compose file.
     settings = [str(Path(real_directory, ".env"))]
@@ -146,7 +146,7 @@ def _places(real_directory: str, environment: str, compose_files: Sequence[str])
     if compose_files or listed:
         files = [Path(real_directory, file) for file in named]
         return os.path.realpath(files[0].parent), [*settings, *map(str, files)]
-    # As Compose does: the nearest directory upwards with a file of one of the known names.
+    # As Compose does: the nearest directory upwards with a file that has one of the default names.
     for directory in (Path(real_directory), *Path(real_directory).parents):
         settings += [str(directory / name) for name in (".env", *COMPOSE_FILES, *OVERRIDE_FILES)]
         if any((directory / name).exists() for name in COMPOSE_FILES):

@@ -1,1 +1,1 @@
-"""How long apps may run, kept on disk, and the switch that stops them where no controller does."""
+"""Apps' deadlines, kept on disk, and the switch that stops apps if no controller does."""

@@ -1,4 +1,4 @@
-"""The dead man's switch: what should have been stopped a minute ago, and wasn't, this agent stops by itself."""
+"""The dead man's switch: the agent itself stops an app that is still running a minute after its deadline."""
 
 import asyncio
 from contextlib import suppress
@@ -17,14 +17,14 @@ from moorage_agent.operations.compose_runner import ComposeRunner
 log = structlog.get_logger(__name__)
 
 LATE_SECONDS = 60.0
-"""How long a controller has, after the deadline, to do it."""
+"""The controller's time, after the deadline, to stop the app."""
 _FIRST_RETRY, _LAST_RETRY = 10.0, 60.0
 _LONGEST_SLEEP = 30.0
 _MAX_CONCURRENT = 4
 
 
 class DeadManSwitch:
-    """Stops apps whose time is over, each until it is done."""
+    """Stops apps that are past their deadline; retries each stop until it succeeds."""
 
     def __init__(self, deadlines: Deadlines, runner: ComposeRunner) -> None:
         self._deadlines = deadlines
@@ -33,7 +33,7 @@ class DeadManSwitch:
         self._stopping: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        """Watch the deadlines, for ever."""
+        """Watch the deadlines until cancelled."""
         changed = asyncio.Event()
         stop_listening = self._deadlines.listen(changed.set)
         try:
@@ -61,7 +61,7 @@ class DeadManSwitch:
         task.add_done_callback(lambda _: self._stopping.pop(held.app_id, None))
 
     async def _stop(self, held: StoredDeadline) -> None:
-        """Try once; where it isn't done, wait before the next."""
+        """Try once; after a failure wait before the next try."""
         stopped = False
         try:
             async with self._turns:
@@ -70,19 +70,19 @@ class DeadManSwitch:
         except (RefusalError, JournalError) as error:
             log.warning("dead_man_failed", app_id=held.app_id, directory=held.cd_path, error=str(error))
         except Exception:
-            # One app's trouble is no other's.
+            # One app's failure must not affect the others.
             log.exception("dead_man_failed", app_id=held.app_id, directory=held.cd_path)
         if not stopped:
             await asyncio.sleep(backoff(held.tries, _FIRST_RETRY, _LAST_RETRY))
 
     async def _try(self, held: StoredDeadline) -> bool:
-        """Run a stop to its end, or attach to the one that an agent before this one began; True where it is done."""
+        """Run a stop to its end, or attach to one that a previous agent process began; True if it succeeded."""
         operation_id = str(uuid5(UUID(held.run_id), f"{held.number} {held.tries}"))
         log.warning("dead_man_acts", app_id=held.app_id, directory=held.cd_path, operation_id=operation_id)
         try:
             await self._runner.start(operation_id, OperationKind.DOWN, WatchedApp(held.cd_path, held.project))
         except Refused as error:
-            # Somebody is at work on it, perhaps stopping it: what is buried needs another id next time.
+            # Another operation holds the lock, perhaps a stop; this id is buried, so the next try needs another one.
             log.info("dead_man_waits", app_id=held.app_id, reason=str(error))
             return False
         await self._deadlines.record_stop(held, operation_id)

@@ -1,7 +1,7 @@
-"""How long each app may go on running, as a controller said; on disk, and counted by the clock that nobody sets.
+"""The remaining running time of each app, set by a controller; kept on disk, measured by the boot clock.
 
-The time is what remains, by the host's boot clock. Only over a reboot the wall clock says how long the host was off: a
-clock that went back then counts as no time at all.
+The boot clock can't be set. Only across a reboot the wall clock says how long the host was off: a wall clock that
+went back counts as no time.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ log = structlog.get_logger(__name__)
 
 _FORGET_SECONDS = 24 * 3600.0
 _SAVE_SECONDS = 60.0
-"""How often what remains is written down: that much a reboot may add to it."""
+"""Interval of saving the remaining times: a reboot may add up to that much to them."""
 _MOST_STOPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class StoredDeadline:
-    """What is known of one app. `due` is seconds of the boot clock; without a `run_id` there is no deadline.
+    """The state of one app. `due` is seconds of the boot clock; without a `run_id` there is no deadline.
 
     `tries` counts this agent's own stops of the run; `changed` is when it was set, in seconds of the boot clock.
     """
@@ -48,7 +48,7 @@ class StoredDeadline:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryDeadlines:
-    """What a controller is told of a directory: numbers by app, and this agent's own stops (operations) by app."""
+    """A directory's state for a controller: deadline numbers by app, and this agent's own stops (operations) by app."""
 
     deadlines: Mapping[str, int] = field(default_factory=dict)
     stops: Mapping[str, str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class DirectoryDeadlines:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """An operation by which this agent stopped an app itself, and that nobody has followed to its end yet."""
+    """An operation by which this agent stopped an app itself, not yet followed to its end by a controller."""
 
     app_id: str
     cd_path: str
@@ -84,7 +84,7 @@ class Deadlines:
         self._listeners: set[Callable[[], None]] = set()
 
     def load(self) -> None:
-        """Read what the agent before this one knew. A file that can't be read is said, and laid aside."""
+        """Load the stored deadlines. An unreadable file is logged and renamed."""
         try:
             self._read(json.loads(self._file.read_bytes()))
         except FileNotFoundError:
@@ -95,26 +95,26 @@ class Deadlines:
                 self._file.replace(self._file.with_suffix(".unreadable"))
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Have `listener` called after every change; returns what ends that."""
+        """Call `listener` after every change; returns a function that ends that."""
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
     @property
     def held(self) -> Sequence[StoredDeadline]:
-        """The deadlines there are."""
+        """The existing deadlines."""
         return [held for held in self._held.values() if held.run_id]
 
     def of(self, cd_path: str) -> DirectoryDeadlines:
-        """Return what is known of the apps in a directory."""
+        """Return the state of the apps in a directory."""
         return DirectoryDeadlines(
             {held.app_id: held.number for held in self.held if held.cd_path == cd_path},
             {stop.app_id: stop.operation_id for stop in self._stops if stop.cd_path == cd_path},
         )
 
     async def set(self, app: WatchedApp, app_id: str, number: int, run_id: str, remaining: float) -> None:
-        """Keep a deadline, in `remaining` seconds from now; an older one than what is known changes nothing.
+        """Store a deadline, `remaining` seconds from now; one with an older number is ignored.
 
-        Once it returns it is on disk. Raises RefusalError where the disk doesn't take it.
+        When it returns, the deadline is on disk. Raises RefusalError if it can't be written.
         """
         now = self.boot_clock()
         known = self._held.get(app_id)
@@ -128,18 +128,18 @@ class Deadlines:
         await self._change(StoredDeadline(app_id, app.cd_path, project, number, run_id, now + remaining, now, tries))
 
     async def called(self, cd_path: str, project: Project) -> None:
-        """Note the project that the apps of a directory are started as: a stop works by it.
+        """Store the project name under which the apps of a directory are started: a stop uses it.
 
-        Raises RefusalError where the disk doesn't take it.
+        Raises RefusalError if it can't be written.
         """
         for held in self.held:
             if held.cd_path == cd_path and held.project != project:
                 await self._change(replace(held, project=project))
 
     async def record_attempt(self, held: StoredDeadline, *, stopped: bool) -> None:
-        """Note how this agent's own stop ended; where the app is stopped, its deadline is over.
+        """Record the result of this agent's own stop; a stopped app has no deadline any more.
 
-        It holds whether or not the disk takes it: what an agent after this one does once more does no harm.
+        A write error is ignored: a repeated stop by the next agent process does no harm.
         """
         if self._held.get(held.app_id) == held:
             self._held[held.app_id] = replace(held, run_id="") if stopped else replace(held, tries=held.tries + 1)
@@ -147,23 +147,23 @@ class Deadlines:
             self._tell()
 
     async def record_stop(self, held: StoredDeadline, operation_id: str) -> None:
-        """Note that this agent stops an app itself, to be told."""
+        """Record a stop by this agent itself, to be reported to the controller."""
         if all(stop.operation_id != operation_id for stop in self._stops):
             self._stops = [*self._stops, Stop(held.app_id, held.cd_path, operation_id)][-_MOST_STOPS:]
             await self._try_to_save()
             self._tell()
 
     async def forget_stop(self, operation_id: str) -> None:
-        """Note that somebody knows how an operation ended."""
+        """Forget a stop whose end a controller has received."""
         left = [stop for stop in self._stops if stop.operation_id != operation_id]
         if len(left) < len(self._stops):
             self._stops = left
-            # Where that fails it is told once more after a restart, which does no harm.
+            # If that fails, the stop is reported again after a restart, which does no harm.
             await self._try_to_save()
             self._tell()
 
     async def run(self) -> None:
-        """Write down what remains from time to time, for ever."""
+        """Save the remaining times periodically, until cancelled."""
         while True:
             await asyncio.sleep(_SAVE_SECONDS)
             if self._held:
@@ -181,7 +181,7 @@ class Deadlines:
         try:
             await self._save()
         except RefusalError:
-            # What isn't on disk isn't promised; what was there still is, unless this ends it, or comes sooner.
+            # Unsaved: back to the old deadline, unless the new one ends it or comes sooner.
             if self._held.get(held.app_id) == held and not _comes_sooner(held, old):
                 self._held.pop(held.app_id)
                 if old is not None:
@@ -192,7 +192,7 @@ class Deadlines:
     async def _save(self) -> None:
         async with self._writing:
             now = self.boot_clock()
-            # Numbers of what runs no more are kept for a while: an older deadline may still be on its way.
+            # Numbers of ended runs are kept for a while: an older deadline may still be in transit.
             self._held = {k: h for k, h in self._held.items() if h.run_id or now - h.changed < _FORGET_SECONDS}
             content = {
                 "bootId": self._boot_id,
@@ -210,7 +210,7 @@ class Deadlines:
     def _read(self, content: Mapping[str, Any]) -> None:
         passed = 0.0
         if content["bootId"] != self._boot_id:
-            # Off for so long, as far as the clock on the wall can be believed; the boot clock began anew.
+            # The off time, as far as the wall clock can be trusted; the boot clock started again at zero.
             off = max(self._wall_clock() - content["wallClock"], 0.0)
             passed = content["bootClock"] + off - self.boot_clock()
         for each in content["held"]:

@@ -1,4 +1,4 @@
-"""The disk with the agent's state: asked from time to time, by writing on it, whether it still takes anything."""
+"""The disk with the agent's state: checked periodically with a test write."""
 
 import asyncio
 import contextlib
@@ -17,9 +17,9 @@ _PROBE_BYTES = 1 << 16
 
 
 class StateDisk:
-    """What is known of the disk with the folder of the agent's state.
+    """The state of the disk with the agent's state folder.
 
-    `problem` is one sentence, empty where all is well; `keeps` whether the folder takes what is written.
+    `problem` is one sentence, empty if there is none; `keeps` is whether the folder is writable.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,12 +29,12 @@ class StateDisk:
         self.keeps = True
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Have `listener` called after every change; returns what ends that."""
+        """Call `listener` after every change; returns a function that ends that."""
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
     async def run(self) -> None:
-        """Ask, for ever."""
+        """Check periodically, until cancelled."""
         while True:
             before = self.problem
             await asyncio.to_thread(self.check)
@@ -45,7 +45,7 @@ class StateDisk:
             await asyncio.sleep(_ASK_SECONDS)
 
     def check(self) -> None:
-        """Ask now."""
+        """Check now."""
         refused = _refused(self._folder)
         self.keeps = not refused
         self.problem = refused or _refused(self._folder / "operations") or self._room()
@@ -57,8 +57,8 @@ class StateDisk:
 
 
 def _refused(folder: Path) -> str:
-    """Return why a folder takes nothing, empty where it does."""
-    # A name of its own: others may write in the journal's folders.
+    """Return why a folder isn't writable, empty if it is."""
+    # A unique name: other users may write in the journal's folders.
     probe = folder / f".room-{secrets.token_hex(8)}"
     try:
         try:

@@ -1,1 +1,1 @@
-"""The Docker Engine of this host, observed."""
+"""Observation of this host's Docker Engine."""

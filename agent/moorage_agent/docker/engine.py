@@ -1,4 +1,4 @@
-"""The Docker Engine, by its SDK. Everything here blocks: call it in a thread."""
+"""The Docker Engine, through its SDK. Everything here blocks: call it in a thread."""
 
 import os
 import threading
@@ -20,12 +20,12 @@ from moorage_agent.errors import EngineUnreachableError
 
 _TIMEOUT_SECONDS = 10
 _MOST_USERS = 5
-"""So many containers on a network that is left are told."""
+"""The limit of reported containers on a remaining network."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What the Engine says of itself; `time` is its clock, in epoch seconds."""
+    """The Engine's own facts; `time` is its clock, in epoch seconds."""
 
     version: str
     running_containers: int
@@ -39,7 +39,7 @@ class EventStream(Protocol):
         """Yield events."""
 
     def close(self) -> None:
-        """End the iteration, wherever it is."""
+        """End the iteration, even one that is blocked."""
 
 
 def _real_paths(paths: Sequence[str]) -> Mapping[str, str]:
@@ -52,12 +52,12 @@ class Engine:
 
     host: str
     real_paths: Callable[[Sequence[str]], Mapping[str, str]] = _real_paths
-    """Resolves the links of the directories that labels name; it must not wait for a file system that hangs."""
+    """Resolves the symlinks of the directories in labels; it must not wait for a hanging file system."""
     _client: docker.APIClient | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def facts(self) -> EngineFacts:
-        """Ask version, running containers (all, not only Compose's) and time."""
+        """Query version, running containers (all, not only Compose's) and time."""
         with self._talking() as client:
             info = client.info()
             moment = datetime.fromisoformat(info["SystemTime"])
@@ -65,7 +65,7 @@ class Engine:
             return EngineFacts(clean_line(info["ServerVersion"], LIMITS.version), running, int(moment.timestamp()))
 
     def containers(self, wanted: Callable[[Container], bool] = lambda _: True) -> dict[str, Container]:
-        """Look at all containers of Compose projects, by id, each inspected: health and exit codes are only there."""
+        """Return all containers of Compose projects by id, each inspected: only that has health and exit codes."""
         with self._talking() as client:
             rows = client.containers(all=True, filters={"label": PROJECT})
             unresolved = [(key_id(row["Id"]), of_labels(row["Labels"], str)) for row in rows]
@@ -76,13 +76,13 @@ class Engine:
         return {c.state.id: c for c in islice(filter(None, found), LIMITS.containers)}
 
     def states(self) -> dict[str, str]:
-        """Look at the states alone of all containers of Compose projects, by id: one cheap call."""
+        """Return only the states of all containers of Compose projects, by id: one cheap call."""
         with self._talking() as client:
             rows = client.containers(all=True, filters={"label": PROJECT})
             return {key_id(row["Id"]): state_word(row["State"]) for row in rows[: LIMITS.containers]}
 
     def container(self, container_id: str) -> Container | None:
-        """Look at one container; None where it is gone, or of no Compose project."""
+        """Inspect one container; None if it is gone, or in no Compose project."""
         return self._inspect(container_id, lambda path: self.real_paths([path])[path])
 
     def _inspect(self, container_id: str, real_path: RealPath) -> Container | None:
@@ -94,7 +94,7 @@ class Engine:
             try:
                 return of_inspection(about, real_path)
             except UntrustedError:
-                return None  # one alone that can't be read is none of ours
+                return None  # a single unreadable container is not one of ours
 
     def events(self, since: int) -> EventStream:
         """Open the stream of container events from an Engine's time (epoch seconds) on."""
@@ -105,7 +105,7 @@ class Engine:
         return stream
 
     def remove(self, container_id: str) -> None:
-        """Stop a container with its own grace period, and remove it; one that is gone is fine."""
+        """Stop a container with its own grace period, and remove it; no error if it is gone."""
         with self._talking() as client:
             for step in (self._stop, self._remove):
                 try:
@@ -114,12 +114,12 @@ class Engine:
                     return
 
     def unpause(self, container_id: str) -> None:
-        """Let a paused container go on; where it can't, whatever works with it says best why."""
+        """Unpause a container; an error is ignored, since the next command on the container reports it better."""
         with self._talking() as client, suppress(docker.errors.APIError):
             client.unpause(container_id)
 
     def remove_networks(self, project: str) -> tuple[list[str], dict[str, list[str]]]:
-        """Remove a project's networks that nobody uses; return their names, and those that are left with their users.
+        """Remove a project's unused networks; return their names, and the remaining ones with their users.
 
         The users are the names of containers.
         """
@@ -139,14 +139,14 @@ class Engine:
         return removed, left
 
     def close(self) -> None:
-        """Forget the connection: an Engine that was replaced may speak another version."""
+        """Close the connection: a replaced Engine may have another API version."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
             client.close()
 
     def _connect(self) -> docker.APIClient:
-        # Outside the lock: where the Engine hangs each caller waits his own time-out, not everybody's in turn.
+        # Outside the lock: with a hanging Engine each caller waits its own timeout, not all of them in turn.
         made = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_SECONDS)
         with self._lock:
             client = self._client = self._client or made
@@ -166,7 +166,7 @@ class Engine:
     def _stop(client: docker.APIClient, container_id: str) -> None:
         about = client.inspect_container(container_id)
         grace = about["Config"].get("StopTimeout")
-        # The call lasts as long as the container's own grace period: the time-out must be longer.
+        # The call lasts as long as the container's own grace period: the timeout must be longer.
         client.stop(container_id, timeout=10 if grace is None else grace)
 
     @staticmethod

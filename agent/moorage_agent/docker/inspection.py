@@ -1,4 +1,4 @@
-"""What is on this host, for people: the Compose projects there are, and what an app's containers write."""
+"""Read-only queries for users: the Compose projects on this host, and the logs of an app's containers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -18,11 +18,11 @@ from moorage_agent.docker.observer import Observer
 from moorage_agent.errors import RefusalError
 
 _MOST_FOLLOWED = 128
-"""Streams of logs at once: each is a connection to the Engine."""
+"""Concurrent log streams: each is a connection to the Engine."""
 
 
 class Inspection:
-    """Looks, and changes nothing."""
+    """Read-only queries."""
 
     def __init__(self, engine: Engine, observer: Observer, identities: Identities, socket: Path) -> None:
         self._engine = engine
@@ -32,7 +32,7 @@ class Inspection:
         self._budget = Budget(_MOST_FOLLOWED)
 
     async def identity(self, app: WatchedApp) -> AppIdentity:
-        """Return what an app is now. Raises RefusalError where the policy doesn't allow its directory."""
+        """Return the current identity of an app. Raises RefusalError if the policy doesn't allow its directory."""
         (identity,) = await self._identities.current([app])
         if not identity.real_directory:
             raise RefusalError(identity.problem_code, identity.problem)
@@ -52,7 +52,7 @@ class Inspection:
             return [c.state for c in (await asyncio.to_thread(self._engine.containers, identity.owns)).values()]
 
         async def known() -> list[ContainerState]:
-            # What the observer knows: no thread that an operation may need waits for an Engine that hangs.
+            # From the observer: no thread that an operation may need blocks on a hanging Engine.
             return [c.state for c in self._observer.containers.values() if identity.owns(c)]
 
         async with aclosing(Logs(self._dial, look, known, wanted, self._budget).lines()) as batches:

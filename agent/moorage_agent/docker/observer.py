@@ -1,8 +1,8 @@
-"""What runs on this host, kept true without gaps.
+"""Observes this host's containers without gaps.
 
-The Engine's time is taken, the stream of events since then is opened, and only then everything is looked at: what
-happens in between is in the stream. An event only says which container to look at again, and each look asks for the
-states of all. Every reconnect begins with a look at everything.
+A session reads the Engine's time, opens the stream of events since then, and only then inspects all containers:
+changes in between are in the stream. An event only says which container to inspect again, and each refresh asks for
+the states of all. Every reconnect begins with a full inspection.
 """
 
 import asyncio
@@ -25,35 +25,35 @@ log = structlog.get_logger(__name__)
 _COALESCE_SECONDS = 0.05
 _PING_SECONDS = 10.0
 _EVERYTHING_NANOSECONDS = 600 * 10**9
-"""How often everything is looked at anew, in case an Engine forgot to tell of something."""
+"""Interval of full inspections, in case an Engine missed an event."""
 _FIRST_RETRY, _LAST_RETRY = 0.2, 5.0
 _STUCK_SECONDS = 30.0
 _CLOSE_SECONDS = 5.0
 
 
 class Observer:
-    """Follows the Engine for as long as `run` runs; others read what it knows and are told of changes."""
+    """Follows the Engine while `run` runs; others read its state and are notified of changes."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._listeners: set[Callable[[], None]] = set()
         self.containers: Mapping[str, Container] = {}
         self.looked_at = 0
-        """Nanoseconds of the boot clock at which the look behind `containers` began."""
+        """Nanoseconds of the boot clock at which the query behind `containers` began."""
         self._all_looked_at = 0
         self.facts: EngineFacts | None = None
         self.problem = "The Docker Engine was not asked yet."
         self.asked = asyncio.Event()
-        """Set as soon as the Engine answered, or didn't, for the first time."""
+        """Set after the first query of the Engine, answered or failed."""
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Have `listener` called after every change; returns what ends that."""
+        """Call `listener` after every change; returns a function that ends that."""
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
     def forget(self) -> None:
-        """Have everything looked at anew, soon: whose a container is was seen wrongly. Any thread may call it."""
+        """Inspect everything again soon: a container was assigned to the wrong app. Thread-safe."""
         self._all_looked_at = 0
 
     async def run(self) -> None:
@@ -68,7 +68,7 @@ class Observer:
                     log.warning("engine_lost", problem=str(error))
                 self._lost(str(error))
             except Exception:
-                # One bad event never ends the watch; but what was known is not known any more.
+                # One bad event must not end the watch; but the known state is discarded.
                 log.exception("observer_failed")
                 self._lost("The agent couldn't make sense of what the Docker Engine said: see its log on the host.")
             await asyncio.to_thread(self._engine.close)
@@ -76,7 +76,7 @@ class Observer:
             await asyncio.sleep(retry)
 
     async def _session(self) -> None:
-        """One connection to the Engine, from the first look to its end, which is always an error."""
+        """Run one connection to the Engine, from the first inspection to its end, which is always an error."""
         stream = await _within(_STUCK_SECONDS, self._open())
         changed_ids: set[str] = set()
         changed = asyncio.Event()
@@ -94,7 +94,7 @@ class Observer:
                 await _within(_STUCK_SECONDS, self._refresh(changed_ids))
         finally:
             closing = asyncio.ensure_future(asyncio.to_thread(stream.close))
-            # A thread that can't be ended must not keep the next session from what is true.
+            # A thread that can't be stopped must not block the next session.
             _, left = await asyncio.wait({closing, ended}, timeout=_CLOSE_SECONDS)
             if left:
                 log.warning("engine_events_not_closed")
@@ -110,9 +110,9 @@ class Observer:
         self._publish(containers, began, await asyncio.to_thread(self._engine.facts))
 
     async def _refresh(self, changed_ids: set[str]) -> None:
-        """Look at what was stirred, and at what is not as it was known: an event may be later than this look.
+        """Inspect the containers named by events, and those whose state differs: an event may come after this refresh.
 
-        So `looked_at` holds for all: no container has another state, comes or goes, before a look and unseen by it.
+        So `looked_at` holds for all: the result has every change of state, start and removal before that time.
         """
         ids, began = set(changed_ids), boot_nanoseconds()
         changed_ids.clear()
@@ -143,12 +143,12 @@ class Observer:
 
 
 def boot_nanoseconds() -> int:
-    """Return nanoseconds since boot, suspended time included: the same clock before and after the agent's restart."""
+    """Return nanoseconds since boot, suspended time included: a restart of the agent doesn't reset this clock."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 async def _within(seconds: float, look: Coroutine[Any, Any, T]) -> T:
-    """Look, however many containers there are; what takes longer than that hangs. Raises EngineUnreachableError."""
+    """Await a query with a limit that fits any number of containers. Raises EngineUnreachableError past it."""
     try:
         async with asyncio.timeout(seconds):
             return await look
@@ -159,7 +159,7 @@ async def _within(seconds: float, look: Coroutine[Any, Any, T]) -> T:
 
 
 async def _pump(stream: EventStream, changed_ids: set[str], changed: asyncio.Event) -> None:
-    """Read the blocking stream in a thread of its own; returns when it ends, however it ends."""
+    """Read the blocking stream in a separate thread; returns when it ends or fails."""
     loop = asyncio.get_running_loop()
 
     def stir(container_id: str | None) -> None:
@@ -168,7 +168,7 @@ async def _pump(stream: EventStream, changed_ids: set[str], changed: asyncio.Eve
         changed.set()
 
     def read() -> None:
-        # The stream ends in whatever way the connection under it does.
+        # The stream ends with any exception of the connection under it.
         with suppress(Exception):
             for event in stream:
                 loop.call_soon_threadsafe(stir, event["Actor"]["ID"])

@@ -1,4 +1,4 @@
-"""What one controller is told: everything at first, then whatever of it changed. Always the latest, never a backlog."""
+"""The stream of observations for one controller: a snapshot, then changes. Always the latest, never a backlog."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ from moorage_agent.errors import RefusalError
 
 _HEARTBEAT_SECONDS = 10.0
 _ASK_SECONDS = 3.0
-"""A hung Engine must not keep the caller's own limit from hearing of it."""
+"""Shorter than the caller's own limit, so that the caller gets an answer even from a hung Engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is known of an app; `looked_at` is when the look began, in nanoseconds of the boot clock."""
+    """The observed state of an app; `looked_at` is when the query began, in nanoseconds of the boot clock."""
 
     identity: AppIdentity
     containers: Sequence[ContainerState]
@@ -35,7 +35,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """The host's facts. `uptime` is seconds; `disk_problem` one sentence where the agent's disk is full, or nearly."""
+    """The host's facts. `uptime` is seconds; `disk_problem` one sentence if the agent's disk is full, or nearly."""
 
     engine_problem: str
     running_containers: int
@@ -54,7 +54,7 @@ class Snapshot:
 
 
 class Heartbeat:
-    """Nothing changed; the watch lives."""
+    """Nothing changed; the watch is alive."""
 
 
 WatchItem = Snapshot | Observation | HostState | Heartbeat
@@ -73,7 +73,7 @@ class Watcher:
         self._identities = identities
 
     def host(self) -> HostState:
-        """Return the host's facts as they are known now."""
+        """Return the last known facts of the host."""
         facts = self._observer.facts
         return HostState(
             engine_problem=self._observer.problem,
@@ -85,7 +85,7 @@ class Watcher:
         )
 
     async def host_now(self) -> HostState:
-        """Ask the Engine now."""
+        """Return the host's facts, with an answer from the Engine made now."""
         known = self.host()
         try:
             async with asyncio.timeout(_ASK_SECONDS):
@@ -100,7 +100,7 @@ class Watcher:
         )
 
     async def look(self, identity: AppIdentity) -> Observation:
-        """Look at an app now. Raises EngineUnreachableError."""
+        """Inspect an app now. Raises EngineUnreachableError."""
         began = boot_nanoseconds()
         found = await asyncio.to_thread(self._engine.containers, identity.owns)
         facts = await asyncio.to_thread(self._engine.facts)
@@ -114,7 +114,7 @@ class Watcher:
         return self._observer.boot_id
 
     async def watch(self, apps: Sequence[WatchedApp]) -> AsyncIterator[WatchItem]:
-        """Yield everything, then changes, with a heartbeat where there are none."""
+        """Yield a snapshot, then changes, with a heartbeat if there are none."""
         stirred = asyncio.Event()
         sources = (self._observer, self._deadlines, self._disk, self._identities)
         stop_listening = [source.listen(stirred.set) for source in sources]
@@ -125,7 +125,7 @@ class Watcher:
             yield Snapshot(sent_host, list(sent.values()))
             said = _now()
             while True:
-                # By what was sent, not by what stirred: on a busy host something always does.
+                # The heartbeat is due by the last item sent, not the last notification: a busy host always has some.
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(said + _HEARTBEAT_SECONDS):
                         await stirred.wait()
@@ -144,7 +144,7 @@ class Watcher:
                 stop()
 
     def _observations(self, identities: Sequence[AppIdentity]) -> dict[str, Observation]:
-        """Return what is known of each app; nothing while the Engine doesn't answer: unknown is not stopped."""
+        """Return the observation of each app; none while the Engine doesn't answer: unknown is not stopped."""
         facts, looked_at = self._observer.facts, self._observer.looked_at
         if facts is None:
             return {}
@@ -161,7 +161,7 @@ class Watcher:
 def _changes(
     now: Mapping[str, Observation], sent: Mapping[str, Observation], host: HostState, sent_host: HostState
 ) -> Iterator[WatchItem]:
-    """Yield what differs. After an Engine that didn't answer nothing counts as sent: whoever watches took it back."""
+    """Yield the differences. After an Engine outage nothing counts as sent: the controller discarded it."""
     for cd_path, observation in now.items():
         before = sent.get(cd_path)
         if before is None or observation != replace(before, looked_at=observation.looked_at):

@@ -1,1 +1,1 @@
-"""Who this agent is: its enrollment and its certificates."""
+"""The agent's identity: its enrolment and its certificates."""

@@ -1,7 +1,7 @@
-"""This agent's key and certificate: asked for, checked, and put in place together or not at all.
+"""This agent's key and certificate: requested, checked, and installed together or not at all.
 
-The key is made here and never leaves. A request's key is kept as pending until its certificate comes, so that whoever
-asks again, after a lost answer or a crash, asks for the same key.
+The key is made here and never leaves the host. A request's key is kept as pending until its certificate arrives, so
+that a request repeated after a lost answer or a crash is for the same key.
 """
 
 from datetime import datetime, timedelta
@@ -14,14 +14,14 @@ from moorage_agent.errors import SetupError
 from moorage_agent.settings import Settings
 
 RENEWAL = "renewal"
-"""The purpose of a key that the controller asks for over the live connection."""
+"""The purpose of a key that the controller requests over gRPC."""
 _WARN_BEFORE = timedelta(days=10)
 
 
 def pending_key(settings: Settings, purpose: str) -> ec.EllipticCurvePrivateKey:
-    """Return the key that a certificate is being asked for, made where there is none yet. Raises OSError, ValueError.
+    """Return the pending key of a certificate request; make one if there is none. Raises OSError, ValueError.
 
-    `purpose` names who asks: keys of different requests are different keys.
+    `purpose` names the kind of request: different purposes have different keys.
     """
     kept = settings.pending_key_file(purpose)
     if kept.exists():
@@ -37,40 +37,40 @@ def request(settings: Settings, purpose: str) -> bytes:
 
 
 def install(settings: Settings, purpose: str, certificate: bytes, ca: bytes, *, ca_fingerprint: str, name: str) -> None:
-    """Put a certificate (PEM) in place with the pending key of that purpose; the next handshake shows it.
+    """Install a certificate (PEM) with the pending key of that purpose; the next handshake presents it.
 
-    Raises ValueError with a sentence where it isn't signed by the authority of that fingerprint, for that key and name.
+    Raises ValueError with a sentence unless the authority of that fingerprint signed it for that key and name.
     """
     key = pending_key(settings, purpose)
     x509.check_issued_certificate(certificate, ca, key, ca_fingerprint)
     if name not in x509.dns_names(certificate):
         raise ValueError(f"The certificate in the answer is not for {name}: ask the controller's admin.")
     write_atomic(settings.ca_file, ca, mode=0o644)
-    # One file: there is no moment at which key and certificate are of different pairs.
+    # One file, so that key and certificate are replaced atomically.
     write_atomic(settings.identity_file, x509.key_to_pem(key) + certificate, mode=0o600)
 
 
 def forget_pending(settings: Settings) -> None:
-    """Remove the keys of all requests; call it when everything that came with an enrolment is written down."""
+    """Remove the pending keys of all requests; call it when the result of an enrolment is stored."""
     for left in settings.identity_file.parent.glob("pending-*.key"):
         left.unlink(missing_ok=True)
 
 
 def renewed(settings: Settings, certificate: bytes) -> None:
-    """Install a renewal: from our own authority, for our own name, or it is none. Raises ValueError, SetupError."""
+    """Install a renewal, which must be from our own authority, for our own name. Raises ValueError, SetupError."""
     name = settings.membership().agent_name
     current = settings.identity_file.read_bytes()
     if x509.certificate_of(current) == x509.certificate_of(certificate):
-        return  # sent again: the answer to the first sending was lost
+        return  # a repeat: the answer to the first call was lost
     ca = settings.ca_file.read_bytes()
     install(settings, RENEWAL, certificate, ca, ca_fingerprint=x509.fingerprint(ca), name=name)
     settings.pending_key_file(RENEWAL).unlink(missing_ok=True)
 
 
 def expiry_problem(settings: Settings, now: datetime) -> str:
-    """Return one sentence where the certificate has expired, or will within ten days; empty where all is well.
+    """Return one sentence if the certificate has expired, or will within ten days; else an empty string.
 
-    Raises SetupError where it can't be read.
+    Raises SetupError if it can't be read.
     """
     try:
         expiry = x509.expires_at(settings.identity_file.read_bytes())

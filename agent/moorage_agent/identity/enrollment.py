@@ -1,4 +1,4 @@
-"""Becoming a member: a key made here, a certificate fetched with a join token, and what to remember of it."""
+"""Enrolment: make a key, fetch a certificate with a join token, store the result."""
 
 import json
 import socket
@@ -25,16 +25,16 @@ _TIMEOUT_SECONDS = 30
 _LONGEST_ANSWER = 256 << 10
 _LONGEST_DETAIL = 500
 BOOTSTRAP = "bootstrap"
-"""The purpose of a key that a controller asks for over SSH."""
+"""The purpose of a key that a controller requests over SSH."""
 
 
 def enroll(
     settings: Settings, *, controller: str, token_text: str, listen: str, advertise: str | None, roots: Sequence[str]
 ) -> Membership:
-    """Enrol this host and write everything down. Raises SetupError with a sentence; then nothing is changed.
+    """Enrol this host and store the result. Raises SetupError with a sentence; then nothing is changed.
 
-    The key is kept before the request goes out, and used again by the next try with the same token: the controller
-    answers the same request again, so that a lost answer costs nothing.
+    The key is stored before the request is sent, and the next try with the same token uses it again: the controller
+    repeats its answer to the same request, so a lost answer does no harm.
     """
     try:
         token = JoinToken.parse(token_text)
@@ -60,10 +60,10 @@ def enroll(
 def accept(
     settings: Settings, answer: str, *, controller: str, listen: str, advertise: str, roots: Sequence[str]
 ) -> Membership:
-    """Take what a controller answered to `request-certificate`: JSON with certificate, ca and agentName.
+    """Store a controller's answer to `request-certificate`: JSON with certificate, ca and agentName.
 
-    Raises SetupError with a sentence; then nothing is changed. Whoever can run this as root is trusted with the
-    authority: no token names it.
+    Raises SetupError with a sentence; then nothing is changed. No token names the authority here: the caller runs
+    as root and is trusted to name it.
     """
     try:
         told = parse_json(answer, _LONGEST_ANSWER)
@@ -82,7 +82,7 @@ def accept(
 def _keep(
     settings: Settings, purpose: str, membership: Membership, issued: tuple[str, str, str], roots: Sequence[str]
 ) -> None:
-    """Write everything down; `issued` is the certificate, the authority's (both PEM) and the latter's fingerprint."""
+    """Store the result; `issued` is the certificate, the authority's (both PEM) and the latter's fingerprint."""
     certificate, ca, fingerprint = issued
     name = membership.agent_name
     certificates.install(settings, purpose, certificate.encode(), ca.encode(), ca_fingerprint=fingerprint, name=name)
@@ -126,7 +126,7 @@ def _problem(error: urllib.error.HTTPError) -> str:
 
 
 def _place(controller: str) -> urllib.parse.SplitResult:
-    """Return the parts of the controller's URL. Raises SetupError where it is none."""
+    """Parse the controller's URL. Raises SetupError if it isn't valid."""
     with suppress(ValueError):
         place = urllib.parse.urlsplit(controller)
         if place.scheme in {"http", "https"} and place.hostname and place.port != 0:  # reading the port checks it
@@ -135,7 +135,7 @@ def _place(controller: str) -> urllib.parse.SplitResult:
 
 
 def _reachable_address(place: urllib.parse.SplitResult, listen: str) -> str:
-    """Return HOST:PORT under which the controller most likely reaches this host: the address that faces it."""
+    """Guess the HOST:PORT at which the controller reaches this host: the local address of the route to it."""
     host, _, port = listen.rpartition(":")
     if host not in {"0.0.0.0", "[::]", ""}:  # noqa: S104 - compared, not bound
         return listen

@@ -1,4 +1,4 @@
-"""Operations on this host: what a start or a stop is, run under the journal, followed and cancelled."""
+"""Operations on this host: starts and stops are built, run under the journal, followed and cancelled."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ class Chunk:
 
 
 class ComposeRunner:
-    """Runs operations. `environment` is what a clean environment is made from: DOCKER_HOST is in it."""
+    """Runs operations. `environment` is the source of the commands' clean environment: DOCKER_HOST is in it."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class ComposeRunner:
         self._killers: set[asyncio.Task[None]] = set()
 
     async def start(self, operation_id: str, kind: OperationKind, app: WatchedApp) -> bool:
-        """Start an operation; True when it was there already, running or ended, and was left alone.
+        """Start an operation; True if it existed already, running or ended, and nothing was done.
 
-        A stop that the journal doesn't take runs without one. Raises RefusalError; JournalError, for a start;
-        Refused, when it is buried from now on.
+        A stop that can't be written to the journal runs without one. Raises RefusalError; JournalError, for a start;
+        Refused, when the operation is now buried.
         """
         is_stop = kind is OperationKind.DOWN
         try:
@@ -92,11 +92,11 @@ class ComposeRunner:
     async def follow(self, operation_id: str, after: int) -> AsyncIterator[Chunk | Record]:
         """Yield output as it comes, then the record of the end. Raises RefusalError for an unknown operation."""
         while True:
-            # The record first: when it says ended, the output read after it is the whole of it.
+            # The record first: if it says ended, the output read after it is complete.
             record = await self._read(operation_id)
             if record is None:
                 raise RefusalError("operation_unknown", "This host's journal has never heard of this operation.")
-            # What something left behind prints after the end is not the operation's.
+            # Output of leftover processes after the end doesn't belong to the operation.
             limit = _BATCH_BYTES if record.state is State.RUNNING else min(_BATCH_BYTES, max(record.length - after, 0))
             data = await self._read_output(operation_id, after, limit)
             if data:
@@ -109,9 +109,9 @@ class ComposeRunner:
                 return
 
     async def cancel(self, operation_id: str, by: str) -> CancelOutcome:
-        """Send TERM to the command's process group, KILL ten seconds later; bury an operation that never came here.
+        """Send TERM to the command's process group, KILL ten seconds later; bury an operation that is unknown here.
 
-        Raises RefusalError `not_cancellable` for a stop: the Engine goes on with it.
+        Raises RefusalError `not_cancellable` for a stop: the Engine would continue it.
         """
         record = await self._read(operation_id)
         if record is not None and record.state is State.RUNNING and record.spec.get("kind") == OperationKind.DOWN:
@@ -125,13 +125,13 @@ class ComposeRunner:
         return outcome
 
     async def resume_cancels(self) -> None:
-        """See the cancels through that an agent before this one began; call it once at the start."""
+        """Complete the cancels that a previous agent process began; call it once at the start."""
         for record in await asyncio.to_thread(self._journal.running):
             if record.cancelled_by:
                 self._begin_to_kill(record.operation_id)
 
     async def _read(self, operation_id: str) -> Record | None:
-        """Return what is known of a stop without a journal, else the journal's word. Raises JournalError."""
+        """Return the record of a stop without a journal, else the journal's record. Raises JournalError."""
         return self._unrecorded.read(operation_id) or await asyncio.to_thread(self._journal.read, operation_id)
 
     async def _read_output(self, operation_id: str, after: int, limit: int) -> bytes:
@@ -140,7 +140,7 @@ class ComposeRunner:
         return await asyncio.to_thread(self._journal.read_output, operation_id, after, limit)
 
     async def _cancel(self, operation_id: str, by: str) -> CancelOutcome:
-        """Cancel by the journal; what never began, and can't be buried on disk, this agent itself never begins."""
+        """Cancel through the journal; an operation that can't be buried on disk is buried in memory."""
         try:
             return await asyncio.to_thread(self._journal.cancel, operation_id, by)
         except JournalError:
@@ -154,7 +154,7 @@ class ComposeRunner:
             return await self._identities.for_stop(app)
         identity = await self._identities.ask(app)
         if identity.project is not None:
-            # A stop asks nobody what the app is called, not even one after a restart of this agent.
+            # Stored, because a stop doesn't ask Compose for the project name, even after a restart of this agent.
             await self._deadlines.called(app.cd_path, identity.project)
         return identity
 
@@ -168,9 +168,9 @@ class ComposeRunner:
         return up_order(operation_id, kind, identity, self._compose, self._environment)
 
     def _guard(self, kind: OperationKind, identity: AppIdentity, names: set[str]) -> Guard:
-        """Refuse, under the locks, a project name whose containers belong to another directory, and files of harm.
+        """Refuse, under the locks, a project name whose containers belong to another directory, and harmful files.
 
-        Before a start that isn't refused, what is paused goes on: Compose can't start it.
+        Before an accepted start, paused containers are unpaused: Compose can't start them.
         """
 
         async def guard() -> Refused | None:
@@ -199,7 +199,7 @@ class ComposeRunner:
 
 
 async def _execute(argv: Sequence[str], environment: Mapping[str, str], take: Callable[[bytes], None]) -> int:
-    """Run a stop that has no journal as a child of this process."""
+    """Run a stop without a journal as a child of this process."""
     process = await asyncio.create_subprocess_exec(
         *argv,
         env=environment,

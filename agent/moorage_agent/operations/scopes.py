@@ -1,4 +1,4 @@
-"""The agent as a systemd service: operations run in scopes of their own."""
+"""The agent as a systemd service: each operation runs in its own scope."""
 
 import os
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ _SYSTEMD_RUN = ("/usr/bin/systemd-run", "/bin/systemd-run")
 
 
 def scope_launcher() -> Sequence[str]:
-    """Return what goes before the argv of an operation, so that nothing that ends this service ends the operation.
+    """Return the prefix of an operation's argv that keeps the operation running when this service ends.
 
-    Asked for by MOORAGE_AGENT_SCOPES=1, as the service's unit does. Raises SetupError where there is no systemd-run.
+    Enabled by MOORAGE_AGENT_SCOPES=1, as in the service's unit. Raises SetupError if there is no systemd-run.
     """
     if os.environ.get("MOORAGE_AGENT_SCOPES") != "1":
         return ()

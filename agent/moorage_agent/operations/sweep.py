@@ -1,8 +1,8 @@
-"""The last step of a stop: whatever still bears the app's labels goes, and then it looks.
+"""The last step of a stop: remove every container that still has the app's labels, then verify.
 
-Run as a program of its own inside the stop's operation (`python -I -m moorage_agent.operations.sweep`): it happens even
-if the agent is killed meanwhile, and its exit code is the stop's, 0 only when nothing of the app is left.
-Prints what it does as Compose does, a JSON object a line.
+Run as a separate program inside the stop's operation (`python -I -m moorage_agent.operations.sweep`): it runs even if
+the agent is killed, and its exit code is the stop's, 0 only when nothing of the app is left.
+Prints its progress in Compose's format, one JSON object per line.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from moorage_agent.errors import EngineUnreachableError
 _ROUNDS = 5
 _PAUSE_SECONDS = 0.5
 _MAX_CONCURRENT = 8
-"""Each container has its own grace period: one after the other, ten of them would take ten times as long."""
+"""Each container has its own grace period: ten of them in sequence would take ten times as long."""
 
 
 def command(identity: AppIdentity) -> list[str]:
@@ -41,7 +41,7 @@ def command(identity: AppIdentity) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Sweep, and return the exit code."""
+    """Sweep and return the exit code."""
     parser = argparse.ArgumentParser(prog="moorage-agent sweep")
     parser.add_argument("--real-directory", required=True)
     parser.add_argument("--project", nargs=2, action="append", default=[], metavar=("NAME", "DIRECTORY"))
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     projects = [Project(*pair) for pair in given.project]
     identity = AppIdentity(given.real_directory, given.real_directory, *_two(projects))
     try:
-        # Of others' directories one may hang: who waited for it would keep this app running.
+        # Another app's directory may hang: waiting for it would keep this app running.
         reader = DirectoryReader(Path(os.devnull), "", {})
         left = _sweep(Engine(os.environ["DOCKER_HOST"], reader.real_paths), identity, projects)
     except EngineUnreachableError as error:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _sweep(engine: Engine, identity: AppIdentity, projects: Sequence[Project]) -> Sequence[Container]:
-    """Remove what is the app's, and return what is left of it in the end."""
+    """Remove the app's containers and networks; return the containers that remain."""
     left: Sequence[Container] = ()
     for attempt in range(_ROUNDS):
         left = list(engine.containers(identity.owns).values())
@@ -84,7 +84,7 @@ def _sweep(engine: Engine, identity: AppIdentity, projects: Sequence[Project]) -
 
 
 def _remove(engine: Engine, container: Container) -> None:
-    """Remove a container; one that can't go must not keep the others."""
+    """Remove a container; a failure is reported and must not prevent the removal of the others."""
     name = f"Container {container.state.name}"
     _say(name, "Working", "Removing")
     try:
@@ -110,7 +110,7 @@ def _fail(sentence: str) -> int:
 
 
 def _write(entry: dict[str, object]) -> None:
-    # In one piece: others write, too. A disk that takes none of it keeps nothing from being removed.
+    # A single write: other processes write, too. A full disk must not prevent the removal.
     with suppress(OSError):
         os.write(sys.stdout.fileno(), f"{json.dumps(entry)}\n".encode())
 

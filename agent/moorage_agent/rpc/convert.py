@@ -1,4 +1,4 @@
-"""Wire messages to the agent's types and back; the only place that knows both."""
+"""Conversions between protobuf messages and the agent's types; the only module that knows both."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def kind(value: "pb.OperationKind.ValueType") -> OperationKind:
 
 
 def watched_app(message: pb.App) -> WatchedApp:
-    """Read how the controller names an app."""
+    """Parse the controller's description of an app."""
     last = message.last_project
     files = tuple(message.compose_files)
     if len(files) > LIMITS.config_files or not all(is_own_file(file) for file in files):
@@ -59,7 +59,7 @@ def watched_app(message: pb.App) -> WatchedApp:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What stays as it is while the agent runs; `journal` is its journal's folder."""
+    """Facts that are constant while the agent runs; `journal` is its journal's folder."""
 
     compose_version: str
     boot_id: str
@@ -67,7 +67,7 @@ class About:
 
 
 def host(state: HostState, about: About) -> pb.Host:
-    """Show the host's facts."""
+    """Convert the host's facts."""
     return pb.Host(
         engine_reachable=not state.engine_problem,
         engine_problem=state.engine_problem,
@@ -85,7 +85,7 @@ def host(state: HostState, about: About) -> pb.Host:
 
 
 def observation(seen: Observation, boot_id: str) -> pb.AppObservation:
-    """Show what was seen of an app."""
+    """Convert an observation of an app."""
     project = seen.project or seen.identity.named
     message = pb.AppObservation(
         cd_path=seen.identity.cd_path,
@@ -104,7 +104,7 @@ def observation(seen: Observation, boot_id: str) -> pb.AppObservation:
 
 
 def end(record: Record, observed: pb.AppObservation | None) -> pb.End:
-    """Show the end of an operation."""
+    """Convert the end of an operation."""
     return pb.End(
         end=_ENDS[record.state],
         exit_code=record.exit_code or 0,
@@ -117,12 +117,12 @@ def end(record: Record, observed: pb.AppObservation | None) -> pb.End:
 
 
 def cancel_outcome(outcome: CancelOutcome) -> "pb.CancelOutcome.ValueType":
-    """Show what became of a cancel."""
+    """Convert the outcome of a cancel."""
     return _CANCELS[outcome]
 
 
 def watch_items(item: WatchItem, about: About) -> Iterator[pb.WatchResponse]:
-    """Show an item of a watch; of everything, what doesn't fit into one message comes after it as changes."""
+    """Convert an item of a watch; the part of a snapshot that doesn't fit into one message follows as changes."""
     match item:
         case Snapshot():
             snapshot, later, size = pb.Snapshot(host=host(item.host, about)), [], 0
@@ -145,7 +145,7 @@ def watch_items(item: WatchItem, about: About) -> Iterator[pb.WatchResponse]:
 
 
 def projects(found: Mapping[Project, ProjectContainers]) -> pb.ListProjectsResponse:
-    """Show the projects of the host, as many as fit into one message."""
+    """Convert the projects of the host, as many as fit into one message."""
     reply, size = pb.ListProjectsResponse(), 0
     for project, theirs in islice(found.items(), LIMITS.projects):
         message = pb.HostProject(
@@ -162,7 +162,7 @@ def projects(found: Mapping[Project, ProjectContainers]) -> pb.ListProjectsRespo
 
 
 def _fitting(message: Shown, containers: Iterable[pb.Container]) -> Shown:
-    """Leave out the ports of what would be too large, and cut its names: both are somebody's on this host."""
+    """Drop the ports and cut the names of an item that would be too large: users of this host control both."""
     if message.ByteSize() > _MESSAGE_BYTES:
         for container in containers:
             del container.ports[:]
@@ -172,12 +172,12 @@ def _fitting(message: Shown, containers: Iterable[pb.Container]) -> Shown:
 
 
 def logs_wanted(message: pb.LogsRequest) -> LogsWanted:
-    """Read which lines are wanted."""
+    """Parse which lines are requested."""
     return LogsWanted(message.service, message.tail, message.since, message.follow)
 
 
 def log_batches(lines: Sequence[LogLine]) -> Iterator[pb.LogsResponse]:
-    """Show lines, in messages of some hundred kilobytes."""
+    """Convert lines, in messages of some hundred kilobytes."""
     batch = pb.LogsResponse()
     size = 0
     for line in lines:

@@ -1,7 +1,7 @@
-"""The gate in front of the gRPC server: how many connections one address may have before it has proved anything.
+"""The gate in front of the gRPC server: limits the unauthenticated connections of one address.
 
-gRPC counts no connections of an address, and tells nobody of one before its TLS handshake is done. So the agent accepts
-them here, and hands their bytes on, as they are, to the server's socket in the file system. TLS stays gRPC's.
+gRPC doesn't count connections per address, and doesn't report one before its TLS handshake is done. So the agent
+accepts them here and forwards their bytes unchanged to the server's Unix socket. TLS is still terminated by gRPC.
 """
 
 import asyncio
@@ -23,31 +23,31 @@ from moorage_agent.errors import SetupError
 log = structlog.get_logger(__name__)
 
 MOST_OF_ADDRESS = 64
-"""Of an IPv4 address or an IPv6 /64; a controller needs one or two."""
+"""Connections of an IPv4 address or an IPv6 /64; a controller needs one or two."""
 HANDSHAKE_SECONDS = 5
-"""How long the server gives a connection to prove who it is."""
+"""The server's time limit for a TLS handshake."""
 _FILES_EACH = 3
 _MOST = 4096
 _BACKLOG = 512
 _FLUSH_SECONDS = 10.0
 _TELL_EVERY_SECONDS = 60.0
 _LONGEST_PATH = 90
-"""Of the folder: a socket's own has 108 bytes at most."""
+"""Bytes of the folder's path: a socket's path has 108 bytes at most."""
 _ELSEWHERE = (None, "/dev/shm", "/run")  # noqa: S108 - folders of random names are made there
-"""Where the sockets may be instead; None is the folder for temporary files."""
+"""Alternative folders of the sockets; None is the folder for temporary files."""
 
 
 Target = Callable[[], Awaitable[Path]]
 
 
 class Gate:
-    """Accepts connections at HOST:PORT and passes them on to the server behind; `files` is how many may be open."""
+    """Accepts connections at HOST:PORT and forwards them to the server; `files` is the limit of open files."""
 
     def __init__(self, data_dir: Path, files: int) -> None:
         self._most = min(_MOST, files // 2 // _FILES_EACH)
         self._counts: Counter[str] = Counter()
         self._fronts: dict[_Front, str] = {}
-        """With the address that each counts for; the oldest first."""
+        """The key each connection is counted by; the oldest connection first."""
         self._server: asyncio.Server | None = None
         self._told = -_TELL_EVERY_SECONDS
         self._refused = 0
@@ -56,23 +56,23 @@ class Gate:
         self.target: Target | None = None
 
     async def open(self, listen: str) -> None:
-        """Take the address; nothing is accepted before `start`. Raises SetupError where it can't be listened on."""
+        """Bind the address; nothing is accepted before `start`. Raises SetupError if the agent can't listen there."""
         try:
             await self._open_at(listen)
         except OSError:
             sentence = f"{listen} can't be listened on: stop what uses it, or enrol with another --listen."
             raise SetupError(sentence) from None
-        # What an agent that was killed left behind: the address is ours, so nobody answers there.
+        # Sockets left behind by a killed agent: the address is ours, so nothing listens on them.
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = _socket_folder(self._folder)
         self._made = True
 
     def socket_path(self, number: int) -> Path:
-        """Return where a server behind listens."""
+        """Return the path of the Unix socket on which a server listens."""
         return self._folder / str(number)
 
     async def start(self, target: Target) -> None:
-        """Accept from now on, and pass connections on to the socket that `target` returns for each."""
+        """Start accepting; each connection is forwarded to the socket that `target` returns for it."""
         self.target = target
         assert self._server is not None
         await self._server.start_serving()
@@ -89,17 +89,17 @@ class Gate:
         )
 
     async def close(self) -> None:
-        """Accept no more, and end all connections; call it when the server behind has stopped."""
+        """Stop accepting and end all connections; call it when the server has stopped."""
         if self._server is not None:
             self._server.close()
         for front in tuple(self._fronts):
             front.abort()
-        # Where the address was taken the folder is another agent's.
+        # If the address was in use, the folder belongs to another agent.
         if self._made:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def admit(self, front: "_Front", address: str) -> bool:
-        """Count a connection, unless it is one too many; the oldest that has proved nothing yet makes room for it."""
+        """Count a connection; False if over a limit and no older one without a handshake can be dropped for it."""
         place = _network(address)
         full = self._counts[place] >= MOST_OF_ADDRESS
         if (full and not self._make_room(place)) or (len(self._fronts) >= self._most and not self._make_room(None)):
@@ -110,7 +110,7 @@ class Gate:
         return True
 
     def leave(self, front: "_Front") -> None:
-        """Count a connection no more."""
+        """Stop counting a connection."""
         place = self._fronts.pop(front, None)
         if place is not None:
             self._counts[place] -= 1
@@ -133,26 +133,26 @@ class Gate:
 
 
 class _End(asyncio.Protocol):
-    """One end of a connection: what it takes in goes to the `other`, no faster than that takes it."""
+    """One end of a connection: forwards received bytes to the `other`, with backpressure."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.other: _End | None = None
         self.ended = False
-        """Whether nothing more comes in."""
+        """Whether EOF was received."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Note the transport."""
+        """Store the transport."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Pass bytes on."""
+        """Forward the bytes."""
         if self.other is not None and self.other.transport is not None:
             self.other.transport.write(data)
 
     def eof_received(self) -> bool:
-        """Pass the end on; the other direction stays open until it ends, too. False closes the connection."""
+        """Forward EOF; the other direction stays open until its own EOF. False closes the connection."""
         self.ended = True
         if self.other is None or self.other.transport is None:
             return False
@@ -160,32 +160,32 @@ class _End(asyncio.Protocol):
         return not self.other.ended
 
     def pause_writing(self) -> None:
-        """Have the other end read no more: this one's buffer is full."""
+        """Pause reading on the other end: this one's buffer is full."""
         if self.other is not None and self.other.transport is not None:
             self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """Have it read again."""
+        """Resume reading on the other end."""
         if self.other is not None and self.other.transport is not None:
             self.other.transport.resume_reading()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """End the other end, too, once it has sent what it has."""
+        """Close the other end, too, after it has flushed its buffer."""
         self.transport = None
         other = self.other
         if other is not None and other.transport is not None:
             other.transport.close()
-            # A caller who takes nothing more must not keep what was sent to him for ever.
+            # A caller that stops reading must not hold the buffered bytes indefinitely.
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, other.abort)
 
     def abort(self) -> None:
-        """End it at once."""
+        """Abort it without flushing."""
         if self.transport is not None:
             self.transport.abort()
 
 
 class _Front(_End):
-    """The caller's end: admitted or not, then joined to the server's."""
+    """The caller's end: admitted or rejected, then connected to the server's."""
 
     def __init__(self, gate: Gate) -> None:
         super().__init__()
@@ -196,18 +196,18 @@ class _Front(_End):
         self._joining: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Admit the connection, or end it."""
+        """Admit the connection, or abort it."""
         super().connection_made(transport)
         address = transport.get_extra_info("peername")
         if not address or not self._gate.admit(self, str(address[0])):
             self.abort()
             return
         assert self.transport is not None
-        # A caller who says nothing never gets as far as the server.
+        # A caller that sends nothing is never connected to the server.
         self._silence = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, self.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Pass bytes on, from the first on which there is somebody to pass them to."""
+        """Forward the bytes; the first ones connect to the server."""
         if self.other is not None:
             super().data_received(data)
         elif self.transport is not None:
@@ -217,7 +217,7 @@ class _Front(_End):
                 self._joining = asyncio.create_task(self._join())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give its place free."""
+        """Release its place in the count."""
         super().connection_lost(exc)
         if self._silence is not None:
             self._silence.cancel()
@@ -225,7 +225,7 @@ class _Front(_End):
 
     @property
     def proved(self) -> bool:
-        """Whether it has finished its TLS handshake: the server ends what has not by then."""
+        """Whether it has finished its TLS handshake: by that time the server has closed those that haven't."""
         return time.monotonic() - self._began > HANDSHAKE_SECONDS + 1
 
     async def _join(self) -> None:
@@ -252,7 +252,7 @@ class _Front(_End):
 
 
 def _socket_folder(wanted: Path) -> Path:
-    """Make that folder, or one elsewhere where its path is too long or its disk takes nothing. Raises SetupError."""
+    """Make that folder, or another if its path is too long or can't be written to. Raises SetupError."""
     if len(os.fsencode(wanted)) <= _LONGEST_PATH:
         with suppress(OSError):
             wanted.mkdir(mode=0o700, exist_ok=True)
@@ -264,7 +264,7 @@ def _socket_folder(wanted: Path) -> Path:
 
 
 def _proven(folder: Path) -> Path:
-    """Return the folder, if it takes sockets. Raises OSError."""
+    """Return the folder after a test that sockets can be made in it. Raises OSError."""
     probe = folder / "probe"
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(probe))
@@ -273,7 +273,7 @@ def _proven(folder: Path) -> Path:
 
 
 def _network(address: str) -> str:
-    """Return what an address is counted by."""
+    """Return the key an address is counted by: the IPv4 address, or the /64 network of an IPv6 address."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         if found.ipv4_mapped is not None:

@@ -1,4 +1,4 @@
-"""The gRPC server: mutual TLS 1.3, and nobody but the controller is let in."""
+"""The gRPC server: mutual TLS 1.3, and only the controller is accepted."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,12 +21,12 @@ from moorage_agent.settings import Settings
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
-    # The controller pings every ten seconds, calls or not.
+    # The controller pings every ten seconds, with or without calls.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # Whoever connects without a certificate holds a file for as long as this, and no longer; gRPC's own is two minutes.
+    # A connection without a certificate holds a file descriptor for this long at most; gRPC's default is two minutes.
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
 )
 _Stamp = tuple[tuple[int, int, int], ...]
@@ -35,9 +35,9 @@ log = structlog.get_logger(__name__)
 
 
 class OnlyTheController(grpc.aio.ServerInterceptor):
-    """Refuses every caller whose certificate is not the controller's, on every method.
+    """Interceptor: rejects every caller whose certificate is not the controller's, on every method.
 
-    The handshake lets any certificate of the authority in: another agent's must not open this one.
+    The handshake accepts any certificate of the authority; another agent's must not give access to this one.
     """
 
     async def intercept_service(
@@ -57,7 +57,7 @@ class OnlyTheController(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 _checked_stream(handler.unary_stream), handler.request_deserializer, handler.response_serializer
             )
-        # A method that takes a stream has no check yet, so it has no way in.
+        # There is no check for methods with a request stream yet, so they are rejected.
         return None
 
 
@@ -80,13 +80,13 @@ def _checked_stream(
             async for reply in replies:
                 yield reply
         else:
-            await replies  # the health service's way: it writes to the context by itself
+            await replies  # the health service writes to the context by itself
 
     return checked
 
 
 def _asked(context: Context) -> dict[str, str]:
-    """Return what the lines that are logged meanwhile bear: the id of the request that the call goes back to."""
+    """Return the log context of a call: the id of the originating API request, if valid."""
     for name, value in context.invocation_metadata() or ():
         if name == REQUEST_ID_KEY and isinstance(value, str) and is_request_id(value):
             return {"request_id": value}
@@ -108,10 +108,10 @@ async def _check(context: Context) -> None:
 
 
 class AgentServer:
-    """The gRPC server behind the gate; where its certificate changes, another one takes its place without a restart.
+    """The gRPC server behind the gate; a changed certificate gets a new server, without a restart of the agent.
 
-    Not by `grpc.dynamic_ssl_server_credentials`: with those, connections that end before their handshake abort the
-    whole process now and then ("sync.cc: Check failed: prior > 0", grpcio 1.85): any stranger could end the agent.
+    `grpc.dynamic_ssl_server_credentials` isn't used: with it, connections that end before their handshake sometimes
+    abort the whole process ("sync.cc: Check failed: prior > 0", grpcio 1.85), so any stranger could stop the agent.
     """
 
     def __init__(self, settings: Settings, gate: Gate, servicer: AgentServicer) -> None:
@@ -121,11 +121,11 @@ class AgentServer:
         self._path = Path()
         self._turn = asyncio.Lock()
         self._servers: list[grpc.aio.Server] = []
-        """Those before the last one serve the connections that they have: a renewal ends no call."""
+        """All but the last one only serve their existing connections: a renewal ends no call."""
         self._stamp: _Stamp = ()
 
     async def start(self) -> None:
-        """Serve, and let callers in. Raises SetupError where the certificate can't be used."""
+        """Start serving and accepting. Raises SetupError if the certificate can't be used."""
         try:
             await self._serve()
         except (OSError, RuntimeError, ValueError) as error:
@@ -133,7 +133,7 @@ class AgentServer:
         await self._gate.start(self.target)
 
     async def target(self) -> Path:
-        """Return the socket that a new connection goes to: that of a server with the certificate as it is now."""
+        """Return the socket for a new connection: that of a server with the current certificate."""
         async with self._turn:
             if _stamp(self._files) != self._stamp:
                 try:
@@ -144,11 +144,11 @@ class AgentServer:
         return self._path
 
     async def stop(self, grace: float) -> None:
-        """End: calls have so many seconds to end by themselves."""
+        """Stop; running calls have that many seconds to finish."""
         await asyncio.gather(*(server.stop(grace) for server in self._servers))
 
     async def _serve(self) -> None:
-        """Start a server with the certificate as it is now, and have the gate pass new connections on to it."""
+        """Start a server with the current certificate, and have the gate forward new connections to it."""
         self._stamp = _stamp(self._files)
         path = self._gate.socket_path(len(self._servers))
         server = grpc.aio.server(interceptors=[OnlyTheController()], options=_OPTIONS)
@@ -169,7 +169,7 @@ async def _add_health(server: grpc.aio.Server) -> None:
 
 
 def _credentials(files: tuple[Path, Path]) -> grpc.ServerCredentials:
-    # Of the one file, each reader of PEM takes what is its own.
+    # Key and certificate are in the same file: each PEM reader takes its own part.
     identity, ca = (file.read_bytes() for file in files)
     return grpc.ssl_server_credentials([(identity, identity)], root_certificates=ca, require_client_auth=True)
 

@@ -1,4 +1,4 @@
-"""The RPCs: parse, call, convert; refusals become gRPC statuses with a code of ours."""
+"""The RPCs: parse, call, convert; refusals become gRPC statuses with one of Moorage's own codes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -61,7 +61,7 @@ _CODES: dict[type[Exception], str] = {
 
 
 class AgentServicer(agent_pb2_grpc.AgentServicer):
-    """What a controller can ask of this host."""
+    """The RPCs that a controller can call on this host."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         self._about = about
 
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.GetInfoResponse:  # noqa: N802 - gRPC's
-        """Tell the host's facts, asked now."""
+        """Return the host's facts, read now."""
         del request
         async with _statuses(context):
             state = await self._watcher.host_now()
@@ -102,19 +102,19 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def FollowOperation(  # noqa: N802 - gRPC's
         self, request: pb.FollowOperationRequest, context: Context
     ) -> AsyncIterator[pb.FollowOperationResponse]:
-        """Send output from an offset on, then the end."""
+        """Stream output from an offset on, then the end record."""
         async with _statuses(context):
             operation_id = _operation_id(request.operation_id)
             async for item in self._runner.follow(operation_id, max(request.after, 0)):
                 if isinstance(item, Record):
-                    # Before it is sent: who follows has it in his records, and asks again where this is lost.
+                    # Before it is sent: the follower knows the operation, and asks again if this message is lost.
                     await self._deadlines.forget_stop(operation_id)
                 yield await self._follow_item(item)
 
     async def CancelOperation(  # noqa: N802 - gRPC's
         self, request: pb.CancelOperationRequest, context: Context
     ) -> pb.CancelOperationResponse:
-        """Stop a start's command, or bury an operation that never came here."""
+        """Stop a start's command, or bury an operation that this host never received."""
         async with _statuses(context):
             outcome = await self._runner.cancel(_operation_id(request.operation_id), request.by or "somebody")
         return pb.CancelOperationResponse(outcome=convert.cancel_outcome(outcome))
@@ -122,7 +122,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def Watch(  # noqa: N802 - gRPC's
         self, request: pb.WatchRequest, context: Context
     ) -> AsyncIterator[pb.WatchResponse]:
-        """Send everything, then changes."""
+        """Stream a snapshot, then changes."""
         async with _statuses(context):
             async for item in self._watcher.watch([convert.watched_app(a) for a in request.apps]):
                 for message in convert.watch_items(item, self._about):
@@ -131,7 +131,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def GetApp(  # noqa: N802 - gRPC's
         self, request: pb.GetAppRequest, context: Context
     ) -> pb.GetAppResponse:
-        """Look at an app's containers now."""
+        """Inspect an app's containers now."""
         async with _statuses(context):
             identity = await self._inspection.identity(convert.watched_app(request.app))
             seen = await self._watcher.look(identity)
@@ -140,7 +140,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def ListProjects(  # noqa: N802 - gRPC's
         self, request: pb.ListProjectsRequest, context: Context
     ) -> pb.ListProjectsResponse:
-        """Tell which Compose projects there are."""
+        """List the Compose projects."""
         del request
         async with _statuses(context):
             projects = await self._inspection.projects()
@@ -149,7 +149,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def Logs(  # noqa: N802 - gRPC's
         self, request: pb.LogsRequest, context: Context
     ) -> AsyncIterator[pb.LogsResponse]:
-        """Send what an app's containers write."""
+        """Stream the logs of an app's containers."""
         app, wanted = convert.watched_app(request.app), convert.logs_wanted(request)
         async with _statuses(context), aclosing(self._inspection.logs(app, wanted)) as batches:
             async for batch in batches:
@@ -159,7 +159,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def SetDeadline(  # noqa: N802 - gRPC's
         self, request: pb.SetDeadlineRequest, context: Context
     ) -> pb.SetDeadlineResponse:
-        """Keep an app's deadline."""
+        """Store an app's deadline."""
         async with _statuses(context):
             await self._keep(convert.watched_app(request.app), request.deadline)
         return pb.SetDeadlineResponse()
@@ -167,7 +167,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def PrepareRenewal(  # noqa: N802 - gRPC's
         self, request: pb.PrepareRenewalRequest, context: Context
     ) -> pb.PrepareRenewalResponse:
-        """Make a new key, and ask for a certificate for it."""
+        """Make a new key and return a certificate signing request for it."""
         del request
         async with _statuses(context):
             asked = await asyncio.to_thread(certificates.request, self._settings, certificates.RENEWAL)
@@ -176,7 +176,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def InstallCertificate(  # noqa: N802 - gRPC's
         self, request: pb.InstallCertificateRequest, context: Context
     ) -> pb.InstallCertificateResponse:
-        """Put the renewed certificate in place."""
+        """Install the renewed certificate."""
         async with _statuses(context):
             try:
                 await asyncio.to_thread(certificates.renewed, self._settings, request.certificate)
@@ -216,10 +216,10 @@ def _uuid(text: str, what: str) -> str:
 
 @asynccontextmanager
 async def _statuses(context: Context) -> AsyncIterator[None]:
-    """Turn whatever is raised inside into a status."""
+    """Turn any exception raised inside into a gRPC status."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - logged, and told to the caller as a fault of ours
+    except Exception as error:  # noqa: BLE001 - logged, and reported to the caller as an internal error
         await _abort(error, context)
 
 
@@ -232,6 +232,6 @@ async def _abort(error: Exception, context: Context) -> NoReturn:
         log.error("rpc_failed", exc_info=error)
         code, sentence = "agent_fault", "Something went wrong in the agent: see its log on the host."
     status = _STATUS.get(code, grpc.StatusCode.FAILED_PRECONDITION)
-    # A controller takes so many bytes of it and no more, and words of a compose file may be in it.
+    # A controller accepts a limited number of bytes, and the sentence may quote a compose file.
     await context.abort(status, clean_sentence(sentence), ((CODE_KEY, code),))
     raise AssertionError("abort raises")

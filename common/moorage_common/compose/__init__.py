@@ -1,1 +1,1 @@
-"""Docker Compose: its command lines, what it prints, and what an app's files make the host read."""
+"""Docker Compose: its command lines, its output, and the checks of an app's compose files."""

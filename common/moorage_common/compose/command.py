@@ -1,4 +1,4 @@
-"""An operation as an argv: the one command definition for both transports."""
+"""An operation as an argv: the only command definition, for both transports."""
 
 import os
 import re
@@ -23,35 +23,35 @@ while [ $# -gt 0 ]; do
 done
 exit $code
 """
-"""Runs argvs given as COUNT ARG... one after the other; the last one's code counts. What `eval` sees is only
+"""Runs argvs given as COUNT ARG... one after the other; the exit code is the last one's. `eval` only gets
 references to positional parameters ("${2}" "${3}"), never an argument's text."""
 
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-"""What Compose takes as a project's name."""
+"""Compose's syntax of a project name."""
 _FILE_CHARACTERS = 255
 CLEAN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KEPT = ("HOME", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY")
 _FIRM = {
-    # Else Compose runs git in the app's folder, and git what that folder's .git/config says.
+    # Otherwise Compose runs git in the app's folder, and git runs commands from that folder's .git/config.
     "COMPOSE_EXPERIMENTAL_GIT_REMOTE": "false",
     "COMPOSE_EXPERIMENTAL_OCI_REMOTE": "false",
-    # Compose must read what was looked through: with these a `.env` changes what its own lines, and paths, mean.
+    # Compose must read the checked content: with these a `.env` changes the meaning of its own lines and paths.
     "COMPOSE_DISABLE_ENV_FILE": "false",
     "COMPOSE_CONVERT_WINDOWS_PATHS": "false",
-    # buildx asks git about the folder, with the environment that a `.env` adds to.
+    # buildx runs git on the folder, with an environment that a `.env` extends.
     "BUILDX_GIT_INFO": "false",
     "BUILDX_GIT_CHECK_DIRTY": "false",
     "BUILDX_GIT_LABELS": "",
 }
-"""What the environment of Compose says, a `.env` in the app's folder can't say otherwise."""
+"""Set in Compose's environment, which a `.env` in the app's folder can't override."""
 _NO_CONFIG = "/nonexistent"
 
 
 def start_command(compose: str | Sequence[str], kind: OperationKind) -> list[str]:
     """Return the argv of a start (`up -d`) or a restart, run in the app's directory.
 
-    A restart makes all containers anew, and removes those of services that are no more in the app's files. A start
-    takes nothing away that runs.
+    A restart recreates all containers, and removes those of services that are no longer in the app's files. A start
+    removes no running container.
     """
     argv = [*_base(compose), "up", "-d"]
     if kind is OperationKind.RESTART:
@@ -62,14 +62,14 @@ def start_command(compose: str | Sequence[str], kind: OperationKind) -> list[str
 def is_own_file(path: str) -> bool:
     """Whether a path can be one of an app's own compose files: relative, and plainly below the app's directory."""
     plain = path.isprintable() and all(part not in {"", ".", ".."} for part in path.split("/"))
-    # Compose takes `-` for its standard input, and lists files with commas in its labels.
+    # Compose reads `-` as its standard input, and separates files by commas in its labels.
     return plain and len(path) <= _FILE_CHARACTERS and not path.startswith("-") and "," not in path
 
 
 def with_files(compose: str | Sequence[str], files: Sequence[str]) -> list[str]:
-    """Return the argv that Compose's begins with where an app says which files are its own, relative to its directory.
+    """Return the beginning of Compose's argv for the compose files an app names, relative to its directory.
 
-    Without any it is Compose that looks for them.
+    Without any, Compose looks for the default names.
     """
     return [*_words(compose), *(word for file in files for word in ("-f", file))]
 
@@ -77,7 +77,7 @@ def with_files(compose: str | Sequence[str], files: Sequence[str]) -> list[str]:
 def down_command(compose: str | Sequence[str], project: str) -> list[str]:
     """Return the argv of a `down` by the project's name alone, from the labels of its containers: run it in `/`.
 
-    It reads no compose file and no `.env`. Raises ValueError for a name that Compose wouldn't take as one.
+    It reads no compose file and no `.env`. Raises ValueError for a name that Compose wouldn't accept.
     """
     if not PROJECT_NAME.fullmatch(project):
         raise ValueError("the name of a Compose project is lower case letters, digits, dashes and underscores")
@@ -90,7 +90,7 @@ def config_command(compose: str | Sequence[str], *, environment: bool = False) -
 
 
 def steps_command(steps: Sequence[Sequence[str]]) -> list[str]:
-    """Return one argv that runs several in turn, each whatever became of the one before; the last one's code counts."""
+    """Return one argv that runs several in sequence, regardless of failures; its exit code is the last one's."""
     counted = [word for step in steps for word in (str(len(step)), *step)]
     return ["/bin/sh", "-c", _STEPS, "moorage-steps", *counted]
 
@@ -98,9 +98,9 @@ def steps_command(steps: Sequence[Sequence[str]]) -> list[str]:
 def clean_environment(directory: str, base: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the whole environment of a Compose command run in `directory`.
 
-    Only what Docker needs is kept of `base` (this process's own by default): a variable of ours must not
-    interpolate into somebody's compose file, nor a bundled interpreter's library path reach a child. Docker's folder
-    of settings names programs (plugins, credential helpers): it is never one inside the app's own directory.
+    Only the variables Docker needs are kept from `base` (this process's own by default): our own variables must not
+    be interpolated into an app's compose file, and a bundled interpreter's library path must not reach a child.
+    Docker's config folder names programs (plugins, credential helpers): it is never one inside the app's directory.
     """
     base = os.environ if base is None else base
     kept = {name: base[name] for name in _KEPT if name in base}
@@ -113,7 +113,7 @@ def clean_environment(directory: str, base: Mapping[str, str] | None = None) -> 
 
 
 def _words(compose: str | Sequence[str]) -> list[str]:
-    """Return the argv that Compose's begins with: a program, or several words (`docker compose`)."""
+    """Return the beginning of Compose's argv: a program, or several words (`docker compose`)."""
     return [compose] if isinstance(compose, str) else list(compose)
 
 

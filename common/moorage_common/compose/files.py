@@ -1,6 +1,6 @@
-"""What an app's compose files would make their host read, run or fetch: looked through before Compose sees them.
+"""Check of an app's compose files, before Compose reads them: what they would make their host read, run or fetch.
 
-Pure: the walk says which paths it has to know, and whoever runs it looks them up on the host (`Found`).
+Pure: the walk yields the paths it needs, and its caller looks them up on the host (`Found`).
 """
 
 from collections.abc import Collection, Generator, Mapping, Sequence
@@ -20,13 +20,13 @@ _MOST_PATHS = 2000
 _MOST_TASKS = 256
 _MOST_BYTES = 4 << 20
 _MOST_NODES = 1_000_000
-"""Looked at in all: a file that is included again and again costs its nodes each time."""
+"""Visited nodes in total: each inclusion of a file counts its nodes again."""
 _DEFAULT_FILES = (*COMPOSE_FILES, *OVERRIDE_FILES)
 _RESOLVED_BYTES = 8 << 20
 
 
 class Kind(StrEnum):
-    """What a path is, links followed."""
+    """The kind of file at a path, symlinks followed."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -36,7 +36,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A path to look up. `content`: an ordinary file's bytes are wanted, one more than FILE_BYTES at most."""
+    """A path to look up. `content`: include a regular file's bytes, FILE_BYTES + 1 at most."""
 
     path: str
     content: bool = False
@@ -44,7 +44,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found at a path. `real` has its links resolved; `content` is None where it wasn't asked or can't be."""
+    """The result for a path. `real` has its symlinks resolved; `content` is None if not requested or not readable."""
 
     kind: Kind
     real: str
@@ -52,16 +52,15 @@ class Found:
 
 
 Walk = Generator[Sequence[Ask], Mapping[str, Found], "Walked"]
-"""Yields paths to look up, is sent what was found, by path, and returns the outcome."""
+"""Yields paths to look up, is sent the results by path, and returns the outcome."""
 
 
 @dataclass(frozen=True, slots=True)
 class Walked:
-    """`files` are all paths that it depends on, there or missing. `refusal` says why Compose must not read them.
+    """`files` are all paths the result depends on, existing or not. `refusal` is why Compose must not read them.
 
-    `quotable`: what Compose complains of may be shown; else it may quote a file of somebody else's. `services` are all
-    that the files declare, those of profiles that aren't active too. `config_files` are those that Compose reads first,
-    links resolved.
+    `quotable`: Compose's errors may be shown; else they may quote another user's file. `services` are all that the
+    files declare, those of inactive profiles too. `config_files` are those that Compose reads first, symlinks resolved.
     """
 
     files: Sequence[str]
@@ -73,7 +72,7 @@ class Walked:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A compose file to look through, named at `place`. Relative paths begin at `base`; `service` alone matters."""
+    """A compose file to check, named at `place`. Relative paths begin at `base`; `service` limits it to one."""
 
     file: str
     base: str
@@ -81,18 +80,18 @@ class _Task:
     place: str
     service: str | None = None
     by_extends: bool = False
-    """Whether a service elsewhere extends one of this file."""
+    """Whether a service elsewhere extends one in this file."""
 
     @property
     def key(self) -> object:
-        """What makes it another one: a file means something else with other variables."""
+        """Its identity: with other variables the same file has another meaning."""
         return self.file, self.base, self.service, self.by_extends, self.variables.state
 
 
 def walk_app(directory: str, variables: Variables, home: str, rules: Rules, compose_files: Sequence[str] = ()) -> Walk:
-    """Look through the files of the app in a real directory. `rules` have their links resolved.
+    """Check the files of the app in a real directory. `rules` have their symlinks resolved.
 
-    `compose_files` are those that the app says are its own, in place of what Compose would look for.
+    `compose_files` are those that the app names, in place of the default names.
     """
     walk = _AppWalk(directory, home, rules, [normpath(join(directory, file)) for file in compose_files])
     refusal = None
@@ -105,7 +104,7 @@ def walk_app(directory: str, variables: Variables, home: str, rules: Rules, comp
 
 
 def walk_resolved(config: str, directory: str, rules: Rules) -> Walk:
-    """Look through what Compose made of all files together (`config --format json`): nothing may have come about."""
+    """Check Compose's merged result of all files (`config --format json`): merging must not add anything forbidden."""
     walk = _AppWalk(directory, directory, rules)
     refusal = None
     try:
@@ -129,7 +128,7 @@ class _AppWalk:
     home: str
     rules: Rules
     first: Sequence[str] = ()
-    """The files that Compose reads first: given ones, else those that it finds."""
+    """The files that Compose reads first: the given ones, else those it finds."""
     found: dict[str, Found] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     stamped: set[str] = field(default_factory=set)
@@ -145,10 +144,10 @@ class _AppWalk:
         self.given = bool(self.first)
 
     def run(self, variables: Variables) -> Generator[Sequence[Ask], Mapping[str, Found], None]:
-        """Look through all files. Raises Refused."""
+        """Check all files. Raises Refused."""
         files, beside = self.first, self.directory
         if self.given:
-            beside = ""  # Compose reads the settings beside the first one alone
+            beside = ""  # Compose only reads the .env beside the first file
         else:
             settings = join(beside, ".env")
             yield from self._request_paths([Ask(join(beside, n), content=True) for n in (".env", *_DEFAULT_FILES)])
@@ -174,14 +173,14 @@ class _AppWalk:
             for task in new:
                 documents = self._documents(task.file, task.place)
                 if task.by_extends and len(documents) > 1:
-                    # Compose merges them before it looks what a service there extends.
+                    # Compose merges them before it resolves what a service there extends.
                     raise Refused("unreadable_compose_file", f"{task.place}: what it names must be one document.")
                 for document in documents:
                     tasks += yield from self._document(document, task)
         yield from self.check_places()
 
     def check_places(self) -> Generator[Sequence[Ask], Mapping[str, Found], None]:
-        """See that what the files name lies where it may."""
+        """Check that all named paths are in allowed places."""
         places = [p for p in self.places.named if p.read or p.allowed != EVERYWHERE]
         yield from self._request_paths([Ask(path) for p in places for path in (p.path, p.same_as) if path is not None])
         for place in places:
@@ -216,12 +215,12 @@ class _AppWalk:
         )
 
     def _content(self, path: str, place: str) -> bytes | None:
-        """Return what an ordinary file that may be read holds; None where there is none, which Compose says best."""
+        """Return the bytes of a readable regular file; None if there is none, which Compose reports better."""
         about = self.found[path]
         if path == "/dev/null":
             return None
         if not is_below(about.real, self.rules.readable):
-            # The path itself is not shown: a variable may have put a secret into it.
+            # The path itself is not shown: it may contain a secret from a variable.
             allowed = ", ".join(self.rules.readable) or "nothing yet"
             subject = f"{dirname(about.real) or '/'} is" if place == path else "it leads"
             sentence = f"{place}: {subject} outside the directories that the host's policy allows ({allowed})."
@@ -278,7 +277,7 @@ class _AppWalk:
         return [path for path in paths if self.found[path].kind is not Kind.NOTHING]
 
     def _name_project(self, files: Sequence[str], base: str, variables: Variables) -> None:
-        """Set what Compose sets itself while it reads on: the project's name."""
+        """Set the variable that Compose sets itself while it reads: the project's name."""
         try:
             name = variables.get("COMPOSE_PROJECT_NAME") or ""
             if not name:
@@ -291,7 +290,7 @@ class _AppWalk:
         variables.set("COMPOSE_PROJECT_NAME", plain)
 
     def _named_at(self, file: str) -> str:
-        """Return where a first file is named: nowhere, when it bears one of the known names."""
+        """Return the place that names a first file: itself, if given or of a default name, else COMPOSE_FILE."""
         if self.given or basename(file) in _DEFAULT_FILES:
             return where(file)
         return where(join(self.directory, ".env"), key="COMPOSE_FILE")

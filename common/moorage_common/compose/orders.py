@@ -1,4 +1,4 @@
-"""A start or a stop of an app as an order for the journal, whoever brings it to the host."""
+"""A start or a stop of an app as an order for the journal, for every transport to the host."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -17,11 +17,11 @@ from moorage_common.journal.types import Order
 from moorage_common.logging import request_id
 
 Compose = str | Sequence[str]
-"""The Compose program, or the argv that it begins with."""
+"""The Compose program, or the beginning of its argv."""
 
 
 def paused(identity: AppIdentity, containers: Iterable[Container]) -> list[str]:
-    """Return the ids of an app's paused containers, which are to go on before a start: Compose fails over them."""
+    """Return the ids of an app's paused containers, to be unpaused before a start: Compose fails on them."""
     return [c.state.id for c in containers if c.state.state == "paused" and not c.state.one_off and identity.owns(c)]
 
 
@@ -33,7 +33,7 @@ def up_order(
     environment: Mapping[str, str],
     before: Sequence[Sequence[str]] = (),
 ) -> tuple[Order, set[str]]:
-    """Return the order of a start or restart, and the project names it works on; `before` are argvs to run first."""
+    """Return the order of a start or restart, and the project names it affects; `before` are argvs to run first."""
     argv = start_command(with_files(compose, identity.compose_files), kind)
     if before:
         argv = steps_command([*before, argv])
@@ -49,15 +49,15 @@ def down_order(
     sweep: Sequence[str],
     environment: Mapping[str, str],
 ) -> tuple[Order, set[str]]:
-    """Return the order of a stop, and the project names it works on.
+    """Return the order of a stop, and the project names it affects.
 
-    It runs in `/` and reads nothing in the app's folder, which may hold anything by now: `down` by each name, in the
-    order and with the grace periods that the containers' labels tell, then `sweep`; never by a name that others bear.
-    Where there is no Compose the sweep does it alone.
+    It runs in `/` and reads nothing in the app's folder, whose content may have changed: `down` by each name, in the
+    order and with the grace periods of the containers' labels, then `sweep`; never by a name that other apps use.
+    Without Compose only the sweep runs.
     """
     names = {c.project for c in containers if identity.owns(c)}
     names |= {p.name for p in (identity.project, identity.last_project) if p is not None}
-    # What bears a name that Compose takes for none is left to the sweep, which knows it by its directory.
+    # Containers whose project name Compose rejects are left to the sweep, which finds them by directory.
     safe = sorted(
         name
         for name in names

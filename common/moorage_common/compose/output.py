@@ -1,4 +1,4 @@
-"""What Compose prints, for people: JSON progress as lines, everything else as it is."""
+"""Compose's output in readable form: JSON progress as lines, everything else unchanged."""
 
 import re
 from collections.abc import Iterator
@@ -8,39 +8,39 @@ from moorage_common.untrusted import UntrustedError, last_state, parse_json
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _LONGEST_ENTRY = 1 << 20
-"""A longer line is no entry of Compose's."""
+"""A longer line isn't an entry of Compose."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _QUESTION = re.compile(
     r"(Volume \"[^\"\s]{1,255}\" exists but doesn't match configuration in compose file\. "
     r"Recreate \(data will be lost\)\?)"
 )
-"""What Compose asks, without a line break after it, of whoever isn't there to answer; it goes on as after a no."""
+"""Compose's interactive question, without a line break after it; unanswered, Compose continues as after a no."""
 _VOLUME = re.compile(r'Volume "([^"\s]{1,255})" exists but doesn\'t match configuration in compose file\.')
 _ENTRY = re.compile(r'\{"(?:id|parent_id|error|level|time)":')
 _HINTS = {
     "project name must not be empty": ": the name of its directory has no Latin letter and no digit that Compose could "
     "make one of. Write a line `name:` with one at the top of the compose file.",
 }
-"""What to do about a reason that Compose only names."""
+"""Advice for a reason that Compose only names."""
 _MOST_STARTS = 8
-"""So many places of a line are tried as the beginning of an entry."""
+"""The number of offsets in a line that are tried as the beginning of an entry."""
 _LEFT_NETWORK = re.compile(r"Network (\S{1,255}) (?:Resource is still in use|Still in use(?: by (.{1,500}))?)")
-"""As Compose says it, and as the last step of a stop does, which knows by whom."""
+"""The line of Compose, and of the last step of a stop, which adds the users."""
 _CRASH = re.compile(
-    # Go's own words, and after a few lines the first goroutine with its state: nobody else begins lines so.
+    # The Go runtime's message, and after a few lines the first goroutine with its state: a unique combination.
     r"^(?:.*\(data will be lost\)\?)?((?:panic|fatal error|SIG[A-Z]{3,6}): .*)\n(?:.*\n){0,12}?"
     r"goroutine \d+ (?:gp=\S+ m=\S+ (?:mp=\S+ )?)?\[[^\]\n]+\]:$",
     re.MULTILINE,
 )
 _CRASH_CODES = frozenset({128 + 4, 128 + 6, 128 + 7, 128 + 8, 128 + 11})
-"""Exit codes of what ended by ILL, ABRT, BUS, FPE or SEGV: nobody sends these to call something off."""
+"""Exit codes of an end by ILL, ABRT, BUS, FPE or SEGV: none of these is sent to cancel a command."""
 
 
 def render(raw: str) -> str:
     """Return raw output as readable lines: JSON progress as "Container x-1 Started", unknown lines unchanged.
 
-    Terminal control sequences are taken out; of progress that overwrites its line the last state is shown. A line that
-    repeats the one before it (Compose prints some twice) is shown once.
+    Terminal control sequences are removed; progress that overwrites its line is reduced to the last state. A line that
+    repeats the previous one (Compose prints some twice) is shown once.
     """
     lines: list[str] = []
     for text in (text for line in raw.split("\n") for text in readable(line)):
@@ -50,9 +50,9 @@ def render(raw: str) -> str:
 
 
 def render_end(data: bytes, limit: int) -> str:
-    """Return the end of an output as `render` shows it: of `limit` bytes only the whole lines, behind a remark.
+    """Render the end of an output: the complete lines within its last `limit` bytes, after a remark.
 
-    Less is all of it. A line whose beginning is missing can't be read, and may begin inside a character.
+    A shorter output is rendered whole. A line without its beginning is unreadable, and may begin inside a character.
     """
     if len(data) < limit:
         return render(data.decode(errors="replace"))
@@ -61,14 +61,14 @@ def render_end(data: bytes, limit: int) -> str:
 
 
 def readable(line: str) -> list[str]:
-    """Return what `render` shows of one raw line: mostly one text, none where there is nothing to be read."""
+    """Render one raw line: usually one text, none if it has nothing readable."""
     return [_progress_text(_json(part), part) for part in _parts(line)]
 
 
 def crash(raw: str, exit_code: int) -> str | None:
-    """Return what Go says of a crash of Compose itself, wherever in its output that is; None where there was none.
+    """Return Go's message of a crash of Compose itself, anywhere in its output; None if there was none.
 
-    A stop goes on after one, so that its exit code may be 0.
+    A stop continues after a crash, so its exit code may be 0.
     """
     found = _CRASH.search(raw) if "\ngoroutine " in raw else None
     if found is not None:
@@ -77,7 +77,7 @@ def crash(raw: str, exit_code: int) -> str | None:
 
 
 def remarks(rendered: str) -> list[str]:
-    """Return, as sentences, what an operation that succeeded has not done: by its output as `render` shows it."""
+    """Return sentences about the parts that a successful operation has not done, from its rendered output."""
     lines = rendered.split("\n")
     volumes = dict.fromkeys(found[1] for line in lines if (found := _VOLUME.match(line)))
     sentences = [
@@ -100,7 +100,7 @@ def remarks(rendered: str) -> list[str]:
 
 
 def error_sentence(raw: str) -> str | None:
-    """Return what Compose gave as the reason of a failure, None where it printed nothing at all.
+    """Return Compose's reason for a failure, None if it printed nothing.
 
     The last `{"error":true}` message, else the last detail of a step in error, else the last line.
     """
@@ -122,7 +122,7 @@ def _lines(raw: str) -> Iterator[str]:
 
 
 def _parts(line: str) -> Iterator[str]:
-    """Yield what a line consists of: a question of Compose's has no line break, whatever comes after it."""
+    """Split a line into its parts: a question of Compose has no line break before the next output."""
     for part in _QUESTION.split(_clean(line)):
         start = 0 if part.startswith("{") else _entry_start(part)
         for text in (part[:start].strip(), part[start:].strip()):
@@ -131,7 +131,7 @@ def _parts(line: str) -> Iterator[str]:
 
 
 def _entry_start(part: str) -> int:
-    """Return where an entry begins in a line that begins otherwise; 0 where none does."""
+    """Return the offset of an entry in a line that begins with other text; 0 if there is none."""
     for found in islice(_ENTRY.finditer(part), _MOST_STARTS):
         if _json(part[found.start() :]) is not None:
             return found.start()
@@ -158,7 +158,7 @@ def _json(line: str) -> dict[str, object] | None:
 
 
 def _progress_text(entry: dict[str, object] | None, line: str) -> str:
-    """Return an entry as text, or the line itself where the entry says nothing. Never empty."""
+    """Return an entry as text, or the line itself if the entry has no text. Never empty."""
     if entry is None:
         return line
     if entry.get("error") is True or "level" in entry:
@@ -166,5 +166,5 @@ def _progress_text(entry: dict[str, object] | None, line: str) -> str:
     else:
         words = (str(entry[key]) for key in ("id", "text", "details") if "id" in entry and entry.get(key))
         said = " ".join(map(last_state, words))
-    # A JSON string may hold what a raw line can't: it is cleaned once more.
+    # A JSON string may contain characters that a raw line can't: it is cleaned again.
     return _clean(said) or line

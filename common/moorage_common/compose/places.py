@@ -1,4 +1,4 @@
-"""The keys of a compose file by which the host reads, runs or fetches something, and what is refused of it."""
+"""The keys of a compose file that make the host read, run or fetch something, and their checks."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from moorage_common.untrusted import clean_line
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|github\.com/|[^/\s]+@[^/\s]*:|git@", re.ASCII)
 _BUILT_ELSEWHERE = ("docker-image://", "service:", "target:")
-"""Contexts of a build that are no files and no addresses: images, and what the same build makes."""
+"""Build contexts that are neither files nor URLs: images, and results of the same build."""
 _OCI_LAYOUT = "oci-layout://"
 _LAYERS = re.compile(r"(?:lower|upper|work)dir=([^,]*)")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
@@ -25,7 +25,7 @@ _MOUNTED = "the host's policy (`allow_bind_mounts`) doesn't allow to mount that 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A path that a file names. `allowed`: below which directories it may lie. `read`: Compose itself reads it."""
+    """A path that a file names. `allowed`: the directories it may be below. `read`: Compose itself reads it."""
 
     path: str
     where: str
@@ -34,18 +34,18 @@ class Place:
     outside: str = _OUTSIDE
     read: bool = False
     same_as: str | None = None
-    """Where `path` has to lead, as somebody cleans it who knows no links: Compose leaves some paths as they stand."""
+    """The lexically cleaned path, which must resolve to the same file as `path`: Compose leaves some uncleaned."""
 
 
 def where(file: str, service: str = "", key: str = "") -> str:
-    """Return how a sentence begins that tells of a place in a file."""
+    """Return the beginning of a sentence about a place in a file."""
     named = [file, f"service {clean_line(service, _SHOWN)}" if service else "", f"`{key}`" if key else ""]
     return ", ".join(part for part in named if part)
 
 
 @dataclass(slots=True)
 class Places:
-    """What the files seen so far name: paths to be compared, and other compose files that services extend."""
+    """The collected names of the files: paths to check, and other compose files that services extend."""
 
     rules: Rules
     home: str
@@ -54,14 +54,14 @@ class Places:
     _at: "_At" = field(init=False)
 
     def take_extended(self) -> list[tuple[str, str, str]]:
-        """Return file (empty: the same), service and place of what was extended since it was last asked."""
+        """Return file (empty: the same), service and place of each `extends` since the last call."""
         taken, self._extended = self._extended, []
         return taken
 
     def local(self, text: str, place: str, base: str, variables: Variables) -> str:
         """Return the path that a compose file names; empty for an empty text.
 
-        Raises Refused for a remote one, and where it can't be told.
+        Raises Refused for a remote one, and if it can't be determined.
         """
         try:
             filled = variables.fill(text)
@@ -70,14 +70,14 @@ class Places:
         if not filled:
             return ""
         if _REMOTE.match(filled):
-            # Even where the policy allows it: what would come is not there to be looked through.
+            # Even if the policy allows it: its content isn't available for the check.
             raise Refused("remote_resource_not_allowed", f"{place}: compose files from elsewhere are not fetched.")
         path = _path_of(filled, base, place)
         self._see_where_it_leads(filled, Place(path, place, self.rules.readable))
         return path
 
     def services(self, document: Node, file: str, base: str, variables: Variables, only: str | None = None) -> None:
-        """Look through a document of a file; `only` is the one service that is extended there. Raises Refused."""
+        """Check a document of a file; `only` is the single service that is extended there. Raises Refused."""
         self._at = _At(file, base, variables)
         for name, service in document.entries("services"):
             if only is None or name == only:
@@ -108,7 +108,7 @@ class Places:
                 self._path(text, "develop.watch.path")
 
     def _container(self, service: Node) -> None:
-        """Look at what services and hooks of a service have in common."""
+        """Check the keys common to services and to hooks of a service."""
         for key in ("env_file", "label_file"):
             for element in service.elements(key):
                 for text in [element.text] if element.text is not None else element.texts("path"):
@@ -204,13 +204,13 @@ class Places:
             self._bind(self._interpolated(source, "volumes"), "volumes", sure=not kinds or not kinds <= _NO_PATH)
 
     def _device(self, volume: Node) -> None:
-        """Look at what a volume of the driver `local` mounts."""
+        """Check the mounts of a volume of the driver `local`."""
         if self.rules.binds is True:
             return
         key = "volumes.driver_opts"
         for text in volume.texts("driver_opts", "device"):
             device = self._interpolated(text, key)
-            if not device.startswith("//"):  # of a network's file system
+            if not device.startswith("//"):  # a network file system's
                 self._bind(device, key)
         for text in volume.texts("driver_opts", "o"):
             for paths in _LAYERS.findall(self._interpolated(text, key)):
@@ -218,7 +218,7 @@ class Places:
                     self._bind(path, key, sure=True)
 
     def _bind(self, source: str, key: str, *, sure: bool = False) -> None:
-        """Note what is mounted into a container; `sure`: it is no volume's name, whatever it looks like."""
+        """Add the source of a mount; `sure`: it is a path, not a volume's name, regardless of its form."""
         binds = self.rules.binds if isinstance(self.rules.binds, Sequence) else ()
         place = Place("", self._at.place(key), binds, "bind_mount_not_allowed", _MOUNTED)
         if _WINDOWS.match(source):
@@ -234,7 +234,7 @@ class Places:
         return Place("", self._at.place(key), EVERYWHERE if "/" in allowed else allowed, read=read)
 
     def _interpolated(self, text: str, key: str) -> str:
-        """Return a text with its variables filled in. Raises Refused where that can't be told."""
+        """Interpolate the variables of a text. Raises Refused if that can't be determined."""
         try:
             return self._at.variables.fill(text)
         except UnsureError:
@@ -248,13 +248,13 @@ class Places:
         self._see_where_it_leads(filled, named)
 
     def _see_where_it_leads(self, filled: str, named: Place) -> None:
-        """Note a path with `..` as it stands, too: behind a link that is another one."""
+        """Add a path with `..` uncleaned, too: after a symlink it is another one."""
         if filled.startswith("/") and ".." in filled.split("/"):
             self.named.append(replace(named, path=filled, same_as=named.path, read=False))
 
 
 def _path_of(text: str, base: str, place: str) -> str:
-    """Return a path as Compose makes it absolute. Raises Refused for a text that can't be one, or can't be shown."""
+    """Make a path absolute as Compose does. Raises Refused for an invalid path, or one that can't be shown."""
     try:
         text.encode()
         plain = not {"\0", "\n", "\r"} & set(text)
@@ -266,7 +266,7 @@ def _path_of(text: str, base: str, place: str) -> str:
 
 
 def ambiguous(place: str) -> Refused:
-    """Return the refusal of what could be read in more than one way."""
+    """Return the refusal of an ambiguous file."""
     return Refused(
         "unreadable_compose_file", f"{place}: write each key once, without `!reset` and `!override`, to be sure of it."
     )
@@ -278,7 +278,7 @@ def _unsure(place: str) -> Refused:
 
 @dataclass(slots=True)
 class _At:
-    """Where in the files the look is."""
+    """The current position of the check."""
 
     file: str
     base: str
@@ -286,5 +286,5 @@ class _At:
     service: str = ""
 
     def place(self, key: str) -> str:
-        """Return how a sentence about a key begins."""
+        """Return the beginning of a sentence about a key."""
         return where(self.file, self.service, key)

@@ -1,4 +1,4 @@
-"""What a compose file may make its host read, run or fetch; the policy file of a host says it."""
+"""The rules of a host's policy file: what a compose file may make the host read, run or fetch."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ EVERYWHERE = ("/",)
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """`roots`, `paths` and a list of `binds` are absolute paths, with their links resolved where they are compared.
+    """`roots`, `paths` and a list of `binds` are absolute paths, compared with their symlinks resolved.
 
-    Apps lie below the roots. Files that Compose reads lie there or below `paths`; what is mounted into containers lies
-    anywhere (True), nowhere (False), or below one of `binds`. `providers` are the types that `provider:` may name.
+    Apps are below the roots. Files that Compose reads are there or below `paths`; sources of bind mounts are anywhere
+    (True), nowhere (False), or below one of `binds`. `providers` are the types that `provider:` may name.
     """
 
     roots: Sequence[str]
@@ -23,23 +23,23 @@ class Rules:
 
     @property
     def readable(self) -> Sequence[str]:
-        """Below which directories the files lie that Compose may read."""
+        """The directories below which Compose may read files."""
         return (*self.roots, *self.paths)
 
     @property
     def listed(self) -> Sequence[str]:
-        """All paths that are compared."""
+        """All paths used in comparisons."""
         return (*self.readable, *(self.binds if isinstance(self.binds, Sequence) else ()))
 
     def resolved(self, real: Mapping[str, str]) -> "Rules":
-        """Return these with each path as `real` has it."""
+        """Return the rules with each path resolved by `real`."""
         binds = self.binds if isinstance(self.binds, bool) else tuple(real[path] for path in self.binds)
         roots, paths = (tuple(real[path] for path in listed) for listed in (self.roots, self.paths))
         return replace(self, roots=roots, paths=paths, binds=binds)
 
 
 def parse_rules(text: str) -> Rules:
-    """Return the rules of a policy file (TOML). Raises ValueError for what can't be right; ignores unknown names."""
+    """Parse the rules of a policy file (TOML). Raises ValueError for invalid values; ignores unknown names."""
     told = tomllib.loads(text)
     binds = told.get("allow_bind_mounts", True)
     remote = told.get("allow_remote_resources", False)
@@ -58,12 +58,12 @@ def parse_rules(text: str) -> Rules:
 
 
 def is_below(path: str, directories: Sequence[str]) -> bool:
-    """Whether a path is one of the directories or lies below one; all have their links resolved."""
+    """Whether a path is one of the directories or below one; all have their symlinks resolved."""
     return any(path == each or path.startswith(each.rstrip("/") + "/") for each in directories)
 
 
 def _paths(name: str, listed: object) -> Sequence[str]:
-    # Strict: a lone string would be read letter by letter, "" would be the agent's own directory.
+    # Strict: a single string would be iterated by character, and "" would be the agent's own directory.
     if not isinstance(listed, list) or not all(
         isinstance(p, str) and p.startswith("/") and "\0" not in p for p in listed
     ):

@@ -1,4 +1,4 @@
-"""Variables as Compose puts them into a compose file, for the plain cases; what isn't plain is not guessed."""
+"""Compose's variable interpolation, for the plain cases; other cases are reported as unsure, not guessed."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -17,11 +17,11 @@ Lookup = Callable[[str], str | None]
 
 
 class UnsureError(Exception):
-    """What a text becomes can't be told for sure."""
+    """The interpolated text can't be determined for sure."""
 
 
 class Variables:
-    """What a compose file's variables stand for; a name that an unclear line may have set is not told."""
+    """The values of a compose file's variables; a name that an unclear line may have set is unsure."""
 
     def __init__(self, fixed: Mapping[str, str], unsure: Iterable[str] = ()) -> None:
         self._known: dict[str, str] = dict(fixed)
@@ -30,7 +30,7 @@ class Variables:
         self._all_unsure = False
 
     def get(self, name: str) -> str | None:
-        """Return a variable's value, None where it is not set. Raises UnsureError."""
+        """Return a variable's value, None if it is not set. Raises UnsureError."""
         if name in self._fixed:
             return self._known[name]
         if self._all_unsure or name in self._unsure:
@@ -39,24 +39,24 @@ class Variables:
 
     @property
     def state(self) -> object:
-        """What makes two of these the same."""
+        """A hashable value, equal for equal variables."""
         return frozenset(self._known.items()), frozenset(self._unsure), self._all_unsure
 
     def set(self, name: str, value: str) -> None:
-        """Set a variable, whatever a file says."""
+        """Set a variable; files don't override it."""
         self._known[name] = value
         self._fixed |= {name}
 
     def doubt(self, name: str) -> None:
-        """Note that nobody knows what a variable is."""
+        """Mark a variable as unsure."""
         self._known.pop(name, None)
         self._fixed -= {name}
         self._unsure.add(name)
 
     def with_files(self, *texts: str) -> "Variables":
-        """Return these with those of files of variables (`.env`) beneath, which Compose reads together.
+        """Return a copy with lower-priority variables of files (`.env`), which Compose reads together.
 
-        What is set already stays; what two of the files set otherwise is not told.
+        Existing values stay; a name that two of the files set differently is unsure.
         """
         merged = Variables(self._known, self._unsure)
         merged._fixed, merged._all_unsure = self._fixed, self._all_unsure
@@ -70,7 +70,7 @@ class Variables:
             for name, value in file.found.items():
                 if name in self._known or name in self._unsure:
                     continue
-                # In a later file a line of its own counts first: what it makes of this name is not guessed.
+                # In a later file its own lines take precedence: the meaning of this name there is not guessed.
                 outer.doubt(name)
                 if value is None or name in merged._unsure or merged._known.get(name, value) != value:
                     merged.doubt(name)
@@ -79,21 +79,21 @@ class Variables:
         return merged
 
     def fill(self, text: str) -> str:
-        """Return a text with its variables filled in. Raises UnsureError for anything that isn't plain."""
+        """Interpolate the variables of a text. Raises UnsureError for anything that isn't plain."""
         return _fill(text, self.get, 0)
 
 
 class _File:
-    """One file of variables. `found` maps a name to its value, None where that can't be told."""
+    """One file of variables. `found` maps a name to its value, None if that is unsure."""
 
     def __init__(self, outer: Variables) -> None:
         self._outer = outer
         self.found: dict[str, str | None] = {}
         self.broken = False
-        """Whether it could not be read to its end: then any variable may be set."""
+        """Whether it could not be parsed to its end: then any variable may be set."""
 
     def read(self, text: str) -> None:
-        """Read it."""
+        """Parse the file."""
         position = 0
         while True:
             while position < len(text) and text[position].isspace():
@@ -129,7 +129,7 @@ class _File:
                 self.found[name] = value
 
     def _value(self, name: str, text: str, position: int) -> int | None:
-        """Note the value that begins there, and return where it ends; None where that can't be told."""
+        """Store the value that begins there, and return the offset of its end; None if that is unsure."""
         while position < len(text) and text[position] in _BLANKS:
             position += 1
         quote = text[position : position + 1]
@@ -189,7 +189,7 @@ def _fill(text: str, get: Lookup, depth: int) -> str:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Return where the brace is closed. Raises UnsureError where it isn't."""
+    """Return the offset of the closing brace. Raises UnsureError if there is none."""
     depth, position = 0, opening
     while position < len(text):
         if text[position] == "}":

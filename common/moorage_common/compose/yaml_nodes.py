@@ -1,7 +1,7 @@
-"""A compose file as a tree of plain nodes, read within limits: nothing of it is built before it is known to be small.
+"""A compose file as a tree of plain nodes, parsed within limits: nothing is built before its size is checked.
 
-Looser than Compose where that finds more (all documents, all of several equal keys, merged keys beside own ones), and
-stricter where the two could read different things: such a file is refused.
+Looser than Compose if that finds more (all documents, all duplicates of a key, merged keys beside own ones), and
+stricter if the two could read different things: such a file is refused.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ FILE_BYTES = 1 << 20
 _DEPTH = 64
 _EVENTS = 200_000
 _VISITS = 400_000
-"""Nodes looked at with aliases followed: a file that unfolds to more is no compose file."""
+"""Nodes with aliases expanded: a file that expands to more is no compose file."""
 
 _ALTERING = frozenset({"!reset", "!override"})
 _TAGS = _ALTERING | frozenset(
@@ -22,13 +22,13 @@ _TAGS = _ALTERING | frozenset(
         for kind in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge")
     }
 )
-"""Not `!!binary`: Compose decodes it, and so reads another text than stands there."""
+"""Not `!!binary`: Compose decodes it, and so reads a text other than the written one."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE = "<<"
 
 
 class UnreadableError(Exception):
-    """A file can't be read within the limits; `str()` says why, and quotes nothing of it."""
+    """A file can't be parsed within the limits; `str()` is the reason, and doesn't quote the file."""
 
 
 @dataclass(slots=True)
@@ -40,12 +40,12 @@ class Node:
     pairs: list[tuple[str, "Node"]] | None = None
     null: bool = False
     altering: bool = False
-    """Tagged `!reset` or `!override`: Compose may take it away again."""
+    """Tagged `!reset` or `!override`: Compose may remove it."""
 
     def get(self, *keys: str) -> Iterator["Node"]:
-        """Yield what stands under a key, or under each key of a path, in a mapping; nothing elsewhere.
+        """Yield the values of a key, or of a path of keys, in a mapping; nothing for other nodes.
 
-        Keys are given in lower case, and found in any: Compose takes `Path` for `path` in an `include`.
+        Keys are given in lower case and match in any case: Compose accepts `Path` for `path` in an `include`.
         """
         if not keys:
             yield self
@@ -55,24 +55,24 @@ class Node:
                 yield from value.get(*keys[1:])
 
     def entries(self, *keys: str) -> Iterator[tuple[str, "Node"]]:
-        """Yield the pairs of the mappings under a path of keys, merged ones too."""
+        """Yield the pairs of the mappings at a path of keys, merged ones too."""
         for found in self.get(*keys):
             yield from found.members()
 
     def elements(self, *keys: str) -> Iterator["Node"]:
-        """Yield the items of the lists under a path of keys; what is no list is one item. Nothing for a null."""
+        """Yield the items of the lists at a path of keys; another node is its own single item. Nothing for a null."""
         for found in self.get(*keys):
             if not found.null:
                 yield from [found] if found.items is None else found.items
 
     def texts(self, *keys: str) -> Iterator[str]:
-        """Yield the scalars under a path of keys, or in lists there; no nulls."""
+        """Yield the scalars at a path of keys, or in lists there; no nulls."""
         for element in self.elements(*keys):
             if element.text is not None and not element.null:
                 yield element.text
 
     def is_plain(self) -> bool:
-        """Whether there is one way to read it: each key once, merged ones too, and nothing that is taken away again."""
+        """Whether it is unambiguous: each key once, merged ones too, and no tag that removes or overrides."""
         pending = [self]
         while pending:
             node = pending.pop()
@@ -84,7 +84,7 @@ class Node:
         return True
 
     def members(self) -> Iterator[tuple[str, "Node"]]:
-        """Yield the pairs of a mapping, those that are merged into it too."""
+        """Yield the pairs of a mapping, merged ones too."""
         for name, value in self.pairs or ():
             if name == _MERGE:
                 for merged in [value] if value.items is None else value.items:
@@ -120,7 +120,7 @@ def parse(content: bytes, limit: int = FILE_BYTES) -> list[Node]:
 
 
 def _documents(text: str) -> Iterator[Node]:
-    """Build from the parser's events, one by one: the parser itself recurses nowhere."""
+    """Build from the parser's events, one by one: the parser itself doesn't recurse."""
     builder = _Builder()
     for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         if count > _EVENTS:
@@ -136,7 +136,7 @@ class _Builder:
         self._anchors: dict[str, Node] = {}
 
     def take(self, event: yaml.Event) -> Node | None:
-        """Take an event in; returns the document that it ended."""
+        """Process an event; return the document that it completed, if any."""
         match event:
             case yaml.DocumentStartEvent():
                 self._anchors.clear()
@@ -162,7 +162,7 @@ class _Builder:
             case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
                 ended = self._open.pop()
                 if ended.anchor is not None:
-                    # Not before its end: Compose takes a node that holds itself for an error, too.
+                    # Only at its end, so that a node can't contain itself: Compose rejects that, too.
                     self._anchors[ended.anchor] = ended.node
                 return self._put(ended.node)
         return None

@@ -1,1 +1,1 @@
-"""The Docker Engine: its HTTP API, containers, logs, and which containers are an app's."""
+"""The Docker Engine: its HTTP API, containers, logs, and the assignment of containers to apps."""

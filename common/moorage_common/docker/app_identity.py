@@ -1,8 +1,8 @@
-"""Which containers are an app's. An app is a Compose project in a real directory; its name alone is not enough.
+"""The assignment of containers to apps. An app is a Compose project in a real directory; its name isn't enough.
 
-Its containers are those of its project name that Compose would make from this very directory, those whose working
-directory is this real directory whatever their project's name, and those of the project it was last seen as. Two
-directories of the same name have the same project name: each has its own containers, and never the other's.
+Its containers are those of its project name that Compose would make from this directory, those whose working directory
+is this real directory, under any project name, and those of the last seen project. Two directories of the same name
+have the same project name: each has its own containers, and never the other's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,22 +18,22 @@ from moorage_common.untrusted import UntrustedError, parse_json
 COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
 OVERRIDE_FILES = tuple(name.replace("compose.", "compose.override.") for name in COMPOSE_FILES)
 UNREADABLE = "unreadable_compose_file"
-"""The problem of an app of which Compose says what we can't make sense of; it is that app's alone."""
+"""The problem of an app for which Compose's output can't be understood; it affects that app alone."""
 DIRECTORY_HANGS = "directory_hangs"
-"""The problem of an app whose directory lies on a file system that doesn't answer."""
+"""The problem of an app whose directory is on a file system that doesn't answer."""
 _MOST_CONFIG = 8 << 20
 _MOST_NAMES = 16 << 10
-"""Bytes of all names together: they are kept in each order of the journal, which has room for 64 KiB."""
+"""Bytes of all names together: they are stored in each order of the journal, which is limited to 64 KiB."""
 _MOST_REPLICAS = 100_000
 NO_FILE = "no configuration file provided"
-"""Compose's words where it finds no file."""
+"""Compose's message if it finds no file."""
 _TOLD_BY_COMPOSE = frozenset({"", "compose_file_missing", "compose_file_invalid"})
-"""A start with one of these runs all the same: Compose says best what is wrong. With any other it is refused."""
+"""A start with one of these runs anyway: Compose reports the problem better. With any other it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class AppIdentity:
-    """An app on its host. `project` is what Compose calls it now; None where it can't tell (`problem` says why)."""
+    """An app on its host. `project` is Compose's current name of it; None if unknown (`problem` says why)."""
 
     cd_path: str
     real_directory: str
@@ -42,33 +42,33 @@ class AppIdentity:
     problem_code: str = ""
     problem: str = ""
     replicas: Mapping[str, int] = field(default_factory=dict)
-    """How many containers each service is to have, 0 where its profile isn't active; empty where that isn't known."""
+    """The desired number of containers of each service, 0 if its profile isn't active; empty if not known."""
     compose_files: Sequence[str] = ()
-    """The files that the app says are its own, relative to its directory; empty where Compose looks for them."""
+    """The compose files that the app names, relative to its directory; empty for the default names."""
     config_files: Sequence[str] = ()
-    """The files that Compose reads first, links resolved."""
+    """The files that Compose reads first, symlinks resolved."""
 
     def owns(self, container: Container) -> bool:
-        """Whether a container is this app's."""
+        """Whether a container belongs to this app."""
         seen = Project(container.project, container.directory)
         return container.directory == self.real_directory or seen in (self.project, self.last_project)
 
     def is_foreign(self, container: Container, name: str) -> bool:
-        """Whether a container bears that project name, but belongs to another real directory."""
+        """Whether a container has that project name, but belongs to another real directory."""
         return container.project == name and not self.owns(container)
 
     @property
     def named(self) -> Project | None:
-        """The project as it is now, else as it was last seen."""
+        """The current project, else the last seen one."""
         return self.project or self.last_project
 
     @property
     def forbids_start(self) -> bool:
-        """Whether its problem is one that Compose itself wouldn't tell."""
+        """Whether its problem is one that Compose itself wouldn't report."""
         return self.problem_code not in _TOLD_BY_COMPOSE
 
     def refusal(self, names: Iterable[str], containers: Iterable[Container]) -> Refused | None:
-        """Return why no operation may work on these project names: one is in use by another directory."""
+        """Refuse an operation on these project names if another directory uses one of them."""
         wanted = set(names)
         for container in containers:
             if any(self.is_foreign(container, name) for name in wanted):
@@ -80,15 +80,15 @@ class AppIdentity:
         return None
 
     def seen_as(self, containers: Iterable[Container]) -> Project | None:
-        """Return the project to know an app by: the last one, as long as containers of it are left elsewhere."""
+        """Return the project to store as last seen: the previous one, as long as it has containers elsewhere."""
         last = self.last_project
         left = (c for c in containers if c.directory != self.real_directory)
         return last if any(Project(c.project, c.directory) == last for c in left) else self.named
 
     def other_files(self, containers: Iterable[Container]) -> Refused | None:
-        """Return why a start would make other containers beside those that run: they were started by other files.
+        """Refuse a start that would make a second set of containers, because the running ones are from other files.
 
-        Not where the app says which files are its own, nor where a file of one of the known names came or went.
+        Not if the app names its compose files, nor if a file with a default name was added or removed.
         """
         project = self.project
         if project is None:
@@ -113,7 +113,7 @@ class AppIdentity:
         return None
 
     def to_spec(self) -> dict[str, object]:
-        """Return what of it is kept in an operation's order."""
+        """Return the part that is stored in an operation's order."""
         return {
             "cd_path": self.cd_path,
             "real_directory": self.real_directory,
@@ -124,7 +124,7 @@ class AppIdentity:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, object]) -> "AppIdentity | None":
-        """Return the app as it was when it was ordered; None where the order was never written, or is none of ours."""
+        """Read the identity from an operation's order; None if the order is missing or not in our format."""
         try:
             cd_path, real_directory = str(spec["cd_path"]), str(spec["real_directory"])
             project, last_project = _project(spec.get("project")), _project(spec.get("last_project"))
@@ -137,7 +137,7 @@ class AppIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What Compose makes of a directory. It stands as long as `files`, there or missing, stay as they are."""
+    """The result of reading a directory. Valid while `files`, existing or not, don't change."""
 
     project: Project | None
     files: Sequence[str]
@@ -149,7 +149,7 @@ class Reading:
     def identity(
         self, cd_path: str, real_directory: str, last_project: Project | None, compose_files: Sequence[str] = ()
     ) -> AppIdentity:
-        """Return the app that this says."""
+        """Return the identity of the app with this reading."""
         return AppIdentity(
             cd_path,
             real_directory,
@@ -170,10 +170,10 @@ def read_config(
     declared: Iterable[str] = (),
     config_files: Sequence[str] = (),
 ) -> Reading:
-    """Return the reading of what `config --format json` printed, whatever that is.
+    """Parse the output of `config --format json`; invalid output gives a reading with a problem.
 
-    `directory` is that of the first file, links resolved; `declared` are all services in the files, of which Compose
-    prints those alone whose profiles are active; `config_files` are the first files.
+    `directory` is that of the first file, symlinks resolved; `declared` are all services in the files, while Compose
+    only prints those whose profiles are active; `config_files` are the first files.
     """
     try:
         told = parse_json(config, _MOST_CONFIG)
@@ -188,7 +188,7 @@ def read_config(
 
 
 def nonsense(directory: str, files: Sequence[str]) -> Reading:
-    """Return the reading of a directory that we can't make sense of, for whatever reason."""
+    """Return the reading of a directory that couldn't be understood, for any reason."""
     problem = (
         f"What Compose reads in {directory} can't be made sense of: run `docker compose config` there, and look for "
         "parts that are nested very deep, are very large, or are numbers out of all proportion."
@@ -197,7 +197,7 @@ def nonsense(directory: str, files: Sequence[str]) -> Reading:
 
 
 def directory_hangs(path: str) -> str:
-    """Return what a directory is told of that doesn't answer."""
+    """Return the problem of a directory that doesn't answer."""
     return (
         f"The directory {path!a} on the host doesn't answer: the file system it lies on hangs (NFS, FUSE or a disk). "
         "Mend or unmount it there; a running app can be stopped all the same."
@@ -205,14 +205,14 @@ def directory_hangs(path: str) -> str:
 
 
 def no_directory(real_directory: str, *, is_file: bool) -> Reading:
-    """Return the reading of what is no directory."""
+    """Return the reading of a path that isn't a directory."""
     code = "not_a_directory" if is_file else "directory_missing"
     problem = f"{real_directory} {'is not a directory' if is_file else 'does not exist'} on the host."
     return Reading(None, [real_directory], code, problem)
 
 
 def unreadable(complaint: str, files: Sequence[str]) -> Reading:
-    """Return the reading of a directory of which Compose complains."""
+    """Return the reading of a directory that Compose rejects."""
     code = "compose_file_missing" if NO_FILE in complaint else "compose_file_invalid"
     return Reading(None, files, code, f"Compose says: {complaint}")
 
@@ -223,7 +223,7 @@ def refused(refusal: Refused, files: Sequence[str]) -> Reading:
 
 
 def not_quotable(real_directory: str, files: Sequence[str]) -> Reading:
-    """Return the reading of a directory of which Compose complains, where that may quote a file of somebody else's."""
+    """Return the reading of a directory that Compose rejects with an error that may quote another user's file."""
     problem = (
         f"Compose can't read the project in {real_directory}, whose files lead outside that directory or were just "
         "being changed: run `docker compose config` there to see why."
@@ -233,7 +233,7 @@ def not_quotable(real_directory: str, files: Sequence[str]) -> Reading:
 
 def _replicas(service: Mapping[str, Any]) -> int:
     if service.get("provider") is not None:
-        return 0  # a program of the host is run for it, and no container
+        return 0  # a provider runs a program of the host, not a container
     scale = service.get("scale")
     if scale is None:
         scale = (service.get("deploy") or {}).get("replicas")

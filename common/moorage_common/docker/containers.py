@@ -1,4 +1,4 @@
-"""Containers of Compose projects, as the Engine's API (any version since 1.24) shows them."""
+"""Containers of Compose projects, parsed from the Engine's API (any version since 1.24)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,7 +38,7 @@ EVENTS = (
     "destroy",
     "health_status",
 )
-"""All but the noise: each health check alone makes three exec events."""
+"""Without the noise: each health check alone makes three exec events."""
 _STATES = frozenset({"created", "running", "paused", "restarting", "removing", "exited", "dead", "stopping", "stopped"})
 """The last two are Podman's."""
 _HEALTHS = frozenset({"starting", "healthy", "unhealthy"})
@@ -47,9 +47,9 @@ _RESTART_POLICIES = frozenset({"no", "always", "unless-stopped", "on-failure"})
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container of some Compose project: its state, and whose it is; its paths have their links resolved.
+    """A container of a Compose project: its state and its owner; its paths have their symlinks resolved.
 
-    `config_files` and `environment_file` are those that its `up` was given, empty where its labels don't tell.
+    `config_files` and `environment_file` are the arguments of its `up`, empty if its labels don't have them.
     """
 
     state: ContainerState
@@ -61,7 +61,7 @@ class Container:
 
 @dataclass(slots=True)
 class ProjectContainers:
-    """The states of a project's containers, and the files that they were started with."""
+    """The states of a project's containers, and the files they were started with."""
 
     states: list[ContainerState] = field(default_factory=list)
     config_files: list[str] = field(default_factory=list)
@@ -69,22 +69,22 @@ class ProjectContainers:
 
 
 RealPath = Callable[[str], str]
-"""Resolves the links of a path on the host."""
+"""Resolves the symlinks of a path on the host."""
 
 
 def named_directory(labels: Mapping[str, str]) -> str:
-    """Return the directory that a container's labels name, links and all."""
+    """Return the directory in a container's labels, symlinks unresolved."""
     return labels.get(DIRECTORY) or "/"
 
 
 def settled_states(containers: Iterable[Container], engine_time: int) -> tuple[ContainerState, ...]:
-    """Return the states by name, each judged as of an Engine's time (epoch seconds)."""
+    """Return the states sorted by name, judged at an Engine's time (epoch seconds)."""
     states = (replace(c.state, is_restart_looping=is_restart_looping(c.state, engine_time)) for c in containers)
     return tuple(sorted(states, key=lambda state: state.name))
 
 
 def by_project(containers: Iterable[Container]) -> dict[Project, ProjectContainers]:
-    """Return the projects that containers belong to, each with what is known of theirs."""
+    """Group containers by project."""
     found: dict[Project, ProjectContainers] = {}
     for container in containers:
         project = found.setdefault(Project(container.project, container.directory), ProjectContainers())
@@ -96,7 +96,7 @@ def by_project(containers: Iterable[Container]) -> dict[Project, ProjectContaine
 
 
 def of_labels(labels: Mapping[str, str], real_path: RealPath) -> Container | None:
-    """Return whose a container is, from its labels alone: its state is left empty. None for one of no project."""
+    """Parse a container from its labels alone: its state is left empty. None if it has no project."""
     owner = _owner(labels)
     if owner is None:
         return None
@@ -106,18 +106,18 @@ def of_labels(labels: Mapping[str, str], real_path: RealPath) -> Container | Non
 
 
 def owner_directory(about: Mapping[str, Any]) -> str | None:
-    """Return the directory that an inspected container's labels name, None for one of no Compose project."""
+    """Return the directory in an inspected container's labels, None if it is in no Compose project."""
     owner = _owner(about["Config"]["Labels"] or {})
     return None if owner is None else owner.directory
 
 
 def state_word(word: object) -> str:
-    """Return the Engine's word for a container's state; `unknown` for what is none."""
+    """Return the Engine's word for a container's state; `unknown` for any other."""
     return known_word(word, _STATES)
 
 
 def clean_state(seen: ContainerState) -> ContainerState:
-    """Return a container as it may be kept and shown. Raises UntrustedError for one whose id can't be one."""
+    """Return a container cleaned for storage and display. Raises UntrustedError for an invalid id."""
     return replace(
         seen,
         id=key_id(seen.id),
@@ -134,9 +134,9 @@ def clean_state(seen: ContainerState) -> ContainerState:
 
 
 def of_inspection(about: Mapping[str, Any], real_path: RealPath) -> Container | None:
-    """Read what the Engine says of a container that is inspected; None for one of no Compose project.
+    """Parse the Engine's inspection of a container; None if it is in no Compose project.
 
-    Raises UntrustedError, and what reading another shape raises: see `engine_http.understanding`.
+    Raises UntrustedError, and the errors of an unexpected shape: see `engine_http.understanding`.
     """
     labels = about["Config"]["Labels"] or {}
     owner = _owner(labels)
@@ -164,7 +164,7 @@ def of_inspection(about: Mapping[str, Any], real_path: RealPath) -> Container | 
 
 
 def labelled_paths(label: str) -> Sequence[str]:
-    """Return the absolute paths that a label of Compose's lists; none where it can't be such a list."""
+    """Return the absolute paths listed in a label of Compose; none if it isn't such a list."""
     try:
         return [key_path(path) for path in label.split(",", LIMITS.config_files)[: LIMITS.config_files] if path]
     except (UntrustedError, AttributeError):
@@ -172,7 +172,7 @@ def labelled_paths(label: str) -> Sequence[str]:
 
 
 def _owner(labels: Mapping[str, str]) -> Project | None:
-    """Return the project and the directory that labels name; None where there is none, or nobody could have it."""
+    """Return the project and the directory in the labels; None if missing or invalid."""
     try:
         return Project(key_name(labels[PROJECT]), key_path(named_directory(labels))) if PROJECT in labels else None
     except UntrustedError:
@@ -194,7 +194,7 @@ def _moment(text: str) -> datetime | None:
 
 
 def _ports(ports: Mapping[str, Iterable[Mapping[str, str]] | None]) -> Iterator[str]:
-    # One more than is shown tells that there are more.
+    # One more than is shown indicates that there are more.
     for inner, outer in islice(sorted(ports.items()), LIMITS.ports + 1):
         if not outer:
             yield inner

@@ -1,4 +1,4 @@
-"""The Docker Engine's own HTTP API over any stream of bytes to it: a socket here, or one that SSH forwards."""
+"""The Docker Engine's HTTP API over any byte stream: a local socket, or one forwarded by SSH."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -14,21 +14,21 @@ _READ_BYTES = 1 << 16
 
 
 class EngineProblemError(Exception):
-    """The host answers, its Engine doesn't; `str()` is a sentence."""
+    """The host answers, but its Engine doesn't; `str()` is a sentence."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(clean_sentence(sentence))
 
 
 class EngineClosedError(EngineProblemError):
-    """The stream to the Engine ended in the middle; a new one may do."""
+    """The stream to the Engine ended unexpectedly; a new one may work."""
 
 
 class Stream(Protocol):
     """Bytes to and from the Engine."""
 
     async def read(self, limit: int) -> bytes:
-        """Return what came, empty at the end; it may be more than `limit`, which says how much is useful."""
+        """Return received bytes, empty at EOF; `limit` is a hint, the result may be longer."""
 
     def write(self, data: bytes) -> None:
         """Send."""
@@ -36,7 +36,7 @@ class Stream(Protocol):
 
 @contextmanager
 def understanding() -> Iterator[None]:
-    """Tell what the Engine says in another shape than its API has as EngineProblemError."""
+    """Translate errors of unexpected response shapes into EngineProblemError."""
     try:
         yield
     except UntrustedError as error:
@@ -49,7 +49,7 @@ def understanding() -> Iterator[None]:
 
 @asynccontextmanager
 async def engine_timeout(seconds: float) -> AsyncIterator[None]:
-    """Give the Engine so long for what is asked inside. Raises EngineProblemError."""
+    """Limit the time of the requests inside. Raises EngineProblemError."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -60,13 +60,13 @@ async def engine_timeout(seconds: float) -> AsyncIterator[None]:
 
 
 Dial = Callable[[], AbstractAsyncContextManager[Stream]]
-"""Opens a stream to the Engine. Raises EngineProblemError, and whatever the way there raises."""
+"""Opens a stream to the Engine. Raises EngineProblemError, and the errors of the transport."""
 
 
 class EngineConnection:
-    """Requests and answers on one stream, one after the other.
+    """Sequential requests and responses on one stream.
 
-    Every method that reads raises UntrustedError where the Engine says more than it may.
+    Every method that reads raises UntrustedError if the Engine's response exceeds a limit.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -74,7 +74,7 @@ class EngineConnection:
         self._http = h11.Connection(h11.CLIENT)
 
     async def ask(self, path: str) -> int:
-        """Ask, and return the status of the answer; read its body before the next one."""
+        """Send a request and return the status; read the body before the next request."""
         if self._http.our_state is h11.DONE:
             self._http.start_next_cycle()
         for event in (h11.Request(method="GET", target=path, headers=[("Host", "docker")]), h11.EndOfMessage()):
@@ -87,12 +87,12 @@ class EngineConnection:
         return answer.status_code
 
     async def body(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body of the answer."""
+        """Yield the body of the response."""
         while isinstance(event := await self._next(), h11.Data):
             yield bytes(event.data)
 
     async def whole(self, limit: int) -> bytes:
-        """Return the body of the answer."""
+        """Return the whole body of the response."""
         budget, answer = ByteBudget("An answer of the Docker Engine", limit), bytearray()
         async with aclosing(self.body()) as body:
             async for data in body:
@@ -101,7 +101,7 @@ class EngineConnection:
         return bytes(answer)
 
     async def read(self, path: str, limit: int = LIMITS.engine_answer) -> tuple[int, Any]:
-        """Ask, and return status and body, read as JSON. Raises EngineProblemError where it is none."""
+        """Send a request and return status and JSON body. Raises EngineProblemError if it isn't JSON."""
         status = await self.ask(path)
         answer = await self.whole(limit)
         try:
@@ -110,7 +110,7 @@ class EngineConnection:
             raise EngineProblemError("The Docker Engine answered with something that isn't JSON.") from None
 
     async def get(self, path: str, limit: int = LIMITS.engine_answer) -> Any | None:  # noqa: ANN401 - JSON
-        """Ask, and return the answer; None for what the Engine doesn't know. Raises EngineProblemError."""
+        """GET a path and return the JSON; None for an unknown object (404). Raises EngineProblemError."""
         status, told = await self.read(path, limit)
         if status == HTTPStatus.NOT_FOUND:
             return None
@@ -128,5 +128,5 @@ class EngineConnection:
 
 
 def error_message(told: object, status: int) -> str:
-    """Return what the Engine said of an error."""
+    """Return the Engine's message of an error response."""
     return str(told.get("message", status)) if isinstance(told, dict) else str(status)

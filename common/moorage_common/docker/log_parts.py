@@ -1,4 +1,4 @@
-"""Takes the Engine's stream of a container's log apart: whole lines with their times, however they came."""
+"""Parser of the Engine's log stream of a container: complete lines with their times, for any chunking."""
 
 import codecs
 import re
@@ -10,7 +10,7 @@ from moorage_common.untrusted import LIMITS, clean_text
 _HEADER = 8
 _STDERR = 2
 _ENTRY = 16 * 1024
-"""The Engine's buffer: a line that is longer comes in several entries, each of so many bytes and with a time."""
+"""The Engine's buffer: a longer line comes in several entries, each of that many bytes and with a time."""
 _TIME = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ")
 _TIME_BYTES = len("2026-01-01T00:00:00.000000000+00:00 ")
 _MARK = f" [cut here: the line is longer than {LIMITS.log_text >> 10} KiB]"
@@ -18,28 +18,28 @@ _MOST = LIMITS.log_text - len(_MARK)
 
 
 class Parts:
-    """Takes a stream apart. It takes as much time as there are bytes, and the memory of two lines.
+    """Parses a stream, in time linear in the bytes, and in the memory of two lines.
 
-    Without a terminal each entry has a header of 8 bytes (the first is the stream, the last four are the length); with
-    one they are plain lines.
+    Without a TTY each entry has a header of 8 bytes (the first is the stream, the last four are the length); with a TTY
+    entries are plain lines.
     """
 
     def __init__(self, *, tty: bool) -> None:
         self._entries: _Entries = _Terminal() if tty else _Frames()
         self._lines = {False: _Line(), True: _Line()}
-        """Both streams have a line that is coming in; True is standard error's."""
+        """The current line of both streams; True is standard error's."""
         self.entries = 0
-        """How many of the Engine's entries are whole."""
+        """The number of complete entries of the Engine."""
 
     def take(self, data: bytes) -> Iterator[tuple[str, str]]:
-        """Yield time and text of each line that is whole now; of a very long one the beginning, with a mark."""
+        """Yield time and text of each complete line; of a very long one the beginning, with a mark."""
         for is_error, part, ended in self._entries.take(data):
             self.entries += ended
             if self._lines[is_error].add(part, ended=ended):
                 yield self._lines[is_error].take()
 
     def rest(self) -> Iterator[tuple[str, str]]:
-        """Yield the lines that were never ended; call it at the end of the stream."""
+        """Yield the unterminated lines; call it at the end of the stream."""
         for is_error, part, ended in self._entries.rest():
             self.entries += ended
             self._lines[is_error].add(part, ended=ended)
@@ -50,10 +50,10 @@ class Parts:
 
 class _Entries(Protocol):
     def take(self, data: bytes) -> Iterator[tuple[bool, bytes, bool]]:
-        """Yield parts of entries: whether it is standard error's, the bytes, and whether the entry ends with them."""
+        """Yield parts of entries: whether on standard error, the bytes, and whether the entry ends with them."""
 
     def rest(self) -> Iterator[tuple[bool, bytes, bool]]:
-        """Yield what was held back when the stream ended."""
+        """Yield the bytes that were buffered when the stream ended."""
 
 
 class _Frames:
@@ -62,7 +62,7 @@ class _Frames:
     def __init__(self) -> None:
         self._header = b""
         self._left = 0
-        """Of the entry that is coming in."""
+        """Remaining bytes of the current entry."""
 
     def take(self, data: bytes) -> Iterator[tuple[bool, bytes, bool]]:
         position = 0
@@ -87,7 +87,7 @@ class _Frames:
 
 
 class _Terminal:
-    """Entries of a terminal, which nothing separates: a line, or as much of one as the Engine's buffer holds."""
+    """Entries of a TTY, without separators: a line, or as much of one as the Engine's buffer holds."""
 
     def __init__(self) -> None:
         self._head: bytearray | None = bytearray()
@@ -120,26 +120,26 @@ class _Terminal:
 
 
 class _Line:
-    """The line that is coming in, of one entry or several."""
+    """The current line, of one entry or several."""
 
     def __init__(self) -> None:
         self._time: str | None = None
         self._head: bytearray | None = bytearray()
         """The beginning of an entry, until it is known whether a time is there."""
         self._size = 0
-        """Of the entry that is coming in, without its time."""
+        """Bytes of the current entry, without its time."""
         self._bytes = bytearray()
         self._is_cut = False
         self._returned = False
-        """The last byte was a carriage return: what comes next overwrites the line."""
+        """The last byte was a carriage return: the next bytes overwrite the line."""
 
     @property
     def begun(self) -> bool:
-        """Whether anything of it came yet."""
+        """Whether any of it has been received."""
         return self._time is not None or bool(self._head)
 
     def add(self, part: bytes, *, ended: bool) -> bool:
-        """Add a part of an entry; return whether the line is whole now."""
+        """Add a part of an entry; return whether the line is complete."""
         if self._head is not None:
             self._head += part
             if len(self._head) < _TIME_BYTES and not ended:
@@ -155,11 +155,11 @@ class _Line:
         if not ended:
             return False
         size, self._size, self._head = self._size, 0, bytearray()
-        # A shorter entry without a line break is the last of its process.
+        # A shorter entry without a line break is the last one of its process.
         return whole or size < _ENTRY
 
     def _write(self, part: bytes) -> None:
-        """Keep what a terminal would show in the end, as much as there may be of it."""
+        """Keep the final state that a terminal would show, up to the limit."""
         first, *others = part.split(b"\r")
         if first:
             if self._returned:
@@ -184,10 +184,10 @@ class _Line:
         self._is_cut = self._is_cut or len(part) > room
 
     def take(self) -> tuple[str, str]:
-        """Return time and text, and begin anew."""
+        """Return time and text, and reset."""
         if self._head:
             self.add(b"", ended=True)
-        # Whole characters, of whatever entries: where it is cut the last one may be none.
+        # Decoded across entries: in a cut line the last character may be incomplete.
         text = codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(self._bytes), final=not self._is_cut)
         line = self._time or "", clean_text(text + (_MARK if self._is_cut else ""), LIMITS.log_text)
         self._time, self._returned = None, False

@@ -1,4 +1,4 @@
-"""What the containers of an app write, read by the Engine's own API, once or for as long as somebody listens."""
+"""The logs of an app's containers, read through the Engine's API, once or followed."""
 
 import asyncio
 from collections import deque
@@ -19,15 +19,15 @@ from moorage_common.untrusted import LIMITS, ByteBudget, Pace, UntrustedError, c
 _MOST_BYTES = 8 << 20
 _BATCH_LINES = 500
 _MORE_ENTRIES = 64
-"""So many more of the Engine's entries are asked for where the last lines are long."""
+"""Additional entries that are requested from the Engine if the last lines are long."""
 _NO_BUDGET = ByteBudget("A log", LIMITS.int64)
 _TOO_LONG = "its log is too long: ask for fewer lines"
 _ANSWER_SECONDS = 10.0
 _READ_SECONDS = 60.0
 _GATHER_SECONDS = 0.1
-"""How long lines are gathered before they are told: containers' lines come on streams of their own, and are sorted."""
+"""How long lines are collected before they are sent: each container has its own stream, and they are sorted."""
 _POLL_SECONDS = 2.0
-"""How often to look for containers that were started or made meanwhile."""
+"""Interval of the search for containers started or created meanwhile."""
 
 
 class UnknownServiceError(Exception):
@@ -35,7 +35,7 @@ class UnknownServiceError(Exception):
 
 
 class TooManyLogsError(Exception):
-    """More streams than this host allows at once; `str()` is a sentence."""
+    """More concurrent streams than this host allows; `str()` is a sentence."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -45,7 +45,7 @@ class TooManyLogsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line; `time` is as the Engine wrote it (RFC 3339, nanoseconds), empty for a remark of ours."""
+    """One line; `time` is the Engine's text (RFC 3339, nanoseconds), empty for one of our own remarks."""
 
     time: str
     container: str
@@ -54,14 +54,14 @@ class LogLine:
 
     @property
     def cost(self) -> int:
-        """About how many bytes it takes, wherever it is kept."""
+        """Its approximate size in bytes, in any buffer."""
         text = self.text
         return LIMITS.line_cost + (len(text) if text.isascii() else len(text.encode()))
 
 
 @dataclass(frozen=True, slots=True)
 class LogsWanted:
-    """Which lines: of one service or all (empty), the last `tail` of each container, and only those after `since`.
+    """The requested lines: of one service or all (empty), the last `tail` of each container, only those after `since`.
 
     `since` is a line's `time`, empty for all.
     """
@@ -73,14 +73,14 @@ class LogsWanted:
 
 
 class Budget:
-    """How many streams may be followed at once."""
+    """The limit of concurrently followed streams."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.taken = 0
 
     def has(self, count: int) -> bool:
-        """Whether so many more may be."""
+        """Whether that many more are allowed."""
         return self.taken + count <= self.limit
 
 
@@ -92,7 +92,7 @@ Containers = Callable[[], Awaitable[Sequence[ContainerState]]]
 class Logs:
     """Reads the logs of one app's containers.
 
-    `look` asks the Engine now, once; `known` is asked again and again while logs are followed, and has to be cheap.
+    `look` queries the Engine, once; `known` is called repeatedly while logs are followed, and has to be cheap.
     """
 
     dial: Dial
@@ -120,11 +120,11 @@ class Logs:
                 yield batch
 
     def chosen(self, containers: Sequence[ContainerState]) -> Sequence[ContainerState]:
-        """Return those whose lines are wanted."""
+        """Return the containers whose lines are requested."""
         return [c for c in containers if self.wanted.service in {"", c.service}]
 
     async def _read_all(self, containers: Sequence[ContainerState]) -> list[LogLine]:
-        """Return the lines of all in order; where they are too many, the newest, and a remark."""
+        """Return the lines of all containers in order; if they are too many, the newest, and a remark."""
         newest, budget = _Newest(), ByteBudget("A log", LIMITS.log_read)
         for container in containers:
             kept, too_long = _Newest(), False
@@ -140,10 +140,10 @@ class Logs:
         return list(newest.lines)
 
     async def _last(self, container: ContainerState, kept: "_Newest", budget: ByteBudget) -> int:
-        """Keep the last lines of a container, and return how many of the Engine's entries those are.
+        """Keep the last lines of a container, and return the number of Engine entries requested for them.
 
-        The Engine counts entries, of which a long line has several: where too few lines came, it is asked for more.
-        Raises EngineProblemError; UntrustedError where they are more than the budget.
+        The Engine counts entries, of which a long line has several: if it returned too few lines, more are requested.
+        Raises EngineProblemError; UntrustedError past the budget.
         """
         tail, since = self.wanted.tail, self.wanted.since
         for entries in (tail + 1, tail * 8 + _MORE_ENTRIES, tail * 64 + _MORE_ENTRIES) if tail > 0 else (tail,):
@@ -153,16 +153,16 @@ class Logs:
                 async for batch in batches:
                     budget.take(LIMITS.line_cost * len(batch))
                     kept.add(batch)
-            # The first of more than was asked for may be the end of a line.
+            # The first line of the excess ones may be only the end of a line.
             if seen.entries < entries or seen.lines > tail:
                 break
         kept.after(since)
         return entries
 
     async def follow(self, container: ContainerState, tail: int, since: str) -> AsyncGenerator[list[LogLine], None]:
-        """Yield batches of one container's lines as they come; one remark where its log can't be read.
+        """Yield batches of one container's lines as they come; one remark if its log can't be read.
 
-        Raises EngineProblemError; UntrustedError where its last lines can't be found for all that there is.
+        Raises EngineProblemError; UntrustedError if its last lines can't be found within the budget.
         """
         entries, begin = tail, ""
         if tail > 0:
@@ -177,9 +177,9 @@ class Logs:
     async def _entries(
         self, container: ContainerState, tail: int, since: str, seen: "_Seen", budget: ByteBudget | None = None
     ) -> AsyncGenerator[list[LogLine], None]:
-        """Yield the lines of the last entries, or of all (negative); without a budget go on as they come.
+        """Yield the lines of the last entries, or of all (negative); without a budget follow the log.
 
-        Raises EngineProblemError; UntrustedError where there is more than the budget.
+        Raises EngineProblemError; UntrustedError past the budget.
         """
         too_long: UntrustedError | None = None
         name = quote(container.id, safe="")
@@ -207,7 +207,7 @@ class Logs:
                         break
                     found = parts.take(data)
                     while lines := _lines(container, islice(found, _BATCH_LINES)):
-                        # Those that aren't wanted take their time, too.
+                        # Lines that are filtered out later cost time, too.
                         await self.pace.take(LIMITS.line_cost * len(lines))
                         seen.lines, seen.entries = seen.lines + len(lines), parts.entries
                         yield lines
@@ -215,33 +215,33 @@ class Logs:
                 seen.lines, seen.entries = seen.lines + len(rest), parts.entries
                 yield rest
         if too_long is not None:
-            raise too_long  # only here: for whoever dials it would be the Engine's fault
+            raise too_long  # only here: inside, `dial` would report it as an error of the Engine
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What came of one container's log: the Engine's entries, and lines."""
+    """The received counts of one container's log: the Engine's entries, and lines."""
 
     entries: int = 0
     lines: int = 0
 
 
 class _Newest:
-    """The newest lines, as many as fit into a reply; where only their number counts, without their texts."""
+    """The newest lines, as many as fit into a reply; without their texts if only the number counts."""
 
     def __init__(self, *, texts: bool = True) -> None:
         self._texts = texts
         self.begin(-1)
 
     def begin(self, most: int) -> None:
-        """Forget all, and keep at most so many lines from here on; negative: no limit but that of bytes."""
+        """Clear, and keep at most that many lines from now on; negative: only the limit of bytes."""
         self.lines: deque[LogLine] = deque()
         self.left_out = 0
         self._most = most
         self._size = 0
 
     def after(self, since: str) -> None:
-        """Forget the lines that aren't after a time; remarks, which have none, stay."""
+        """Drop the lines that aren't after a time; remarks, which have no time, stay."""
         if since:
             kept = [line for line in self.lines if not line.time or line.time > since]
             self.lines = deque(kept)
@@ -267,7 +267,7 @@ class _Newest:
 
 
 class _Following:
-    """Follows containers, those that come later too, and through restarts."""
+    """Follows containers, including later ones, and across restarts."""
 
     def __init__(self, logs: Logs, first: Sequence[ContainerState]) -> None:
         self._logs = logs
@@ -301,7 +301,7 @@ class _Following:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _look_for_more(self) -> None:
-        """Follow what runs and isn't followed; what ended is followed again when it runs again."""
+        """Follow running containers that aren't followed yet, including restarted ones."""
         while True:
             await asyncio.sleep(_POLL_SECONDS)
             for container in self._logs.chosen(await self._logs.known()):
@@ -312,7 +312,7 @@ class _Following:
     def _last_seen(self, container: ContainerState) -> str:
         if container.id not in self._known:
             return self._logs.wanted.since
-        # It said nothing before it was started again.
+        # It was followed and wrote nothing: its lines begin with this start.
         started = container.started_at.strftime("%Y-%m-%dT%H:%M:%S.%f000Z") if container.started_at else ""
         return self._seen.get(container.id, started)
 
@@ -337,14 +337,14 @@ class _Following:
                         self._unreadable.add(container.id)
                     await self._lines.put(batch)
         except EngineProblemError:
-            pass  # whoever looks for more hears of it as well, and says so
+            pass  # the next query of the containers fails as well, and reports it
         except UntrustedError:
             self._unreadable.add(container.id)
             await self._lines.put([_remark(container.name, container.service, _TOO_LONG)])
 
 
 class _Waiting:
-    """Lines that nobody took yet, of all containers: so many bytes, then whoever adds waits."""
+    """The queue of lines of all containers; it is bounded in bytes, and `put` waits for room."""
 
     def __init__(self) -> None:
         self._lines: list[LogLine] = []
@@ -366,17 +366,17 @@ class _Waiting:
             return lines
 
     def take(self) -> list[LogLine]:
-        """Return what there is just now; who waits for room goes on with the next `get`."""
+        """Return the queued lines; a waiting `put` continues with the next `get`."""
         lines, self._lines, self._size = self._lines, [], 0
         return lines
 
 
 def _seconds(time: str) -> int:
-    """Return a line's time in whole epoch seconds: what is older than wanted is left out afterwards."""
+    """Return a line's time in whole epoch seconds; older lines of that second are filtered out afterwards."""
     try:
         return int(datetime.fromisoformat(time).timestamp())
     except (ValueError, OverflowError):
-        return 0  # of a host that says what is no time: all of it
+        return 0  # the host sent an invalid time: read the whole log
 
 
 def _lines(container: ContainerState, found: Iterable[tuple[str, str]]) -> list[LogLine]:

@@ -1,4 +1,4 @@
-"""What the containers of an app say about the app. Pure: facts in, words out."""
+"""An app's status and health, derived from its containers. Pure functions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,17 @@ from datetime import datetime
 from enum import StrEnum
 
 _ALIVE = frozenset({"running", "restarting", "paused", "removing"})
-"""The Engine's states in which a container still holds resources; `removing` ends by itself, but hasn't yet."""
+"""The Engine's states in which a container still holds resources; `removing` is one until it ends by itself."""
 
 
 _SETTLED_SECONDS = 60
 _MOST_REASONS = 3
 _KEPT_UP = frozenset({"always", "unless-stopped"})
-"""Restart policies by which a container is to run for good. `on-failure` is none: who exits with 0 is done."""
+"""Restart policies that keep a container up. `on-failure` isn't one: a container that exits with 0 is done."""
 
 
 class AppStatus(StrEnum):
-    """The four words of the API for an app's status."""
+    """The API's four values of an app's status."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -26,7 +26,7 @@ class AppStatus(StrEnum):
 
 
 class Health(StrEnum):
-    """The API's words for how well a running app runs."""
+    """The API's values of a running app's health."""
 
     HEALTHY = "healthy"
     STARTING = "starting"
@@ -36,7 +36,7 @@ class Health(StrEnum):
 
 
 class OperationKind(StrEnum):
-    """What an operation does, in Compose's words."""
+    """The kinds of operations, named after Compose's commands."""
 
     UP = "up"
     DOWN = "down"
@@ -45,7 +45,7 @@ class OperationKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """The Compose project an app is: its name, and the real directory that Compose labels its containers with."""
+    """A Compose project: its name, and the real directory in its containers' labels."""
 
     name: str
     directory: str
@@ -53,10 +53,10 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class ContainerState:
-    """One container as the Engine shows it; `state` and `health` are the Engine's own words.
+    """One container as the Engine reports it; `state` and `health` are the Engine's own words.
 
-    `restarts` is how often its restart policy has started it again; `is_restart_looping`: see the function.
-    `restart_policy` is the Engine's word too, empty where it isn't known.
+    `restarts` counts the restarts by its restart policy; `is_restart_looping`: see the function.
+    `restart_policy` is the Engine's word too, empty if it isn't known.
     """
 
     id: str
@@ -76,25 +76,25 @@ class ContainerState:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs, in the sense of the invariant: an app with a running container has a run."""
+        """Whether it still runs, as in the invariant that an app with a running container has a run."""
         return self.state in _ALIVE
 
     @property
     def done(self) -> bool:
-        """Whether it ended well."""
+        """Whether it exited successfully."""
         return self.state == "exited" and self.exit_code == 0
 
     @property
     def completed(self) -> bool:
-        """Whether it is a one-shot that did its work: one that its restart policy wants up isn't."""
+        """Whether it is a successful one-shot: a container that its restart policy keeps up isn't a one-shot."""
         return self.done and self.restart_policy not in _KEPT_UP
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """How well an app runs, and why so, as a part of a sentence; None where that needs no word.
+    """An app's health, and the reason as a part of a sentence; None if no reason is needed.
 
-    A reason stays the same for as long as the state does: it names moments, and never how long ago they were.
+    A reason is constant while the state is: it contains points in time, never durations since then.
     """
 
     health: Health
@@ -102,15 +102,15 @@ class Judgement:
 
 
 def observed_status(containers: Sequence[ContainerState]) -> AppStatus:
-    """Return `running` where at least one container runs (one-off ones count), else `stopped`."""
+    """Return `running` if at least one container runs (one-off ones count), else `stopped`."""
     return AppStatus.RUNNING if any(c.alive for c in containers) else AppStatus.STOPPED
 
 
 def is_restart_looping(container: ContainerState, engine_time: int) -> bool:
-    """Tell whether a container's restart policy had to start it, and nothing shows yet that it stays up this time.
+    """Return whether a container was restarted by its restart policy and isn't proved stable yet.
 
-    What shows it is its health check, or a minute of running by the Engine's own clock (`engine_time`, epoch seconds).
-    So an app in a restart loop is degraded all the while, and doesn't flap.
+    The proof is its health check, or a minute of running by the Engine's own clock (`engine_time`, epoch seconds).
+    So an app in a restart loop is degraded all the time, and doesn't flap.
     """
     if not container.restarts or not container.alive or container.health == "healthy":
         return False
@@ -118,12 +118,12 @@ def is_restart_looping(container: ContainerState, engine_time: int) -> bool:
 
 
 def judge(containers: Sequence[ContainerState], replicas: Mapping[str, int]) -> Judgement:
-    """Judge a set of containers: the worst word wins; a one-shot that exited 0 is done, not broken.
+    """Judge a set of containers: the worst health wins; a one-shot that exited with 0 is done, not failed.
 
     Created-but-never-started, failed and missing containers make an app with running ones `degraded`, and so do those
-    that are restarted again and again, and those that are down although their restart policy wants them up; where
-    nothing runs there is nothing to be healthy: `unknown`. `replicas` is how many containers each service is to have;
-    empty where that isn't known. Containers of other services are orphans, and don't count.
+    that are restarted repeatedly, and those that are down although their restart policy keeps them up; an app without
+    running containers is `unknown`. `replicas` is the desired number of containers of each service; empty if that
+    isn't known. Containers of other services are orphans, and don't count.
     """
     regular = [c for c in containers if not c.one_off]
     if not any(c.alive for c in regular):
@@ -147,7 +147,7 @@ def judge(containers: Sequence[ContainerState], replicas: Mapping[str, int]) -> 
 
 
 def is_orphan(container: ContainerState, replicas: Mapping[str, int]) -> bool:
-    """Tell whether a container's service is no more in the app's files; False where those aren't known."""
+    """Return whether a container's service is no longer in the app's files; False if those aren't known."""
     return bool(replicas) and not container.one_off and container.service not in replicas
 
 
@@ -156,7 +156,7 @@ def _named(container: ContainerState, there: Mapping[str, int]) -> str:
 
 
 def _trouble(container: ContainerState) -> str:
-    """Return what is wrong with a container beside its health check, as a predicate; empty for nothing."""
+    """Return a container's problem besides its health check, as a predicate; empty if it has none."""
     if container.state == "paused":
         return "is paused"
     if container.state == "restarting" or container.is_restart_looping:

@@ -1,8 +1,8 @@
-"""The files of one operation in the journal: how they are opened, what their records look like.
+"""The files of one operation in the journal: safe opening, and the format of their records.
 
-Each record is one line of fixed length with an end mark, so that a torn one is told from a whole one. Everything is
-opened relative to an open folder and without following links: a member of the journal's group must not be able to
-lead root elsewhere. `supervisor.sh` writes and reads the same files.
+Each record is one line of fixed length with an end mark, so that a torn record is recognizable. Every file is opened
+relative to an open folder and without following symlinks: a member of the journal's group must not be able to
+redirect root. `supervisor.sh` writes and reads the same files.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from enum import StrEnum
 FOLDER_MODE = 0o2770
 FILE_MODE = 0o660
 WHO_BYTES = 255
-"""Room for the name of who cancelled; the file is one longer."""
+"""Bytes for the canceller's name; the file has one more."""
 
 _READ_LIMIT = 1 << 20
 _EXIT = re.compile(rb"1 (exited|lost  |buried) (\d{3}) (\d{20}) end\n")
@@ -28,7 +28,7 @@ _PID = re.compile(rb"1 (\d{10}) (\d{20}) end\n")
 
 
 class JournalError(Exception):
-    """The journal could not do it; `str()` is one sentence, `code` is journal_full or journal_unavailable."""
+    """A failure of the journal; `str()` is one sentence, `code` is journal_full or journal_unavailable."""
 
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -36,7 +36,7 @@ class JournalError(Exception):
 
     @classmethod
     def from_os(cls, error: OSError, place: str) -> "JournalError":
-        """Return what an error of the operating system at `place` (a folder) means."""
+        """Translate an OSError at `place` (a folder)."""
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return full_disk(place)
         return cls("journal_unavailable", f"The journal in {place} can't be used: {error.strerror or error}.")
@@ -66,25 +66,25 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class CommandProcess:
-    """The command's process, leader of its group; `started` is field 22 of /proc/PID/stat."""
+    """The command's process, leader of its process group; `started` is field 22 of /proc/PID/stat."""
 
     pid: int
     started: int
 
 
 def open_folder(name: str, parent: int | None = None) -> int:
-    """Open a folder, the last component not being a link. Raises OSError."""
+    """Open a folder; its last component must not be a symlink. Raises OSError."""
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
 
 
 def open_file(folder: int, name: str, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file of the folder, whatever else may lie there. Raises OSError."""
+    """Open a regular file of the folder; anything else is an error. Raises OSError."""
     if flags & os.O_CREAT:
         with contextlib.suppress(FileExistsError):
             made = os.open(name, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE, dir_fd=folder)
-            os.fchmod(made, FILE_MODE)  # whatever the umask: the journal's group works with it
+            os.fchmod(made, FILE_MODE)  # regardless of the umask: the journal's group shares it
             return made
-    # O_NONBLOCK: a pipe that somebody put there must not hang the reader.
+    # O_NONBLOCK: a FIFO put there must not block the reader.
     opened = os.open(name, flags & ~os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
@@ -93,7 +93,7 @@ def open_file(folder: int, name: str, flags: int = os.O_RDONLY) -> int:
 
 
 def read_file(folder: int, name: str) -> bytes | None:
-    """Return the content (1 MiB at most), None where there is no such file."""
+    """Return the content (1 MiB at most), None if there is no such file."""
     try:
         opened = open_file(folder, name)
     except FileNotFoundError:
@@ -103,7 +103,7 @@ def read_file(folder: int, name: str) -> bytes | None:
 
 
 def exists(folder: int, name: str) -> bool:
-    """Tell whether there is anything of that name."""
+    """Return whether the name exists, as any kind of file."""
     try:
         os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -112,9 +112,9 @@ def exists(folder: int, name: str) -> bool:
 
 
 def replace_file(folder: int, name: str, content: bytes, *, reserved: str | None = None) -> None:
-    """Write a file so that there is either the old or the whole new one, on disk before this returns.
+    """Replace a file atomically; it is on disk before this returns.
 
-    `reserved` names a file whose room is used up for it, in place: that works on a full disk too.
+    `reserved` names a preallocated file that is overwritten for it, in place: that works on a full disk too.
     """
     temporary = f".{name}-{secrets.token_hex(8)}"
     if reserved is not None:
@@ -137,11 +137,11 @@ def replace_file(folder: int, name: str, content: bytes, *, reserved: str | None
 
 def _write(opened: int, content: bytes) -> None:
     if os.pwrite(opened, content, 0) != len(content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a short write is how a disk says that it fills up
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a disk that fills up causes a short write
 
 
 def output_length(folder: int) -> int:
-    """Return how many bytes the command has printed so far."""
+    """Return the number of bytes the command has printed so far."""
     try:
         opened = open_file(folder, "out")
     except FileNotFoundError:
@@ -153,19 +153,19 @@ def output_length(folder: int) -> int:
 
 
 def read_exit(folder: int) -> Exit | None:
-    """Return the record of the end, None where there is none, a torn one, or less output than it says."""
+    """Return the exit record, None if it is missing or torn, or if the output is shorter than it says."""
     record = parse_exit(read_file(folder, "exit") or b"")
     return record if record is not None and output_length(folder) >= record.length else None
 
 
 def parse_exit(line: bytes) -> Exit | None:
-    """Return the record of an end, None for a torn one."""
+    """Parse an exit record; None for a torn one."""
     found = _EXIT.fullmatch(line)
     return None if found is None else Exit(Ending(found[1].decode().strip()), int(found[2]), int(found[3]))
 
 
 def write_exit(folder: int, ending: Ending) -> Exit:
-    """Write the record of an end that was no exit; the caller holds the lock. Raises OSError."""
+    """Write the exit record of an operation whose command didn't exit; the caller holds the lock. Raises OSError."""
     record = Exit(ending, 0, output_length(folder))
     line = f"1 {ending:<6} 000 {record.length:020d} end\n".encode()
     replace_file(folder, "exit", line, reserved="exit.new")
@@ -179,10 +179,10 @@ def write_tombstone(folder: int, code: str, reason: str) -> Exit:
 
 
 def settle(folder: int) -> Exit | None:
-    """Say how an operation ended whose lock the caller holds, None where it never began.
+    """Return the end of an operation whose lock the caller holds, None if it never began.
 
-    One that began without a whole record of its end is lost, and written down as such; where the disk is full it is
-    lost all the same, since `start` stays.
+    An operation that began and has no complete exit record is lost, and recorded as such; on a full disk it is lost
+    without a record, since `start` stays.
     """
     found = read_exit(folder)
     if found is not None or not (exists(folder, "start") or exists(folder, "exit")):
@@ -194,38 +194,38 @@ def settle(folder: int) -> Exit | None:
 
 
 def read_reason(folder: int) -> tuple[str, str]:
-    """Return code and sentence of a buried operation."""
+    """Return the code and the sentence of a buried operation."""
     code, _, sentence = (read_file(folder, "reason") or b"").decode(errors="replace").partition("\n")
     return code, sentence.strip()
 
 
 def write_cancelled(folder: int, by: str) -> None:
-    """Note who cancelled; the first one stays. Raises OSError."""
+    """Record the name of the canceller; the first one is kept. Raises OSError."""
     who = one_line(by).encode()[:WHO_BYTES].decode(errors="ignore").encode()
     try:
         if not exists(folder, "cancelled"):
             replace_file(folder, "cancelled", who.ljust(WHO_BYTES) + b"\n", reserved="cancelled.new")
     except OSError:
-        # Another one may have used up the reserved room at the same moment.
+        # A concurrent cancel may have used the reserved file.
         if not exists(folder, "cancelled"):
             raise
 
 
 def read_cancelled(folder: int) -> str:
-    """Return who cancelled, empty when nobody did."""
+    """Return the name of the canceller, empty if the operation wasn't cancelled."""
     return (read_file(folder, "cancelled") or b"").decode(errors="replace").strip()
 
 
 def read_process(folder: int) -> CommandProcess | None:
-    """Return the command's process as it wrote itself down, None before that."""
+    """Return the process that the command recorded, None before that."""
     found = _PID.fullmatch(read_file(folder, "pid") or b"")
     return None if found is None else CommandProcess(int(found[1]), int(found[2]))
 
 
 def start_time(pid: int) -> int | None:
-    """Return field 22 of /proc/PID/stat, None where there is no such process."""
+    """Return field 22 of /proc/PID/stat, None if there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - read as one piece, in bytes
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - one unbuffered read, in bytes
             line = file.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -233,7 +233,7 @@ def start_time(pid: int) -> int | None:
 
 
 def signal_command(folder: int, number: signal.Signals) -> bool:
-    """Send a signal to the command's process group; False where the command is gone, or its pid somebody else's.
+    """Signal the command's process group; False if the command is gone, or its pid is another process's.
 
     Only for an operation whose lock is held. Raises OSError.
     """
@@ -248,15 +248,15 @@ def signal_command(folder: int, number: signal.Signals) -> bool:
 
 
 def one_line(text: str) -> str:
-    """Return the text on one line, control characters gone."""
+    """Return the text on one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 @contextlib.contextmanager
 def held_lock(operations: int, name: str, folder: int) -> Iterator[bool]:
-    """Take the operation's lock without waiting; True while it is ours.
+    """Try the operation's lock without waiting; yields whether it was acquired.
 
-    The lock of a folder that was taken away meanwhile is none. Raises OSError.
+    The lock of a folder removed meanwhile doesn't count. Raises OSError.
     """
     try:
         opened = open_file(folder, "lock", os.O_RDWR | os.O_APPEND | os.O_CREAT)

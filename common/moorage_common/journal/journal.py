@@ -1,16 +1,16 @@
 """The journal of operations on a host: an operation outlives the connection and the process that started it.
 
-    ROOT/operations/ID/   spec      what the operation is (JSON), the caller's business
-                          lock      held as long as anything of the operation lives
-                          start     there as soon as the command may have begun
+    ROOT/operations/ID/   spec      the operation's description (JSON), opaque to the journal
+                          lock      held while any process of the operation is alive
+                          start     exists as soon as the command may have begun
                           pid       process id and start time of the command, the leader of its own process group
-                          out       what the command printed; its byte offset is the sequence number
-                          cancelled who cancelled it
-                          exit      how it ended: exited, lost (power cut, everything killed) or buried (never runs)
-                          reason    code and sentence of a buried one
-    ROOT/locks/           one file a real directory and one a Compose project, held while an operation works there
+                          out       the command's output; its byte offset is the sequence number
+                          cancelled name of the canceller
+                          exit      the end: exited, lost (power cut, everything killed) or buried (never runs)
+                          reason    code and sentence of a buried operation
+    ROOT/locks/           one file per real directory and one per Compose project, held while an operation works there
 
-The lock, not a pid, says whether an operation lives. An operation that may have begun is never run again.
+The lock, not a pid, shows whether an operation is alive. An operation that may have begun is never run again.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ __all__ = [
 
 _SHARED_FOLDER_MODE = 0o3770
 _PATIENCE = 10.0
-"""Seconds for another process to make up its mind about an operation that it is just starting."""
+"""Seconds for another process to start or bury an operation whose lock it holds."""
 _PAUSE = 0.02
 _REMOVED = ".removed-"
 _WORDS = frozenset({"started", "held", "ended", "buried", "busy directory", "busy project"})
@@ -67,8 +67,8 @@ _WORDS = frozenset({"started", "held", "ended", "buried", "busy directory", "bus
 class Journal:
     """The journal in the folder `root`.
 
-    `group` is the id of the group that shares it. `launcher` goes before the supervisor's argv, with `{id}` in it
-    replaced by the operation's id: an argv that ends by executing the rest of its arguments.
+    `group` is the id of the group that shares it. `launcher` is a prefix of the supervisor's argv, with `{id}` in it
+    replaced by the operation's id: a command that executes the rest of its arguments.
     """
 
     def __init__(self, root: Path, *, group: int | None = None, launcher: Sequence[str] = ()) -> None:
@@ -82,7 +82,7 @@ class Journal:
         return str(self._root / "locks")
 
     def prepare(self) -> None:
-        """Make the folders, or see that they are as they should be. Raises JournalError."""
+        """Make the folders, or check the existing ones. Raises JournalError."""
         with self._os_errors():
             self._root.mkdir(parents=True, exist_ok=True)
             root = files.open_folder(str(self._root))
@@ -95,11 +95,11 @@ class Journal:
                 os.close(root)
 
     async def launch(self, order: Order, guard: Guard | None = None) -> Launch:
-        """Start the command, or attach to the operation of that id.
+        """Start the command, or attach to the operation with that id.
 
-        Returns STARTED once `start` is on disk. Raises Refused when a lock is taken, the guard refused, or somebody
-        cancelled meanwhile: the operation is buried then. Raises JournalError when nothing was started, and whatever
-        the guard raises: the same id may be launched again.
+        Returns STARTED once `start` is on disk. Raises Refused if a lock is taken, the guard refused, or the operation
+        was cancelled meanwhile: it is buried then. Raises JournalError if nothing was started, and the guard's own
+        exceptions: then the same id may be launched again.
         """
         loop = asyncio.get_running_loop()
         patience = loop.time() + _PATIENCE
@@ -112,15 +112,15 @@ class Journal:
                 raise Refused(record.code, record.reason)
             if record is not None:
                 return Launch.ATTACHED if record.state is State.RUNNING else Launch.ENDED
-            # Held, and nothing is there yet: somebody's guard is at work, or somebody only looks.
+            # Held, without a record yet: another caller's guard is running, or a reader holds the lock briefly.
             if loop.time() > patience:
                 raise _undecided()
             await asyncio.sleep(5 * _PAUSE)
 
     def read(self, operation_id: str) -> Record | None:
-        """Return what is known, None for an operation that was never started here. Never waits.
+        """Return the record, None for an operation that was never started here. Never waits.
 
-        A run whose lock is free without a record of its end is LOST, and is written down as such.
+        An operation that began, with a free lock and no exit record, is LOST, and is recorded as such.
         """
         with self._folder(operation_id) as (operations, folder):
             if folder is None or not (files.exists(folder, "start") or files.exists(folder, "exit")):
@@ -132,7 +132,7 @@ class Journal:
             return _record(operation_id, folder, found)
 
     def running(self) -> list[Record]:
-        """Return the operations of which something lives, by id; none before `prepare`. Raises JournalError."""
+        """Return the running operations, sorted by id; none before `prepare`. Raises JournalError."""
         try:
             names = sorted(path.name for path in (self._root / "operations").iterdir())
         except FileNotFoundError:
@@ -146,7 +146,7 @@ class Journal:
         return [record for record in found if record is not None and record.state is State.RUNNING]
 
     def read_output(self, operation_id: str, after: int, limit: int) -> bytes:
-        """Return at most `limit` bytes of the output from the byte offset `after` on; empty where there is none yet."""
+        """Return at most `limit` bytes of the output from the byte offset `after` on; empty if there is none yet."""
         if after < 0 or limit < 0:
             raise ValueError("offset and limit of an output can't be negative")
         with self._folder(operation_id) as (_, folder):
@@ -159,9 +159,9 @@ class Journal:
                 os.close(opened)
 
     def cancel(self, operation_id: str, by: str) -> CancelOutcome:
-        """Note who cancels, then send TERM to the command's process group; an unknown operation is buried.
+        """Record the canceller, then send TERM to the command's process group; an unknown operation is buried.
 
-        An operation that is just being started ends before its command does anything. Waits one second at most.
+        An operation that is being started ends before its command does anything. Waits one second at most.
         Raises JournalError.
         """
         patience = time.monotonic() + 1
@@ -176,19 +176,19 @@ class Journal:
                 try:
                     files.write_cancelled(folder, by)
                 except OSError:
-                    # Whether or not it could be written down: what has to end, ends.
+                    # The signal is sent even if the record can't be written.
                     if files.signal_command(folder, signal.SIGTERM):
                         return CancelOutcome.SIGNALLED
                     raise
                 if files.signal_command(folder, signal.SIGTERM):
                     return CancelOutcome.SIGNALLED
-                # Not begun: whoever starts it sees the note. Or just ended: then the record is on its way.
+                # Not begun: the starting command reads the record. Or just ended: then the exit record follows.
             if time.monotonic() > patience:
                 return CancelOutcome.SIGNALLED if noted else CancelOutcome.ALREADY_ENDED
             time.sleep(_PAUSE)
 
     def kill(self, operation_id: str) -> bool:
-        """Send KILL to the command's process group; False when there was nothing to send it to."""
+        """Send KILL to the command's process group; False if there is no such process."""
         with self._folder(operation_id) as (operations, folder):
             if folder is None or not files.exists(folder, "start") or files.read_exit(folder) is not None:
                 return False
@@ -199,9 +199,9 @@ class Journal:
             return files.signal_command(folder, signal.SIGKILL)
 
     def bury(self, operation_id: str, code: str, reason: str) -> Record:
-        """See to it that the operation never runs; where it does or did, return the record of that.
+        """Prevent the operation from ever running; if it runs or ran, return its record.
 
-        Waits for one that is just being started, ten seconds at most. Raises JournalError.
+        Waits for one that is being started, ten seconds at most. Raises JournalError.
         """
         check_code(code)
         patience = time.monotonic() + _PATIENCE
@@ -222,8 +222,8 @@ class Journal:
     def clean(self, older_than: timedelta, now: datetime) -> list[str]:
         """Remove the operations that ended longer ago than that, and return their ids. Raises JournalError.
 
-        An attempt that never came to a start counts from its last change. One whose lock is held stays, whatever its
-        record says. An id that was removed is unknown again: keep them as long as anybody may ask.
+        The age of an attempt without a start counts from its last change. An operation whose lock is held stays,
+        regardless of its record. A removed id is unknown again: keep operations as long as a caller may ask for them.
         """
         before = (now - older_than).timestamp()
         removed = []
@@ -231,7 +231,7 @@ class Journal:
             for name in sorted(os.listdir(operations)):  # noqa: PTH208 - of an open folder, not a path
                 if name.startswith(_REMOVED):
                     shutil.rmtree(name, dir_fd=operations, ignore_errors=True)
-                # What isn't ours to remove (a link, another owner's) stays.
+                # Entries that aren't ours to remove (a symlink, another owner's) stay.
                 with contextlib.suppress(ValueError, OSError):
                     check_id(name)
                     if self._remove(operations, name, before):
@@ -239,7 +239,7 @@ class Journal:
         return removed
 
     async def _attempt(self, order: Order, guard: Guard | None) -> str:
-        """Run one supervisor and return its last word: started, held, ended, busy ..., or buried."""
+        """Run one supervisor and return its last answer: started, held, ended, busy ..., or buried."""
         try:
             supervisor = await Supervisor.start(*await asyncio.to_thread(self._invocation, order))
         except OSError as error:
@@ -278,7 +278,7 @@ class Journal:
             last = "exit" if files.exists(folder, "exit") else "."
             if os.stat(last, dir_fd=folder, follow_symlinks=False).st_mtime >= before:
                 return False
-            # Under the lock, and away as a whole: whoever opened it meanwhile sees that this folder is no more.
+            # Under the lock, by one rename: a process that opened the folder meanwhile notices that it was removed.
             away = f"{_REMOVED}{name}-{secrets.token_hex(4)}"
             os.rename(name, away, src_dir_fd=operations, dst_dir_fd=operations)
             shutil.rmtree(away, dir_fd=operations, ignore_errors=True)
@@ -298,7 +298,7 @@ class Journal:
 
     @contextlib.contextmanager
     def _folder(self, operation_id: str, *, make: bool = False) -> Iterator[tuple[int, int | None]]:
-        """Open the folder of all operations, and that of one: None where there is none and none is made."""
+        """Open the folder of all operations, and that of one: None if it doesn't exist and isn't made."""
         check_id(operation_id)
         with self._os_errors(), self._operations() as operations:
             made = False
@@ -313,7 +313,7 @@ class Journal:
                 return
             try:
                 if made:
-                    os.fchmod(folder, files.FOLDER_MODE)  # whatever the umask
+                    os.fchmod(folder, files.FOLDER_MODE)  # regardless of the umask
                 yield operations, folder
             finally:
                 os.close(folder)
@@ -351,7 +351,7 @@ async def _decide(supervisor: Supervisor, guard: Guard | None) -> str:
 
 
 def _cancel_idle(operations: int, operation_id: str, folder: int, by: str) -> Exit | None:
-    """Return how it ended where nothing of it lives: buried now, if it never began. None where something lives."""
+    """Return the end of an operation that isn't alive: buried now, if it never began. None if it is alive."""
     with files.held_lock(operations, operation_id, folder) as ours:
         if not ours:
             return None
@@ -394,5 +394,5 @@ def _read_spec(folder: int) -> dict[str, object]:
     try:
         spec = parse_json(files.read_file(folder, "spec") or b"{}", SPEC_BYTES)
     except ValueError:
-        return {}  # buried before its order was whole
+        return {}  # buried before its order was complete
     return spec if isinstance(spec, dict) else {}

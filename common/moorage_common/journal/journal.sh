@@ -1,11 +1,11 @@
-# The journal in POSIX sh (dash, busybox ash, bash), for a host that is reached by SSH. Preceded by records.sh. Functions;
-# call each in a subshell, since they change the directory and open files.
-#   mj_look ROOT ID AFTER LIMIT   prints "unknown|running|ended COUNT", a line, and COUNT bytes of the output
-#   mj_show ROOT ID               prints the same word, a line, then "NAME LENGTH", a line, and the bytes of each record
+# The journal in POSIX sh (dash, busybox ash, bash), for a host reached by SSH. Preceded by records.sh. Functions; call
+# each in a subshell, since they change the directory and open files.
+#   mj_look ROOT ID AFTER LIMIT   prints "unknown|running|ended COUNT", a newline, and COUNT bytes of the output
+#   mj_show ROOT ID               prints the same word, a newline, then "NAME LENGTH", a newline, and the bytes of each record
 #   mj_cancel ROOT ID WHO         prints signalled, already_ended, buried or not_allowed, or "failed SENTENCE"
-#   mj_clean ROOT DAYS            removes what ended longer ago; prints the ids
+#   mj_clean ROOT DAYS            removes operations that ended longer ago; prints the ids
 
-# Goes into the folder of an operation that was started or ended, and sets mj_state.
+# Changes to the folder of an operation that was started or ended, and sets mj_state.
 mj_visit() {
     mj_state=unknown
     cd -P "$1/operations" 2>/dev/null && [ ! -L "$2" ] && cd "./$2" 2>/dev/null || return 0
@@ -20,9 +20,9 @@ mj_visit() {
     exec 9>&-
 }
 
-# Takes the lock of the operation in whose folder we stand, without waiting; fails where something of it lives.
+# Takes the lock of the operation in the current directory, without waiting; fails if the operation is alive.
 mj_lock() {
-    # What can only be read can be locked all the same.
+    # A read-only file can be locked, too.
     [ ! -L lock ] && { command exec 9>>lock || command exec 9<lock; } 2>/dev/null && flock -n 9 && [ "$PWD/lock" -ef /proc/self/fd/9 ]
 }
 
@@ -30,7 +30,7 @@ mj_look() {
     mj_visit "$1" "$2"
     mj_until=$(mj_length)
     if [ "$mj_state" = ended ] && mj_whole; then
-        # What something left behind prints after the end is not the operation's.
+        # Output of leftover processes after the end doesn't belong to the operation.
         mj_until=${mj_line##* }
         mj_until=${mj_until#"${mj_until%%[!0]*}"}
         mj_until=${mj_until:-0}
@@ -55,19 +55,19 @@ mj_show() {
     printf 'out %d\n' "$(mj_length)"
 }
 
-# The first one stays: a link can't replace.
+# The first one is kept: ln doesn't replace an existing file.
 mj_note() {
     [ ! -e cancelled ] || return 0
     mj_new=.cancelled-$$-$mj_try
     mv cancelled.new "$mj_new" 2>/dev/null
     printf '%-255s\n' "$1" 1<>"$mj_new" && sync "$mj_new"
-    # A link needs room of its own on some file systems.
+    # A hard link needs disk space on some file systems.
     ln "$mj_new" cancelled 2>/dev/null || [ -e cancelled ] || mv "$mj_new" cancelled 2>/dev/null
     rm -f "$mj_new"
     [ -e cancelled ]
 }
 
-# Sets mj_pid and mj_began from the record of the command's process; fails before it is written.
+# Sets mj_pid and mj_began from the record of the command's process; fails if it isn't written yet.
 mj_process() {
     [ -f pid ] && IFS=' ' read -r mj_version mj_pid mj_began mj_mark <pid && [ "$mj_mark" = end ] || return 1
     mj_pid=${mj_pid#"${mj_pid%%[!0]*}"}
@@ -86,7 +86,7 @@ done
 kill -KILL "-$pid"
 '
 
-# Sends TERM to the command, and KILL ten seconds later, whatever becomes of this connection.
+# Sends TERM to the command, and KILL ten seconds later, even if this connection ends.
 mj_signal() {
     mj_process && read -r mj_stat 2>/dev/null <"/proc/$mj_pid/stat" || return 1
     mj_start_time "$mj_stat"
@@ -119,14 +119,14 @@ mj_cancel() {
         mj_process || mj_noted=yes
         mj_note "$3" 2>/dev/null
         mj_written=$?
-        # Whether or not it could be written down: what has to end, ends.
+        # The signal is sent even if the record can't be written.
         mj_signal
         case $? in
         0) echo signalled && return ;;
         2) echo not_allowed && return ;;
         esac
         [ "$mj_written" -eq 0 ] || break
-        # Not begun: whoever starts it sees the note. Or just ended: then the record is on its way.
+        # Not begun: the starting command reads the record. Or just ended: then the exit record follows.
         sleep 0.1 2>/dev/null || sleep 1
     done
     if [ "$mj_try" -lt 10 ]; then
@@ -138,7 +138,7 @@ mj_cancel() {
     fi
 }
 
-# Nothing of it lives, and the lock is ours.
+# The operation isn't alive, and the lock is ours.
 mj_cancel_idle() {
     if mj_whole; then
         mj_cancelled
@@ -174,8 +174,8 @@ mj_remove() {
     if mj_whole || { { [ -e start ] || [ -e exit ]; } && mj_end lost 0; }; then
         mj_last=exit
     fi
-    # An attempt that never came to a start counts from its last change.
+    # The age of an attempt without a start counts from its last change.
     [ -n "$(find "$mj_last" -prune -mtime "+$(($2 - 1))")" ] || return
-    # Under the lock, and away as a whole: whoever opened it meanwhile sees that this folder is no more.
+    # Under the lock, by one rename: a process that opened the folder meanwhile notices that it was removed.
     mv "../$1" "../.removed-$1-$$"
 }

@@ -1,4 +1,4 @@
-"""The journal worked by a shell on its host (journal.sh): the calls, and what they print."""
+"""The journal through a shell on its host (journal.sh): the calls, and parsers of their output."""
 
 import functools
 import importlib.resources
@@ -15,7 +15,7 @@ _LOOKS = frozenset({"running", "ended", "unknown"})
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at an operation found: `running`, `ended` or `unknown`, and the output from an offset on."""
+    """The result of one poll of an operation: `running`, `ended` or `unknown`, and the output from an offset on."""
 
     word: str
     data: bytes
@@ -23,7 +23,7 @@ class Look:
 
 @functools.cache
 def journal_text() -> str:
-    """Return the functions that the calls need."""
+    """Return the shell functions that the calls need."""
     package = importlib.resources.files(__package__)
     return "".join(package.joinpath(name).read_text(encoding="utf-8") for name in ("records.sh", "journal.sh"))
 
@@ -37,9 +37,9 @@ def look_call(root: str, operation_id: str, after: int, limit: int) -> str:
 
 
 def parse_outputs(printed: bytes, count: int, limit: int) -> list[Look]:
-    """Read what so many look calls of `limit` bytes printed, one after the other.
+    """Parse the output of that many look calls of `limit` bytes, one after the other.
 
-    Raises ValueError where that broke off, or can't be right.
+    Raises ValueError if it is truncated or invalid.
     """
     looks, position = [], 0
     for _ in range(count):
@@ -54,13 +54,13 @@ def parse_outputs(printed: bytes, count: int, limit: int) -> list[Look]:
 
 
 def show_call(root: str, operation_id: str) -> str:
-    """Return the call for all that is known of an operation. See `read_record`."""
+    """Return the call for the whole record of an operation. See `read_record`."""
     check_id(operation_id)
     return f"(mj_show {shlex.quote(root)} {operation_id})"
 
 
 def read_record(operation_id: str, printed: bytes) -> Record | None:
-    """Read what a show call printed, None for an operation that was never started. Raises ValueError."""
+    """Parse the output of a show call; None for an operation that was never started. Raises ValueError."""
     word, _, rest = printed.partition(b"\n")
     if word == b"unknown":
         return None
@@ -89,7 +89,7 @@ def cancel_call(root: str, operation_id: str, by: str) -> str:
 
 
 def clean_call(root: str, days: int) -> str:
-    """Return the call that removes what ended longer ago than so many days; it prints the ids."""
+    """Return the call that removes operations which ended more than that many days ago; it prints the ids."""
     return f"(mj_clean {shlex.quote(root)} {days})"
 
 
@@ -115,5 +115,5 @@ def _spec(text: bytes) -> dict[str, object]:
     try:
         spec = parse_json(text or b"{}", SPEC_BYTES)
     except UntrustedError:
-        return {}  # buried before its order was whole
+        return {}  # buried before its order was complete
     return spec if isinstance(spec, dict) else {}

@@ -1,4 +1,4 @@
-"""The line between `Journal.launch` and the supervisor of one operation."""
+"""The pipe between `Journal.launch` and the supervisor of one operation."""
 
 import asyncio
 import contextlib
@@ -15,12 +15,12 @@ from typing import Self
 from moorage_common.journal.files import JournalError
 
 _PATIENCE = 30.0
-"""Seconds for one word of the supervisor; it does a handful of small synced writes in between."""
+"""Seconds for one answer of the supervisor; it does a few small synced writes in between."""
 
 
 @functools.cache
 def supervisor_text() -> str:
-    """Return the supervisor as the text for `/bin/sh -c`; its head says how it is called and what it answers."""
+    """Return the supervisor as the text for `/bin/sh -c`; its head documents its arguments and answers."""
     return _text("records.sh") + _text("supervisor.sh")
 
 
@@ -34,9 +34,9 @@ def _text(name: str) -> str:
 
 
 class Supervisor:
-    """A started supervisor, until it has said that the command runs, or ended.
+    """A started supervisor, until it has reported that the command runs, or has ended.
 
-    Closing the line before `go` was said leaves nothing running; closing it afterwards changes nothing.
+    Closing the pipe before `go` was sent leaves nothing running; closing it afterwards changes nothing.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, errors: socket.socket) -> None:
@@ -58,7 +58,7 @@ class Supervisor:
         return cls(reader, writer, errors)
 
     async def word(self) -> str:
-        """Return the next line, empty at the end. Raises JournalError when the host takes too long."""
+        """Return the next line, empty at EOF. Raises JournalError past the time limit."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 line = await self._reader.readline()
@@ -72,20 +72,20 @@ class Supervisor:
         return line.decode(errors="replace").rstrip("\n")
 
     async def say(self, line: str) -> None:
-        """Send one line. A supervisor that is gone is noticed by the next `word`."""
+        """Send one line. If the supervisor has ended, the next `word` notices."""
         with contextlib.suppress(ConnectionError):
             self._writer.write(line.encode() + b"\n")
             await self._writer.drain()
 
     async def leave(self) -> None:
-        """Tell the supervisor that nothing will come, and return when it has let go of its locks."""
+        """Close the supervisor's input, and return when it has released its locks."""
         with contextlib.suppress(OSError):
             self._writer.write_eof()
         while await self.word():
             pass
 
     def close(self) -> None:
-        """Drop the line at once."""
+        """Close the pipe immediately."""
         with contextlib.suppress(OSError):
             self._complaints = self._errors.recv(1 << 16)
         self._writer.close()
@@ -93,16 +93,16 @@ class Supervisor:
 
     @property
     def complaint(self) -> str:
-        """The last line of what it had printed as errors when the line was closed."""
+        """The last line of its standard error when the pipe was closed."""
         lines = self._complaints.decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it ended without a word"
 
 
 def _spawn(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[socket.socket, socket.socket]:
-    """Start the process in a session of its own.
+    """Start the process in its own session.
 
-    Not with asyncio's subprocess: its transport kills the child when it is closed or collected, as at the end of the
-    loop, and the operation has to outlive this process.
+    Not with asyncio's subprocess: its transport kills the child when it is closed or garbage-collected, as at the end
+    of the loop, and the operation has to outlive this process.
     """
     ours, theirs = socket.socketpair()
     errors, their_errors = socket.socketpair()

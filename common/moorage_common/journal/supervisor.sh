@@ -2,18 +2,18 @@
 #   /bin/sh -c THIS_TEXT moorage-supervisor ROOT ID SPEC DIRECTORY_LOCK PROJECT_LOCK DIRECTORY COMMAND [ARGUMENT...]
 # with the environment of the command. PROJECT_LOCK may be empty; both are paths of lock files.
 #
-# Says one line on standard output, and ends unless it is the first:
+# Prints one line on standard output, and exits unless it is the first:
 #   locked                    all locks are held; waits for "go" or "refuse CODE SENTENCE" on standard input
-#   held                      something of this operation lives, or another process looks at it right now
+#   held                      this operation is alive, or another process holds its lock briefly
 #   ended                     it ended, or was buried: see `exit`
 #   busy directory|project    another operation has that lock; this one is buried
 #   full                      the disk is full; nothing was started
 #   failed SENTENCE           nothing was started
-# and after "locked": started, buried, full or failed. At the end of its input nothing is started.
+# and after "locked": started, buried, full or failed. At EOF of its input nothing is started.
 #
 # Preceded by records.sh. Its names begin with mj_, because it shares its variables with the environment of the command.
 
-# Caught, not ignored: children would inherit ignoring. PIPE: a caller that died must not end an operation.
+# Caught, not ignored: children would inherit ignored signals. PIPE: the death of the caller must not end an operation.
 trap : HUP INT TERM PIPE
 
 mj_root=$1 mj_id=$2 mj_spec=$3 mj_directory_lock=$4 mj_project_lock=$5 mj_directory=$6
@@ -21,14 +21,14 @@ shift 6
 mj_umask=$(umask)
 umask 007
 
-# The caller may ask again as soon as it heard the word, so the locks go first.
+# The caller may retry as soon as it has read the answer, so the locks are released first.
 mj_leave() {
     exec 9>&- 8>&- 7>&-
     [ $# -eq 0 ] || printf '%s\n' "$*"
     exit 0
 }
 
-# A write failed: tells a full disk from everything else by trying another.
+# After a failed write: another write shows whether the disk is full.
 mj_give_up() {
     mj_probe=$( (set -C && LC_ALL=C dd if=/dev/zero bs=65536 count=1 >.probe) 2>&1)
     rm -f .probe
@@ -50,14 +50,14 @@ mj_write_pid() {
     printf "1 %010d %020d end\n" "$$" "$1" 1<>pid
 }
 mj_write_pid ${mj_stat##*) }
-# Who cancels writes his name first and then looks for the pid: one of the two sees the other.
+# A canceller writes its record first and then reads the pid: one of the two sees the other.
 if [ -e cancelled ]; then exit 143; fi
 umask "$1"
 cd -- "$2" 2>/dev/null || {
     printf "The directory %s can not be entered: see that it is there and may be read.\n" "$2"
     exit 125
 }
-# It was checked with its links resolved: whoever made one of it since then would lead us elsewhere.
+# It was checked with its symlinks resolved: a symlink made since then would redirect the command.
 [ "$(pwd -P)" = "$2" ] || {
     printf "The directory %s is another one by now: it leads through a symbolic link.\n" "$2"
     exit 125
@@ -71,7 +71,7 @@ for mj_tool in flock setsid sync mv mkdir wc dd rm; do
     command -v "$mj_tool" >/dev/null || mj_leave "failed The host has no command $mj_tool: install it and start again."
 done
 
-# Leaves where a name is taken by something else than a file. Asks again: a file may come or go between two questions.
+# Exits if a name is not a regular file. Checks again: a file may come or go between the two tests.
 mj_plain() {
     for mj_again in 1 2 3; do
         [ ! -L "$1" ] || break
@@ -80,8 +80,8 @@ mj_plain() {
     mj_leave "failed The file $1 of the operation is not a regular file."
 }
 
-# Whoever removes an ended operation takes its folder away under the lock: a lock in a folder that is no more is none,
-# and each step below may find that it is no more.
+# An ended operation's folder is removed under its lock: a lock in a removed folder doesn't count, and at each step
+# below the folder may turn out to be removed.
 mj_try=0
 while :; do
     cd -P "$mj_root/operations" || mj_leave "failed The folder $mj_root/operations can't be entered."
@@ -94,7 +94,7 @@ while :; do
         continue
     }
     mj_plain lock
-    # As a plain command: a failed exec would end this shell.
+    # Through `command`: a failed plain exec would end this shell.
     command exec 9>>lock || continue
     flock -n 9 || mj_leave held
     [ "$mj_folder/lock" -ef "/proc/$$/fd/9" ] && break
@@ -111,7 +111,7 @@ elif [ -e start ] || [ -e exit ]; then
 fi
 printf '%s' "$mj_spec" >spec.new && mv -f spec.new spec || mj_give_up 'The order could not be written.'
 
-# Opened for reading: in a sticky folder the kernel may refuse to open somebody else's file with the wish to create it.
+# Opened for reading: in a sticky folder the kernel may refuse to open another user's file with O_CREAT.
 mj_open() {
     [ -e "$1" ] || (true >>"$1") 2>/dev/null
     [ -f "$1" ] && [ ! -L "$1" ]
@@ -131,7 +131,7 @@ if [ -n "$mj_project_lock" ]; then
     }
 fi
 
-# What is written later, when the disk may be full, gets its room now; that of cancel, which takes no lock, by rename.
+# Preallocates the later records, since the disk may be full then; that of cancel, which takes no lock, by rename.
 printf '%037d\n' 0 >exit.new && printf '%037d\n' 0 >pid && printf '%255s\n' '' >.room && true >>out &&
     sync spec exit.new pid .room out && mv -f .room cancelled.new || mj_give_up 'The journal could not be written.'
 
@@ -163,9 +163,9 @@ read -r mj_boot </proc/sys/kernel/random/boot_id
 }
 printf 'started\n'
 exec </dev/null >/dev/null 2>&1
-# In the foreground: an asynchronous list would ignore INT. No leader of a group yet, so setsid doesn't fork.
+# In the foreground: an asynchronous list would ignore INT. Not a group leader yet, so setsid doesn't fork.
 setsid /bin/sh -c "$mj_command" moorage-command "$mj_umask" "$mj_directory" "$@" >>out 2>&1
 mj_code=$?
-# Before the end shows: whoever sees it may start the next operation here at once.
+# Before the exit record is visible: a reader of it may start the next operation here immediately.
 exec 8>&- 7>&-
 mj_end exited "$mj_code"

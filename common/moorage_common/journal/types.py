@@ -1,4 +1,4 @@
-"""What goes into the journal, and what it says."""
+"""The input and output types of the journal."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def check_code(code: str) -> None:
         raise ValueError("a code is one word in snake_case")
 
 
-class Refused(Exception):  # noqa: N818 - a refusal is an answer, not a fault
+class Refused(Exception):  # noqa: N818 - a refusal is an answer, not an error
     """The order was refused and is buried: it never runs. `str()` is one sentence, `code` a stable word."""
 
     def __init__(self, code: str, sentence: str) -> None:
@@ -37,7 +37,7 @@ class Refused(Exception):  # noqa: N818 - a refusal is an answer, not a fault
 
 
 class Launch(StrEnum):
-    """What `launch` found: it started the command, the operation is running already, or it is over."""
+    """The outcome of `launch`: the command was started, the operation is running already, or it has ended."""
 
     STARTED = "started"
     ATTACHED = "attached"
@@ -45,7 +45,7 @@ class Launch(StrEnum):
 
 
 class State(StrEnum):
-    """What is known of an operation. LOST: it began, and how far it came is not known. BURIED: it never runs."""
+    """The state of an operation. LOST: it began, its result is unknown. BURIED: it never runs."""
 
     RUNNING = "running"
     EXITED = "exited"
@@ -54,7 +54,7 @@ class State(StrEnum):
 
 
 class CancelOutcome(StrEnum):
-    """What a cancellation met. SIGNALLED includes a command that is about to begin: it ends before it does anything."""
+    """The outcome of a cancel. SIGNALLED includes a command that is about to begin: it ends before it does anything."""
 
     SIGNALLED = "signalled"
     ALREADY_ENDED = "already_ended"
@@ -66,8 +66,8 @@ class Order:
     """A command to run as the operation `operation_id`.
 
     `spec` (64 KiB of JSON at most) and `argv` show in the host's process list: no secrets there. `environment` is the
-    whole environment of the command, except that PWD is always `directory`. `app_directory` (its links resolved) and
-    `project` are what the second and the third lock are for. Raises ValueError for an order that can't be right.
+    whole environment of the command, except that PWD is always `directory`. The second lock is for `app_directory`
+    (its symlinks resolved), the third for `project`. Raises ValueError for an invalid order.
     """
 
     operation_id: str
@@ -79,7 +79,7 @@ class Order:
     project: str | None
 
     def __post_init__(self) -> None:
-        """Check it."""
+        """Validate the order."""
         check_id(self.operation_id)
         if not self.argv or not self.argv[0] or self.argv[0].startswith("-"):
             raise ValueError("the command is empty or begins with a dash")
@@ -96,10 +96,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the journal holds of an operation.
+    """The journal's record of an operation.
 
-    `exit_code` is None but for EXITED; 128 + N stands for signal N. `length` is that of the output in bytes, so far or
-    at the end. `cancelled_by` is empty when nobody cancelled; `code` and `reason` say why it is BURIED.
+    `exit_code` is None except for EXITED; 128 + N stands for signal N. `length` is the output's in bytes, so far or
+    at the end. `cancelled_by` is empty if it wasn't cancelled; `code` and `reason` say why it is BURIED.
     """
 
     operation_id: str
@@ -113,4 +113,4 @@ class Record:
 
 
 Guard = Callable[[], Awaitable[Refused | None]]
-"""Decides, with all locks of the operation held, whether the command may run."""
+"""Decides, while all locks of the operation are held, whether the command may run."""

@@ -1,7 +1,7 @@
-"""Stops that run without a journal, since the host's takes nothing: its disk is full, or can only be read.
+"""Stops that run without a journal, because the host's isn't writable: its disk is full or read-only.
 
-What the process that runs such a stop knows of it is all there is. Should that end, the stop may be sent again, which
-does no harm; of a start that is not so, and none is ever run like this.
+Only the process that runs such a stop has its record. If that process ends, the stop may be sent again, which does no
+harm. A repeated start could, so no start runs without a journal.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from moorage_common.journal.types import Guard, Order, Record, State
 log = structlog.get_logger(__name__)
 
 Execute = Callable[[Sequence[str], Mapping[str, str], Callable[[bytes], None]], Awaitable[int]]
-"""Runs an argv with that whole environment in `/`, hands on what it prints, and returns its exit code."""
+"""Runs an argv in `/` with exactly that environment, passes its output on, and returns its exit code."""
 
 _MOST_OUTPUT = 1 << 20
 _MOST_KEPT = 200
@@ -42,7 +42,7 @@ class _Run:
     refusal: tuple[str, str] = ("", "")
 
     def take(self, data: bytes) -> None:
-        """Take what the stop prints: the script's own word first."""
+        """Take output of the stop: the script's own line comes first."""
         if not self.begun:
             word, end, data = (bytes(self.word) + data).partition(b"\n")
             self.word[:] = word
@@ -55,7 +55,7 @@ class _Run:
 
 
 class Unrecorded:
-    """The stops that this process runs itself, and operations that it buried. The last 200 that ended are kept."""
+    """The stops that this process runs itself, and the operations it buried. The last 200 ended ones are kept."""
 
     def __init__(self) -> None:
         self._runs: dict[str, _Run] = {}
@@ -63,7 +63,7 @@ class Unrecorded:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def read(self, operation_id: str) -> Record | None:
-        """Return what is known of an operation, None where it is none of these."""
+        """Return the record of an operation, None if it is none of these."""
         run = self._runs.get(operation_id)
         if run is None:
             return self._buried.get(operation_id)
@@ -77,9 +77,9 @@ class Unrecorded:
         return b"" if run is None else bytes(run.output[after : after + limit])
 
     async def launch(self, order: Order, guard: Guard, locks: str, why: str, execute: Execute) -> None:
-        """Run a stop; `locks` is the folder of the journal's locks, `why` the sentence that says why it isn't there.
+        """Run a stop; `locks` is the folder of the journal's locks, `why` the sentence with the journal's failure.
 
-        Raises Refused as the guard says, and whatever the guard raises: then nothing runs.
+        Raises Refused with the guard's refusal, and the guard's own exceptions: then nothing runs.
         """
         refusal = await guard()
         if refusal is not None:
@@ -93,7 +93,7 @@ class Unrecorded:
         task.add_done_callback(self._tasks.discard)
 
     def bury(self, operation_id: str, code: str, reason: str) -> None:
-        """See to it that an operation that never began doesn't, as far as this process has a say in it."""
+        """Bury an operation that never began, within this process only."""
         self._buried[operation_id] = Record(operation_id, State.BURIED, {}, None, 0, "", code, reason)
         _forget(self._buried, list(self._buried))
 
@@ -101,7 +101,7 @@ class Unrecorded:
         operation_id = run.order.operation_id
         try:
             code = await execution
-        except Exception as error:  # noqa: BLE001 - whatever it is: unknown again, so that it is sent again
+        except Exception as error:  # noqa: BLE001 - after any failure it is unknown again, so that it is sent again
             log.warning("stop_without_journal_lost", operation_id=operation_id, error=str(error))
             self._runs.pop(operation_id)
             return

@@ -1,15 +1,15 @@
 # A stop without a journal, in POSIX sh (dash, busybox ash, bash): it writes nothing, and needs neither flock nor setsid. Run as
 #   /bin/sh -c THIS_TEXT moorage-stop DIRECTORY_LOCK PROJECT_LOCK COMMAND [ARGUMENT...]
-# PROJECT_LOCK may be empty. Says "busy directory" or "busy project" and ends; else "stopping" and whatever the command
-# prints, and ends with its exit code.
+# PROJECT_LOCK may be empty. Prints "busy directory" or "busy project" and exits; else "stopping" and the output of the
+# command, and exits with its exit code.
 
-# A lock that isn't there, and can't be made, nobody holds.
+# A lock file that doesn't exist, and can't be made, isn't held.
 mj_open() {
     [ -n "$1" ] || return 1
     [ -e "$1" ] || (umask 007 && true >>"$1") 2>/dev/null
     [ -f "$1" ] && [ ! -L "$1" ] && [ -r "$1" ]
 }
-# Only 1 says that somebody holds it: all else is a host that can't lock.
+# Only code 1 means that it is held: any other is a host that can't lock.
 mj_taken() {
     flock -n "$1" 2>/dev/null
     [ $? -eq 1 ]

@@ -1,1 +1,1 @@
-"""The wire messages between controller and agent."""
+"""The gRPC messages between controller and agent."""

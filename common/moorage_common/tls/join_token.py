@@ -1,8 +1,8 @@
-"""The join token: what an admin carries from the controller to a host, once.
+"""The one-time join token that an admin copies from the controller to a host.
 
 Its text is `moorage.ID.SECRET.FINGERPRINT`: the token's id, 32 random bytes (base64url), and the SHA-256 of the
-controller's CA certificate. The secret itself never travels: the request bears a MAC made with it over all that
-matters, so an enrolment over plain HTTP can be read by others, but neither hijacked nor altered.
+controller's CA certificate. The secret itself is never sent: the request has a MAC made with it over all
+relevant fields, so an enrolment over plain HTTP can be read by others, but neither hijacked nor altered.
 """
 
 import base64
@@ -19,7 +19,7 @@ _SECRET_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class JoinToken:
-    """A parsed join token; `str()` gives the text again."""
+    """A parsed join token; `str()` returns its text."""
 
     id: str
     secret: bytes
@@ -32,7 +32,7 @@ class JoinToken:
 
     @classmethod
     def parse(cls, text: str) -> "JoinToken":
-        """Read a token's text. Raises ValueError with a sentence for anything else."""
+        """Parse a token's text. Raises ValueError with a sentence for anything else."""
         parts = text.strip().split(".")
         if len(parts) != _PARTS or parts[0] != _PREFIX:
             raise ValueError("This is not a join token: it should look like moorage.ID.SECRET.FINGERPRINT.")
@@ -45,7 +45,7 @@ class JoinToken:
         return cls(parts[1], secret, parts[3])
 
     def __str__(self) -> str:
-        """Return the text an admin copies."""
+        """Return the text for the admin to copy."""
         secret = base64.urlsafe_b64encode(self.secret).rstrip(b"=").decode()
         return f"{_PREFIX}.{self.id}.{secret}.{self.ca_fingerprint}"
 

@@ -1,11 +1,11 @@
-"""What one side of a mutual TLS connection shows and believes."""
+"""The credentials of one side of a mutual TLS connection."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class ClientIdentity:
-    """A client's certificate and key, and the authority it believes; all PEM. The key shows in no log."""
+    """A client's certificate and key, and the authority it trusts; all PEM. The key is not in its `repr`."""
 
     ca: bytes
     certificate: bytes

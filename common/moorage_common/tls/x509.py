@@ -1,4 +1,4 @@
-"""Certificates of the Moorage authority: keys, requests, who they name."""
+"""Certificates of the Moorage authority: keys, signing requests, names."""
 
 import datetime as dt
 import hashlib
@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 CONTROLLER_URI = "moorage://controller"
-"""The URI name in a controller's certificate; an agent admits nobody else."""
+"""The URI name in a controller's certificate; an agent accepts no other client."""
 AGENT_DOMAIN = "agents.moorage"
 CERTIFICATE_DAYS = 90
 
@@ -25,7 +25,7 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 
 def key_to_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return the private key as unencrypted PKCS#8 PEM; whoever stores it guards it."""
+    """Return the private key as unencrypted PKCS#8 PEM; the caller must store it protected."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -40,7 +40,7 @@ def key_from_pem(pem: bytes) -> ec.EllipticCurvePrivateKey:
 
 
 def signing_request(key: ec.EllipticCurvePrivateKey, common_name: str) -> bytes:
-    """Return a PEM certificate request. The authority takes only the public key from it; names are its own choice."""
+    """Return a PEM certificate signing request. The authority only uses its public key, and chooses the names."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM)
@@ -53,12 +53,12 @@ def fingerprint(certificate_pem: bytes) -> str:
 
 
 def certificate_of(pem: bytes) -> bytes:
-    """Return the first certificate in a PEM text, DER form. Raises ValueError where there is none."""
+    """Return the first certificate in a PEM text, DER form. Raises ValueError if there is none."""
     return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
 
 
 def dns_names(certificate_pem: bytes) -> list[str]:
-    """Return the DNS names a certificate speaks for."""
+    """Return a certificate's DNS names."""
     certificate = x509.load_pem_x509_certificate(certificate_pem)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -73,7 +73,7 @@ def expires_at(certificate_pem: bytes) -> dt.datetime:
 
 
 def validity(certificate_pem: bytes) -> tuple[dt.datetime, dt.datetime]:
-    """Return from when until when a certificate is valid, aware, in UTC."""
+    """Return the start and the end of a certificate's validity, aware, in UTC."""
     certificate = x509.load_pem_x509_certificate(certificate_pem)
     return certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
@@ -81,9 +81,9 @@ def validity(certificate_pem: bytes) -> tuple[dt.datetime, dt.datetime]:
 def check_issued_certificate(
     certificate_pem: bytes, ca_pem: bytes, key: ec.EllipticCurvePrivateKey, ca_fingerprint: str
 ) -> None:
-    """Check what an enrolment brought: the announced authority, signed by it, for this very key.
+    """Check the result of an enrolment: the announced authority, its signature, and this host's own key.
 
-    Raises ValueError with one sentence that says which of them is wrong.
+    Raises ValueError with one sentence that names the wrong one.
     """
     if fingerprint(ca_pem) != ca_fingerprint:
         raise ValueError("The certificate authority in the answer is not the one named in the join token.")

@@ -1,7 +1,7 @@
-"""The rules a private Engine needs on a machine whose firewall forwards nothing by itself.
+"""The firewall rules of a private Engine on a machine whose firewall drops forwarded packets.
 
-They stand in a chain of the Engine's own name. Docker's chains are left alone: a second dockerd that manages
-firewall rules throws away those of the first.
+They are in a chain with the Engine's own name. Docker's chains stay unchanged: a second dockerd that manages firewall
+rules deletes those of the first.
 """
 
 import ipaddress
@@ -12,7 +12,7 @@ from moorage_lab.programs.processes import SYSTEM_PATH
 
 
 def allow(name: str, network: ipaddress.IPv4Network, *, outside: bool) -> None:
-    """Let the containers of a network reach each other, and the outside too where wanted."""
+    """Let the containers of a network reach each other, and optionally the outside."""
     disallow(name)
     inner = str(network)
     _run("filter", "-N", name)
@@ -27,7 +27,7 @@ def allow(name: str, network: ipaddress.IPv4Network, *, outside: bool) -> None:
 
 
 def disallow(name: str) -> None:
-    """Remove what `allow` made under that name; nothing happens where there is nothing."""
+    """Remove the rules that `allow` made under that name, if there are any."""
     if _program() is None:
         return
     for table, parent in (("filter", "FORWARD"), ("nat", "POSTROUTING")):

@@ -1,4 +1,4 @@
-"""Whole hosts: containers that boot systemd, with sshd and a Docker Engine of their own, at an address of their own."""
+"""Whole hosts: containers that boot systemd, each with its own sshd, Docker Engine and address."""
 
 import io
 import ipaddress
@@ -21,7 +21,7 @@ from moorage_lab.programs.images import SAMPLE_IMAGE
 from moorage_lab.waiting import eventually
 
 USERS = ("root", "ops", "admin")
-"""Who can log in with the fleet's key: root; ops, who may use Docker alone; admin, who may become root by sudo."""
+"""The users of the fleet's key: root; ops, who may only use Docker; admin, who may become root by sudo."""
 _BOOT_SECONDS = 60.0
 _CAPABILITIES = [
     "AUDIT_CONTROL",
@@ -62,17 +62,17 @@ _CAPABILITIES = [
     "SYS_TTY_CONFIG",
     "WAKE_ALARM",
 ]
-"""All but SYS_RESOURCE, which a machine may lack itself; `--privileged` would ask for it."""
+"""All but SYS_RESOURCE, which the machine itself may lack; `--privileged` would request it."""
 
 
 class HostError(Exception):
-    """A command on a host failed; the message is what it printed."""
+    """A command on a host failed; the message is its output."""
 
 
 class Fleet:
     """Hosts in a network of an Engine, with one SSH key for all; they end with it.
 
-    `cache` is where the hosts' system is kept from one session to the next.
+    `cache` keeps the hosts' system between runs.
     """
 
     def __init__(self, engine: PrivateEngine, folder: Path, cache: Path) -> None:
@@ -95,14 +95,14 @@ class Fleet:
         return self
 
     def add(self, count: int = 1) -> "list[Host]":
-        """Return so many new hosts, all of them up."""
+        """Start that many new hosts, and return them when all are up."""
         made = [self._make() for _ in range(count)]
         for host in made:
             host.wait_up()
         return made
 
     def stop(self) -> None:
-        """End all hosts, and delete what they kept."""
+        """Stop all hosts, and delete their data."""
         for host in self._hosts:
             host.remove()
         with suppress(docker.errors.DockerException):
@@ -143,7 +143,7 @@ class Host:
         self._authorize()
 
     def run(self, *argv: str) -> str:
-        """Run a command on it as root and return what it printed. Raises HostError with that where it fails."""
+        """Run a command on it as root and return its output. Raises HostError with that if it fails."""
         code, output = self._container.exec_run(list(argv))
         assert isinstance(output, bytes)
         text: str = output.decode(errors="replace")
@@ -152,7 +152,7 @@ class Host:
         return text
 
     def succeeds(self, *argv: str) -> bool:
-        """Tell whether a command on it ends with code 0."""
+        """Return whether a command on it exits with 0."""
         try:
             self.run(*argv)
         except (HostError, docker.errors.APIError):
@@ -160,7 +160,7 @@ class Host:
         return True
 
     def write(self, path: str, content: str | bytes, *, mode: int = 0o644) -> None:
-        """Write a file on it, its folder made where there is none."""
+        """Write a file on it; make its folder if missing."""
         data = content.encode() if isinstance(content, str) else content
         target = io.BytesIO()
         with tarfile.open(fileobj=target, mode="w") as tar:
@@ -170,7 +170,7 @@ class Host:
         self._container.put_archive("/", target.getvalue())
 
     def read(self, path: str) -> bytes:
-        """Return what is in a file on it."""
+        """Return the content of a file on it."""
         stream, _ = self._container.get_archive(path)
         with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as tar:
             file = tar.extractfile(Path(path).name)
@@ -186,7 +186,7 @@ class Host:
             self.run("docker", "import", *changes, "/usr/share/moorage/sample.tar", SAMPLE_IMAGE)
 
     def power_off(self) -> None:
-        """Cut its power: nothing on it ends properly."""
+        """Cut its power: no process on it is shut down."""
         self._container.kill()
 
     def power_on(self) -> None:
@@ -195,20 +195,20 @@ class Host:
         self.wait_up()
 
     def reboot(self) -> None:
-        """Shut it down properly, and boot it."""
+        """Shut it down cleanly, and boot it."""
         self._container.stop(timeout=30)
         self.power_on()
 
     def cut(self) -> None:
-        """Pull its network cable."""
+        """Disconnect it from its network."""
         self._client.networks.get(self._network).disconnect(self._container, force=True)
 
     def join(self) -> None:
-        """Plug the cable in again."""
+        """Connect it to its network again."""
         self._client.networks.get(self._network).connect(self._container, ipv4_address=self.address)
 
     def remove(self) -> None:
-        """End it, and delete what it kept."""
+        """Stop it, and delete its data."""
         with suppress(docker.errors.DockerException):
             self._container.remove(force=True, v=True)
 
@@ -224,9 +224,9 @@ class Host:
             mounts=[Mount("/var/lib/docker", None)],
             network_mode=self._network,
         )
-        # What `--security-opt systempaths=unconfined` is made into by Docker's own command line.
+        # Docker's command line translates `--security-opt systempaths=unconfined` into this.
         rights |= {"MaskedPaths": [], "ReadonlyPaths": []}
-        # The stubs want one endpoint where the call wants one by network.
+        # The type stubs expect one endpoint, but the call expects a mapping by network.
         at = api.create_networking_config(
             {self._network: api.create_endpoint_config(ipv4_address=self.address)}  # type: ignore[arg-type]
         )

@@ -1,4 +1,4 @@
-"""The system of a whole host: systemd, sshd and a Docker Engine, made by debootstrap once and kept as a tar file."""
+"""The system of a whole host: systemd, sshd and a Docker Engine, made once by debootstrap and cached as a tar file."""
 
 import fcntl
 import hashlib
@@ -26,7 +26,7 @@ _PACKAGES = (
 )
 _DISTRIBUTION = platform.freedesktop_os_release()
 _SUITE = _DISTRIBUTION.get("VERSION_CODENAME", "")
-"""The hosts are of the machine's own release: that is what its sources have for sure."""
+"""The hosts have the machine's own release: its sources certainly have that one."""
 DISTRIBUTION_ID = _DISTRIBUTION["ID"]
 _SETUP = r"""
 set -e
@@ -38,21 +38,21 @@ systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2sc
     systemd-timesyncd.service systemd-resolved.service getty.target console-getty.service systemd-networkd.service
 mkdir -p /root/.ssh /home/ops/.ssh /home/admin/.ssh
 """
-"""A plain user in Docker's group, and one who may become root without a password."""
+"""An ordinary user in Docker's group, and one who may become root without a password."""
 _LABEL = "moorage.host"
 _VERSION = "1"
 
 
 def ensure_host_image(engine: Engine, cache: Path) -> str:
-    """Put HOST_IMAGE into an Engine, made first where `cache` hasn't got it; returns its name. Takes a minute or two.
+    """Import HOST_IMAGE into an Engine, making it first if not in `cache`; return its name. Takes a minute or two.
 
-    Raises RuntimeError where it can't be made.
+    Raises RuntimeError if it can't be made.
     """
     recipe = hashlib.sha256(f"{_VERSION} {_SUITE} {_PACKAGES} {_SETUP}".encode()).hexdigest()
     cache.mkdir(parents=True, exist_ok=True)
     packed = cache / f"host-{recipe[:16]}.tar"
     with (cache / "host.lock").open("w") as lock:
-        # Two halves of a test run want it at the same moment.
+        # Two halves of a test run may request it at the same time.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not packed.exists():
             _make(cache / "host-root", packed)
@@ -87,7 +87,7 @@ def _make(root: Path, packed: Path) -> None:
     (root / "usr/share/moorage").mkdir(parents=True)
     (root / "usr/share/moorage/sample.tar").write_bytes(sample_archive())
     (root / "etc/docker").mkdir(exist_ok=True)
-    # The machine's own Docker may use the ranges that an Engine takes by default.
+    # The machine's own Docker may use an Engine's default address ranges.
     settings = {"bip": "172.31.255.1/24", "default-address-pools": [{"base": "172.30.0.0/16", "size": 24}]}
     (root / "etc/docker/daemon.json").write_text(json.dumps(settings))
     part = packed.with_suffix(".part")
@@ -98,11 +98,11 @@ def _make(root: Path, packed: Path) -> None:
 
 
 def run_tool(*argv: str) -> None:
-    """Run a program of the system. Raises RuntimeError with what it printed where it is missing or fails."""
+    """Run a program of the system. Raises RuntimeError with its output if it is missing or fails."""
     program = shutil.which(argv[0], path=SYSTEM_PATH)
     if program is None:
         raise RuntimeError(f"There is no {argv[0]} on this machine; on Debian or Ubuntu: apt-get install {argv[0]}.")
-    # A way out that this machine needs, it needs for this as well.
+    # A proxy that this machine needs, the program needs as well.
     proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
     environment = plain_environment(**proxies)
     done = subprocess.run(  # noqa: S603  # argv of the lab's own making, no shell
@@ -113,13 +113,13 @@ def run_tool(*argv: str) -> None:
 
 
 def mirror() -> str:
-    """Return the place this machine itself gets Debian's packages from."""
+    """Return the mirror from which this machine itself gets Debian's packages."""
     places = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     for place in places:
         if not place.is_file():
             continue
         for line in place.read_text().splitlines():
-            # One line a source, or fields of a stanza; a source in brackets has options.
+            # One line per source, or the fields of a stanza; a source may have options in brackets.
             found = re.match(r"\s*(?:deb\s+(?:\[[^]]*\]\s+)?|URIs:\s*)(\S*/(?:debian|ubuntu)/?)(?:\s|$)", line)
             if found:
                 return found[1]

@@ -1,6 +1,6 @@
-"""A file system that hangs: a real FUSE mount whose server takes every question and answers none.
+"""A hanging file system: a real FUSE mount whose server reads every request and answers none.
 
-Whoever asks anything of it waits, and not even SIGKILL ends that, as with an NFS server that is gone.
+Every access blocks, and not even SIGKILL ends that, as with an NFS server that is gone.
 """
 
 import ctypes
@@ -18,11 +18,11 @@ _MS_NOSUID, _MS_NODEV = 2, 4
 _MNT_FORCE, _MNT_DETACH = 1, 2
 _INIT = 26
 _HEAD = struct.Struct("<IIQQIIII")
-"""Of a question: length, opcode, its number, inode, user, group, process, padding."""
+"""The header of a request: length, opcode, request number, inode, user, group, process, padding."""
 
 
 class HungMount:
-    """Hides what lies in `place` behind a mount that hangs, in the mount namespace of the process `inside`."""
+    """Covers `place` with a hanging mount, in the mount namespace of the process `inside`."""
 
     def __init__(self, place: Path, inside: int) -> None:
         self._place = place
@@ -44,7 +44,7 @@ class HungMount:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Unmount it: whoever waits gets an error."""
+        """Unmount it: blocked accesses fail with an error."""
         self.end()
 
     def end(self) -> None:
@@ -56,7 +56,7 @@ class HungMount:
 
 
 def main(place: str) -> None:
-    """Mount, hang until the end of standard input, and unmount."""
+    """Mount, hang until EOF of standard input, and unmount."""
     libc = ctypes.CDLL(None, use_errno=True)
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
@@ -82,7 +82,7 @@ def _answer_init(device: int) -> None:
 
 
 def _hang(device: int) -> None:
-    """Take each question, so that nothing but its answer, or the mount's end, lets go of who asked."""
+    """Read each request, so that only an answer, or the end of the mount, unblocks its caller."""
     while True:
         ready, _, _ = select.select([device, sys.stdin], [], [])
         if sys.stdin in ready:

@@ -1,4 +1,4 @@
-"""What a Docker Engine leaves on the machine when it ends, or is killed: containers, mounts, bridges."""
+"""Clean-up of a Docker Engine's leftovers on the machine: containers, mounts, bridges."""
 
 import re
 import signal
@@ -26,14 +26,14 @@ def unmount_all(folder: Path) -> None:
     below = f"{folder}/"
     for point in reversed(_mount_points()):
         if point.startswith(below):
-            # lazily: a file still open in there must not keep the mount in sight
+            # lazily: an open file must not keep the mount visible
             subprocess.run(["/bin/umount", "-l", point], check=False, capture_output=True)  # noqa: S603  # no shell
 
 
 def bridges_of(data_root: Path) -> list[str]:
-    """Return the bridges of the networks an Engine has or had, read from its database without its help.
+    """Return the bridges of the networks an Engine has or had, read directly from its database.
 
-    The names bear random ids, so one found there is that Engine's own and nobody else's.
+    The names have random ids, so each one found there belongs to that Engine alone.
     """
     try:
         database = (data_root / "network/files/local-kv.db").read_bytes()

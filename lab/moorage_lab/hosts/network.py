@@ -1,4 +1,4 @@
-"""Ports and bridges of this machine, without the `ip` program: a bare system has none."""
+"""Ports and bridges of this machine, without the `ip` program, which a minimal system lacks."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ _UP = 0x1
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port nobody listens on at this moment."""
+    """Return a TCP port that is free at this moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -24,7 +24,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Tell whether a server could listen there now."""
+    """Return whether a server could listen on the port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -37,19 +37,19 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:
-    """Tell whether somebody accepts connections there."""
+    """Return whether the port accepts connections."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0
 
 
 def bridge_exists(name: str) -> bool:
-    """Tell whether there is a bridge of that name."""
+    """Return whether there is a bridge of that name."""
     return Path(f"/sys/class/net/{name}/bridge").is_dir()
 
 
 def free_network(seed: int) -> ipaddress.IPv4Network:
-    """Return a 10.N.0.0/16 that this machine has no route into; `seed` says where to begin to look."""
+    """Return a 10.N.0.0/16 to which this machine has no route; `seed` determines the first candidate."""
     taken = _routes()
     for step in range(1 << 8):
         number = (seed + step) % (1 << 8)
@@ -60,7 +60,7 @@ def free_network(seed: int) -> ipaddress.IPv4Network:
 
 
 def make_bridge(name: str, address: ipaddress.IPv4Interface) -> None:
-    """Make a bridge with that address, anew where it exists."""
+    """Make a bridge with that address; replace an existing one."""
     remove_bridge(name)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _ADD_BRIDGE, name.encode() + b"\0")

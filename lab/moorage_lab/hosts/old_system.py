@@ -1,4 +1,4 @@
-"""An older system, of which only the C library matters: what a bundle meets on other people's hosts."""
+"""An older system with an older C library, to run bundles on, as on users' hosts."""
 
 import fcntl
 import shutil
@@ -12,13 +12,13 @@ from moorage_lab.programs.engine import Engine
 OLD_IMAGE = "moorage-old-system:local"
 
 _SUITES = {"debian": "bullseye", "ubuntu": "focal"}
-"""Both have glibc 2.31, and are where the machine's own packages come from."""
+"""Both have glibc 2.31, and are on the mirror of the machine's own packages."""
 
 
 def ensure_old_image(engine: Engine, cache: Path) -> str:
-    """Put OLD_IMAGE into an Engine, made first where `cache` hasn't got it; returns its name. Takes half a minute.
+    """Import OLD_IMAGE into an Engine, making it first if not in `cache`; return its name. Takes half a minute.
 
-    Raises RuntimeError where it can't be made.
+    Raises RuntimeError if it can't be made.
     """
     suite = _SUITES.get(DISTRIBUTION_ID)
     if suite is None:

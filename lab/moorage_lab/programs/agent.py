@@ -15,7 +15,7 @@ _START_LIMIT = 30.0
 
 
 class AgentProcess:
-    """An agent on 127.0.0.1 for one Engine, with all it keeps in `folder`/data, and its log beside."""
+    """An agent on 127.0.0.1 for one Engine, with all its data in `folder`/data, and its log beside."""
 
     def __init__(self, folder: Path, engine: Engine, *, allow_roots: Sequence[Path], port: int | None = None) -> None:
         self.folder = folder
@@ -33,7 +33,7 @@ class AgentProcess:
         )
 
     def enroll(self, controller_url: str, token: str) -> None:
-        """Enrol it with a join token. Raises RuntimeError with what the command printed when it fails."""
+        """Enrol it with a join token. Raises RuntimeError with the command's output if it fails."""
         self.folder.mkdir(parents=True, exist_ok=True)
         argv = [self._program, "enroll", "--controller", controller_url, "--token-file", "-"]
         argv += ["--data-dir", str(self._data), "--listen", self.address]
@@ -58,15 +58,15 @@ class AgentProcess:
         return self
 
     def terminate(self) -> int:
-        """End it cleanly; return its exit code."""
+        """Stop it with TERM; return its exit code."""
         return self.process.terminate()
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill it, like a crash."""
         self.process.kill()
 
     def restart(self) -> Self:
-        """End it, cleanly if it runs still, and start it again."""
+        """Stop it, if it still runs, and start it again."""
         if self.process.alive:
             self.terminate()
         return self.start()
@@ -78,6 +78,6 @@ class AgentProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it."""
+        """Stop it."""
         if self.process.alive:
             self.terminate()

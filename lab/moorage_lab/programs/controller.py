@@ -15,10 +15,10 @@ _START_LIMIT = 60.0
 
 
 class ControllerProcess:
-    """A controller on 127.0.0.1 with all it keeps in `folder`/data, and its log beside.
+    """A controller on 127.0.0.1 with all its data in `folder`/data, and its log beside.
 
     `environment` adds to the settings, and overrides them (DATABASE_URL, LOG_LEVEL, ...). The admin's password
-    goes by the environment too, so it doesn't show in `ps`; it counts on the first start only.
+    is passed in the environment too, so it doesn't show in `ps`; it is only used on the first start.
     """
 
     def __init__(
@@ -50,33 +50,33 @@ class ControllerProcess:
         )
 
     def start(self) -> Self:
-        """Start it and wait until it is ready to work: database migrated, background work alive."""
+        """Start it and wait until it is ready: database migrated, background work alive."""
         self.process.start()
         self.process.wait_until(self.is_ready, timeout=_START_LIMIT, what=f"{self.url}/readyz")
         return self
 
     def is_ready(self) -> bool:
-        """Tell whether it says so itself. Raises OSError where nobody answers."""
-        return self.api().get("/readyz").status == 200  # noqa: PLR2004  # HTTP's own number
+        """Return its own readiness. Raises OSError if it doesn't answer."""
+        return self.api().get("/readyz").status == 200  # noqa: PLR2004  # an HTTP status
 
     def api(self) -> Api:
-        """Return its API, as nobody."""
+        """Return an anonymous client of its API."""
         return Api(self.url)
 
     def admin(self) -> Api:
-        """Return its API, logged in as the admin."""
+        """Return a client of its API, logged in as the admin."""
         return self.api().login(ADMIN, self.admin_password)
 
     def terminate(self) -> int:
-        """End it cleanly; return its exit code."""
+        """Stop it with TERM; return its exit code."""
         return self.process.terminate()
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill it, like a crash."""
         self.process.kill()
 
     def restart(self) -> Self:
-        """End it, cleanly if it runs still, and start it again on the same data and port."""
+        """Stop it, if it still runs, and start it again with the same data and port."""
         if self.process.alive:
             self.terminate()
         return self.start()
@@ -88,6 +88,6 @@ class ControllerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it."""
+        """Stop it."""
         if self.process.alive:
             self.terminate()

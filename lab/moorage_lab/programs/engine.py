@@ -1,4 +1,4 @@
-"""Docker Engines: the one that answers on this machine, and private ones that touch nothing of it."""
+"""Docker Engines: the running one of this machine, and private ones isolated from it."""
 
 import ipaddress
 import json
@@ -23,13 +23,13 @@ from moorage_lab.programs.processes import SYSTEM_PATH, Process, plain_environme
 
 _DEFAULT_HOST = "unix:///var/run/docker.sock"
 _LONGEST_FOLDER = 48
-"""A socket's path has room for 107 bytes, and the Engine puts some five folders deep."""
+"""A socket's path is limited to 107 bytes, and the Engine puts some five folders deep."""
 _START_LIMIT = 60.0
 _STOP_LIMIT = 15.0
 
 
 class Engine:
-    """A Docker Engine that somebody runs. `host` is its address, as DOCKER_HOST takes it."""
+    """A running Docker Engine. `host` is its address in the format of DOCKER_HOST."""
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -39,7 +39,7 @@ class Engine:
         return docker.DockerClient(base_url=self.host, timeout=60)
 
     def answers(self) -> bool:
-        """Tell whether it answers now."""
+        """Return whether it answers now."""
         try:
             client = docker.DockerClient(base_url=self.host, timeout=5)
         except docker.errors.DockerException:
@@ -53,7 +53,7 @@ class Engine:
 
 
 def find_engine() -> Engine | None:
-    """Return the Engine that answers at DOCKER_HOST or the usual socket, None where none does.
+    """Return the Engine that answers at DOCKER_HOST or the default socket, None if there is none.
 
     Only local ones count: an app's files have to be on the machine of its Engine.
     """
@@ -64,7 +64,7 @@ def find_engine() -> Engine | None:
 
 
 class PrivateEngine(Engine):
-    """A dockerd and containerd of our own, with all they keep and their logs in one folder.
+    """A private dockerd and containerd, with all their data and logs in one folder.
 
     It shares nothing with other Engines: it has its own bridge instead of docker0, its own range of addresses, and
     its own firewall chain (bridge and chain are called `name`). Published ports work (by docker-proxy), and so do
@@ -85,7 +85,7 @@ class PrivateEngine(Engine):
         self._dockerd = self._process("dockerd", self._dockerd_options())
 
     def start(self) -> Self:
-        """Start it and wait until it answers. What a killed run left behind is cleaned up first."""
+        """Start it and wait until it answers. Leftovers of a killed run are cleaned up first."""
         self._refuse_without_programs()
         if not self._containerd.alive:
             self._clean_up()
@@ -96,7 +96,7 @@ class PrivateEngine(Engine):
             self._containerd.start()
             socket = self._run / "containerd.sock"
             self._containerd.wait_until(socket.is_socket, timeout=_START_LIMIT, what="containerd's socket")
-        end_containers(self._run / "containerd.sock")  # as a dockerd without live-restore does after a crash
+        end_containers(self._run / "containerd.sock")  # like a dockerd without live-restore after a crash
         self._configure(live_restore=True)
         self._dockerd.start()
         self._dockerd.wait_until(self.answers, timeout=_START_LIMIT, what="an answer of dockerd")
@@ -106,9 +106,9 @@ class PrivateEngine(Engine):
         return self
 
     def stop(self, *, patience: float = 0.0) -> None:
-        """End it with all its containers, which have `patience` seconds to end by themselves. Its folder stays."""
+        """Stop it with all its containers, which have `patience` seconds of grace. Its folder stays."""
         if self._dockerd.alive:
-            self.go_on()  # one that hangs hears nothing
+            self.go_on()  # a suspended one doesn't handle TERM
             if not patience:
                 self._kill_containers()
             self._end_dockerd(lambda: self._dockerd.terminate(grace=patience or _STOP_LIMIT))
@@ -118,24 +118,24 @@ class PrivateEngine(Engine):
         self._clean_up()
 
     def kill(self) -> None:
-        """Kill dockerd as a crash would: containers run on, until `start` brings it back."""
+        """Kill dockerd, like a crash: containers keep running, until `start` starts it again."""
         self._end_dockerd(self._dockerd.kill)
 
     def hang(self) -> None:
-        """Let dockerd answer nobody, while its containers run on; `go_on` ends that."""
+        """Suspend dockerd, while its containers keep running, until `go_on`."""
         self._dockerd.identity.send(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """End a `hang`."""
+        """Resume dockerd after a `hang`."""
         self._dockerd.identity.send(signal.SIGCONT)
 
     def restart(self) -> None:
-        """Restart dockerd as an upgrade does: it stops its containers, and starts those that want it."""
+        """Restart dockerd as an upgrade does: it stops its containers, and restarts those by their restart policy."""
         self._end_dockerd(lambda: self._dockerd.terminate(grace=_STOP_LIMIT))
         self.start()
 
     def remove(self) -> None:
-        """Stop it and delete its folder."""
+        """Stop it, and delete its folder."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -170,7 +170,7 @@ class PrivateEngine(Engine):
         self._pools = [{"base": str(network), "size": first.prefixlen}]
 
     def _configure(self, *, live_restore: bool) -> None:
-        """Write dockerd's settings; without live-restore, one with pools of its own begins by deleting docker0."""
+        """Write dockerd's settings; without live-restore, one with its own address pools deletes docker0 first."""
         settings = {"default-address-pools": self._pools, "live-restore": live_restore}
         (self.folder / "daemon.json").write_text(json.dumps(settings))
 
@@ -185,7 +185,7 @@ class PrivateEngine(Engine):
             f"--exec-root={self._run}",
             f"--pidfile={self._run}/dockerd.pid",
             f"--host={self.host}",
-            f"--containerd={self._run}/containerd.sock",  # not the machine's, which one that starts by itself shares
+            f"--containerd={self._run}/containerd.sock",  # not the machine's, dockerd's default
             f"--bridge={self.name}",
             "--iptables=false",
             "--ip6tables=false",
@@ -217,7 +217,7 @@ path = "{self.folder}/opt"
     def _kill_containers(self) -> None:
         with closing(self.client()) as client:
             for container in client.containers.list(ignore_removed=True):
-                with suppress(docker.errors.APIError):  # it ended by itself
+                with suppress(docker.errors.APIError):  # it has ended by itself
                     if container.status == "paused":
                         container.unpause()
                     container.kill()
@@ -229,7 +229,7 @@ path = "{self.folder}/opt"
             proxy.end(grace=_STOP_LIMIT)
 
     def _clean_up(self) -> None:
-        """Remove what is left when dockerd and containerd are gone, whoever started them."""
+        """End a leftover dockerd and containerd of an earlier run, and remove everything they left."""
         self._dockerd.end_leftover()
         end_containers(self._run / "containerd.sock")
         self._containerd.end_leftover()

@@ -1,4 +1,4 @@
-"""The sample image, made of this machine's busybox: nothing is ever pulled."""
+"""The sample image, built from this machine's busybox: nothing is pulled."""
 
 import hashlib
 import io
@@ -25,9 +25,9 @@ _INTERPRETER = 3
 
 
 def ensure_sample_image(engine: Engine) -> str:
-    """Put SAMPLE_IMAGE into an Engine, unless the same one is there, and return its name.
+    """Import SAMPLE_IMAGE into an Engine, unless the same one exists, and return its name.
 
-    Raises RuntimeError where this machine's busybox is missing or needs shared libraries.
+    Raises RuntimeError if this machine's busybox is missing or needs shared libraries.
     """
     archive = sample_archive()
     digest = hashlib.sha256(archive).hexdigest()
@@ -66,7 +66,7 @@ def _static_busybox() -> bytes:
 
 
 def _needs_libraries(program: bytes) -> bool:
-    """Tell whether a 64-bit little-endian ELF program names an interpreter (a dynamic linker)."""
+    """Return whether a 64-bit little-endian ELF program names an interpreter (a dynamic linker)."""
     table, size, count = struct.unpack_from("<Q", program, 32)[0], *struct.unpack_from("<HH", program, 54)
     return any(struct.unpack_from("<I", program, table + size * n)[0] == _INTERPRETER for n in range(count))
 

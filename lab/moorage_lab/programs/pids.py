@@ -1,4 +1,4 @@
-"""A process by id and start time, so that a signal never meets a stranger who got the same id."""
+"""A process by id and start time, so that a signal never hits another process that reused the id."""
 
 import json
 import os
@@ -27,13 +27,13 @@ class Pid:
 
     @classmethod
     def of(cls, number: int) -> "Pid | None":
-        """Return who has that id now; None where nobody has."""
+        """Return the process that has that id now; None if there is none."""
         stat = _stat(number)
         return None if stat is None else cls(number, int(stat[_STARTED]), _boot())
 
     @classmethod
     def own(cls) -> "Pid":
-        """Return who runs this."""
+        """Return the current process."""
         own = cls.of(os.getpid())
         if own is None:
             raise RuntimeError("/proc doesn't show this very process: the lab needs Linux with /proc mounted.")
@@ -41,45 +41,45 @@ class Pid:
 
     @classmethod
     def read(cls, record: Path) -> "Pid | None":
-        """Return who a record names; None without a record, or with one that was cut short."""
+        """Return the process in a record file; None if it is missing or truncated."""
         try:
             return cls(**json.loads(record.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
     def write(self, record: Path) -> None:
-        """Keep it, for whoever has to clean up after us."""
+        """Write the record file, for a clean-up after a crash."""
         record.write_text(json.dumps(asdict(self)))
 
     @property
     def alive(self) -> bool:
-        """Whether that very process still runs; one that only waits to be reaped doesn't."""
+        """Whether this same process still runs; a zombie doesn't."""
         stat = _stat(self.id)
         return stat is not None and stat[_STATE] != "Z" and int(stat[_STARTED]) == self.started and self.boot == _boot()
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, if it is still there."""
+        """Send a signal, if the process still runs."""
         if self.alive:
             with suppress(ProcessLookupError):
                 os.kill(self.id, number)
 
     def pause(self) -> None:
-        """Let it do nothing, until `go_on`."""
+        """Suspend it (SIGSTOP) until `go_on`."""
         self.send(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """End a `pause`."""
+        """Resume it (SIGCONT) after a `pause`."""
         self.send(signal.SIGCONT)
 
     def end(self, *, grace: float) -> None:
-        """Ask it to end, and kill it when `grace` seconds were not enough. Returns when it is gone."""
+        """Send TERM, and KILL after `grace` seconds. Returns when it is gone."""
         self.send(signal.SIGTERM)
         if not self.gone_within(grace):
             self.send(signal.SIGKILL)
             self.gone_within(grace)
 
     def gone_within(self, seconds: float) -> bool:
-        """Wait for its end, so long at most."""
+        """Wait for its end, that many seconds at most; return whether it has ended."""
         limit = time.monotonic() + seconds
         while self.alive:
             if time.monotonic() >= limit:
@@ -89,7 +89,7 @@ class Pid:
 
 
 def descendants(of: Pid) -> list[Pid]:
-    """Return its children, theirs, and so on; parents first."""
+    """Return all its descendants; parents first."""
     children: dict[int, list[int]] = {}
     for number in _all():
         stat = _stat(number)
@@ -107,7 +107,7 @@ def descendants(of: Pid) -> list[Pid]:
 
 
 def with_argument(argument: str) -> list[Pid]:
-    """Return the processes that were started with exactly this argument."""
+    """Return the processes that have exactly this argument."""
     found: list[Pid] = []
     for number in _all():
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own: in a folder of its own, on a free port of 127.0.0.1, without fsync."""
+"""A private PostgreSQL server: in its own folder, on a free port of 127.0.0.1, without fsync."""
 
 import os
 import pwd
@@ -14,23 +14,23 @@ from moorage_lab.programs.processes import GRACE, Process, plain_environment
 
 _SUPERUSER = "moorage"
 _NOT_ROOT = ("postgres", "nobody")
-"""Who runs it where we are root, the first that there is: PostgreSQL refuses to be root's."""
+"""The user who runs it if we are root, the first existing one: PostgreSQL refuses to run as root."""
 _SETTINGS = (
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",
     "max_connections=200",
     "fsync=off",
-    # It would write at moments of its own.
+    # It would write at unpredictable times.
     "autovacuum=off",
 )
 _START_LIMIT = 30.0
 
 
 class PrivatePostgres:
-    """A server that ends with the thread that started it at the latest; its port stays the same over restarts.
+    """A server that ends with the thread that started it at the latest; its port stays the same across restarts.
 
-    Everybody must be allowed to pass through the folders above `folder`: as root's children we run it as another user.
-    Raises RuntimeError where PostgreSQL is not installed.
+    The folders above `folder` must be world-searchable (x): if we are root, the server runs as another user. Raises
+    RuntimeError if PostgreSQL is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,18 +44,18 @@ class PrivatePostgres:
         self.process = Process("postgres", argv, folder=folder, environment=plain_environment())
 
     def start(self) -> None:
-        """Start it, the first time with an empty cluster, and return when it answers."""
+        """Start it, the first time with an empty cluster, and return when it accepts connections."""
         if not self._data.exists():
             self._initialize()
         self.process.start()
         self.process.wait_until(self.answers, timeout=_START_LIMIT, what="an answer of PostgreSQL")
 
     def stop(self) -> None:
-        """End it: whoever is connected is thrown out, what was committed is written down."""
+        """Stop it in fast mode: clients are disconnected, committed data is written."""
         self._end(signal.SIGINT)
 
     def crash(self) -> None:
-        """End it as `pg_ctl stop -m immediate` does: at once, to be recovered by the next start."""
+        """Stop it as `pg_ctl stop -m immediate` does: immediately, with recovery at the next start."""
         self._end(signal.SIGQUIT)
 
     def _end(self, how: signal.Signals) -> None:
@@ -67,21 +67,21 @@ class PrivatePostgres:
             self.process.kill()
 
     def answers(self) -> bool:
-        """Tell whether it takes connections."""
+        """Return whether it accepts connections."""
         argv = [str(self._programs / "pg_isready"), "--quiet", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(argv, env=plain_environment(), check=False).returncode == 0  # noqa: S603  # no shell
 
     def url(self, database: str) -> str:
-        """Return a database's URL, as DATABASE_URL takes it."""
+        """Return a database's URL in the format of DATABASE_URL."""
         return f"postgresql://{_SUPERUSER}@127.0.0.1:{self.port}/{quote(database, safe='')}"
 
     def create_database(self, name: str, template: str = "template0") -> str:
-        """Make a database as a copy of another that nobody is connected to; return its URL."""
+        """Create a database as a copy of another, which must have no connections; return its URL."""
         self.run("createdb", "--template", template, "--strategy", "file_copy", name)
         return self.url(name)
 
     def run(self, program: str, *arguments: str) -> str:
-        """Run one of PostgreSQL's own client programs on this server; return what it printed."""
+        """Run one of PostgreSQL's client programs on this server; return its output."""
         argv = [str(self._programs / program), "-h", "127.0.0.1", "-p", str(self.port), "-U", _SUPERUSER, *arguments]
         done = subprocess.run(  # noqa: S603  # argv of the lab's own making, no shell
             argv, env=plain_environment(), check=True, capture_output=True, text=True, timeout=60
@@ -94,7 +94,7 @@ class PrivatePostgres:
             shutil.chown(self._data, _another())
         options = ["--auth=trust", f"--username={_SUPERUSER}", "--encoding=UTF8", "--no-locale", "--no-sync"]
         argv = [*_as_another(), str(self._programs / "initdb"), "-D", str(self._data), *options]
-        # In a folder that the other user can be in, which ours may not be.
+        # In a folder that the other user can access, unlike possibly our current one.
         subprocess.run(argv, env=plain_environment(), cwd="/", check=True, capture_output=True, timeout=120)  # noqa: S603  # no shell
 
     def __enter__(self) -> Self:
@@ -103,12 +103,12 @@ class PrivatePostgres:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it."""
+        """Stop it."""
         self.stop()
 
 
 def _programs() -> Path:
-    """Return the folder of the newest PostgreSQL's programs; Debian has none of the server's on PATH."""
+    """Return the folder of the newest PostgreSQL's programs; Debian doesn't put the server's on PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
     if found:
         return found[-1].parent
@@ -124,7 +124,7 @@ def _another() -> str:
 
 
 def _as_another() -> list[str]:
-    """Return what precedes a command: an end with whoever started it, and another user where we are root."""
+    """Return the prefix of a command that ends it with its parent, and runs it as another user if we are root."""
     prefix = ["setpriv", "--pdeathsig", "INT"]
     if os.geteuid() != 0:
         return prefix

@@ -1,4 +1,4 @@
-"""A real child process with a log, a record of its id, and waits that notice its death."""
+"""A real child process with a log, a record of its id, and waits that detect its end."""
 
 import os
 import subprocess
@@ -14,17 +14,17 @@ T = TypeVar("T")
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GRACE = 10.0
-"""Seconds a process has for its own clean end."""
+"""Seconds of grace after TERM."""
 
 
 class ProcessDiedError(RuntimeError):
-    """A process that ended while somebody waited for it; the message holds the end of its log."""
+    """A process ended during a wait for it; the message has the end of its log."""
 
 
 class Process:
-    """A program run as a child in a session of its own: a Ctrl-C on the terminal is ours to pass on.
+    """A program run as a child in its own session: a Ctrl-C on the terminal reaches it only through us.
 
-    `folder` gets NAME.log (appended to) and NAME.pid (who runs, for a clean-up after a crash of ours).
+    `folder` gets NAME.log (appended to) and NAME.pid (the running process, for a clean-up after our own crash).
     """
 
     def __init__(self, name: str, argv: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> None:
@@ -36,7 +36,7 @@ class Process:
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, after ending what an earlier run of ours may have left behind."""
+        """Start it, after ending a leftover process of an earlier run."""
         if self.alive:
             raise RuntimeError(f"{self.name} runs already.")
         self.end_leftover()
@@ -53,7 +53,7 @@ class Process:
         self.identity.write(self._record)
 
     def end_leftover(self) -> bool:
-        """End the process a killed run of ours left behind; tell whether there was one."""
+        """End the leftover process of a killed run; return whether there was one."""
         left = Pid.read(self._record)
         found = left is not None and left.alive
         if left is not None and found:
@@ -73,7 +73,7 @@ class Process:
 
     @property
     def identity(self) -> Pid:
-        """Who it is, start time included. Raises RuntimeError when it has ended and was reaped."""
+        """Its id and start time. Raises RuntimeError if it has ended and was reaped."""
         identity = Pid.of(self.pid)
         if identity is None:
             raise RuntimeError(f"{self.name} has ended.")
@@ -81,11 +81,11 @@ class Process:
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended (negative: by that signal); None while it runs."""
+        """Its exit code (negative: the signal); None while it runs."""
         return self._started().poll()
 
     def wait_until(self, check: Callable[[], T | None], *, timeout: float, what: str) -> T:
-        """Wait for a condition of the process's, as `eventually` does. Raises ProcessDiedError if it ends first."""
+        """Wait for a condition of the process, as `eventually` does. Raises ProcessDiedError if it ends first."""
 
         def alive_and_ready() -> T | None:
             if not self.alive:
@@ -99,11 +99,11 @@ class Process:
 
     @property
     def death(self) -> str:
-        """How it ended, and the end of its log, for a person to read."""
+        """A readable message with its exit code and the end of its log."""
         return f"{self.name} ended with code {self.exit_code}. The end of {self.log}:\n{self.log_tail()}"
 
     def terminate(self, *, grace: float = GRACE) -> int:
-        """End it: TERM, then KILL after `grace` seconds. Return its exit code."""
+        """Stop it with TERM, then KILL after `grace` seconds. Return its exit code."""
         child = self._started()
         child.terminate()
         try:
@@ -114,7 +114,7 @@ class Process:
         return code
 
     def kill(self) -> int:
-        """End it as a crash would, with KILL. Return its exit code."""
+        """Kill it with KILL, like a crash. Return its exit code."""
         child = self._started()
         child.kill()
         code = child.wait()
@@ -137,7 +137,7 @@ class Process:
 def installed(program: str) -> str:
     """Return the path of a program that is installed beside the Python that runs this.
 
-    Raises RuntimeError where it isn't.
+    Raises RuntimeError if it isn't.
     """
     path = Path(sys.executable).parent / program
     if not path.exists():
@@ -146,5 +146,5 @@ def installed(program: str) -> str:
 
 
 def plain_environment(**more: str) -> dict[str, str]:
-    """Return an environment that holds nothing of the caller's settings: where programs are, and `more`."""
+    """Return an environment without the caller's settings: only PATH and the like, and `more`."""
     return {"PATH": SYSTEM_PATH, "HOME": os.environ.get("HOME", "/root"), "LANG": "C.UTF-8", **more}

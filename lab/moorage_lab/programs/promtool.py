@@ -1,4 +1,4 @@
-"""promtool, which checks Prometheus' rules: the machine's own, or that of Debian's package, not installed."""
+"""promtool, the checker of Prometheus rules: the installed one, or the one extracted from Debian's package."""
 
 import fcntl
 import shutil
@@ -10,7 +10,7 @@ from moorage_lab.programs.processes import SYSTEM_PATH
 
 
 def promtool(cache: Path) -> str:
-    """Return where it is; fetched into `cache` where the machine hasn't got it. Raises RuntimeError where it can't be.
+    """Return its path; download it into `cache` if it isn't installed. Raises RuntimeError if that fails.
 
     The package isn't installed, since that would start a Prometheus.
     """

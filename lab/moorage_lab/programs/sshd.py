@@ -1,4 +1,4 @@
-"""A real SSH server on loopback, with users of its own that the machine itself doesn't have."""
+"""A real SSH server on loopback, with its own users, which don't exist on the machine."""
 
 import shutil
 import subprocess
@@ -28,15 +28,15 @@ done
 mount --bind "$engine" "$folder/engine"
 exec "$@"
 """
-"""Runs in a mount namespace of its own: the machine's accounts stay as they are. The Engine's folder, not its socket,
-is mounted, so that a socket that a restarted Engine makes anew is there, too."""
+"""Runs in its own mount namespace: the machine's accounts stay unchanged. The Engine's folder, not its socket, is
+mounted, so that the new socket of a restarted Engine is there, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabUser:
-    """A user who can log in. `docker` gives him the Engine's socket; `sudo` is what sudoers says after his name.
+    """A user who can log in. `docker` grants the Engine's socket; `sudo` is the sudoers rule after the user's name.
 
-    `expired`: his password is to be changed before anything else.
+    `expired`: the password has to be changed at login.
     """
 
     name: str
@@ -48,10 +48,10 @@ class LabUser:
 
 
 class PrivateSshd:
-    """An sshd at 127.0.0.1:`port` for the host of one Engine; all it keeps lies in `folder`.
+    """An sshd at 127.0.0.1:`port` for the host of one Engine; all its data is in `folder`.
 
-    `apps` is a directory that its users can read; the file `key` opens each of them. `options` are lines of
-    sshd_config, the first of a word counts.
+    `apps` is a directory that its users can read; the private key in the file `key` logs in to each of them. `options`
+    are lines of sshd_config; the first one of a keyword counts.
     """
 
     _package = "openssh-server"
@@ -69,7 +69,7 @@ class PrivateSshd:
         self.process = Process("sshd", argv, folder=self.folder, environment=plain_environment())
 
     def start(self) -> Self:
-        """Start it and wait until it listens; on the same port, with the same host key, when it ran before."""
+        """Start it and wait until it listens; a restart keeps the port and the host key."""
         if not Path(self._server()[0]).exists():
             raise RuntimeError(f"There is no {self._package} on this machine: apt-get install {self._package}.")
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd insists on it
@@ -79,7 +79,7 @@ class PrivateSshd:
         return self
 
     def stop(self) -> None:
-        """End it with all connections; what was started over them and let go goes on."""
+        """Stop it with all connections; detached processes started over them continue."""
         if self.process.alive:
             connections = descendants(self.process.identity)
             self.process.terminate()
@@ -87,19 +87,19 @@ class PrivateSshd:
                 process.end(grace=2.0)
 
     def drop_connections(self) -> None:
-        """Kill the processes that serve connections, as a crash would; sshd itself goes on."""
+        """Kill the processes that serve connections, like a crash; sshd itself continues."""
         for process in descendants(self.process.identity):
             if _is_sshd(process.id):
                 process.end(grace=0.0)
 
     @property
     def connections(self) -> int:
-        """How many processes serve connections now: two each."""
+        """The number of processes that serve connections now: two each."""
         return sum(_is_sshd(process.id) for process in descendants(self.process.identity))
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """Let it and all its connections answer nobody: a network that swallows everything."""
+        """Suspend it and all its connections, like a network that drops every packet."""
         processes = [self.process.identity, *(p for p in descendants(self.process.identity) if _is_sshd(p.id))]
         for process in processes:
             process.pause()
@@ -114,11 +114,11 @@ class PrivateSshd:
         return self.folder / "home" / user
 
     def uid(self, user: str) -> int:
-        """Return a user's id: no other sshd's that runs at the same time, since tests kill all that is a user's."""
+        """Return a user's id, unique among concurrent sshds, since tests kill all processes of a user."""
         return _FIRST_UID + self.port * _MOST_USERS + [u.name for u in self.users].index(user)
 
     def make_host_key(self) -> None:
-        """Make a host key, another one where there is one already; counts from the next start on."""
+        """Make a new host key, replacing an existing one; it is used from the next start on."""
         file = self.folder / "host" / "key"
         for old in (file, file.with_suffix(".pub")):
             old.unlink(missing_ok=True)
@@ -126,7 +126,7 @@ class PrivateSshd:
 
     @property
     def host_key(self) -> str:
-        """The host's public key, as in known_hosts: type and base64."""
+        """The host's public key in the format of known_hosts: type and base64."""
         return " ".join((self.folder / "host" / "key.pub").read_text().split()[:2])
 
     def __enter__(self) -> Self:
@@ -169,7 +169,7 @@ class PrivateSshd:
         self._settings_file.write_text("\n".join([*self.options, *self._settings(), ""]))
 
     def _write_accounts(self, name: str) -> None:
-        """Write the machine's own file with our users added."""
+        """Write a copy of the machine's own file with our users added."""
         source, file = Path("/etc", name), self.folder / "etc" / name
         lines = source.read_text().splitlines() if source.exists() else []
         if name == "passwd":
@@ -209,7 +209,7 @@ class PrivateSshd:
 
 
 class PrivateDropbear(PrivateSshd):
-    """Another SSH server: it has neither sftp nor a way to a Unix socket, and no options."""
+    """Another SSH server: it has no sftp, no forwarding of Unix sockets, and no options."""
 
     _package = "dropbear-bin"
 

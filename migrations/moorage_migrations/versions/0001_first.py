@@ -1,4 +1,4 @@
-"""The guide's five tables, operations and trust.
+"""The five tables of docs/guide.md, operations and trust.
 
 Revision 0001: the first.
 """
@@ -14,7 +14,7 @@ _IN_FLIGHT = sa.text("state IN ('queued', 'running')")
 
 
 def upgrade() -> None:
-    """Make all tables; there is nothing before."""
+    """Create all tables, in an empty database."""
     op.create_table(
         "authorities",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
@@ -212,7 +212,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop all tables, with everything in them."""
+    """Drop all tables with their data."""
     op.drop_index(
         op.f("uq_operations_in_flight"), table_name="operations", sqlite_where=_IN_FLIGHT, postgresql_where=_IN_FLIGHT
     )

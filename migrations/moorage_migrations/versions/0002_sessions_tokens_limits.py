@@ -1,6 +1,6 @@
 """Sessions, API tokens, and failed logins.
 
-Revision 0002. A login token counts while its session is there, so tokens from before are dead: log in again.
+Revision 0002. A login token is valid while its session exists, so older tokens become invalid: log in again.
 """
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Make the three tables; sessions take the place of what told dead tokens before."""
+    """Create the three tables; sessions replace the former record of revoked tokens."""
     op.create_table(
         "sessions",
         sa.Column("jti", sa.Uuid(), nullable=False),
@@ -46,12 +46,12 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_login_failures_last_at"), "login_failures", ["last_at"], unique=False)
     op.drop_table("revoked_tokens")
-    # Not in a batch: that would make the table anew, and take the references to its rows along.
+    # Not in a batch: that would recreate the table, and cascade to the rows that reference it.
     op.execute("ALTER TABLE users DROP COLUMN tokens_valid_after")
 
 
 def downgrade() -> None:
-    """Drop them again; the older release takes tokens that were revoked meanwhile until they expire."""
+    """Drop them; the older release accepts tokens that were revoked meanwhile until they expire."""
     op.add_column("users", sa.Column("tokens_valid_after", sa.DateTime(timezone=True), nullable=True))
     op.create_table(
         "revoked_tokens",

@@ -1,4 +1,4 @@
-"""Replies that are kept under an Idempotency-Key.
+"""Replies stored under an Idempotency-Key.
 
 Revision 0004.
 """
@@ -11,7 +11,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Make the table."""
+    """Create the table."""
     op.create_table(
         "idempotency_keys",
         sa.Column("user_id", sa.Uuid(), nullable=False),
@@ -28,5 +28,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it; a request that is sent again creates again."""
+    """Drop it; a repeated request creates again."""
     op.drop_table("idempotency_keys")

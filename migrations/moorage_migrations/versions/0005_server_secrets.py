@@ -1,6 +1,6 @@
-"""The public key that a host is known by over SSH.
+"""The SSH host key of a server.
 
-Revision 0005. Null until a host is met for the first time.
+Revision 0005. Null until the first connection to the host.
 """
 
 import sqlalchemy as sa
@@ -16,6 +16,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it; the newer release meets each host anew."""
-    # Not in a batch: that would make the table anew, and take the references to its rows along.
+    """Drop it; after another upgrade each host's key is recorded again on the first connection."""
+    # Not in a batch: that would recreate the table, and cascade to the rows that reference it.
     op.execute("ALTER TABLE servers DROP COLUMN host_key")

@@ -1,6 +1,6 @@
-"""Where a server's agent keeps its journal, and why a server with an agent is reached by SSH.
+"""The folder of an agent's journal, and the reason why a server with an agent is reached by SSH.
 
-Revision 0006. Both are null until the host was seen.
+Revision 0006. Both are null until the host has been polled.
 """
 
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them; they are told anew by the next look at each host."""
-    # Not in a batch: that would make the table anew, and take the references to its rows along.
+    """Drop them; after another upgrade the next poll of each host fills them again."""
+    # Not in a batch: that would recreate the table, and cascade to the rows that reference it.
     op.drop_column("servers", "fallback")
     op.drop_column("servers", "agent_journal")

@@ -1,6 +1,6 @@
 """Installing and removing an agent are operations, too; an enrolment over SSH needs no join token.
 
-Revision 0007. `operations.request` is what such an operation was asked with (JSON).
+Revision 0007. `operations.request` is the request of such an operation (JSON).
 """
 
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ _IN_FLIGHT_ON_A_SERVER = f"{_IN_FLIGHT} AND {_AGENTS}"
 
 
 def upgrade() -> None:
-    """Allow the new kinds, one of them at a time on a server."""
+    """Allow the new kinds, one operation of them at a time per server."""
     _allow(_ALL)
     op.add_column("operations", sa.Column("request", sa.Text(), nullable=True))
     op.create_index(
@@ -33,7 +33,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Forget what the older release doesn't know: operations on agents, and enrolments without a token."""
+    """Delete rows unknown to the older release: operations on agents, and enrolments without a token."""
     op.execute("DELETE FROM enrollments WHERE token_id IS NULL")
     with op.batch_alter_table("enrollments") as table:
         table.alter_column("token_id", existing_type=sa.Uuid(), nullable=False)
@@ -45,7 +45,7 @@ def downgrade() -> None:
 
 
 def _allow(kinds: str) -> None:
-    # SQLite makes the table anew; nothing refers to its rows.
+    # SQLite recreates the table; nothing references its rows.
     with op.batch_alter_table("operations") as table:
         table.drop_constraint(op.f("ck_operations_kind"), type_="check")
         table.create_check_constraint(op.f("ck_operations_kind"), kinds)

@@ -1,4 +1,4 @@
-"""What an operation prints is kept while it runs, every change has a number, and each operation knows who drives it.
+"""Running operations' output is stored, every change has a number, and each operation has its driving controller.
 
 Revision 0008. `operations.output`, the last 64 KiB of an operation that had ended, becomes rows of `operation_output`.
 """
@@ -24,7 +24,7 @@ _output = sa.table(
 
 
 def upgrade() -> None:
-    """Make the tables, and bring over what there is."""
+    """Create the tables, and migrate the existing output."""
     op.create_table(
         "operation_output",
         sa.Column("operation_id", sa.Uuid(), nullable=False),
@@ -59,7 +59,7 @@ def upgrade() -> None:
         sa.Column("resource_id", sa.Uuid(), nullable=True),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_changes")),
     )
-    # By the time: whoever comes with a number of another database, or of one before a restore, is told to begin anew.
+    # From the time: a client with a number of another database, or from before a restore, is told to start again.
     op.bulk_insert(changes, [{"number": time.time_ns() // 1_000_000, "kind": "begun", "resource_id": None}])
 
 

@@ -1,6 +1,6 @@
-"""Deadlines have numbers, warnings and a beginning, and are known to agents.
+"""Deadlines have numbers, warnings and a start, and are known to agents.
 
-Revision 0009. What runs now began, as far as anybody knows, its timeout before its deadline.
+Revision 0009. The start of an existing run is estimated as its deadline minus its timeout.
 """
 
 import time
@@ -24,7 +24,7 @@ _apps = sa.table(
 
 
 def upgrade() -> None:
-    """Add the columns, and fill in what is known of the runs there are."""
+    """Add the columns, and fill them for the existing runs."""
     with op.batch_alter_table("apps") as table:
         table.add_column(sa.Column("run_began_at", sa.DateTime(timezone=True), nullable=True))
         table.add_column(sa.Column("deadline_number", sa.BigInteger(), nullable=False, server_default=sa.text("0")))
@@ -42,7 +42,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the columns away again."""
+    """Drop the columns."""
     with op.batch_alter_table("servers") as table:
         table.drop_column("keeps_deadlines")
     with op.batch_alter_table("apps") as table:

@@ -1,6 +1,6 @@
-"""Apps say why their health is what it is, and what they came to.
+"""Apps have the reason of their health, and their last result.
 
-Revision 0010. Both are filled in as soon as the apps are seen.
+Revision 0010. Both are filled in when the apps are observed.
 """
 
 import sqlalchemy as sa
@@ -18,7 +18,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the columns away again."""
+    """Drop the columns."""
     with op.batch_alter_table("apps") as table:
         table.drop_column("last_result")
         table.drop_column("health_detail")

@@ -1,6 +1,6 @@
-"""An app may say which compose files are its own.
+"""An app may name its own compose files.
 
-Revision 0011. Those that are there say none: Compose looks for them, as before.
+Revision 0011. Existing apps name none: Compose looks for the default names, as before.
 """
 
 import sqlalchemy as sa
@@ -17,6 +17,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take it away again."""
+    """Drop the column."""
     with op.batch_alter_table("apps") as table:
         table.drop_column("compose_files")

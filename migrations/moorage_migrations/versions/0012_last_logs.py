@@ -1,4 +1,4 @@
-"""The last lines of what a stop removes are kept.
+"""The last log lines of containers removed by a stop are stored.
 
 Revision 0012.
 """
@@ -11,7 +11,7 @@ down_revision = "0011"
 
 
 def upgrade() -> None:
-    """Make the table."""
+    """Create the table."""
     op.create_table(
         "last_logs",
         sa.Column("app_id", sa.Uuid(), nullable=False),
@@ -25,5 +25,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the table away again."""
+    """Drop the table."""
     op.drop_table("last_logs")

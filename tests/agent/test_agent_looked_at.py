@@ -74,9 +74,7 @@ def _states(observer: Observer, directory: Path) -> dict[str, str]:
     return {state.service: state.state for state in seen}
 
 
-async def test_a_later_look_shows_what_happened_before_it_whatever_event_is_late(
-    engine: PrivateEngine, app: Path
-) -> None:
+async def test_observation_includes_earlier_changes_despite_late_events(engine: PrivateEngine, app: Path) -> None:
     async with _observing(engine) as observer:
         assert _states(observer, app) == {"prompt": "running", "late": "running"}
         with closing(engine.client()) as client:
@@ -88,9 +86,7 @@ async def test_a_later_look_shows_what_happened_before_it_whatever_event_is_late
         assert _states(observer, app) == {"prompt": "exited", "late": "exited"}
 
 
-async def test_a_container_that_came_or_went_without_an_event_is_seen_with_the_next_look(
-    engine: PrivateEngine, app: Path
-) -> None:
+async def test_container_change_without_event_shows_in_next_observation(engine: PrivateEngine, app: Path) -> None:
     async with _observing(engine) as observer:
         with closing(engine.client()) as client:
             await asyncio.to_thread(client.containers.get(_LATE).remove, force=True)

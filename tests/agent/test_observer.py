@@ -132,7 +132,7 @@ class Meddler(Engine):
 
 
 @pytest.mark.parametrize("moment", ["before the stream is open", "after all was looked at"])
-async def test_nothing_falls_between_the_first_look_and_the_events(
+async def test_no_event_is_lost_between_first_observation_and_stream(
     engine: PrivateEngine, running_app: Path, moment: str
 ) -> None:
     meddler = Meddler(engine.host)
@@ -173,7 +173,7 @@ async def test_a_busy_host_still_beats(
             client.remove_container(other, force=True)
 
 
-async def test_what_the_engine_says_in_riddles_makes_the_host_unknown(engine: PrivateEngine, running_app: Path) -> None:
+async def test_malformed_engine_reply_makes_host_unknown(engine: PrivateEngine, running_app: Path) -> None:
     meddler = Meddler(engine.host)
 
     def puzzle() -> None:
@@ -192,7 +192,7 @@ async def test_what_the_engine_says_in_riddles_makes_the_host_unknown(engine: Pr
         assert (meddler.before, meddler.after) == ({}, {})
 
 
-async def test_compose_is_asked_again_only_where_its_files_changed(engine: PrivateEngine, running_app: Path) -> None:
+async def test_compose_config_is_reread_only_for_changed_files(engine: PrivateEngine, running_app: Path) -> None:
     asked: list[str] = []
 
     class Counted(DirectoryReader):
@@ -232,9 +232,7 @@ def other_engine(engine_folder: Path) -> Iterator[PrivateEngine]:
         yield made
 
 
-async def test_an_engine_that_goes_and_comes_back_is_told_and_looked_at_anew(
-    other_engine: PrivateEngine, app: Path
-) -> None:
+async def test_engine_outage_is_reported_and_recovery_is_observed(other_engine: PrivateEngine, app: Path) -> None:
     await asyncio.to_thread(compose, other_engine, app, "up", "-d")
     async with watching(Engine(other_engine.host), app) as told:
         await told.until(lambda item: states(item) == ["running"])
@@ -255,7 +253,7 @@ async def test_an_engine_that_goes_and_comes_back_is_told_and_looked_at_anew(
     await asyncio.to_thread(compose, other_engine, app, "down")
 
 
-async def test_an_end_is_told_though_nobody_can_say_what_became_of_the_app(
+async def test_operation_end_is_reported_without_final_observation(
     other_engine: PrivateEngine, desk: Desk, tmp_path: Path
 ) -> None:
     lone = await asyncio.to_thread(LoneAgent(tmp_path / "lone", other_engine, desk).start)
@@ -276,9 +274,7 @@ async def test_an_end_is_told_though_nobody_can_say_what_became_of_the_app(
         lone.clear()
 
 
-async def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_host_s_facts(
-    other_engine: PrivateEngine, app: Path
-) -> None:
+async def test_hung_engine_is_reported_without_delaying_host_facts(other_engine: PrivateEngine, app: Path) -> None:
     engine = Engine(other_engine.host)
     known = Identities(DirectoryReader(app, "", {}))
     watcher = Watcher(Observer(engine), engine, known, nothing_held(app), StateDisk(app))
@@ -302,7 +298,7 @@ async def test_a_slow_first_answer_is_waited_for(engine: PrivateEngine, running_
     assert (reachable(first), states(first)) == (True, ["running"])
 
 
-async def test_a_host_without_an_engine_is_told_as_such_at_once(app: Path) -> None:
+async def test_host_without_engine_is_reported_immediately(app: Path) -> None:
     async with watching(Engine(f"unix://{app}/no.sock"), app) as told:
         first = await told.until(lambda _: True, timeout=5)
         assert isinstance(first, Snapshot)

@@ -78,7 +78,7 @@ def test_a_host_that_is_not_enrolled_does_not_start(command: Command) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_what_keeps_it_from_starting_is_said(own: LoneAgent, command: Command, desk: Desk) -> None:
+def test_startup_failure_is_reported(own: LoneAgent, command: Command, desk: Desk) -> None:
     busy = command("serve")
     assert busy.returncode == 1
     assert f"{own.process.address} can't be listened on" in busy.stderr
@@ -103,7 +103,7 @@ def test_what_keeps_it_from_starting_is_said(own: LoneAgent, command: Command, d
     assert "can't be read" in command("serve").stderr
 
 
-async def test_it_ends_within_two_seconds_and_operations_go_on(own: LoneAgent) -> None:
+async def test_agent_exits_within_two_seconds_and_operations_continue(own: LoneAgent) -> None:
     directory = own.app("going-on", NEVER_HEALTHY)
     async with own.called() as caller, caller.watch(directory):
         operation_id = await caller.start(UP, directory)
@@ -123,7 +123,7 @@ async def test_it_ends_within_two_seconds_and_operations_go_on(own: LoneAgent) -
     assert "unhealthy" in done.output
 
 
-async def test_status_shows_what_is_and_what_is_wrong(own: LoneAgent, command: Command) -> None:
+async def test_status_command_shows_state_and_problems(own: LoneAgent, command: Command) -> None:
     def shown(**environment: str) -> dict[str, str]:
         done = command("status", **environment)
         assert (done.returncode, done.stderr) == (0, "")
@@ -220,7 +220,7 @@ def test_the_sweep_begins_without_grpc(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_what_ignores_a_cancellation_is_killed_even_if_the_agent_was_restarted_meanwhile(
+async def test_operation_ignoring_cancel_is_killed_despite_agent_restart(
     engine: PrivateEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, restarted: bool
 ) -> None:
     monkeypatch.setattr(compose_runner, "_KILL_AFTER_SECONDS", 0.5)

@@ -108,7 +108,7 @@ def test_facts_and_lists_of_odd_parts_are_one_kind_of_error(told: object, read: 
             read(odd)
 
 
-def test_labels_that_nobody_could_have_are_of_no_app() -> None:
+def test_malformed_labels_belong_to_no_app() -> None:
     for label in (PROJECT, DIRECTORY):
         for odd in ("/\0", "A" * 5_000, "\n"):
             assert of_labels({PROJECT: "shop", DIRECTORY: "/srv", label: odd}, str) is None
@@ -131,7 +131,7 @@ def test_json_that_would_fill_the_memory_is_not_read() -> None:
     assert parse_json(commas, LIMITS.engine_answer)["label"]
 
 
-def test_lines_without_an_end_take_no_more_than_their_limit() -> None:
+def test_unterminated_lines_stay_within_memory_limit() -> None:
     lines = Lines(10)
     assert lines.take(b"one\ntwo") == [b"one"]
     assert lines.take(b"\n" + b"A" * 100) == [b"two", b"A" * 10]
@@ -158,7 +158,7 @@ def in_pieces(stream: bytes, size: int, *, tty: bool) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("tty", [True, False])
-def test_a_line_without_an_end_is_cut_with_a_mark_and_takes_no_more_memory(*, tty: bool) -> None:
+def test_unterminated_line_is_truncated_with_marker(*, tty: bool) -> None:
     parts = Parts(tty=tty)
     head = f"{TIME} ".encode()
     assert list(parts.take(head if tty else b"\x01\0\0\0\xff\xff\xff\xff" + head)) == []
@@ -169,7 +169,7 @@ def test_a_line_without_an_end_is_cut_with_a_mark_and_takes_no_more_memory(*, tt
     assert (time, text) == (TIME, "A" * (LIMITS.log_text - len(CUT)) + CUT)
 
 
-def test_progress_without_an_end_takes_no_more_memory_and_shows_its_last_state() -> None:
+def test_endless_progress_line_is_bounded_and_shows_last_state() -> None:
     parts = Parts(tty=True)
     list(parts.take(f"{TIME} ".encode() + b"B" * 100_000))
     for n in range(2000):
@@ -180,7 +180,7 @@ def test_progress_without_an_end_takes_no_more_memory_and_shows_its_last_state()
 
 @pytest.mark.parametrize("size", [1, 7, 50, 16384, 100_000])
 @pytest.mark.parametrize("tty", [True, False])
-def test_the_entries_of_a_long_line_are_joined_and_none_of_its_characters_is_broken(size: int, *, tty: bool) -> None:
+def test_split_log_line_is_joined_without_breaking_characters(size: int, *, tty: bool) -> None:
     line = ("a" + "é" * 25_000 + "\n").encode()
     pieces = [f"{TIME} ".encode() + line[n : n + 16384] for n in range(0, len(line), 16384)]
     last = f"{LATER} unended".encode()

@@ -59,14 +59,14 @@ def test_app_that_says_its_files_may_start_beside_others_of_its_project() -> Non
     assert _code(said, replace(_WEB, project="by-hand")) == "other_files"
 
 
-def test_app_is_known_by_its_last_project_until_that_has_no_containers_elsewhere() -> None:
+def test_last_project_identifies_app_until_its_containers_are_gone() -> None:
     moved = replace(_APP, real_directory="/srv/new", project=Project("new", "/srv/new"), last_project=_SHOP)
     assert moved.seen_as([_WEB]) == _SHOP
     assert moved.seen_as([]) == moved.project
     assert _APP.seen_as([_WEB]) == _SHOP
 
 
-def test_labels_tell_the_files_and_what_can_t_be_files_tells_nothing() -> None:
+def test_config_files_label_is_parsed_and_malformed_label_is_ignored() -> None:
     labels = {PROJECT: "shop", DIRECTORY: "/srv/shop", CONFIG_FILES: "/srv/shop/a.yaml,/srv/b.yaml"}
     about = {
         "Id": "a" * 64,

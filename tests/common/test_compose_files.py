@@ -78,7 +78,7 @@ def service(text: str) -> str:
         "provider: null",
     ],
 )
-def test_what_apps_usually_have_is_allowed(text: str) -> None:
+def test_usual_compose_files_are_allowed(text: str) -> None:
     assert code(service(text)) == ""
 
 
@@ -110,7 +110,7 @@ def test_what_apps_usually_have_is_allowed(text: str) -> None:
         ("provider: !override {type: model}", "provider_not_allowed"),
     ],
 )
-def test_what_leads_out_of_the_roots_is_refused(text: str, expected: str) -> None:
+def test_path_outside_roots_is_refused(text: str, expected: str) -> None:
     assert code(service(text)) == expected
 
 
@@ -155,7 +155,7 @@ def test_the_project_s_name_is_known_to_paths() -> None:
     assert told.refusal.code == "path_not_allowed"
 
 
-def test_circles_come_to_an_end() -> None:
+def test_include_cycle_terminates() -> None:
     assert code("include: [a.yaml]\n", files={"a.yaml": "include: [compose.yaml]\n"}) == ""
     assert code("services: {a: {extends: b}, b: {extends: a}}\n") == ""
     env = {f"{n}.env": f"V{n}=1\n" for n in range(9)}
@@ -163,7 +163,7 @@ def test_circles_come_to_an_end() -> None:
     assert code(f"include: [{entries}]\n", files=env) == "unreadable_compose_file"
 
 
-def test_what_may_be_quoted_lies_in_the_app_s_own_directory_or_a_root() -> None:
+def test_quotable_file_is_in_app_directory_or_root() -> None:
     files: dict[str, str | bytes] = {
         "/srv/app/compose.yaml": "include: [../b/c.yaml]\n",
         "/srv/b/c.yaml": "services: {}\n",
@@ -181,7 +181,7 @@ def test_no_sentence_quotes_a_file() -> None:
     assert "not-for-you" not in str(told.refusal)
 
 
-def test_what_compose_made_of_all_files_is_looked_at_again() -> None:
+def test_merged_compose_config_is_checked_again() -> None:
     def refused(config: object, rules: Rules) -> str:
         told = run_walk(walk_resolved(json.dumps(config), "/srv/app", rules))
         return told.refusal.code if told.refusal is not None else ""
@@ -233,7 +233,7 @@ _PATH = st.lists(_PART, min_size=1, max_size=6).map("/".join)
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=_PATH, way=st.sampled_from(["include", "extends", "env_file", "file"]))
-def test_what_compose_reads_is_what_was_looked_at(tmp_path: Path, path: str, way: str) -> None:
+def test_compose_reads_exactly_the_inspected_files(tmp_path: Path, path: str, way: str) -> None:
     """Compose must never come by what lies outside; whatever it shows, it was allowed to read."""
     app, outside = tmp_path / "root" / "app", tmp_path / "outside"
     for folder in (app / "a", outside / "a"):
@@ -276,7 +276,7 @@ def test_a_policy_of_another_shape_is_no_policy(text: str) -> None:
         parse_rules(f"allowed_roots = ['/srv']\n{text}")
 
 
-def test_a_policy_says_what_it_allows_and_else_it_is_as_before() -> None:
+def test_policy_options_override_defaults() -> None:
     assert parse_rules("allowed_roots = ['/srv']\n") == Rules(("/srv",))
     every = parse_rules(
         "allowed_roots = []\nallow_paths = ['/a']\nallow_providers = ['model']\n"
@@ -285,7 +285,7 @@ def test_a_policy_says_what_it_allows_and_else_it_is_as_before() -> None:
     assert every == Rules((), ("/a",), frozenset({"model"}), remote=True, binds=("/b",))
 
 
-def test_a_large_file_is_not_looked_through_for_ever() -> None:
+def test_large_file_inspection_is_bounded() -> None:
     large = "x: [" + "a, " * 90_000 + "]\n"
     entries = ", ".join(f"{{path: large.yaml, env_file: {n}.env}}" for n in range(20))
     files = {f"{n}.env": f"V{n}=1\n" for n in range(20)} | {"large.yaml": large}
@@ -297,7 +297,7 @@ def test_a_large_file_is_not_looked_through_for_ever() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_files_that_an_app_says_are_its_own_are_read_instead_of_the_usual_ones() -> None:
+def test_own_config_files_replace_default_compose_files() -> None:
     there = {
         "/srv/app/compose.yaml": "services: {web: {provider: {type: evil}}}",
         "/srv/app/.env": "COMPOSE_FILE=/etc/other.yaml",

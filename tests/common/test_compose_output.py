@@ -30,7 +30,7 @@ def test_progress_is_shown_as_lines_without_repetition() -> None:
     ]
 
 
-def test_what_is_not_progress_is_shown_as_it_is() -> None:
+def test_non_progress_output_is_shown_unchanged() -> None:
     raw = 'plain\n{"level":"warning","msg":"the attribute `version` is obsolete"}\n{not json\n[1]\n{"other":1}\n'
     assert render(raw).splitlines() == [
         "plain",
@@ -88,7 +88,7 @@ def test_control_sequences_inside_json_strings_are_taken_out() -> None:
     assert error_sentence('{"error":true,"message":"\\u001b[1mbad\\u001b[0m"}') == "bad"
 
 
-def test_an_error_without_words_falls_back_to_what_was_said_before() -> None:
+def test_empty_error_falls_back_to_previous_output() -> None:
     raw = '{"id":"Image x","status":"Error","details":"no such host"}\n{"error":true,"message":" "}'
     assert error_sentence(raw) == "Image x: no such host"
 
@@ -104,14 +104,14 @@ github.com/docker/compose/v5/pkg/compose.(*composeService).down(0x1)
 """
 
 
-def test_what_compose_asks_stands_on_a_line_of_its_own() -> None:
+def test_compose_prompt_gets_its_own_line() -> None:
     other = ASKED.replace("shop_data", "shop_more")
     raw = f'{ASKED}{other}{{"id":"Container shop-web-1","status":"Done","text":"Running"}}\n'
     assert render(raw).split("\n") == [ASKED, other, "Container shop-web-1 Running"]
     assert error_sentence(f'{ASKED}{{"error":true,"message":"no space"}}') == "no space"
 
 
-def test_an_entry_behind_other_words_is_told_apart_and_words_that_look_like_one_are_not() -> None:
+def test_json_entry_after_text_is_split_and_lookalike_is_kept() -> None:
     assert render('waiting... {"id":"Container x","text":"Started"}') == "waiting...\nContainer x Started"
     for line in ('says {"id":"x"', 'says {"id":"x"} and more', 'says {"name":"x"}', '{"id":' * 100):
         assert render(line) == line
@@ -160,12 +160,12 @@ def test_other_words_and_ends_are_no_crash() -> None:
     assert crash("", 139) == "exit code 139"
 
 
-def test_of_progress_that_overwrites_its_line_the_last_state_is_shown() -> None:
+def test_overwritten_progress_line_shows_last_state() -> None:
     assert render("copy 10%\rcopy 50%\rcopy 100%\r\nnext\r\n") == "copy 100%\nnext"
     assert render('{"id":"Image x","text":"10%\\r100%","details":"a\\r\\nb"}') == "Image x 100% a\nb"
 
 
-def test_a_directory_of_which_compose_makes_no_name_is_told_what_to_do() -> None:
+def test_directory_without_valid_project_name_gets_advice() -> None:
     said = error_sentence('{"error":true,"message":"project name must not be empty"}') or ""
     assert said.startswith("project name must not be empty: the name of its directory has no Latin letter")
     assert "`name:`" in said

@@ -114,7 +114,7 @@ async def test_a_record_is_the_same_as_the_journal_s_own(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_lost_run_is_found_out_and_written_down(
+async def test_lost_run_is_detected_and_recorded(
     journal: Journal, by_shell: ByShell, order: Orders, until: Until, root: Path
 ) -> None:
     lost = order("sleep 600")
@@ -134,7 +134,7 @@ async def test_a_lost_run_is_found_out_and_written_down(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_cancellation_ends_the_group_and_says_who_did_it(
+async def test_cancel_ends_process_group_and_records_requester(
     journal: Journal, by_shell: ByShell, order: Orders, until: Until, work: Path
 ) -> None:
     held = order(HOLD)
@@ -151,7 +151,7 @@ async def test_a_cancellation_ends_the_group_and_says_who_did_it(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_what_ignores_a_cancellation_is_killed_ten_seconds_later_whoever_is_gone(
+async def test_command_ignoring_cancel_is_killed_after_ten_seconds(
     journal: Journal, by_shell: ByShell, order: Orders, until: Until
 ) -> None:
     deaf = order(STUBBORN)
@@ -168,7 +168,7 @@ async def test_what_ignores_a_cancellation_is_killed_ten_seconds_later_whoever_i
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_what_never_came_is_buried_and_never_runs(
+async def test_missing_operation_gets_tombstone_and_never_runs(
     journal: Journal, by_shell: ByShell, order: Orders, work: Path
 ) -> None:
     late = order("touch ran")
@@ -199,7 +199,7 @@ async def test_a_cancellation_during_the_guard_is_kept(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_what_ended_longer_ago_is_removed_and_what_lives_stays(
+async def test_clean_removes_old_operations_and_keeps_running_ones(
     journal: Journal, by_shell: ByShell, order: Orders, until: Until, root: Path, work: Path
 ) -> None:
     old, young, held = order(app_directory="/a"), order(app_directory="/b"), order(HOLD)
@@ -225,7 +225,7 @@ async def test_what_ended_longer_ago_is_removed_and_what_lives_stays(
 
 
 @pytest.mark.parametrize("place", ["spec", "lock", "exit"])
-def test_a_link_in_the_journal_leads_nobody_elsewhere(
+def test_symlink_in_journal_is_not_followed(
     journal: Journal, by_shell: ByShell, root: Path, tmp_path: Path, place: str
 ) -> None:
     del journal

@@ -53,7 +53,7 @@ async def test_a_host_tells_its_facts(rig: Rig) -> None:
     assert rig.transport.name == rig.name
 
 
-async def test_a_start_is_followedto_its_end_with_what_there_is_afterwards(rig: Rig) -> None:
+async def test_followed_start_ends_with_final_observation(rig: Rig) -> None:
     cd_path = rig.app()
     output, end = await run(rig.transport, order(cd_path))
     assert output
@@ -105,7 +105,7 @@ async def test_two_may_follow_at_once(rig: Rig) -> None:
     assert (one[0], facts(one[1])) == (other[0], facts(other[1]))
 
 
-async def test_who_stops_following_changes_nothing(rig: Rig) -> None:
+async def test_follower_that_stops_changes_nothing(rig: Rig) -> None:
     sent = order(rig.app())
     await rig.transport.start(sent)
     async with aclosing(rig.transport.follow(sent.operation_id, 0)) as items:
@@ -115,7 +115,7 @@ async def test_who_stops_following_changes_nothing(rig: Rig) -> None:
     assert (end.kind, end.exit_code) == (EndKind.EXITED, 0)
 
 
-async def test_an_operation_nobody_sent_is_unknown(rig: Rig) -> None:
+async def test_unsent_operation_is_unknown(rig: Rig) -> None:
     with pytest.raises(HostRefusedError) as caught:
         await followed(rig.transport, uuid4())
     assert caught.value.code == "operation_unknown"
@@ -133,7 +133,7 @@ async def test_a_cancelled_start_ends_and_says_who_did_it(rig: Rig) -> None:
     assert (await followed(rig.transport, sent.operation_id))[1].cancelled_by == "anna"
 
 
-async def test_a_cancel_of_what_never_came_keeps_it_from_ever_starting(rig: Rig) -> None:
+async def test_cancel_of_missing_operation_prevents_its_start(rig: Rig) -> None:
     cd_path = rig.app()
     sent = order(cd_path)
     assert await rig.transport.cancel(sent.operation_id, "anna") is CancelOutcome.BURIED
@@ -205,7 +205,7 @@ async def test_a_watch_tells_of_an_app_that_was_started_meanwhile(rig: Rig) -> N
             pass
 
 
-async def test_a_look_sees_what_there_is_now(rig: Rig) -> None:
+async def test_observation_shows_current_containers(rig: Rig) -> None:
     cd_path = rig.app()
     assert list((await rig.transport.look(HostApp(cd_path))).containers) == []
     await run(rig.transport, order(cd_path))
@@ -320,7 +320,7 @@ async def known(rig: Rig, cd_path: str) -> dict[UUID, int]:
     return dict(seen.deadlines)
 
 
-async def test_a_deadline_is_kept_where_there_is_an_agent_and_refused_where_there_is_none(rig: Rig) -> None:
+async def test_deadline_is_kept_by_agent_and_refused_elsewhere(rig: Rig) -> None:
     cd_path, app_id, run_id = rig.app(), uuid4(), uuid4()
     app, hour = HostApp(cd_path), timedelta(hours=1)
     assert (await rig.transport.info()).keeps_deadlines == (rig.name == "agent")

@@ -55,7 +55,7 @@ def test_a_user_without_root_is_told_and_goes_on_over_ssh(desk: Desk, fleet: Fle
     host.remove()
 
 
-def test_an_upgrade_touches_no_app_and_no_operation_and_a_broken_one_comes_back(desk: Desk, fleet: Fleet) -> None:
+def test_upgrade_keeps_apps_running_and_broken_one_rolls_back(desk: Desk, fleet: Fleet) -> None:
     old = desk.use(OLD)
     host, server_id = desk.member(fleet, "admin")
     assert desk.server(server_id)["agentVersion"] == old

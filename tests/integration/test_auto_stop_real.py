@@ -53,7 +53,7 @@ async def test_a_failed_start_that_left_containers_is_stopped_too(member: Member
         assert len(await member.auto_stops(app_id)) == 1
 
 
-async def test_what_became_due_while_the_controller_was_away_is_stopped_at_its_start(member: Member) -> None:
+async def test_run_due_during_controller_downtime_is_stopped_at_startup(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("late", SLEEPER, 3)
@@ -107,7 +107,7 @@ async def test_a_stop_that_the_engine_could_not_do_is_tried_again(member: Member
         assert len(await member.auto_stops(app_id)) == 1
 
 
-async def test_what_ignores_the_signal_and_has_lost_its_file_is_stopped_all_the_same(member: Member) -> None:
+async def test_app_ignoring_sigterm_without_compose_file_is_stopped(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("deaf", DEAF, 1)
@@ -133,7 +133,7 @@ def in_seconds(seconds: float) -> int:
     return round((time.time() + seconds) * 1000)
 
 
-def test_a_controller_that_is_killed_at_the_deadline_does_it_when_it_is_back(stack: Stack) -> None:
+def test_controller_killed_at_deadline_stops_app_after_restart(stack: Stack) -> None:
     app_id = stack.make_app("killed-at", SLEEPER)
     stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     moment = in_seconds(2)
@@ -148,7 +148,7 @@ def test_a_controller_that_is_killed_at_the_deadline_does_it_when_it_is_back(sta
 
 
 @pytest.mark.timeout(240)
-def test_where_the_controller_is_gone_the_agent_does_it_a_minute_late_and_tells(stack: Stack) -> None:
+def test_agent_stops_app_a_minute_late_without_controller(stack: Stack) -> None:
     """And it was killed itself over the deadline."""
     app_id = stack.make_app("gone", SLEEPER)
     stack.api.post(f"/api/apps/{app_id}/start").expect(200)

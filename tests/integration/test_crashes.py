@@ -63,7 +63,7 @@ def test_a_start_survives_a_crash_in_its_middle(stack: Stack, crash: Callable[[S
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_caller_gets_the_whole_output_though_the_agent_was_killed_meanwhile(stack: Stack) -> None:
+def test_caller_gets_complete_output_despite_agent_kill(stack: Stack) -> None:
     app_id = stack.make_app("whole", SLOW)
     replies: list[dict[str, object]] = []
 

@@ -93,9 +93,7 @@ def shared(postgres: PrivatePostgres, engine: PrivateEngine, sample_image: str, 
         made.stop()
 
 
-async def test_a_second_controller_shows_the_output_and_takes_the_operation_over_when_the_first_dies(
-    shared: Stack, tmp_path: Path
-) -> None:
+async def test_second_controller_streams_output_and_takes_over_operation(shared: Stack, tmp_path: Path) -> None:
     second = ControllerProcess(
         tmp_path / "second", admin_password=shared.controller.admin_password, environment=shared.environment
     )
@@ -125,7 +123,7 @@ async def test_a_second_controller_shows_the_output_and_takes_the_operation_over
         await asyncio.to_thread(second.process.terminate)
 
 
-async def test_what_one_controller_changes_the_listeners_of_another_hear(shared: Stack, tmp_path: Path) -> None:
+async def test_listeners_receive_changes_of_another_controller(shared: Stack, tmp_path: Path) -> None:
     second = ControllerProcess(tmp_path / "second", environment=shared.environment)
     await asyncio.to_thread(second.start)
     try:
@@ -190,7 +188,7 @@ async def test_followed_logs_leave_nothing_open_when_the_reader_goes(stack: Stac
     (await asyncio.to_thread(stack.api.post, f"/api/apps/{app_id}/stop")).expect(200)
 
 
-def test_what_the_host_s_policy_forbids_isn_t_shown(stack: Stack) -> None:
+def test_app_forbidden_by_host_policy_is_not_shown(stack: Stack) -> None:
     app_id = stack.make_app("elsewhere", None, Path("/etc"))
     for path in ("services", "logs"):
         reply = stack.api.get(f"/api/apps/{app_id}/{path}")

@@ -63,9 +63,7 @@ class Writer:
         self._thread.join(30)
 
 
-def test_a_crash_of_the_database_costs_seconds_and_nothing_that_was_acknowledged(
-    server: PrivatePostgres, controller: ControllerProcess
-) -> None:
+def test_database_crash_loses_no_acknowledged_write(server: PrivatePostgres, controller: ControllerProcess) -> None:
     with pytest.raises(ProcessDiedError, match="run `moorage-controller migrate` first"):
         controller.start()
     migrate = [installed("moorage-controller"), "migrate"]

@@ -140,7 +140,7 @@ def _listening(controller: ControllerProcess) -> Api:
     return Listening(controller.url, controller.admin().token)
 
 
-def test_the_search_finds_what_is_there() -> None:
+def test_secret_search_finds_planted_secret() -> None:
     assert told(b"nothing in here") == set()
     for secret in (PASSPHRASE, PASSWORD, WRONG):
         for at in range(4):
@@ -177,7 +177,7 @@ def test_no_secret_of_a_server_can_be_read_anywhere(tmp_path: Path) -> None:
     assert kept == SshCredentials(LOCKED, PASSPHRASE, PASSWORD), "and all of it was there all the time"
 
 
-def test_the_key_that_was_made_in_the_data_folder_is_changed_as_the_readme_says(tmp_path: Path) -> None:
+def test_generated_encryption_key_is_rotated_as_documented(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with _controller(tmp_path) as controller:
         server = {"name": "s", "address": "192.0.2.1", "sshPassword": PASSWORD}

@@ -106,7 +106,7 @@ def test_a_controller_killed_in_the_middle_of_a_start_finds_it_again(whole: SshS
     whole.wait(f"/api/apps/{app_id}", status="running")
 
 
-def test_a_changed_host_key_is_offline_with_the_reason_until_an_admin_accepts_it(whole: SshStack) -> None:
+def test_changed_host_key_turns_server_offline_until_accepted(whole: SshStack) -> None:
     server_id = whole.add_server()
     path = f"/api/servers/{server_id}"
     first = whole.wait(path, status="online")["hostKeyFingerprint"]

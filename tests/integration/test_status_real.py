@@ -25,7 +25,7 @@ def start(stack: Stack, name: str, compose: str) -> str:
     return app_id
 
 
-def test_a_killed_container_degrades_the_app_and_the_last_one_stops_it_with_the_reason(stack: Stack) -> None:
+def test_killed_container_degrades_app_and_last_one_stops_it(stack: Stack) -> None:
     app_id = start(stack, "falls", PAIR)
     stack.wait_app(app_id, status="running", health="healthy")
     with closing(container(stack, "falls-db-1")) as client:
@@ -51,7 +51,7 @@ def test_an_app_whose_containers_are_removed_by_hand_is_stopped(stack: Stack) ->
     assert app["stopAt"] is None
 
 
-def test_a_one_shot_that_did_its_work_is_done_and_one_that_failed_is_broken(stack: Stack) -> None:
+def test_one_shot_exit_0_is_healthy_and_failure_is_degraded(stack: Stack) -> None:
     job = PAIR.replace("command: sleep 1000", "command: 'true'", 1)
     app_id = start(stack, "job", job)
     stack.wait_app(app_id, status="running", health="healthy")
@@ -103,7 +103,7 @@ def test_a_restart_loop_is_degraded_all_the_while(stack: Stack) -> None:
     assert stack.containers(stack.apps / "loops") == []
 
 
-def test_a_stack_that_was_started_by_hand_is_found_and_made_an_app_with_its_real_start(stack: Stack) -> None:
+def test_manually_started_project_is_adopted_with_real_start_time(stack: Stack) -> None:
     directory = stack.apps / "by-hand"
     directory.mkdir()
     (directory / "compose.yaml").write_text(PAIR)
@@ -136,7 +136,7 @@ def test_a_stack_that_was_started_by_hand_is_found_and_made_an_app_with_its_real
     assert stack.containers(directory) == []
 
 
-def test_a_stack_that_is_started_by_hand_in_an_app_s_directory_has_a_deadline(stack: Stack) -> None:
+def test_manual_start_in_app_directory_gets_deadline(stack: Stack) -> None:
     app_id = stack.make_app("hand-started", SLEEPER, autoStopTimeout=3)
     stack.compose(stack.apps / "hand-started", "up", "-d")
     app = stack.wait_app(app_id, status="running")

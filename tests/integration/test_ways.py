@@ -225,7 +225,7 @@ def test_ssh_takes_over_a_start_of_an_agent_that_is_killed_in_its_middle(stack: 
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_an_ssh_user_who_can_t_write_in_the_agent_s_journal_is_no_way_round_it(stack: Stack, sshd: PrivateSshd) -> None:
+def test_ssh_user_without_journal_access_cannot_bypass_agent(stack: Stack, sshd: PrivateSshd) -> None:
     app_id = stack.make_app("not-around", SLEEPER)
     stack.agent.kill()
     operations = stack.agent.folder / "data" / "operations"

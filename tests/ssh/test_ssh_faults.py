@@ -64,7 +64,7 @@ def kill_all(sshd: PrivateSshd, user: str) -> bool:
     return not running(sshd, user)
 
 
-async def test_a_start_goes_on_when_all_connections_are_killed_and_leaves_nothing_behind(
+async def test_start_survives_dropped_connections_without_leftovers(
     start_sshd: StartSshd,
 ) -> None:
     sshd = start_sshd()

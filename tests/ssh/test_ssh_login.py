@@ -56,7 +56,7 @@ async def test_the_wrong_key_or_password_is_told_and_never_shown(desk: SshDesk) 
     assert (await refusal(desk.transport())).code == "no_credentials"
 
 
-async def test_a_host_key_is_pinned_at_first_sight_and_a_changed_one_refused_until_it_is_accepted(
+async def test_host_key_is_pinned_at_first_login_and_change_is_refused(
     start_sshd: StartSshd,
 ) -> None:
     sshd = start_sshd()
@@ -84,7 +84,7 @@ async def test_a_host_key_is_pinned_at_first_sight_and_a_changed_one_refused_unt
     await desk.pool.close()
 
 
-async def test_a_host_with_several_keys_may_show_any_of_them_but_must_prove_the_pinned_one(
+async def test_host_with_several_keys_must_prove_the_pinned_one(
     start_sshd: StartSshd,
 ) -> None:
     sshd = start_sshd()
@@ -125,7 +125,7 @@ async def test_a_port_that_accepts_and_says_nothing_is_given_up_within_seconds(d
     assert time.monotonic() - began < 12
 
 
-async def test_an_address_that_there_is_not(desk: SshDesk) -> None:
+async def test_unresolvable_address_is_reported(desk: SshDesk) -> None:
     target = replace(desk.target(), address="no-such-host.invalid")
     assert "no-such-host.invalid" in (await refusal(SshTransport(desk.pool.host(target)))).sentence
 
@@ -157,7 +157,7 @@ async def test_many_servers_are_logged_into_a_few_at_a_time(start_sshd: StartSsh
     await pool.close()
 
 
-async def test_who_asks_all_the_time_does_not_knock_all_the_time(start_sshd: StartSshd) -> None:
+async def test_repeated_requests_do_not_repeat_failed_login(start_sshd: StartSshd) -> None:
     sshd = start_sshd(users=(LabUser("op"),))
     desk = SshDesk(sshd)
     desk.credentials = SshCredentials(password="wrong")  # noqa: S106 - the lab's
@@ -205,7 +205,7 @@ async def test_a_key_pinned_in_the_middle_of_a_login_cuts_nobody_off(desk: SshDe
     await pool.close()
 
 
-async def test_who_waits_for_a_login_that_is_given_up_hears_of_it(desk: SshDesk) -> None:
+async def test_waiter_of_retired_host_gets_error(desk: SshDesk) -> None:
     pinned = asyncio.Event()
 
     async def pin(target: SshTarget, host_key: str) -> str:

@@ -26,7 +26,7 @@ async def test_a_login_is_the_guide_s(world: World) -> None:
     assert verified == {"user": body["user"]}
 
 
-async def test_a_plain_user_is_told_his_role(world: World) -> None:
+async def test_verify_reply_has_role_of_plain_user(world: World) -> None:
     verified = (await world.user.get("/api/auth/verify")).expect(200)
     assert (verified["user"]["username"], verified["user"]["role"]) == (USER, "user")
 
@@ -57,7 +57,7 @@ async def test_no_other_name_is_known(world: World, username: str) -> None:
     reply.expect(401, "bad_credentials")
 
 
-async def test_a_deactivated_user_is_as_unknown_and_his_tokens_are_dead(world: World) -> None:
+async def test_deactivated_user_is_rejected_like_unknown_user(world: World) -> None:
     database = world.database()
     async with database.write() as connection:
         await connection.execute(update(users_table).where(users_table.c.username == USER).values(is_active=False))
@@ -88,7 +88,7 @@ async def test_a_logout_kills_that_token_and_no_other(world: World) -> None:
     (await second.get("/api/auth/verify")).expect(200)
 
 
-async def test_a_token_that_was_logged_out_stays_dead_after_a_restart_and_others_live_on(world: World) -> None:
+async def test_logged_out_token_stays_revoked_after_restart(world: World) -> None:
     gone = await login(world)
     (await gone.post("/api/auth/logout")).expect(200)
     await world.restart()
@@ -106,7 +106,7 @@ async def test_a_token_lasts_a_day_to_the_second(world: World) -> None:
     assert reply.headers["WWW-Authenticate"] == "Bearer"
 
 
-async def test_what_is_no_token_is_told_from_a_bad_one(world: World) -> None:
+async def test_missing_token_differs_from_bad_token(world: World) -> None:
     for header in ("", "Bearer", "Bearer ", "Basic YWRtaW46YWRtaW4="):
         (await world.nobody.get("/api/auth/verify", Authorization=header)).expect(401, "no_token")
     for header in ("Bearer null", "Bearer undefined", "Bearer a.b.c", "Bearer x y"):

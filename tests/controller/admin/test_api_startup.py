@@ -82,7 +82,7 @@ async def test_the_program_prints_the_password_when_it_made_it_and_only_then(
     assert told[1] == []
 
 
-async def test_a_second_controller_on_one_sqlite_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+async def test_second_controller_on_same_sqlite_is_refused(tmp_path: Path) -> None:
     async with controller(tmp_path) as first:
         with pytest.raises(StartupError, match="Another controller works in") as caught:
             await controller(tmp_path).__aenter__()

@@ -54,7 +54,7 @@ def test_the_guide_s_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None
         ("OPERATION_LIMIT_MINUTES", "0"),
     ],
 )
-def test_what_can_t_be_right_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_invalid_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(StartupError, match=name) as caught:
         settings_module.load()
@@ -72,7 +72,7 @@ def test_what_can_t_be_right_is_named(monkeypatch: pytest.MonkeyPatch, name: str
     ],
 )
 @pytest.mark.parametrize("name", ["JWT_SECRET", "ENCRYPTION_KEY"])
-def test_a_secret_that_guards_nothing_is_refused(
+def test_weak_or_missing_secret_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, secret: str, environment: str, code: str
 ) -> None:
     for variable, value in (("JWT_SECRET", JWT_SECRET), ("ENCRYPTION_KEY", ENCRYPTION_KEY)):
@@ -109,7 +109,7 @@ def test_a_data_folder_that_can_t_be_made_is_told_with_a_way_out(tmp_path: Path)
         settings_module.prepare_data_dir(make_settings(tmp_path / "file" / "data"))
 
 
-def test_a_secret_that_isn_t_given_is_made_once_and_kept_for_its_owner_alone(tmp_path: Path) -> None:
+def test_missing_secret_is_generated_once_with_owner_only_mode(tmp_path: Path) -> None:
     settings = make_settings(tmp_path, jwt_secret="")
     made = settings_module.secret(settings, "jwt_secret")
     assert len(made) >= 32

@@ -35,7 +35,7 @@ async def server_id(world: World, silent: int) -> str:
     return await world.new_server(**fields)
 
 
-async def test_only_an_admin_may_and_only_over_ssh(world: World) -> None:
+async def test_agent_routes_require_admin_and_ssh_credentials(world: World) -> None:
     plain = await world.new_server()
     for method in ("POST", "DELETE"):
         path = f"/api/servers/{plain}/agent"
@@ -49,7 +49,7 @@ async def test_only_an_admin_may_and_only_over_ssh(world: World) -> None:
 
 
 @pytest.mark.parametrize("body", [{"port": 0}, {"port": "x"}, {"allowRoots": ["srv"]}, {"allowRoots": ["/srv/.."]}])
-async def test_what_can_not_be_meant_is_a_422(world: World, server_id: str, body: object) -> None:
+async def test_invalid_install_request_returns_422(world: World, server_id: str, body: object) -> None:
     (await world.admin.post(f"/api/servers/{server_id}/agent", body)).expect(422)
 
 
@@ -59,9 +59,7 @@ async def test_without_a_bundle_it_says_how_to_get_one(world: World, server_id: 
     assert "MOORAGE_AGENT_BUNDLE" in failed["detail"]
 
 
-async def test_what_moves_the_journal_keeps_apps_waiting_and_the_next_controller_goes_on(
-    world: World, server_id: str
-) -> None:
+async def test_agent_removal_blocks_apps_and_resumes_on_next_controller(world: World, server_id: str) -> None:
     app_id = await world.new_app(server_id)
     begun = await world.admin.send("DELETE", f"/api/servers/{server_id}/agent", headers={"Prefer": "respond-async"})
     operation = begun.expect(202)

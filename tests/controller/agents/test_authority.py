@@ -33,7 +33,7 @@ def verify_server(authority: Authority, pem: bytes, name: str, moment: dt.dateti
     PolicyBuilder().store(store).time(moment).build_server_verifier(x509.DNSName(name)).verify(loaded(pem), [])
 
 
-def test_the_authority_s_own_certificate_may_sign_certificates_and_nothing_else(authority: Authority) -> None:
+def test_authority_certificate_may_only_sign_certificates(authority: Authority) -> None:
     certificate = loaded(authority.certificate_pem)
     basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     assert (basic.critical, basic.value.ca, basic.value.path_length) == (True, True, 0)
@@ -117,18 +117,18 @@ def requests_nobody_should_sign() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("request_pem", requests_nobody_should_sign().values(), ids=requests_nobody_should_sign())
-def test_what_isn_t_a_request_for_its_own_p_256_key_is_refused(authority: Authority, request_pem: bytes) -> None:
+def test_csr_without_self_signed_p256_key_is_refused(authority: Authority, request_pem: bytes) -> None:
     with pytest.raises(ValueError, match="certificate request"):
         authority.issue_agent(request_pem, AGENT, EPOCH)
 
 
-def test_a_host_is_known_again_by_its_key() -> None:
+def test_enrolled_host_is_recognised_by_its_key() -> None:
     key = new_key()
     assert public_key_digest(signing_request(key, "a")) == public_key_digest(signing_request(key, "b"))
     assert public_key_digest(signing_request(new_key(), "a")) != public_key_digest(signing_request(key, "a"))
 
 
-def test_the_controller_s_identity_stays_until_it_is_renewed_well_before_its_end(authority: Authority) -> None:
+def test_controller_identity_is_reused_until_renewal_before_expiry(authority: Authority) -> None:
     clock = FakeClock()
     identity = ControllerIdentity(authority, clock)
     first = identity.current()

@@ -24,7 +24,7 @@ SECURITY = {
 UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
-async def test_every_kind_of_error_is_a_problem_document_whose_error_is_a_sentence(world: World) -> None:
+async def test_every_error_is_a_problem_document_with_a_sentence(world: World) -> None:
     missing = str(uuid.uuid4())
     replies = {
         400: await world.admin.send("POST", "/api/projects", data=b"{"),
@@ -138,7 +138,7 @@ async def test_unknown_fields_and_query_parameters_are_ignored(world: World) -> 
     assert "color" not in made
 
 
-async def test_a_malformed_id_is_of_nothing(world: World) -> None:
+async def test_malformed_id_returns_404(world: World) -> None:
     bad = ["1", "server-1", "..%2f..", "%00", "%ff", "x" * 1000, "00000000-0000-0000-0000-00000000000g"]
     for resource in ("servers", "projects", "apps", "operations"):
         for name in bad:
@@ -186,7 +186,7 @@ PAGES = [
 ]
 
 
-async def test_a_page_that_can_t_be_is_refused(world: World) -> None:
+async def test_invalid_page_parameters_are_refused(world: World) -> None:
     for query in PAGES:
         (await world.admin.get(f"/api/audit-logs?{query}")).expect(422, "invalid_field")
 

@@ -69,7 +69,7 @@ async def test_a_check_of_a_server_without_an_agent_says_so(world: World) -> Non
     assert "agent" in (await world.user.get(f"/api/servers/{server_id}")).expect(200)["statusDetail"]
 
 
-async def test_a_server_turns_offline_and_back_by_itself_and_each_turn_is_told_once(world: World) -> None:
+async def test_server_status_change_is_detected_and_audited_once(world: World) -> None:
     server_id, host = await world.new_host()
     app_id = await world.new_app(server_id)
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
@@ -123,7 +123,7 @@ async def test_lists_are_arrays_even_when_empty_and_sorted_by_name(world: World,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_is_absent_in_a_change_stays(world: World, kind: str) -> None:
+async def test_field_absent_from_update_is_kept(world: World, kind: str) -> None:
     made = await make(world, kind, "Old")
     changed = (await world.admin.put(f"/api/{kind}/{made['id']}", {"name": "  New "})).expect(200)
     assert changed == made | {"name": "New"}
@@ -133,7 +133,7 @@ async def test_what_is_absent_in_a_change_stays(world: World, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_was_deleted_is_gone(world: World, kind: str) -> None:
+async def test_deleted_resource_is_gone(world: World, kind: str) -> None:
     made = await make(world, kind, "x")
     gone = (await world.admin.delete(f"/api/{kind}/{made['id']}")).expect(200)
     assert gone["success"] is True
@@ -142,7 +142,7 @@ async def test_what_was_deleted_is_gone(world: World, kind: str) -> None:
     (await world.admin.delete(f"/api/{kind}/{made['id']}")).expect(404)
 
 
-async def test_what_can_be_unset_is_unset_by_null(world: World) -> None:
+async def test_optional_field_is_unset_by_null(world: World) -> None:
     app = await make(world, "apps", "a")
     path = f"/api/apps/{app['id']}"
     full = {"appUrl": "https://x.example.com/y", "domain": "x.example.com"}

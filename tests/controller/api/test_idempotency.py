@@ -47,7 +47,7 @@ async def create(caller: Api, key: str, body: object = None, path: str = "/api/p
     return await caller.post(path, SHOP if body is None else body, Idempotency_Key=key)
 
 
-def test_what_creates_honours_keys_but_where_a_secret_is_shown() -> None:
+def test_creating_routes_honour_keys_except_those_returning_secrets() -> None:
     told = {path for (method, path), details in DETAILS.items() if (method, details.status) == ("POST", 201)}
     assert set(CREATING) == told - SHOWN_ONCE
 
@@ -98,7 +98,7 @@ async def test_another_request_under_a_key_is_refused_and_changes_nothing(world:
     assert (await create(world.admin, "k")).text == first.text
 
 
-async def test_a_key_is_a_user_s_own_whatever_token_he_sends(world: World) -> None:
+async def test_key_belongs_to_user_regardless_of_token(world: World) -> None:
     first = await create(world.admin, "k")
     token = (await world.admin.post("/api/tokens", {"name": "ci", "scopes": ["admin"]})).expect(201)["token"]
     assert (await create(Api(world.nobody.session, world.nobody.url, token), "k")).text == first.text
@@ -150,7 +150,7 @@ async def test_a_controller_that_died_before_its_reply_creates_nothing_twice(
     assert again.expect(201) == there
 
 
-async def test_without_its_reply_kept_nothing_is_created(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failure_to_keep_reply_rolls_back_creation(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(*_: object) -> None:
         raise OperationalError("INSERT", {}, OSError("disk full"))
 
@@ -222,7 +222,7 @@ async def test_a_new_encryption_key_keeps_what_the_old_one_marked(world: World) 
     assert (await create(world.admin, "k")).text == first.text
 
 
-async def test_rows_that_are_over_go_with_the_next_that_is_kept(database: Database) -> None:
+async def test_expired_rows_are_deleted_with_next_kept_reply(database: Database) -> None:
     async with database.write() as connection:
         now = await database.now(connection)
         admin = await by_name(connection, ADMIN)
@@ -235,7 +235,7 @@ async def test_rows_that_are_over_go_with_the_next_that_is_kept(database: Databa
     assert found == [fresh, None]
 
 
-async def test_who_was_removed_in_the_middle_of_it_has_no_keys_and_what_he_made_stays(database: Database) -> None:
+async def test_user_removed_during_request_has_no_kept_keys(database: Database) -> None:
     async with database.write() as connection:
         now, nobody = await database.now(connection), uuid.uuid4()
         await store.keep(connection, store.KeptReply(nobody, "k", "f", "{}", now))

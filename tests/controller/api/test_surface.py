@@ -129,12 +129,12 @@ async def test_unknown_origin_is_logged_once_with_the_setting_that_lets_it_in(
         ("<script>", "127.0.0.1"),
     ],
 )
-async def test_behind_a_proxy_the_right_most_stranger_is_the_caller(behind: World, forwarded: str, seen: str) -> None:
+async def test_caller_behind_proxies_is_rightmost_untrusted_address(behind: World, forwarded: str, seen: str) -> None:
     await behind.nobody.post("/api/auth/login", {"username": "x", "password": "y"}, X_Forwarded_For=forwarded)
     assert (await behind.audit("LOGIN_FAILED"))[-1]["ipAddress"] == seen
 
 
-async def test_without_trusted_proxies_nobody_is_believed(world: World) -> None:
+async def test_forwarded_headers_are_ignored_without_trusted_proxies(world: World) -> None:
     headers = {"X_Forwarded_For": "203.0.113.7", "X_Forwarded_Proto": "https"}
     reply = await world.nobody.post("/api/auth/login", {"username": "x", "password": "y"}, **headers)
     assert (await world.audit("LOGIN_FAILED"))[-1]["ipAddress"] == "127.0.0.1"
@@ -193,7 +193,7 @@ def client(newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
     return context
 
 
-async def test_new_certificates_are_served_without_a_restart_and_a_bad_pair_is_not(tmp_path: Path) -> None:
+async def test_renewed_certificate_is_served_and_invalid_pair_is_ignored(tmp_path: Path) -> None:
     clock, files = FakeClock(), certificate(tmp_path, "first")
     settings = make_settings(tmp_path / "data", **files)
     async with Controller(settings, clock, hosts=lambda *_: FakeHosts(clock)) as controller:

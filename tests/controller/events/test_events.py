@@ -84,9 +84,7 @@ async def test_a_listener_who_was_away_gets_the_last_state_of_all_that_changed(w
         await until(stream, "app", id=other_id, name="Touched")
 
 
-async def test_numbers_go_on_after_a_restart_and_one_that_was_never_given_is_not_believed(
-    world: World, app_id: str
-) -> None:
+async def test_event_ids_survive_restart_and_unknown_id_is_not_resumed(world: World, app_id: str) -> None:
     async with listening(world.user, "/api/events") as stream:
         last_id = (await ready(stream)).id
     (await world.admin.put(f"/api/apps/{app_id}", {"name": "Renamed"})).expect(200)
@@ -99,7 +97,7 @@ async def test_numbers_go_on_after_a_restart_and_one_that_was_never_given_is_not
             assert (await ready(stream)).json == {"resumed": False}
 
 
-async def test_what_only_says_that_a_host_was_asked_is_no_news(world: World, app_id: str) -> None:
+async def test_repeated_server_check_emits_no_event(world: World, app_id: str) -> None:
     server_id = (await world.app(app_id))["serverId"]
     async with listening(world.user, "/api/events") as stream:
         await ready(stream)
@@ -112,7 +110,7 @@ async def test_what_only_says_that_a_host_was_asked_is_no_news(world: World, app
         assert (first.name, first.json["name"]) == ("app", "Last")
 
 
-async def test_who_may_not_read_may_not_listen(world: World) -> None:
+async def test_event_stream_requires_read_access(world: World) -> None:
     (await world.nobody.get("/api/events")).expect(401)
     token = (await world.user.post("/api/tokens", {"name": "ci", "scopes": ["read"]})).expect(201)["token"]
     async with listening(Api(world.nobody.session, world.nobody.url, token), "/api/events") as stream:
@@ -171,9 +169,7 @@ async def rename(database: Database, app: apps.App, name: str) -> None:
         await apps.change(connection, app.id, {"name": name})
 
 
-async def test_who_lags_behind_what_is_in_memory_is_told_from_the_database(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lagging_listener_is_served_from_database(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeds, "_MOST_KEPT", 4)
     app = await add_app(database)
     feed = Feed(database, lambda _, resource: resource.app.name if isinstance(resource, apps.AppView) else "")

@@ -94,7 +94,7 @@ async def server(database: Database, server_id: UUID) -> Server:
     return found
 
 
-async def test_all_who_ask_share_one_round_and_one_check(
+async def test_concurrent_callers_share_one_check(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
 ) -> None:
     slow, fast = await add(database, hosts, "slow", "fast")
@@ -118,7 +118,7 @@ async def test_all_who_ask_share_one_round_and_one_check(
     assert hosts.asked == {"slow": 2, "fast": 2}, "a later one is made anew"
 
 
-async def test_what_nobody_waits_for_any_more_is_kept_all_the_same(
+async def test_check_result_without_waiter_is_stored(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
 ) -> None:
     (server_id,) = await add(database, hosts, "a")
@@ -175,7 +175,7 @@ async def test_a_server_that_was_changed_meanwhile_is_asked_where_it_is_now(
     assert hosts.asked == {"old": 1, "new": 1}
 
 
-async def test_a_server_that_goes_away_and_one_that_breaks_do_no_harm_to_the_others(
+async def test_removed_or_failing_server_does_not_affect_other_checks(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock, logs: io.StringIO
 ) -> None:
     gone, broken, well = await add(database, hosts, "gone", "broken", "well")

@@ -69,7 +69,7 @@ async def test_two_apps_at_once_get_a_directory_once(world: World, app_id: str) 
     assert sorted(reply.status for reply in replies) == [201, 409, 409, 409, 409]
 
 
-async def test_link_to_another_app_s_directory_and_its_project_s_name_are_seen_at_the_creation(
+async def test_app_creation_detects_linked_directory_and_same_project(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     app = await world.app(app_id)

@@ -64,7 +64,7 @@ async def refused(world: World, server_id: str, field: str, **secrets: object) -
     return str(error["message"])
 
 
-async def test_what_is_sent_is_kept_until_it_is_changed_or_dropped(world: World) -> None:
+async def test_credentials_are_kept_until_changed_or_removed(world: World) -> None:
     server_id = await world.new_server(sshPassword="")
     assert await stored(world, server_id) is None
     assert await change(world.admin, server_id, sshPrivateKey=LOCKED, sshPassphrase=PASSPHRASE)
@@ -176,7 +176,7 @@ async def test_changes_at_once_lose_none(world: World) -> None:
     assert await stored(world, server_id) == SshCredentials(LOCKED, PASSPHRASE, PASSWORD)
 
 
-async def test_another_server_s_secrets_open_nothing_and_the_sentence_says_what_to_do(world: World) -> None:
+async def test_secrets_of_another_server_are_refused_with_advice(world: World) -> None:
     mine = await world.new_server(sshPrivateKey=PLAIN)
     other = await world.new_server(sshPassword=PASSWORD)
     database = world.database()
@@ -201,7 +201,7 @@ async def test_another_server_s_secrets_open_nothing_and_the_sentence_says_what_
     assert await stored(world, other) == SshCredentials("", "", "new")
 
 
-async def test_who_may_change_them_and_what_the_audit_log_tells(world: World) -> None:
+async def test_credential_change_requires_admin_and_is_audited(world: World) -> None:
     server_id = await world.new_server()
     (await world.user.put(f"/api/servers/{server_id}", {"sshPassword": PASSWORD})).expect(403)
     await change(world.admin, server_id, sshPrivateKey=LOCKED, sshPassphrase=PASSPHRASE)
@@ -209,14 +209,14 @@ async def test_who_may_change_them_and_what_the_audit_log_tells(world: World) ->
     assert entry["data"] == {"changed": ["ssh_passphrase", "ssh_private_key"]}
 
 
-def test_they_are_not_in_a_repr() -> None:
+def test_credentials_are_absent_from_repr() -> None:
     whole = SshCredentials(PLAIN, PASSPHRASE, PASSWORD)
     assert repr(whole) == "SshCredentials()"
     assert SshCredentials.from_text(whole.to_text()) == whole
     assert replace(whole, password="") != whole
 
 
-async def test_no_address_and_no_user_passes_for_an_option_or_anything_else(world: World) -> None:
+async def test_invalid_ssh_address_or_user_is_refused(world: World) -> None:
     good = {"name": "s", "address": "10.0.0.1", "sshUser": "root"}
     bad = {
         "address": [

@@ -71,9 +71,7 @@ async def test_a_stopped_app_shows_what_it_wrote_last_and_that_it_is_so(
     assert (await logs(world, app_id))[1:] == ["shop-web-1 | again", "shop-db-1 | again"]
 
 
-async def test_what_is_written_while_it_is_stopped_is_kept_too_and_auto_stop_does_the_same(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_logs_written_during_auto_stop_are_kept(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     await world.clock.run(5 * 60 + 1)
     assert (await world.app(app_id))["status"] == "stopping"
@@ -94,7 +92,7 @@ async def test_a_follower_of_a_stopped_app_reads_them_first(world: World, host: 
     assert host.app(PATH).logs == []
 
 
-async def test_they_go_with_their_app_and_with_time(world: World, app_id: str) -> None:
+async def test_last_logs_are_deleted_with_app_and_after_retention(world: World, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
     async with closing_database(world) as database:
         async with database.read() as connection:
@@ -113,7 +111,7 @@ async def test_they_go_with_their_app_and_with_time(world: World, app_id: str) -
             assert (await connection.execute(select(func.count()).select_from(last_logs))).scalar_one() == 0
 
 
-async def test_they_are_bounded_a_service(world: World, host: FakeHost, app_id: str) -> None:
+async def test_last_logs_are_bounded_per_service(world: World, host: FakeHost, app_id: str) -> None:
     for n in range(40):
         host.write(PATH, "web", f"{n} {'x' * 10_000}")
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
@@ -133,7 +131,7 @@ async def test_a_host_that_has_no_logs_to_give_is_stopped_all_the_same(
     assert (await world.app(app_id))["status"] == "stopped"
 
 
-def test_of_several_containers_each_has_its_own_last_lines(world: World) -> None:
+def test_each_container_keeps_its_own_last_lines(world: World) -> None:
     now = world.clock.now()
     lines = [[f"2026-01-01T00:00:0{n}Z", f"web-{n % 2}", str(n)] for n in range(6)]
     found = shown([ServiceLog("web", now, json.dumps(lines))], LogsWanted(tail=2))

@@ -131,7 +131,7 @@ async def test_while_it_runs_its_record_shows_what_it_has_printed(
     ],
     ids=["escapes", "warning", "unknown", "twice", "bytes", "blank", "unended", "long", "asked", "progress"],
 )
-async def test_whatever_is_printed_comes_as_lines_for_people(
+async def test_raw_compose_output_is_streamed_as_readable_lines(
     world: World, host: FakeHost, printed: bytes, seen: list[str]
 ) -> None:
     (server,) = (await world.admin.get("/api/servers")).expect(200)
@@ -144,7 +144,7 @@ async def test_whatever_is_printed_comes_as_lines_for_people(
     assert int(events[-1].id) == len(host.journal[UUID(operation_id)].output)
 
 
-async def test_of_more_than_ten_mebibytes_the_newest_are_kept_and_the_gap_is_told(
+async def test_output_beyond_10_mib_keeps_newest_and_reports_gap(
     world: World, host: FakeHost, operation_id: str
 ) -> None:
     line = b"%07d " + b"x" * 991 + b"\n"
@@ -167,7 +167,7 @@ async def test_of_more_than_ten_mebibytes_the_newest_are_kept_and_the_gap_is_tol
     assert numbers == list(range(numbers[0], 12_000)), "behind the gap there is no other"
 
 
-async def test_an_unknown_operation_and_a_bad_offset_are_refused_before_the_stream(world: World) -> None:
+async def test_unknown_operation_is_refused_before_streaming(world: World) -> None:
     (await world.user.get(f"/api/operations/{UUID(int=1)}/output")).expect(404, "operation_not_found")
     (await world.user.get("/api/operations/nonsense/output")).expect(404)
     (await world.nobody.get(f"/api/operations/{UUID(int=1)}/output")).expect(401)

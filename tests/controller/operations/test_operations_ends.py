@@ -12,9 +12,7 @@ MINUTE = 60_000
 ERROR = b'{"error":true,"message":"no such image: nothing:1"}\n'
 
 
-async def test_what_compose_said_is_told_and_kept_until_the_next_success(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_compose_error_is_shown_until_next_success(world: World, host: FakeHost, app_id: str) -> None:
     host.plans[OperationKind.UP] = Plan(1, b"Pulling\n" + ERROR)
     body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(502, "compose_failed")
     assert body["error"] == "no such image: nothing:1"
@@ -29,7 +27,7 @@ async def test_what_compose_said_is_told_and_kept_until_the_next_success(
 
 
 @pytest.mark.parametrize("engine", ["goes away", "stays"])
-async def test_a_container_that_was_told_to_end_is_blamed_on_the_engine_only_where_that_went_away(
+async def test_exit_143_is_attributed_to_engine_only_after_engine_outage(
     world: World, host: FakeHost, app_id: str, engine: str
 ) -> None:
     said = "dependency failed to start: container shop-db-1 exited (143)"
@@ -250,7 +248,7 @@ async def test_a_crash_of_compose_itself_is_a_failure_whatever_its_exit_code(
     assert (await world.app(app_id))["status"] == ("stopped" if verb == "stop" else "running")
 
 
-async def test_what_a_success_has_not_done_is_in_its_message(world: World, host: FakeHost, app_id: str) -> None:
+async def test_warnings_of_successful_operation_are_in_its_message(world: World, host: FakeHost, app_id: str) -> None:
     asked = b'Volume "a_b" exists but doesn\'t match configuration in compose file. Recreate (data will be lost)?'
     host.plans[OperationKind.UP] = Plan(0, asked + b'{"id":"Container web","status":"Done","text":"Running"}\n')
     body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)

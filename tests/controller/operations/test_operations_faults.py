@@ -73,9 +73,7 @@ async def test_contact_lost_at_the_start_is_no_answer_and_it_runs_exactly_once(
     assert run.attached == (1 if when == "after" else 0)
 
 
-async def test_a_cut_while_it_is_followed_is_mended_by_offset_with_the_whole_output(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_follow_resumes_by_offset_after_connection_cut(world: World, host: FakeHost, app_id: str) -> None:
     lines = b"".join(b"line %04d\n" % number for number in range(500))
     host.plans[OperationKind.UP] = Plan(0, lines)
     host.cut_after = 1234
@@ -88,9 +86,7 @@ async def test_a_cut_while_it_is_followed_is_mended_by_offset_with_the_whole_out
     assert host.follows == [0, 1234]
 
 
-async def test_a_host_that_is_away_for_long_is_followed_again_and_its_end_is_the_end(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_follow_resumes_after_long_outage_until_real_end(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     operation_id = await world.begin(app_id)
     host.reachable = False
@@ -144,7 +140,7 @@ async def test_a_controller_that_died_in_the_middle_takes_it_up_again(
     assert run.starts == 1
 
 
-async def test_what_ended_while_no_controller_was_there_is_recorded_with_its_whole_output(
+async def test_operation_ended_during_controller_downtime_is_recorded(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     host.hold()
@@ -178,7 +174,7 @@ async def died_before_sending(world: World, app_id: str, kind: OperationKind) ->
 
 
 @pytest.mark.parametrize("kind", list(OperationKind))
-async def test_what_was_recorded_and_never_sent_is_sent_within_its_limit(
+async def test_unsent_operation_is_sent_within_its_limit(
     world: World, host: FakeHost, app_id: str, kind: OperationKind
 ) -> None:
     operation = await died_before_sending(world, app_id, kind)
@@ -189,7 +185,7 @@ async def test_what_was_recorded_and_never_sent_is_sent_within_its_limit(
     assert host.commands == [(kind, PATH)]
 
 
-async def test_after_its_limit_it_is_buried_instead_and_fails(world: World, host: FakeHost, app_id: str) -> None:
+async def test_unsent_operation_past_limit_is_buried_and_fails(world: World, host: FakeHost, app_id: str) -> None:
     operation = await died_before_sending(world, app_id, OperationKind.UP)
     world.clock.advance(LIMIT + 1)
     await world.start()
@@ -230,7 +226,7 @@ async def test_a_stale_look_doesn_t_undo_a_later_truth(world: World, host: FakeH
     assert (app["status"], app["stopAt"]) == ("stopped", None)
 
 
-async def test_after_a_reboot_the_host_s_looks_count_from_nought(world: World, host: FakeHost, app_id: str) -> None:
+async def test_observation_counter_restarts_after_host_reboot(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
     host.boot_id, host._looked_at = "boot-2", 0
     host.set_running(PATH, [])
@@ -238,7 +234,7 @@ async def test_after_a_reboot_the_host_s_looks_count_from_nought(world: World, h
     assert (await world.app(app_id))["status"] == "stopped"
 
 
-async def test_a_no_after_a_lost_start_is_not_taken_for_never_ran(world: World, host: FakeHost, app_id: str) -> None:
+async def test_refusal_after_lost_start_is_not_treated_as_never_ran(world: World, host: FakeHost, app_id: str) -> None:
     """The start arrived, its answer didn't; asked again, the host can't even look into its journal (a full disk)."""
     host.hold()
     host.lose_start = "after"
@@ -281,7 +277,7 @@ async def test_a_stop_that_its_host_has_forgotten_is_sent_again(
     assert host.cancels == []
 
 
-async def test_what_is_refused_when_it_is_sent_again_by_the_next_controller_fails_in_the_host_s_words(
+async def test_resent_operation_refused_by_host_fails_with_host_sentence(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     operation = await died_before_sending(world, app_id, OperationKind.UP)
@@ -293,7 +289,7 @@ async def test_what_is_refused_when_it_is_sent_again_by_the_next_controller_fail
     assert (await world.row(app_id)).run_id is None
 
 
-async def test_what_was_seen_while_a_start_was_refused_still_counts(world: World, host: FakeHost, app_id: str) -> None:
+async def test_observation_during_refused_start_is_applied(world: World, host: FakeHost, app_id: str) -> None:
     """Somebody runs `docker compose up` by hand meanwhile: told once by the watch, and by nothing afterwards."""
     host.lose_start = "before"
     await world.begin(app_id)

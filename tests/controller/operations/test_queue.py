@@ -67,7 +67,7 @@ async def test_another_host_s_queue_holds_up_nobody(world: World, host: FakeHost
     (await world.user.post(f"/api/apps/{await world.new_app(server_id)}/start")).expect(200)
 
 
-async def test_what_waits_is_cancelled_without_the_host_and_makes_room_for_nobody(
+async def test_queued_operation_is_cancelled_without_host_or_freed_slot(
     world: World, host: FakeHost, app_ids: list[str]
 ) -> None:
     operations = [await world.begin(app_id) for app_id in app_ids]
@@ -168,7 +168,7 @@ async def test_a_stop_may_be_silent_for_as_long_as_it_takes(world: World, host: 
     assert host.cancels == []
 
 
-async def test_a_turn_that_is_called_off_in_the_moment_it_is_given_goes_to_the_next() -> None:
+async def test_slot_of_waiter_cancelled_on_grant_goes_to_next_waiter() -> None:
     gate = FifoLimiter(1)
     entered: list[int] = []
 

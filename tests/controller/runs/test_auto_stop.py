@@ -38,9 +38,7 @@ async def status(world: World, app_id: str) -> str:
     return str((await world.app(app_id))["status"])
 
 
-async def test_it_is_stopped_at_its_deadline_to_the_second_and_not_before(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_app_is_stopped_exactly_at_deadline(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     await world.clock.run(SECONDS - 1)
     assert downs(host) == []
@@ -52,7 +50,7 @@ async def test_it_is_stopped_at_its_deadline_to_the_second_and_not_before(
     assert host.app(PATH).containers == []
 
 
-async def test_it_is_in_the_audit_log_once_with_the_guide_s_details(world: World, host: FakeHost, app_id: str) -> None:
+async def test_auto_stop_is_audited_once_with_documented_details(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     await world.clock.run(SECONDS + 120)
     (entry,) = await world.audit("AUTO_STOP")
@@ -64,7 +62,7 @@ async def test_it_is_in_the_audit_log_once_with_the_guide_s_details(world: World
     assert len(downs(host)) == 1
 
 
-async def test_its_operation_says_who_asked(world: World, host: FakeHost, app_id: str) -> None:
+async def test_auto_stop_operation_has_actor_auto_stop(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     host.hold()
     await world.clock.run(SECONDS)
@@ -102,7 +100,9 @@ async def test_a_longer_timeout_moves_the_deadline_of_the_run_at_once(
     assert entry["data"] == {"reason": "timeout", "timeout": 6}
 
 
-async def test_a_shorter_one_too_and_one_that_is_over_stops_it_now(world: World, host: FakeHost, app_id: str) -> None:
+async def test_shorter_timeout_moves_deadline_and_elapsed_one_stops_app(
+    world: World, host: FakeHost, app_id: str
+) -> None:
     await start(world, app_id)
     await world.clock.run(90)
     (await world.user.put(f"/api/apps/{app_id}", {"autoStopTimeout": 2})).expect(200)
@@ -188,7 +188,7 @@ async def test_a_host_that_is_away_is_stopped_on_as_soon_as_it_is_back(
     assert len(await world.audit("AUTO_STOP")) == 1
 
 
-async def test_what_became_due_while_no_controller_was_there_is_stopped_at_the_start(
+async def test_run_due_during_controller_downtime_is_stopped_at_startup(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     await start(world, app_id)
@@ -210,7 +210,7 @@ async def test_a_deadline_outlives_a_restart_of_the_controller(world: World, hos
     assert downs(host) == [PATH]
 
 
-async def test_a_controller_that_dies_in_the_middle_of_it_ends_it_and_tells_it_once(
+async def test_auto_stop_survives_controller_crash_and_is_audited_once(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     await start(world, app_id)
@@ -226,7 +226,7 @@ async def test_a_controller_that_dies_in_the_middle_of_it_ends_it_and_tells_it_o
     assert len(await world.audit("AUTO_STOP")) == 1
 
 
-async def test_what_a_failed_start_left_is_stopped_at_its_deadline(world: World, host: FakeHost, app_id: str) -> None:
+async def test_leftovers_of_failed_start_are_stopped_at_deadline(world: World, host: FakeHost, app_id: str) -> None:
     host.plans[OperationKind.UP] = Plan(1, b"web failed\n", leaves=("db",))
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(502)
     await world.clock.run(SECONDS - 1)
@@ -236,9 +236,7 @@ async def test_what_a_failed_start_left_is_stopped_at_its_deadline(world: World,
     assert host.app(PATH).containers == []
 
 
-async def test_what_a_start_may_have_left_that_nobody_could_look_at_is_stopped_too(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_unobserved_leftovers_of_lost_start_are_stopped(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
     await settle()
@@ -313,9 +311,7 @@ async def test_a_stop_that_hangs_delays_no_other_on_the_same_host(world: World, 
     assert [await status(world, each) for each in (app_id, other)] == ["stopping", "stopped"]
 
 
-async def test_a_deadline_that_passes_while_a_restart_is_under_way_doesn_t_end_the_new_run(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_deadline_passing_during_restart_does_not_end_new_run(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     await world.clock.run(SECONDS - 1)
     host.hold()

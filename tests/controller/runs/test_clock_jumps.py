@@ -74,9 +74,7 @@ async def test_a_clock_that_drifts_is_followed(database: Database, clock: FakeCl
 
 
 @on_postgresql
-async def test_of_two_controllers_whose_common_clock_is_set_one_moves_the_deadlines(
-    settings: Settings, database: Database
-) -> None:
+async def test_shared_clock_jump_is_applied_by_one_of_two_controllers(settings: Settings, database: Database) -> None:
     app, clock = await a_run(database), FakeClock()
     both = [Controller(settings, clock) for _ in range(2)]
     for controller in both:

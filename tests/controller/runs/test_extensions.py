@@ -34,7 +34,7 @@ async def extend(world: World, app_id: str, body: object) -> Reply:
     return await world.user.post(f"/api/apps/{app_id}/extend", body)
 
 
-async def test_it_ends_so_much_later_and_the_agent_knows(world: World, host: FakeHost, app_id: str) -> None:
+async def test_extension_moves_deadline_and_informs_agent(world: World, host: FakeHost, app_id: str) -> None:
     await world.clock.run(60)
     shown = (await extend(world, app_id, {"minutes": 3})).expect(200)
     assert (shown["stopAt"], shown["startedAt"], shown["status"]) == (NOW + 8 * MINUTE, NOW, "running")
@@ -52,7 +52,7 @@ async def test_it_ends_so_much_later_and_the_agent_knows(world: World, host: Fak
     assert entry["data"] == {"reason": "timeout", "timeout": 8}
 
 
-async def test_it_may_end_at_a_moment_earlier_too(world: World, host: FakeHost, app_id: str) -> None:
+async def test_extension_accepts_earlier_end(world: World, host: FakeHost, app_id: str) -> None:
     shown = (await extend(world, app_id, {"until": NOW + 2 * MINUTE})).expect(200)
     assert shown["stopAt"] == NOW + 2 * MINUTE
     await world.clock.run(119)
@@ -75,12 +75,12 @@ async def test_it_may_end_at_a_moment_earlier_too(world: World, host: FakeHost, 
         {"until": 10**16},
     ],
 )
-async def test_what_can_t_be_meant_changes_nothing(world: World, app_id: str, body: dict[str, object]) -> None:
+async def test_invalid_extension_changes_nothing(world: World, app_id: str, body: dict[str, object]) -> None:
     (await extend(world, app_id, body)).expect(422)
     assert (await world.app(app_id))["stopAt"] == NOW + 5 * MINUTE
 
 
-async def test_only_what_runs_can_be_extended(world: World, host: FakeHost, app_id: str) -> None:
+async def test_only_running_app_can_be_extended(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     (await world.user.post(f"/api/apps/{app_id}/stop", Prefer="respond-async")).expect(202)
     await settle()
@@ -134,9 +134,7 @@ async def test_a_run_lasts_as_long_as_it_may_extensions_included(world: World, h
     assert host.reachable
 
 
-async def test_an_app_whose_timeout_is_older_than_the_limit_runs_as_long_as_it_may(
-    world: World, host: FakeHost
-) -> None:
+async def test_timeout_above_new_limit_is_capped(world: World, host: FakeHost) -> None:
     (server,) = (await world.admin.get("/api/servers")).expect(200)
     app_id = await world.new_app(server["id"], autoStopTimeout=600)
     world.settings = world.settings.model_copy(update={"max_run_minutes": 60})
@@ -157,7 +155,7 @@ Meanwhile = Callable[[], Awaitable[object]]
         ("extend", {"minutes": 1}, "Somebody else moved the end meanwhile, to 2026-03-04 05:12:07 UTC"),
     ],
 )
-async def test_who_loses_the_race_is_told_what_happened(
+async def test_extension_losing_race_returns_conflict(
     world: World, host: FakeHost, app_id: str, verb: str, body: object, said: str
 ) -> None:
     """Between telling the agent and writing it down somebody else is faster."""

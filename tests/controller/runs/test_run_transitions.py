@@ -50,7 +50,7 @@ def settled(app: App, operation: Operation, outcome: Outcome, now: datetime = LA
     return replace(app, **runs.settle(app, operation, outcome, now, RULES))
 
 
-def test_a_start_has_a_provisional_run_whose_deadline_lies_beyond_all_that_may_be() -> None:
+def test_start_has_provisional_run_beyond_operation_limit() -> None:
     app = an_app()
     operation = a_start(app)
     app = started(app, operation)
@@ -98,7 +98,7 @@ def test_a_failed_start_over_a_running_app_keeps_the_old_run() -> None:
     assert (app.run_id, app.started_at, app.stop_at) == (old.run_id, old.started_at, old.stop_at)
 
 
-def test_a_failed_start_that_nobody_could_look_at_keeps_a_deadline_for_what_it_may_have_left() -> None:
+def test_unobserved_failed_start_keeps_run_and_deadline() -> None:
     app = an_app()
     operation = a_start(app)
     app = settled(started(app, operation), operation, Outcome("interrupted", error="x"))
@@ -252,7 +252,7 @@ def test_an_app_that_nobody_stopped_says_why_it_runs_no_more(states: tuple[str, 
     assert replace(app, **runs.observe(app, seen(*states), LATER, RULES, in_flight=False)).last_error == reason
 
 
-def test_an_app_whose_one_shots_all_did_their_work_has_completed_until_it_runs_again() -> None:
+def test_finished_one_shots_set_result_completed_until_next_run() -> None:
     app = a_running_app()
     done = replace(app, **runs.observe(app, seen("exited"), LATER, RULES, in_flight=False))
     assert (done.status, done.last_error, done.last_result) == ("stopped", None, "completed")
@@ -263,7 +263,7 @@ def test_an_app_whose_one_shots_all_did_their_work_has_completed_until_it_runs_a
     assert replace(app, **runs.observe(app, failed, LATER, RULES, in_flight=False)).last_result is None
 
 
-def test_why_the_health_is_bad_is_kept_as_long_as_it_is() -> None:
+def test_health_reason_is_kept_while_health_is_bad() -> None:
     app = a_running_app()
     bad = replace(app, **runs.observe(app, seen("running", "paused"), LATER, RULES, in_flight=False))
     assert (bad.health, bad.health_detail) == ("degraded", "s1 is paused")
@@ -286,7 +286,7 @@ def test_a_run_that_is_found_shows_the_real_start_and_counts_from_now() -> None:
     assert found.started_at == LATER, "a host's clock that is ahead makes no start in the future"
 
 
-def test_an_app_whose_directory_hangs_goes_on_running_and_its_health_is_unknown() -> None:
+def test_hung_directory_keeps_app_running_with_unknown_health() -> None:
     app, observation = a_running_app(), replace(seen("running"), problem_code=DIRECTORY_HANGS)
     assert runs.observe(app, seen("running"), LATER, RULES, in_flight=False)["health"] == "healthy"
     changes = runs.observe(app, observation, LATER, RULES, in_flight=False)

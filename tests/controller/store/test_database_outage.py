@@ -16,7 +16,7 @@ Write = Callable[[Database], AbstractAsyncContextManager[AsyncConnection]]
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
-async def test_an_outage_is_told_and_what_hosts_said_meanwhile_is_known_afterwards(
+async def test_outage_returns_503_and_host_changes_are_applied_later(
     world: World, host: FakeHost, app_id: str, copies: Copies
 ) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 60})).expect(200)

@@ -47,7 +47,7 @@ async def test_an_end_is_never_overwritten(database: Database) -> None:
     assert (kept.state, kept.exit_code) == ("succeeded", 0)
 
 
-async def test_a_run_is_changed_only_as_long_as_it_is_that_run_with_that_deadline(database: Database) -> None:
+async def test_run_change_requires_matching_run_and_deadline(database: Database) -> None:
     run_id, stop_at = uuid.uuid4(), EPOCH + timedelta(minutes=1)
     app = await add_app(database, run_id=run_id, stop_at=stop_at, status="running")
     stopping = {"status": "stopping"}
@@ -78,7 +78,7 @@ async def test_a_time_without_a_zone_is_refused(database: Database) -> None:
             await apps.change(connection, app.id, {"stop_at": naive})
 
 
-async def test_what_is_due_is_over_and_idle_the_longest_overdue_first(database: Database) -> None:
+async def test_due_runs_are_idle_and_ordered_by_deadline(database: Database) -> None:
     late = await add_app(database, run_id=uuid.uuid4(), stop_at=EPOCH - timedelta(minutes=5))
     now = await add_app(database, run_id=uuid.uuid4(), stop_at=EPOCH)
     busy = await add_app(database, run_id=uuid.uuid4(), stop_at=EPOCH - timedelta(minutes=1))
@@ -126,7 +126,7 @@ async def test_a_removed_server_takes_its_join_tokens_and_enrolments_along(datab
         assert await enrollment.enrollment_of(connection, token.id) is None
 
 
-async def test_a_new_join_token_voids_the_unused_ones_of_that_server_and_is_spent_once(database: Database) -> None:
+async def test_new_join_token_voids_older_ones_and_is_spent_once(database: Database) -> None:
     app, other = await add_app(database), await add_app(database)
     tokens = [
         enrollment.StoredToken(uuid.uuid4(), server_id, Ciphertext("v1:a:b"), EPOCH, None, EPOCH)
@@ -140,7 +140,7 @@ async def test_a_new_join_token_voids_the_unused_ones_of_that_server_and_is_spen
         assert not await enrollment.spend_token(connection, tokens[2].id, EPOCH)
 
 
-async def test_what_a_deleted_user_did_stays_under_his_name(database: Database) -> None:
+async def test_audit_entries_keep_name_of_deleted_user(database: Database) -> None:
     app = await add_app(database)
     user = user_row("somebody")
     entry = audit_row(user.id, EPOCH)
@@ -246,7 +246,7 @@ async def test_the_audit_log_is_paged_newest_first_and_filtered_by_user(database
     assert ([row.id for row in own], own_total) == ([rows[5].id, rows[3].id, rows[1].id], 3)
 
 
-async def test_an_ended_session_is_dead_twice_as_well_and_an_expired_one_is_forgotten(database: Database) -> None:
+async def test_session_end_is_idempotent_and_expired_session_is_deleted(database: Database) -> None:
     first, second = uuid.uuid4(), uuid.uuid4()
     async with database.write() as connection:
         user = await users.by_name(connection, USER)
@@ -274,7 +274,7 @@ def test_postgresql_is_reached_however_its_url_is_written(given: str, used: str)
     assert postgresql_url(given) == used
 
 
-async def test_a_writer_who_is_cancelled_at_any_moment_locks_out_nobody(database: Database) -> None:
+async def test_cancelled_writer_releases_write_lock(database: Database) -> None:
     """At each of many moments: the statement that is under way ends first, and its lock is given back."""
 
     async def write() -> None:
@@ -297,7 +297,7 @@ async def test_a_writer_who_is_cancelled_at_any_moment_locks_out_nobody(database
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
-async def test_whoever_is_cancelled_leaves_no_transaction_open(database: Database) -> None:
+async def test_cancelled_task_leaves_no_open_transaction(database: Database) -> None:
     async def read() -> None:
         async with database.read() as connection:
             await projects.all_projects(connection)

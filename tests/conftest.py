@@ -1,4 +1,4 @@
-"""What all tests share: for the whole session one real Docker Engine, with a sample image, and one real PostgreSQL."""
+"""Fixtures for all tests: per session one real Docker Engine with a sample image, and one real PostgreSQL."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""The repository itself: what is generated is fresh, versions agree, and nothing in it belongs elsewhere."""
+"""The repository itself: generated files are fresh, versions agree, and no file contains foreign references."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""One enrolled agent for all tests of this folder, and what calls it."""
+"""Fixtures for the agent's tests: one enrolled agent, shared by the folder, and its gRPC client."""
 
 from collections.abc import AsyncIterator, Iterator
 

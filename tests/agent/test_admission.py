@@ -1,4 +1,4 @@
-"""Who may call an agent: the controller by its certificate, over TLS 1.3, and nobody else; on every method."""
+"""Mutual TLS on every method of the agent: only the controller's certificate is accepted, over TLS 1.3."""
 
 import asyncio
 import datetime as dt

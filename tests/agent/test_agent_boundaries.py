@@ -1,4 +1,4 @@
-"""What a controller can't reach through an app that the policy allows: other directories, other projects."""
+"""Isolation between apps that the policy allows: no access to other directories or projects."""
 
 from collections.abc import Iterator
 from pathlib import Path

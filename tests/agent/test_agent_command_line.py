@@ -1,4 +1,4 @@
-"""What people type wrong at `moorage-agent`, and what breaks under it: one sentence, exit code 1, no traceback."""
+"""Errors of the `moorage-agent` command: one sentence, exit code 1, no traceback."""
 
 import subprocess
 from collections.abc import Callable, Iterator

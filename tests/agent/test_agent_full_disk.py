@@ -1,4 +1,4 @@
-"""An agent whose disk takes nothing more: what protects people goes on, what needs room is refused beforehand."""
+"""An agent on a full disk: stops and deadlines still work; operations that need room are refused beforehand."""
 
 import subprocess
 from collections.abc import AsyncIterator, Iterator

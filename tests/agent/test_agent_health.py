@@ -1,4 +1,4 @@
-"""The standard health service, for the controller alone."""
+"""The standard gRPC health service, accessible to the controller only."""
 
 import grpc
 import grpc.aio

@@ -1,4 +1,4 @@
-"""An Engine that takes calls and never answers: the agent still ends when it is told to, and keeps its journal open."""
+"""An Engine that accepts calls and never answers: the agent still shuts down, and its journal stays readable."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""What a look says it saw: `looked_at` counts for every container, also for one whose event is late or lost."""
+"""`looked_at`, the time of an observation: it covers every container, even where an event is late or lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""What an operation gets and gives: its environment, its output to the last byte, and a word where either fails."""
+"""Environment and output of an operation: complete output, and a sentence for each failure."""
 
 import asyncio
 import json

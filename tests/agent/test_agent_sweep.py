@@ -1,4 +1,4 @@
-"""The sweep, at the end of each stop: one container that can't go is told, and keeps no other."""
+"""The sweep that ends each stop: a container that can't be removed is reported and doesn't block the others."""
 
 import subprocess
 import time

@@ -1,4 +1,4 @@
-"""The dead man's switch on a real Engine: what nobody stopped in time the agent stops, until it is done."""
+"""The dead man's switch on a real Engine: the agent stops overdue apps itself, and retries until they are gone."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What the agent keeps of deadlines: the latest number, on disk, by a clock that nobody sets, over a reboot too."""
+"""The agent's deadlines: highest number wins, kept on disk, on a monotonic clock, across reboots."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Becoming a member, by the command itself, against a desk with a real authority."""
+"""Enrolment through the `moorage-agent` command, against a test controller with a real authority."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Whose containers are whose: what Compose labels is what the agent expects, wherever the files are."""
+"""Which containers belong to which app: the agent derives the same labels as Compose, wherever the files are."""
 
 import asyncio
 import os

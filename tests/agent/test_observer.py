@@ -1,4 +1,4 @@
-"""The observer at the moments that are hard to hit from outside, each on a real Engine."""
+"""Races of the observer that are hard to reach from outside, each on a real Engine."""
 
 import asyncio
 import functools

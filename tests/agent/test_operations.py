@@ -1,4 +1,4 @@
-"""Operations through a real agent: started once, followed by offset, cancelled, refused with a word."""
+"""Operations through a real agent: started once, followed by offset, cancelled, refused with a sentence."""
 
 import asyncio
 from uuid import uuid4

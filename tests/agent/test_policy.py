@@ -1,4 +1,4 @@
-"""The host's own policy, on real files."""
+"""The host's policy file, on a real file system."""
 
 import os
 from pathlib import Path

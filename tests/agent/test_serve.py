@@ -1,4 +1,4 @@
-"""The process: what keeps it from starting, how it ends, what it shows, what it costs."""
+"""The agent's process: start-up errors, shutdown, status and resource use."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What a watch tells through a real agent: everything at first, then each change, by itself."""
+"""The watch of a real agent: a full snapshot first, then each change, without polling."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Both real ways to a host, for what attacks by an app's folder: an agent, and a user behind a real sshd."""
+"""Fixtures for attacks through an app's directory: a real agent, and a user behind a real sshd."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path

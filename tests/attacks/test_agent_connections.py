@@ -1,4 +1,4 @@
-"""Connections to an agent that bring no certificate: they end soon, and the controller comes through all the while."""
+"""Connections to an agent without a client certificate: they are closed soon, and never block the controller."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Every field of whatever an agent can say, with what no honest agent says in it."""
+"""Malicious values in every field that an agent can send."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""An app's own folder against the agent: its files are written by developers, and by containers that mount it."""
+"""Malicious app directories on a host with an agent: developers and containers can write their files."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""An app's folder that becomes another one between the look at it and its use."""
+"""An app's directory that is replaced between its inspection and its use."""
 
 from pathlib import Path
 from uuid import uuid4

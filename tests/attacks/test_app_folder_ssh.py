@@ -1,4 +1,4 @@
-"""An app's own folder against a host that is reached by SSH, and against its controller."""
+"""Malicious app directories on a host reached by SSH, and their effect on the controller."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Compose files that can be read in two ways: none may show the look through them another file than Compose reads."""
+"""Ambiguous Compose files: the inspection reads the same files as Compose, or refuses the app."""
 
 import asyncio
 import subprocess

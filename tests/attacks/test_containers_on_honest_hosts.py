@@ -1,4 +1,4 @@
-"""Containers that say more than any container should, on a host whose agent is honest: it stays within its limits."""
+"""Containers with oversized output or metadata on an honest host: messages stay within their limits."""
 
 from moorage_agent.docker.watch import HostState, Observation, Snapshot
 from moorage_agent.rpc import convert

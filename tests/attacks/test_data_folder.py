@@ -1,4 +1,4 @@
-"""What other users of the controller's machine may read: nothing, whatever the umask and whatever was there."""
+"""Other users of the controller's machine can read nothing, whatever the umask and the existing modes."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""What an Engine may say of a container, an image or itself, and what the two ways to it make of it."""
+"""Malicious replies of an Engine about containers, images and itself, read by agent and by SSH."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Whatever the order of logins: what opens a host goes to the holder of the pinned key, and only an admin pins anew."""
+"""Logins in any order: credentials go to the holder of the pinned host key only, and only admins replace a pin."""
 
 import asyncio
 import itertools

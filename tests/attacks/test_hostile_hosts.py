@@ -1,6 +1,6 @@
-"""One host that was taken over, of each kind: the controller and everybody else hardly notice.
+"""One compromised host of each kind: the controller and the other hosts stay responsive.
 
-`MOORAGE_ATTACK_SECONDS` makes each last longer; the figures are printed (`-s`).
+`MOORAGE_ATTACK_SECONDS` sets a longer duration per attack; `-s` shows the figures.
 """
 
 import http.client

@@ -1,4 +1,4 @@
-"""Apps on a file system that hangs cost no other app of their host anything, and can be stopped."""
+"""Apps on a hung file system: they don't affect other apps of their host, and they can be stopped."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Connections that say nothing, or say it slowly, take nobody else's place; real processes with few files to open."""
+"""Silent and slow connections don't exhaust the controller; real processes with a low limit of open files."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""A flood of logins, each worth a quarter of a second of a processor, from one customer's network."""
+"""A flood of logins from one customer's network; each costs a quarter of a second of CPU time."""
 
 import asyncio
 import itertools

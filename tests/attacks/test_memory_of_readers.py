@@ -1,4 +1,4 @@
-"""What is kept in memory for readers has an end in bytes: lists, whoever asks for them how, and news, however long."""
+"""Memory per reader is bounded in bytes: lists for any query, and events of any length."""
 
 import asyncio
 import json

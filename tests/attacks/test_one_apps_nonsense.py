@@ -1,4 +1,4 @@
-"""One app's compose file that nobody can make sense of costs that app alone, its host and its neighbours nothing."""
+"""An unreadable Compose file affects its own app only, not its host or the other apps."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A stop neither reads nor runs anything in the app's folder, whatever stands there by then."""
+"""A stop neither reads nor runs anything in the app's directory."""
 
 import asyncio
 import os

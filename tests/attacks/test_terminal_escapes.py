@@ -1,4 +1,4 @@
-"""Escape sequences in what hosts, containers and strangers write reach no terminal, and no audit log."""
+"""Escape sequences from hosts, containers and callers reach no terminal and no audit log."""
 
 import json
 import logging

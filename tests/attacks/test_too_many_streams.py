@@ -1,4 +1,4 @@
-"""One user, or one host, can't take all streams of a controller; whoever hangs up gives his place back at once."""
+"""One user or host can't take all streams of a controller; a closed stream frees its slot immediately."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""How long it takes from `docker kill` to the event that a listener reads, over agent and SSH in turns, in one run."""
+"""Latency from `docker kill` to the event at a listener, over agent and SSH in turns, in one run."""
 
 import asyncio
 import statistics

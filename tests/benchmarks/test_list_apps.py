@@ -1,4 +1,4 @@
-"""A list of 1,000 apps, beside a plain handler of the same database, in turns. Prints numbers, asserts none."""
+"""A list of 1,000 apps beside a plain handler on the same database, in turns. Prints numbers, asserts none."""
 
 import asyncio
 import http.client

@@ -1,4 +1,4 @@
-"""What SSH costs: a fresh connection, a pooled one, and a start beside bare Compose, in turns, in one run."""
+"""Cost of SSH: a fresh connection, a pooled one, and a start beside bare Compose, in turns, in one run."""
 
 import asyncio
 import statistics

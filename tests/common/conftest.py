@@ -1,4 +1,4 @@
-"""A real journal in a temporary folder, run by each shell there is."""
+"""Fixtures for the common package's tests: a real journal in a temporary folder, run by each installed shell."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Whose containers are whose, and which of them a start would leave beside its own."""
+"""Which containers belong to which app, and which of them a start would leave running beside its own."""
 
 from dataclasses import replace
 

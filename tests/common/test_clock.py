@@ -1,4 +1,4 @@
-"""Waits between tries."""
+"""Waits between retries."""
 
 from moorage_common.clock import backoff
 

@@ -1,4 +1,4 @@
-"""The commands of an operation, and the steps of a stop run for real by each shell there is."""
+"""The commands of an operation; the steps of a stop run in each installed shell."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""The walk through an app's files, on files in memory and on what only a walk by itself shows."""
+"""The inspection of an app's Compose files, on files in memory."""
 
 import asyncio
 import json

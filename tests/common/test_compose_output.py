@@ -1,4 +1,4 @@
-"""What Compose prints, made readable. The raw lines are Compose 5.6.1's."""
+"""Rendering of Compose's output. The raw lines are Compose 5.6.1's."""
 
 import json
 import re

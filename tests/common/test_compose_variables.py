@@ -1,4 +1,4 @@
-"""Variables and files of variables: wherever we say what a text becomes, the pinned Compose says the same."""
+"""Compose variables and env files: every interpolation we resolve equals that of the pinned Compose."""
 
 import json
 import subprocess

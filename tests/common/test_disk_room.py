@@ -1,4 +1,4 @@
-"""What people are told of the room on a host's disk."""
+"""The warning about free space on a host's disk."""
 
 import pytest
 from moorage_common.journal.disk_room import Room, room_problem

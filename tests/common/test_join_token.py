@@ -1,4 +1,4 @@
-"""The join token: what is read, what is refused, what its MAC covers."""
+"""The join token: parsing, refusals, and the fields that its MAC covers."""
 
 import hashlib
 import hmac

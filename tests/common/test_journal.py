@@ -1,4 +1,4 @@
-"""What a command gets, and what the journal says of it."""
+"""Input of a journalled command, and its record."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Cancel, kill, and who gets the signal."""
+"""Cancel and kill: which processes receive the signal."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Removing what ended long ago, and nothing else, whoever else is at work."""
+"""Removal of old operations only, beside concurrent starts."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""A disk that is full before a start, fills up during the command, or is full when a loss is to be written down."""
+"""A disk that is full before a start, fills up during the command, or is full when a loss is recorded."""
 
 import contextlib
 import errno

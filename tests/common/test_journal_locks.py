@@ -1,4 +1,4 @@
-"""The locks of directory and project, the guard, tombstones, and what lies in the journal's folder that shouldn't."""
+"""Locks of directory and project, the guard, tombstones, and foreign entries in the journal's folder."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The journal as a shell on its host works it: the same files, and the same answers as the journal's own."""
+"""The journal's shell implementation: it reads and writes the same files and gives the same results."""
 
 import asyncio
 import os

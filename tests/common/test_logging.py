@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, into a file that may be moved away, and never the end of the program."""
+"""Logs: one JSON object per line, into a file that may be rotated; logging errors never end the program."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What containers say about an app."""
+"""The status and health of an app, from its containers."""
 
 from dataclasses import replace
 from datetime import UTC, datetime

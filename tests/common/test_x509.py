@@ -1,4 +1,4 @@
-"""Keys, requests, and what an enrolment may bring back."""
+"""Keys, certificate requests, and the checks of an enrolment reply."""
 
 import datetime as dt
 

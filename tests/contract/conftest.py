@@ -1,4 +1,4 @@
-"""The ways to a host: a fake one, a real agent, a real sshd, on a real Engine. All have to pass the same tests."""
+"""The implementations of HostTransport: a fake host, a real agent, a real sshd; the last two on a real Engine."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path

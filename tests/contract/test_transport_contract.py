@@ -1,4 +1,4 @@
-"""What services count on, whatever the way to a host: see the docstrings of HostTransport."""
+"""The contract that services rely on, for every implementation: see the docstrings of HostTransport."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""A controller in this process, on fake hosts, for each test; and a database of its own for each test of the store.
+"""Fixtures for the controller's tests: an in-process controller on fake hosts, and a database per store test.
 
 Each such test runs twice: on SQLite, and on a real PostgreSQL.
 """

@@ -1,4 +1,4 @@
-"""Whole hosts for tests: each boots systemd, with sshd and an Engine of its own."""
+"""Fixtures for the fleet tests: complete hosts that boot systemd, with sshd and their own Engine."""
 
 import fcntl
 import subprocess

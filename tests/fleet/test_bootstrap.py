@@ -1,4 +1,4 @@
-"""A bare Docker host becomes a member by one call, and stops being one by another."""
+"""A bare Docker host becomes a member by one call, and leaves by another."""
 
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version

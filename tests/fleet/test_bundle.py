@@ -1,4 +1,4 @@
-"""The bundle runs whatever the C library of a host is, and takes nothing from it."""
+"""The bundle runs with any C library of the host, and loads no library from it."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""The controller as a Debian package, on a host that boots systemd: from its installation to its purge."""
+"""The controller's Debian package on a host that boots systemd: from installation to purge."""
 
 import subprocess
 import sys

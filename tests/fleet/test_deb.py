@@ -1,4 +1,4 @@
-"""The agent as a Debian package, on a host that boots systemd: installed, upgraded in mid-operation, and purged."""
+"""The agent's Debian package on a host that boots systemd: installed, upgraded during an operation, purged."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The controller's image, built on a base that debootstrap made: it runs as nobody, on a read-only file system."""
+"""The controller's image, on a base from debootstrap: it runs as nobody, on a read-only file system."""
 
 import tarfile
 import tempfile

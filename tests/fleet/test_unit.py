@@ -1,4 +1,4 @@
-"""The agent as a systemd service: operations outlive it, a hang ends it, and a reboot brings it back."""
+"""The agent as a systemd service: operations outlive it, the watchdog ends a hang, a reboot restores it."""
 
 import pytest
 from fleet_controller import Desk

@@ -1,4 +1,4 @@
-"""Auto-stop on a real host: where it is worth it the controller's clock is moved, everything else is as it is."""
+"""Auto-stop on a real host; some tests shift the controller's clock, everything else is real."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A controller that is lost, and one that takes its place from the backup: the agents and the users notice nothing."""
+"""A lost controller and its replacement from the backup, without a change for agents and users."""
 
 import subprocess
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A dashboard's whole work in a real browser, from another origin; and what a stranger's page gets: nothing."""
+"""A dashboard in a real browser, from another origin; a page of an unknown origin gets nothing."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Whoever is killed in the middle of an operation, the operation goes on, ends, and is told whole."""
+"""Crashes of agent or controller during an operation: it continues, ends, and its output is complete."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""An app is what its directory is now, whether an agent or SSH reaches its host."""
+"""An app follows its current directory, by agent and by SSH."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The backend guide (docs/guide.md), held to: what every dashboard calls, called as the guide writes it.
+"""docs/guide.md against the API: every dashboard call, called as documented.
 
 `GUIDE` has the fields and types that the guide gives each reply. We may reply with more fields, never with fewer or
 with others in their place.

@@ -1,4 +1,4 @@
-"""How an app is, and why: the same by agent and by SSH, beside a real Engine."""
+"""Health of an app and its reason: the same by agent and by SSH, on a real Engine."""
 
 import re
 import socket

@@ -1,4 +1,4 @@
-"""Hosts that don't answer, and hosts whose disk is full."""
+"""Hosts that don't answer, and hosts with a full disk."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What an hour does to a join token, and a day to a login; on a real agent, with the controller's clock moved."""
+"""Expiry of a join token after an hour and of a login after a day; a real agent, the controller's clock shifted."""
 
 import asyncio
 

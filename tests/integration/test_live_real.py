@@ -1,4 +1,4 @@
-"""Starts watched live on a real host: over thousands of lines, and from another controller."""
+"""Live output of starts on a real host: thousands of lines, and from another controller."""
 
 import asyncio
 import subprocess

@@ -1,4 +1,4 @@
-"""A real controller on a real PostgreSQL, which crashes under it: the same process goes on when it is back."""
+"""A real controller on a real PostgreSQL that crashes: the same process continues after its recovery."""
 
 import subprocess
 import threading

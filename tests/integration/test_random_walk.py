@@ -1,4 +1,4 @@
-"""A random walk on a real host: whatever is asked and killed, what is told in the end is what the Engine has.
+"""A random walk of requests and kills on a real host: the final status equals the Engine's.
 
 MOORAGE_WALK_SEED and MOORAGE_WALK_STEPS choose another walk; a failure names its seed and what was done.
 """

@@ -1,4 +1,4 @@
-"""What three months do to an agent's certificate: on a real agent, with the controller's clock moved.
+"""Renewal of an agent's certificate over three months: on a real agent, with the controller's clock shifted.
 
 A real agent's clock can't be moved, so the controller begins in the past and comes to the present.
 """

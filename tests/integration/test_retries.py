@@ -1,4 +1,4 @@
-"""A caller who hears nothing of a killed controller sends his requests again, and has everything once."""
+"""Retries after a controller was killed before its reply: every request takes effect once."""
 
 import threading
 from collections.abc import Iterator

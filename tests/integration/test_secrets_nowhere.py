@@ -1,4 +1,4 @@
-"""What opens a host is nowhere to be read: not in a reply, the database, its journal, the log, or a command line."""
+"""SSH credentials appear nowhere: no reply, database, journal, log or command line."""
 
 import asyncio
 import base64

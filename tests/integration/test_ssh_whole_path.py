@@ -1,4 +1,4 @@
-"""A server without an agent, through the whole of a real controller."""
+"""A server without an agent, through a real controller."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Status and health beside a real Engine: what is told is what there is, and why."""
+"""Status and health on a real Engine: they match the containers, with a reason."""
 
 import re
 import time

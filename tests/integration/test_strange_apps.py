@@ -1,4 +1,4 @@
-"""Apps as they are found in the field: odd directories, odd compose files, and ones that don't work."""
+"""Apps as found in the field: unusual directories, unusual Compose files, and broken ones."""
 
 from pathlib import Path
 

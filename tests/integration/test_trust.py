@@ -1,4 +1,4 @@
-"""Who may be a member, and whom an agent obeys."""
+"""Membership and trust: which hosts may enrol, and which controllers an agent obeys."""
 
 import socket
 import ssl

@@ -1,4 +1,4 @@
-"""A server without an agent, and one whose agent is away: the same operations by SSH, and nothing twice."""
+"""Servers without an agent or with an unavailable one: the same operations by SSH, and nothing twice."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Private Engines: real ones, side by side, that leave the machine as it was."""
+"""Private Engines: real ones, side by side, that leave the machine unchanged."""
 
 import ipaddress
 import os

@@ -1,4 +1,4 @@
-"""The private PostgreSQL: it keeps what was committed over a crash, and never outlives who started it."""
+"""The private PostgreSQL: it keeps committed data across a crash, and never outlives its owner."""
 
 import subprocess
 import sys

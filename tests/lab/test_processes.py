@@ -1,4 +1,4 @@
-"""Children, their records, and waits."""
+"""Child processes, their records, and waits."""
 
 import signal
 import sys

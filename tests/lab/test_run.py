@@ -1,4 +1,4 @@
-"""`make run`, as a person uses it: started, typed into, interrupted, killed, started again."""
+"""`make run` as a person uses it: started, used, interrupted, killed, started again."""
 
 import json
 import os

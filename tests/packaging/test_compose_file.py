@@ -1,4 +1,4 @@
-"""The Compose file for production: right by Compose, and without a secret it starts with nothing."""
+"""The Compose file for production: valid by Compose, and it refuses to start without secrets."""
 
 import subprocess
 from pathlib import Path

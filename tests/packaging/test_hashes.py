@@ -1,4 +1,4 @@
-"""A bundle is made of wheels with known hashes, or not at all."""
+"""A bundle consists of wheels with known hashes only."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""Prometheus' rules and the Grafana board: right by promtool, and of metrics that there are."""
+"""The Prometheus rules and the Grafana dashboard: valid by promtool, and based on existing metrics."""
 
 import json
 import re

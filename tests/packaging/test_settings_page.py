@@ -1,4 +1,4 @@
-"""The page of settings is what the code says."""
+"""The settings page matches the code."""
 
 import runpy
 from pathlib import Path

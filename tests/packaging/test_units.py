@@ -1,4 +1,4 @@
-"""The services' units, as systemd judges them."""
+"""The systemd units, checked by systemd-analyze."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Hosts that are reached by SSH, of every strange kind."""
+"""Fixtures for the SSH tests: hosts with sshd in many configurations."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack

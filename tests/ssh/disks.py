@@ -1,4 +1,4 @@
-"""Disks of a lab host that are full, small, or may hold no programs."""
+"""Disks of a lab host that are full, small, or mounted noexec."""
 
 import subprocess
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What if the connection dies here? Operations go on, nothing is left behind, nobody claims what he can't know."""
+"""Connection loss at every step: operations continue, nothing is left behind, and no unknown state is claimed."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Hosts without an agent whose disk takes nothing more: a stop needs no room, a start is refused beforehand."""
+"""Hosts without an agent on a full disk: a stop needs no room, a start is refused beforehand."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing

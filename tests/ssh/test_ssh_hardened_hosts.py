@@ -1,4 +1,4 @@
-"""Hosts that were hardened, or are small: what they allow works, and what can never succeed is said within seconds."""
+"""Hardened and minimal hosts: permitted operations work, and impossible ones are reported within seconds."""
 
 import asyncio
 import subprocess

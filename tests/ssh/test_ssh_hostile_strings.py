@@ -1,4 +1,4 @@
-"""Names that would be commands if any shell ever saw them bare."""
+"""Names that would be commands if a shell saw them unquoted."""
 
 import asyncio
 from collections.abc import Iterator

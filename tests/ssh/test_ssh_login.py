@@ -1,4 +1,4 @@
-"""Who is let in, who answers there, and what is said where it fails."""
+"""SSH login: authentication, host keys, and the sentences for failures."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Hosts as they are found: each strangeness either works or is said in one sentence."""
+"""Hosts as found in the field: each peculiarity either works or is reported in one sentence."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""Files to a host: whole or not at all, through nothing but a shell."""
+"""Uploads to a host: complete or not at all, through a shell only."""
 
 import asyncio
 import hashlib

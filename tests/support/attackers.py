@@ -1,4 +1,4 @@
-"""Hosts that were taken over, as programs of their own: an agent, an Engine, an sshd that say what no honest one does.
+"""Compromised hosts as separate programs: an agent, an Engine and an sshd with malicious replies.
 
 Run as `python attackers.py agent|engine|sshd CONFIG`, a JSON file. An agent with `mode` `good` is an honest one whose
 apps run, and that notes in `notes` when a stop of each arrives.

@@ -1,4 +1,4 @@
-"""What the tests of backup and restore share: databases to fill, to back up, to restore into, and to compare."""
+"""Helpers for the tests of backup and restore: databases to fill, back up, restore into, and compare."""
 
 import asyncio
 from collections.abc import Mapping

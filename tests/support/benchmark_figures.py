@@ -1,4 +1,4 @@
-"""What benchmarks measure with, and how they tell what they found."""
+"""Measurements of the benchmarks, and their printed figures."""
 
 from moorage_lab.programs.sshd import PrivateSshd
 from moorage_lab.waiting import eventually

@@ -1,4 +1,4 @@
-"""The controller's part in a bootstrap, played by a test: it signs what an agent asks for, and calls it afterwards."""
+"""The controller's part in a bootstrap: it signs the agent's certificate request, and calls the agent."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A controller in the test's own process, with a clock that can be moved, and a real agent beside it."""
+"""A controller in the test's own process, with a clock that can be shifted, and a real agent."""
 
 import asyncio
 from collections.abc import AsyncIterator

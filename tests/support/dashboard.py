@@ -1,4 +1,4 @@
-"""A dashboard for tests: a page served at an origin of its own, whose script calls the API in a real browser."""
+"""A dashboard for tests: a page at an origin of its own, whose script calls the API in a real browser."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Copies of a filled database, one for each test: faster than to migrate, and nothing of another test is in it."""
+"""Copies of a filled database, one per test: faster than migrations, and isolated from other tests."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""Makers of what tests begin with: rows, a controller in this process on fake hosts, and a client of its API."""
+"""Factories for tests: rows, an in-process controller on fake hosts, and a client of its API."""
 
 import json
 from collections import Counter

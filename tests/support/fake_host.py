@@ -1,4 +1,4 @@
-"""A Docker host that lives in memory: apps' containers, a journal of operations, and switches for what can go wrong."""
+"""A Docker host in memory: apps' containers, a journal of operations, and switches for faults."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence

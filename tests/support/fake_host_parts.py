@@ -1,4 +1,4 @@
-"""What a fake host is made of: apps, what commands do, and the runs in its journal."""
+"""Parts of a fake host: apps, plans of commands, and the runs in its journal."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Stand-ins that behave like the real thing: a clock that tests move, and ways to hosts that live in memory.
+"""Fakes that behave like the real thing: a clock that tests move, and transports to hosts in memory.
 
 The fake transport passes the same contract tests as an agent on a real Engine (tests/contract).
 """

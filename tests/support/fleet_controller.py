@@ -1,4 +1,4 @@
-"""A controller beside a fleet of hosts, and what an admin does with it."""
+"""A controller beside a fleet of hosts, with the calls of an admin."""
 
 import hashlib
 import io

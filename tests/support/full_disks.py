@@ -1,4 +1,4 @@
-"""Disks of a test's own that take nothing more: no bytes, no files, or that can only be read."""
+"""Disks for one test: without free bytes, without free inodes, or read-only."""
 
 import subprocess
 from collections.abc import Iterator, Sequence

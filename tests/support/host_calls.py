@@ -1,4 +1,4 @@
-"""What tests ask of a way to a host: orders, what becomes of them, and what is seen meanwhile."""
+"""Calls of a transport that tests share: orders, their ends, and observations."""
 
 import asyncio
 from collections.abc import AsyncGenerator

@@ -1,4 +1,4 @@
-"""A real agent with the test in the controller's place: it enrols the agent, and calls it as a controller does."""
+"""A real agent with the test in the controller's place: it enrols the agent, and calls it by gRPC."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A command on a pseudo-terminal, as somebody sits before it."""
+"""A command on a pseudo-terminal, with input and output as on a person's terminal."""
 
 import os
 import pty

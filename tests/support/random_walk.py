@@ -1,4 +1,4 @@
-"""A controller on two fake hosts, as a random walk finds it: what its steps are done with."""
+"""A controller on two fake hosts, and the actions of the random walk."""
 
 import asyncio
 import itertools

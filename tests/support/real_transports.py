@@ -1,4 +1,4 @@
-"""A real way to a real host, with the folder in which its apps lie."""
+"""A real transport to a real host, with the folder of its apps."""
 
 from contextlib import closing
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A whole Moorage for tests: a real controller, a real agent, a real Engine, and apps of the test's own making."""
+"""A complete Moorage for tests: a real controller, a real agent, a real Engine, and the test's own apps."""
 
 import subprocess
 from dataclasses import dataclass, field

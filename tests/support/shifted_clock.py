@@ -1,4 +1,4 @@
-"""A clock that goes like the machine's, until a test moves it ahead: for real hosts, which can't be moved."""
+"""A clock that runs with the machine's and can be shifted ahead, for tests with real hosts."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""A real controller with an honest host and a hostile one, and what it is like for the others meanwhile."""
+"""A real controller with an honest host and a hostile one, and measurements of the honest side."""
 
 import json
 import os

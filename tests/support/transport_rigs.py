@@ -1,4 +1,4 @@
-"""Hosts for the contract of HostTransport, a fake and two real ones, with what tests do to them from beside."""
+"""Rigs for the contract of HostTransport: a fake host and two real ones, with direct access to each."""
 
 from contextlib import closing
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Logging in and out: who gets a token, and from when on it is dead."""
+"""Login and logout: issue and revocation of login tokens."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Every route and every role, from the route table itself: a new route is tested the moment it is there."""
+"""Every route with every role, from the route table itself: a new route is tested without a new test."""
 
 import uuid
 

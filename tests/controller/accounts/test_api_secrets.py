@@ -1,4 +1,4 @@
-"""Secrets stay where they belong: not in a reply, not in a log, not readable in the database."""
+"""Secrets appear in no reply and no log, and in no readable form in the database."""
 
 import io
 import uuid

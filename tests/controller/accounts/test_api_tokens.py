@@ -1,4 +1,4 @@
-"""API tokens: shown once, kept as a digest, never more than their user, and cheap to use."""
+"""API tokens: shown once, stored as a digest, limited to their user's rights, and cheap to verify."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Users as admins manage them: what is shown, what ends their tokens, and that one admin always stays."""
+"""User management by admins: fields, revocation of tokens, and the last admin."""
 
 import asyncio
 import re

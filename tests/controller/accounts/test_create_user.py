@@ -1,4 +1,4 @@
-"""`create-user`: beside a controller that runs, with a password that nobody sees in `ps`."""
+"""`create-user`: beside a running controller, with a password that is not visible in `ps`."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Passwords: bcrypt as the guide has it, the whole password counts, and the event loop goes on meanwhile."""
+"""Passwords: bcrypt as in docs/guide.md, over the whole password, without blocking the event loop."""
 
 import asyncio
 from collections.abc import AsyncIterator

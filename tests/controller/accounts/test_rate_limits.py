@@ -1,4 +1,4 @@
-"""Limits: guessing gets slow, nobody locks another one out, and ordinary requests cost no write."""
+"""Rate limits: guessing slows down, nobody can lock out another user, and ordinary requests write nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Login tokens: only our own, with all claims, until their time."""
+"""Login tokens: only our own signature, all claims required, until they expire."""
 
 import base64
 import json

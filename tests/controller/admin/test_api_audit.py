@@ -1,4 +1,4 @@
-"""The audit log: one entry a change, with who, from where and what; each sees what is his to see."""
+"""The audit log: one entry per change with actor, address and resource; plain users see their own entries only."""
 
 import json
 from typing import Any

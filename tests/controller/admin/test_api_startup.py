@@ -1,4 +1,4 @@
-"""Starting and ending: what is made once, what is refused, and with which sentence."""
+"""Start and shutdown: data that is created once, and start-up errors with their sentences."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""AUDIT_DAYS: what is old leaves the audit log for files, and nothing of it is lost on the way."""
+"""AUDIT_DAYS: old entries move from the audit log to files without loss."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""Backup and restore on SQLite: one moment while others write, all or nothing, and secrets that stay sealed."""
+"""Backup and restore on SQLite: a consistent snapshot during writes, all or nothing, and secrets stay sealed."""
 
 import asyncio
 import gzip

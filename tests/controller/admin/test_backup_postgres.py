@@ -1,4 +1,4 @@
-"""Backup and restore on PostgreSQL, and the move from one database to the other."""
+"""Backup and restore on PostgreSQL, and the move between SQLite and PostgreSQL."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""`moorage`, the command line: names instead of ids, tables and JSON, exit codes, and a token nobody else can read."""
+"""`moorage`, the command line: names instead of ids, tables and JSON, exit codes, and a private token file."""
 
 import asyncio
 import io

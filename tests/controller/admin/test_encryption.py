@@ -1,4 +1,4 @@
-"""Secrets at rest: opened only in their own place, with a key that is known, unaltered."""
+"""Encryption at rest: a secret opens only in its own row and column, with a known key, unaltered."""
 
 import base64
 import uuid

@@ -1,4 +1,4 @@
-"""What is over is forgotten in time; what is in flight never."""
+"""Retention: old finished operations are deleted, operations in flight never."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""`rotate-key`: everything sealed goes from the old key to the new one, whatever happens in the middle of it."""
+"""`rotate-key`: all secrets move from the old key to the new one, despite interruptions."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,4 +1,4 @@
-"""/metrics: what the guide says to monitor, told to who has the token, with few values for each label."""
+"""/metrics: the documented metrics, protected by the token, with few values per label."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping

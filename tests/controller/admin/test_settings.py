@@ -1,4 +1,4 @@
-"""Settings: the guide's names, refused with a sentence where they can't be right, secrets kept to themselves."""
+"""Settings: documented names, a sentence for each invalid value, and secrets that are never printed."""
 
 import stat
 from pathlib import Path

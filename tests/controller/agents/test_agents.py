@@ -1,4 +1,4 @@
-"""Installing and removing agents as a caller sees it; what really happens on hosts is in tests/fleet."""
+"""Installation and removal of agents as an API client sees them; tests/fleet covers the hosts' side."""
 
 import asyncio
 from collections.abc import AsyncIterator

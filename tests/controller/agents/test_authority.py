@@ -1,4 +1,4 @@
-"""The authority: chain, names, purpose and lifetime of what it signs, judged by the library and not by us."""
+"""The authority: chain, names, purpose and lifetime of its certificates, verified by the x509 library."""
 
 import datetime as dt
 import uuid

@@ -1,4 +1,4 @@
-"""What every reply is like: problem documents, headers, request ids, and bodies that aren't what they should be."""
+"""Properties of every reply: problem documents, headers, request ids, and invalid bodies."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""Servers, projects and apps: made, listed, shown, changed and removed, with the fields that dashboards read."""
+"""Servers, projects and apps: create, list, read, update and delete, with the fields that dashboards read."""
 
 import uuid
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a field may hold, and what it may not: told by the field's name, never a 500."""
+"""Valid and invalid values of each field: errors name the field, and are never a 500."""
 
 import pytest
 from factories import PATH, World

@@ -1,4 +1,4 @@
-"""Lists and resources that a caller holds already: ETag, 304, pages, and never a stale list."""
+"""Conditional requests: ETag, 304, pages, and never a stale list."""
 
 import asyncio
 

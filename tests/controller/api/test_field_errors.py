@@ -1,4 +1,4 @@
-"""Each wrong value of each field of each body gets a sentence of ours, and none that is for programmers."""
+"""Every invalid value of every field of every body gets a sentence of ours, without Pydantic's wording."""
 
 import pytest
 from moorage_controller.api.http.field_errors import UNKNOWN, field_errors

@@ -1,4 +1,4 @@
-"""Hostile input, wherever a caller may put it: never a fault of ours, and nothing lost by it."""
+"""Hostile input in every place of a request: no 500, and no lost data."""
 
 import io
 import json

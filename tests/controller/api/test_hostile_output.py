@@ -1,4 +1,4 @@
-"""What a host prints as an operation's output that it can't have printed, or that has no end."""
+"""Malicious operation output from a host: wrong offsets, no end."""
 
 from collections.abc import AsyncGenerator
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""What uptime monitors, load balancers and people who type an address expect of an HTTP server."""
+"""Behaviour that uptime monitors, load balancers and browsers expect of an HTTP server."""
 
 import aiohttp
 import pytest

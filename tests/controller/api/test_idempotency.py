@@ -1,4 +1,4 @@
-"""Idempotency-Key: a request that comes again creates nothing again, whatever happened in between."""
+"""Idempotency-Key: a repeated request creates nothing twice, whatever happens in between."""
 
 import asyncio
 import json

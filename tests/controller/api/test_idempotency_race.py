@@ -1,4 +1,4 @@
-"""Idempotency-Key where it is hardest: the same request at the same moment at two controllers on one PostgreSQL."""
+"""Idempotency-Key under a race: the same request at two controllers on one PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator

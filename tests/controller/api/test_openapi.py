@@ -1,4 +1,4 @@
-"""The document tells what is served: valid, complete, and with a page to try it."""
+"""The OpenAPI document: valid, complete, and with a page to try it."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""The document against the API itself: schemathesis sends what it says may be sent, and what it says may not."""
+"""Schemathesis: requests that follow and violate the OpenAPI document, against the API itself."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""What the API looks like from outside: headers, CORS, proxies, TLS."""
+"""The API's outer surface: headers, CORS, proxies, TLS."""
 
 import asyncio
 import ssl

@@ -1,4 +1,4 @@
-"""The validators against anything at all: what passes keeps the rules as the contract words them, all else is a 422."""
+"""Property tests of the validators: accepted values keep the contract's rules, everything else is a 422."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What changes, told to whoever listens: at once, in order, once, and from where he was."""
+"""Server-sent events: each change immediately, in order, once, and resumable from the last id."""
 
 import asyncio
 import json

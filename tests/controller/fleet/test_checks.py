@@ -1,4 +1,4 @@
-"""Checks of hosts: shared by all who ask, ended in time, and kept even when nobody waits any more."""
+"""Host checks: shared by concurrent callers, bounded in time, and stored even without a waiting caller."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""What an app's directory says of it: what was seen of another one doesn't count."""
+"""State of an app's directory: observations of another directory are ignored."""
 
 import asyncio
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""Real failures of gRPC, and the sentences that people read of them."""
+"""Real gRPC failures, and their sentences for people."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""What is on hosts, as the API shows it: containers, logs, and projects that are no app yet."""
+"""Host contents in the API: containers, logs, and projects without an app."""
 
 import pytest
 from factories import PATH, World

@@ -1,4 +1,4 @@
-"""What the log tells: what the guide says to log, each line with the ids that lead on from it, and no secret."""
+"""The controller's log: documented events, with the ids to correlate them, and without secrets."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What opens a host by SSH: written, checked, sealed, dropped, and never shown."""
+"""SSH credentials of a server: set, validated, sealed, removed, and never shown."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""What an app wrote last before a stop removed it: kept, bounded, shown as such, and never in the way of the stop."""
+"""Last logs of a stopped app: stored, bounded, marked as such, and never a delay of the stop."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What an operation prints, seen while it prints it, and resumed where a reader was cut off."""
+"""Live output of an operation, and resumption after a reader's connection is cut."""
 
 import asyncio
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""How an operation ends, and what its end makes of the app: failed, refused, cancelled, too long, lost."""
+"""Ends of an operation and their effect on the app: failed, refused, cancelled, timed out, lost."""
 
 import asyncio
 

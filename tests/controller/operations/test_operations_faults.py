@@ -1,4 +1,4 @@
-"""What breaks on the way: hosts that can't be reached, cut connections, a controller that dies. Never a false end."""
+"""Faults during an operation: unreachable hosts, cut connections, a controller crash. Never a false end."""
 
 import asyncio
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Random sequences of what people do and what breaks; whatever happens, no operation is lost and the status is true."""
+"""Random sequences of requests and faults: no operation is lost, and the status stays true."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Starting and stopping as a caller sees it: the guide's replies, joining, waiting, hanging up."""
+"""Start and stop as an API client sees them: documented replies, joining, waiting, hanging up."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""How many operations are at work at once, and what ends those that take too long or fall silent."""
+"""The queue: the limit of concurrent operations, and the timeouts for slow and silent ones."""
 
 import asyncio
 from uuid import UUID

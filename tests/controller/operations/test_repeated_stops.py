@@ -1,4 +1,4 @@
-"""Pages that ask for a stop again and again while a host is away: one stop waits for the host, and no row is added."""
+"""Repeated stops while a host is unavailable: one stop waits for the host, and no row is added."""
 
 import asyncio
 from typing import Any

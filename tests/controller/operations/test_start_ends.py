@@ -1,4 +1,4 @@
-"""What a start has come to where Compose's word isn't enough, as a pure matter: early exits, taken ports."""
+"""Result of a start beyond Compose's exit code, as pure functions: early exits, taken ports."""
 
 import uuid
 from dataclasses import replace

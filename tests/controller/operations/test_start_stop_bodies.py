@@ -1,4 +1,4 @@
-"""Bodies of start, stop and extend: every name of a duration counts, none is lost, and a stop can cancel a start."""
+"""Bodies of start, stop and extend: every name of a duration is accepted, and a stop can cancel a start."""
 
 import asyncio
 

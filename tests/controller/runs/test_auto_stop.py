@@ -1,4 +1,4 @@
-"""Auto-stop: at the deadline to the second, once, through changes, failures and outages, until nothing is left."""
+"""Auto-stop: at the deadline to the second, once, through changes, faults and outages, until no container is left."""
 
 import asyncio
 import uuid

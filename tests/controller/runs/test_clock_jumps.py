@@ -1,4 +1,4 @@
-"""Clocks that are set, where several controllers share a database: the deadlines are moved once, or not at all."""
+"""Clock jumps with several controllers on one database: deadlines are moved once, or not at all."""
 
 import uuid
 from datetime import timedelta

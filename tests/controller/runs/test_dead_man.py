@@ -1,4 +1,4 @@
-"""What agents know of deadlines, and what becomes of a stop that an agent did by itself."""
+"""Deadlines that agents hold, and the adoption of stops that an agent did by itself."""
 
 import uuid
 

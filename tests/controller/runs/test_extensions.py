@@ -1,4 +1,4 @@
-"""A run's end moved by people: exactly, by compare-and-set, and never past an agent that would act on the old one."""
+"""Extension of a run: exact, by compare-and-set, and never past an agent that would act on the old deadline."""
 
 from collections.abc import Awaitable, Callable
 

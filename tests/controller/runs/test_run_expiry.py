@@ -1,4 +1,4 @@
-"""Around the end of a run: people are warned, what is overdue is said, and a clock that is set harms nobody."""
+"""The end of a run: warnings, overdue runs, and clock jumps."""
 
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""Runs, as a pure matter: whatever happens to an app, a running container means a run with a deadline."""
+"""State transitions of runs, as pure functions: a running container always implies a run with a deadline."""
 
 import uuid
 from dataclasses import replace

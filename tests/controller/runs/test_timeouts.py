@@ -1,4 +1,4 @@
-"""An app's timeout as dashboards read it: the run's own length while it runs, and a default of its own name."""
+"""An app's timeout as dashboards read it: the run's own length while it runs, and a separate default."""
 
 import pytest
 from factories import World

@@ -1,4 +1,4 @@
-"""A database that is away for a while: callers are told so, and nothing that happened meanwhile is lost."""
+"""A database outage: callers get an error, and no change on the hosts is lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""Migrations: there and back, no difference to the tables, and no guess at a database of another release."""
+"""Migrations: up and down, equal to the tables, and a database of another release is refused."""
 
 import asyncio
 import sqlite3

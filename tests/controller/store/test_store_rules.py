@@ -1,4 +1,4 @@
-"""What the database itself holds: whoever writes, and however many at once."""
+"""Rules that the database itself enforces, for every writer and under concurrency."""
 
 import asyncio
 import uuid

@@ -59,7 +59,7 @@ def _client_of_the_same_authority(authority: Authority, uri: str) -> Identity:
 
 
 @pytest.mark.parametrize("method", CALLS)
-async def test_another_client_of_the_same_authority_is_refused_on_every_method(agent: LoneAgent, method: str) -> None:
+async def test_other_client_of_same_authority_is_refused_on_every_method(agent: LoneAgent, method: str) -> None:
     for uri in ("moorage://agent", "moorage://controller/x", "https://controller"):
         identity = _client_of_the_same_authority(agent.desk.authority, uri)
         async with agent.channel(identity) as channel:
@@ -69,7 +69,7 @@ async def test_another_client_of_the_same_authority_is_refused_on_every_method(a
         assert code_of(refused.value) == "not_the_controller"
 
 
-def test_every_method_there_is_is_tried() -> None:
+def test_every_rpc_method_is_covered() -> None:
     methods = {m.name for m in pb.DESCRIPTOR.services_by_name["Agent"].methods}
     assert methods <= set(CALLS)
 
@@ -91,7 +91,7 @@ async def test_an_expired_controller_is_refused(agent: LoneAgent) -> None:
     assert await _handshake_fails(agent, agent.desk.authority.issue_controller(long_ago))
 
 
-async def test_no_certificate_is_refused(agent: LoneAgent) -> None:
+async def test_connection_without_certificate_is_refused(agent: LoneAgent) -> None:
     context = _context(agent)
     with suppress(ssl.SSLError, ConnectionError):
         reader, writer = await _connect(agent, context)
@@ -101,14 +101,14 @@ async def test_no_certificate_is_refused(agent: LoneAgent) -> None:
         writer.close()
 
 
-async def test_plain_text_is_refused(agent: LoneAgent) -> None:
+async def test_plaintext_connection_is_refused(agent: LoneAgent) -> None:
     async with grpc.aio.insecure_channel(agent.process.address) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await CALLS["GetInfo"](channel)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_an_older_tls_is_refused_with_a_sentence(agent: LoneAgent) -> None:
+async def test_tls_1_2_is_refused_with_a_sentence(agent: LoneAgent) -> None:
     identity = agent.desk.authority.issue_controller(dt.datetime.now(dt.UTC))
     for version, code in ((ssl.TLSVersion.TLSv1_3, None), (ssl.TLSVersion.TLSv1_2, "tls_version")):
         context = _context(agent)

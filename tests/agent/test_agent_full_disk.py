@@ -87,7 +87,7 @@ async def test_a_stop_needs_no_room_and_a_start_is_refused(
     assert (await caller.run(DOWN, directory)).end.exit_code == 0
 
 
-async def test_what_never_came_to_a_full_host_can_be_buried(lone: LoneAgent, caller: Caller, disk: SmallDisk) -> None:
+async def test_missing_operation_can_be_buried_on_full_disk(lone: LoneAgent, caller: Caller, disk: SmallDisk) -> None:
     directory, operation_id = lone.app("buried", SLEEPER), str(uuid4())
     with disk.full("bytes"):
         assert await caller.cancel(operation_id) == pb.CANCEL_OUTCOME_BURIED
@@ -138,7 +138,7 @@ async def test_the_dead_man_s_switch_acts_on_a_full_disk_after_a_restart_too(
     lone.process.restart()
 
 
-async def test_the_host_says_when_its_disk_is_nearly_full(lone: LoneAgent, caller: Caller, disk: SmallDisk) -> None:
+async def test_nearly_full_disk_is_reported(lone: LoneAgent, caller: Caller, disk: SmallDisk) -> None:
     async with caller.watch(lone.apps) as watching:
         await watching.until(lambda: watching.host.disk_problem == "", timeout=20)
         disk.remount("size=40m")
@@ -163,7 +163,7 @@ def test_compose_itself_needs_no_room_for_a_stop(lone: LoneAgent) -> None:
     assert lone.containers(directory) == {}
 
 
-def test_a_stop_whose_output_fits_nowhere_is_one_all_the_same(lone: LoneAgent) -> None:
+def test_stop_succeeds_without_room_for_its_output(lone: LoneAgent) -> None:
     directory = lone.app("speechless", SLEEPER)
     identity = AppIdentity(str(directory), str(directory), None)
     environment = clean_environment("/", {"DOCKER_HOST": lone.engine.host, "HOME": "/root"})
@@ -175,7 +175,7 @@ def test_a_stop_whose_output_fits_nowhere_is_one_all_the_same(lone: LoneAgent) -
         assert done.returncode == 0, argv
 
 
-async def test_the_engine_may_share_the_full_disk(engine_folder: Path, desk: Desk) -> None:
+async def test_stop_succeeds_with_engine_on_same_full_disk(engine_folder: Path, desk: Desk) -> None:
     folder = engine_folder / "whole"
     folder.mkdir()
     with SmallDisk(folder) as disk, PrivateEngine(folder / "e") as engine:

@@ -29,7 +29,7 @@ def alone(engine_folder: Path, desk: Desk, tmp_path: Path) -> Iterator[tuple[Lon
     private.remove()
 
 
-async def test_it_ends_at_once_and_answers_for_its_journal_meanwhile(alone: tuple[LoneAgent, Pid]) -> None:
+async def test_agent_with_hung_engine_serves_journal_and_shuts_down_promptly(alone: tuple[LoneAgent, Pid]) -> None:
     hung, dockerd = alone
     async with hung.called() as caller, caller.watch(hung.app("hung", None)):
         dockerd.send(signal.SIGSTOP)

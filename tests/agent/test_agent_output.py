@@ -49,7 +49,7 @@ def own(engine: PrivateEngine, sample_image: str, desk: Desk, tmp_path: Path) ->
     made.clear()
 
 
-async def test_much_output_is_followed_whole_and_not_beyond_the_end(own: LoneAgent, tmp_path: Path) -> None:
+async def test_large_output_is_followed_completely(own: LoneAgent, tmp_path: Path) -> None:
     own.process.process.environment["MOORAGE_COMPOSE"] = str(tmp_path / "docker-compose")
     own.start()
     directory = own.app("talkative", SLEEPER)
@@ -65,7 +65,7 @@ async def test_much_output_is_followed_whole_and_not_beyond_the_end(own: LoneAge
         assert (await caller.finish(operation_id)).raw == done.raw
 
 
-async def test_nothing_of_the_agents_environment_gets_into_an_app(own: LoneAgent, engine: PrivateEngine) -> None:
+async def test_agent_environment_does_not_reach_app(own: LoneAgent, engine: PrivateEngine) -> None:
     own.start()
     text = f"services: {{web: {{image: '{IMAGE}', init: true, command: 'sleep ${{JWT_SECRET:-1000}}'}}}}\n"
     directory = own.app("clean", text)
@@ -78,7 +78,7 @@ async def test_nothing_of_the_agents_environment_gets_into_an_app(own: LoneAgent
         assert (await caller.run(DOWN, directory)).end.exit_code == 0
 
 
-async def test_no_secret_of_an_app_shows_in_the_list_of_processes(agent: LoneAgent, caller: Caller) -> None:
+async def test_app_secrets_are_absent_from_process_list(agent: LoneAgent, caller: Caller) -> None:
     secret = "pa55word-of-the-app"  # noqa: S105 - looked for where it must not be
     directory = agent.app("secretive", None)
     (directory / ".env").write_text(f"PASSWORD={secret}\n")
@@ -102,7 +102,7 @@ async def test_no_secret_of_an_app_shows_in_the_list_of_processes(agent: LoneAge
         assert f"PASSWORD={secret}" in client.inspect_container("secretive-web-1")["Config"]["Env"]
 
 
-async def test_a_full_disk_under_the_journal_refuses_with_a_word(agent: LoneAgent, caller: Caller) -> None:
+async def test_full_journal_disk_refuses_start_with_error_code(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("no-room", SLEEPER)
     with covered(agent.data / "operations"):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -113,7 +113,7 @@ async def test_a_full_disk_under_the_journal_refuses_with_a_word(agent: LoneAgen
     assert (await caller.run(UP, directory)).end.exit_code == 0
 
 
-async def test_a_fault_of_the_agents_own_is_told_without_its_insides(agent: LoneAgent, caller: Caller) -> None:
+async def test_internal_agent_error_is_reported_without_details(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("faulty", SLEEPER)
     done = await caller.run(UP, directory)
     spec = agent.data / "operations" / done.operation_id / "spec"

@@ -65,7 +65,7 @@ def _sweep(agent: LoneAgent, directory: Path) -> subprocess.CompletedProcess[str
     )
 
 
-async def test_a_container_that_can_not_go_is_told_and_keeps_no_other(
+async def test_irremovable_container_is_reported_and_others_are_removed(
     agent: LoneAgent, caller: Caller, grip: Grip
 ) -> None:
     directory = agent.app("held", _TWO)
@@ -82,7 +82,7 @@ async def test_a_container_that_can_not_go_is_told_and_keeps_no_other(
     assert agent.containers(directory) == {}
 
 
-def test_all_that_is_left_goes_at_once(agent: LoneAgent) -> None:
+def test_remaining_containers_are_removed_concurrently(agent: LoneAgent) -> None:
     # Four that ignore TERM for their two seconds each: together, not one after the other.
     service = f"services: {{web: {{image: '{IMAGE}', stop_grace_period: 2s, command: sleep 1000}}}}\n"
     directory = agent.app("together", service)

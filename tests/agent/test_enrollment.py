@@ -45,7 +45,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_what_enrolment_leaves(desk: Desk, enroll: Enroll, data: Path, tmp_path: Path) -> None:
+def test_enrolment_writes_config_policy_and_identity(desk: Desk, enroll: Enroll, data: Path, tmp_path: Path) -> None:
     token = desk.token()
     done = enroll(token, "--listen", "0.0.0.0:7999", "--allow-root", str(tmp_path / "apps"))
     assert (done.returncode, done.stderr) == (0, "")
@@ -70,7 +70,7 @@ def test_what_enrolment_leaves(desk: Desk, enroll: Enroll, data: Path, tmp_path:
     assert not [text for text in (*kept, json.dumps(request), done.stdout) if secret in text]
 
 
-def test_a_lost_answer_costs_nothing(desk: Desk, enroll: Enroll, data: Path) -> None:
+def test_enrolment_reply_lost_can_be_retried(desk: Desk, enroll: Enroll, data: Path) -> None:
     token = desk.token()
     desk.change = lambda _: None
     lost = enroll(token)
@@ -93,14 +93,14 @@ def test_enrolling_again_takes_a_new_key_and_keeps_the_policy(desk: Desk, enroll
     assert len(desk.requests) == 2
 
 
-def test_without_roots_it_warns_that_nothing_is_allowed(enroll: Enroll, data: Path) -> None:
+def test_enrolment_without_roots_warns_that_nothing_is_allowed(enroll: Enroll, data: Path) -> None:
     done = enroll()
     assert done.returncode == 0
     assert str(data / "policy.toml") in done.stdout
     assert "allowed_roots = [\n]" in (data / "policy.toml").read_text()
 
 
-def test_a_refusal_is_shown_as_the_controller_put_it(desk: Desk, enroll: Enroll, data: Path) -> None:
+def test_controller_refusal_is_shown_verbatim(desk: Desk, enroll: Enroll, data: Path) -> None:
     desk.refusal = (401, "The join token has expired: make a new one for this host.")
     done = enroll()
     assert done.returncode == 1
@@ -124,7 +124,7 @@ def test_another_authority_than_the_token_names_is_refused(desk: Desk, enroll: E
         (lambda _: ["a", "list"], "doesn't answer like a Moorage controller"),
     ],
 )
-def test_an_answer_that_can_not_be_right_leaves_nothing(
+def test_invalid_enrolment_reply_writes_no_files(
     desk: Desk, enroll: Enroll, data: Path, change: Callable[[dict[str, str]], object], said: str
 ) -> None:
     desk.change = change
@@ -136,7 +136,7 @@ def test_an_answer_that_can_not_be_right_leaves_nothing(
     assert not (data / "pki" / "agent.pem").exists()
 
 
-def test_a_certificate_of_somebody_elses_key_or_authority_is_refused(desk: Desk, enroll: Enroll) -> None:
+def test_certificate_of_other_key_or_authority_is_refused(desk: Desk, enroll: Enroll) -> None:
     now = datetime.now(UTC)
     other = x509.signing_request(x509.new_key(), "x")
     desk.change = lambda answer: (
@@ -162,7 +162,7 @@ def test_a_certificate_of_somebody_elses_key_or_authority_is_refused(desk: Desk,
         (None, ("--advertise", "h:1"), "nonsense", "http:// or https://"),
     ],
 )
-def test_what_can_not_work_is_said_in_a_sentence(
+def test_impossible_enrolment_is_reported_in_a_sentence(
     enroll: Enroll, token: str | None, options: tuple[str, ...], controller: str | None, said: str
 ) -> None:
     done = enroll(token, *options, controller=controller)
@@ -171,7 +171,7 @@ def test_what_can_not_work_is_said_in_a_sentence(
     assert "Traceback" not in done.stderr
 
 
-def test_nobody_at_the_controllers_address(enroll: Enroll) -> None:
+def test_unreachable_controller_is_reported(enroll: Enroll) -> None:
     done = enroll(controller=f"http://127.0.0.1:{free_port()}")
     assert done.returncode == 1
     assert "can't be reached" in done.stderr

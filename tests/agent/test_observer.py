@@ -149,7 +149,7 @@ async def test_no_event_is_lost_between_first_observation_and_stream(
     assert (meddler.before, meddler.after) == ({}, {})
 
 
-async def test_a_busy_host_still_beats(
+async def test_busy_host_still_sends_heartbeats(
     engine: PrivateEngine, running_app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "_HEARTBEAT_SECONDS", 1.0)

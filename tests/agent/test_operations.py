@@ -28,7 +28,7 @@ services:
 """
 
 
-async def test_a_start_a_restart_and_a_stop(agent: LoneAgent, caller: Caller) -> None:
+async def test_start_restart_and_stop_succeed(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("plain", SLEEPER)
     started = await caller.run(UP, directory)
     assert (started.end.end, started.end.exit_code) == (pb.OPERATION_END_EXITED, 0)
@@ -50,7 +50,7 @@ async def test_a_start_a_restart_and_a_stop(agent: LoneAgent, caller: Caller) ->
     assert agent.containers(directory) == {}
 
 
-async def test_the_same_id_attaches_and_never_runs_twice(agent: LoneAgent, caller: Caller) -> None:
+async def test_repeated_operation_id_attaches_and_runs_once(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("once", SLEEPER)
     done = await caller.run(UP, directory)
     created = agent.output_file(done.operation_id).read_bytes()
@@ -62,7 +62,7 @@ async def test_the_same_id_attaches_and_never_runs_twice(agent: LoneAgent, calle
     assert agent.containers(directory) == {}
 
 
-async def test_racing_callers_start_it_once(agent: LoneAgent, caller: Caller) -> None:
+async def test_concurrent_callers_start_operation_once(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("race", SLEEPER)
     request = pb.StartOperationRequest(operation_id=str(uuid4()), kind=UP, app=pb.App(cd_path=str(directory)))
     replies = await asyncio.gather(*(caller.stub.StartOperation(request) for _ in range(5)))
@@ -70,7 +70,7 @@ async def test_racing_callers_start_it_once(agent: LoneAgent, caller: Caller) ->
     assert (await caller.finish(request.operation_id)).end.exit_code == 0
 
 
-async def test_an_agent_killed_in_the_middle_of_a_start_loses_nothing(agent: LoneAgent, caller: Caller) -> None:
+async def test_agent_kill_during_start_loses_nothing(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("killed", SLOW)
     operation_id = await caller.start(UP, directory)
     seen = b""
@@ -113,7 +113,7 @@ async def test_a_cut_connection_is_resumed_by_offset(agent: LoneAgent, caller: C
     assert beyond.raw == b""
 
 
-async def test_a_start_is_cancelled_and_says_by_whom(agent: LoneAgent, caller: Caller) -> None:
+async def test_start_cancel_records_requester(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("cancelled", SLOW)
     operation_id = await caller.start(UP, directory)
     await eventually_async(
@@ -181,7 +181,7 @@ async def test_a_second_operation_on_one_app_is_busy(agent: LoneAgent, caller: C
         (pb.OPERATION_KIND_UNSPECIFIED, "{apps}", "invalid_request", grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )
-async def test_what_is_refused_leaves_nothing_in_the_journal(
+async def test_refused_operation_leaves_no_journal_entry(
     agent: LoneAgent,
     caller: Caller,
     kind: pb.OperationKind.ValueType,
@@ -201,7 +201,7 @@ async def test_what_is_refused_leaves_nothing_in_the_journal(
     assert not agent.output_file(operation_id).parent.exists()
 
 
-async def test_an_id_that_is_none_is_refused(agent: LoneAgent, caller: Caller) -> None:
+async def test_invalid_operation_id_is_refused(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("odd-id", SLEEPER)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await caller.start(UP, directory, operation_id="../../etc")
@@ -216,7 +216,7 @@ async def test_an_id_that_is_none_is_refused(agent: LoneAgent, caller: Caller) -
         ("no-image", "services: {a: {image: 'moorage.invalid/not-there:1'}}\n", "moorage.invalid"),
     ],
 )
-async def test_a_start_that_can_not_work_runs_and_says_what_compose_says(
+async def test_start_that_fails_shows_compose_error(
     agent: LoneAgent, caller: Caller, name: str, compose: str | None, said: str
 ) -> None:
     done = await caller.run(UP, agent.app(name, compose))
@@ -226,7 +226,7 @@ async def test_a_start_that_can_not_work_runs_and_says_what_compose_says(
     assert done.end.length == len(done.raw)
 
 
-async def test_a_one_shot_that_exits_0_is_told_as_it_is(agent: LoneAgent, caller: Caller) -> None:
+async def test_one_shot_exit_0_is_reported(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("one-shot", f"{SLEEPER}  migrate: {{image: '{IMAGE}', command: 'true'}}\n")
     assert (await caller.run(UP, directory)).end.exit_code == 0
     async with caller.watch(directory) as watching:

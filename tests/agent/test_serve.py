@@ -152,7 +152,7 @@ async def test_status_command_shows_state_and_problems(own: LoneAgent, command: 
     assert "must be a list" in wrong["allowed roots"]
 
 
-async def test_an_engine_that_is_not_there_is_told_and_refuses_with_a_word(
+async def test_missing_engine_is_reported_and_operations_are_refused(
     engine_folder: Path, desk: Desk, tmp_path: Path
 ) -> None:
     away = PrivateEngine(engine_folder / "agent-away")
@@ -177,7 +177,7 @@ async def test_an_engine_that_is_not_there_is_told_and_refuses_with_a_word(
         await asyncio.to_thread(lone.process.terminate)
 
 
-def test_old_operations_are_cleared_away_at_the_start(own: LoneAgent) -> None:
+def test_old_operations_are_removed_at_startup(own: LoneAgent) -> None:
     async def run_one() -> str:
         async with own.called() as caller:
             return (await caller.run(UP, own.app(f"cleared-{uuid4().hex}", SLEEPER))).operation_id
@@ -192,7 +192,7 @@ def test_old_operations_are_cleared_away_at_the_start(own: LoneAgent) -> None:
     assert young.exists()
 
 
-def test_an_idle_agent_is_small(own: LoneAgent) -> None:
+def test_idle_agent_uses_little_memory(own: LoneAgent) -> None:
     status = Path(f"/proc/{own.process.process.pid}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert found is not None

@@ -63,7 +63,7 @@ async def test_the_snapshot_tells_of_every_app_and_the_host(agent: LoneAgent, ca
         assert info.running_containers >= 1
 
 
-async def test_each_change_shows_without_asking(agent: LoneAgent, caller: Caller, client: docker.APIClient) -> None:
+async def test_watch_sends_each_change_unprompted(agent: LoneAgent, caller: Caller, client: docker.APIClient) -> None:
     directory, other = agent.app("changing", HEALTH), agent.app("other", SLEEPER)
     async with caller.watch(directory, other) as watching:
         assert watching.states(directory) == {}
@@ -91,7 +91,7 @@ async def test_each_change_shows_without_asking(agent: LoneAgent, caller: Caller
         assert watching.states(other) == {}
 
 
-async def test_containers_of_no_app_count_for_the_host_alone(
+async def test_containers_without_app_count_for_host_only(
     agent: LoneAgent, caller: Caller, client: docker.APIClient
 ) -> None:
     directory = agent.app("bystander", SLEEPER)
@@ -107,7 +107,7 @@ async def test_containers_of_no_app_count_for_the_host_alone(
         assert watching.states(directory) == {}
 
 
-async def test_after_a_storm_what_was_told_is_the_truth(
+async def test_watch_is_accurate_after_burst_of_changes(
     agent: LoneAgent, caller: Caller, client: docker.APIClient
 ) -> None:
     service = f"{{image: '{IMAGE}', init: true, stop_grace_period: 0s, command: sleep 1000}}"
@@ -136,9 +136,7 @@ def stir(client: docker.APIClient) -> None:
     client.remove_container(client.create_container(IMAGE, "true"))
 
 
-async def test_a_problem_that_is_mended_is_no_problem_any_more(
-    agent: LoneAgent, caller: Caller, client: docker.APIClient
-) -> None:
+async def test_resolved_problem_is_cleared(agent: LoneAgent, caller: Caller, client: docker.APIClient) -> None:
     directory = agent.app("mended", "servces: {}\n")
     async with caller.watch(directory) as watching:
         assert watching.apps[str(directory)].problem_code == "compose_file_invalid"
@@ -164,7 +162,7 @@ async def test_a_start_by_files_that_changed_is_seen_as_this_app_s(agent: LoneAg
         assert watching.apps[str(directory)].project.name == "green"
 
 
-async def test_an_app_that_falls_out_of_the_policy_shows_nothing_but_that(
+async def test_app_removed_from_policy_shows_only_refusal(
     agent: LoneAgent, caller: Caller, client: docker.APIClient
 ) -> None:
     directory = agent.app("expelled", SLEEPER)
@@ -184,7 +182,7 @@ async def test_an_app_that_falls_out_of_the_policy_shows_nothing_but_that(
         await watching.until(lambda: watching.states(directory) == {"web": "running"})
 
 
-async def test_two_who_watch_are_told_the_same(agent: LoneAgent, caller: Caller) -> None:
+async def test_concurrent_watches_receive_the_same_state(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("twice-watched", SLEEPER)
     async with agent.called() as other, caller.watch(directory) as first, other.watch(directory) as second:
         await caller.run(UP, directory)

@@ -62,7 +62,7 @@ async def test_one_address_holds_a_bounded_number_of_connections(agent: LoneAgen
         eventually(lambda: accepted(agent, "127.0.0.2") == 0, timeout=15, what="silent connections ended")
 
 
-async def test_connections_that_were_closed_count_no_more(agent: LoneAgent) -> None:
+async def test_closed_connections_are_no_longer_counted(agent: LoneAgent) -> None:
     for _ in range(MOST_OF_ADDRESS + 16):
         async with agent.channel() as channel:
             told = await AgentStub(channel).GetInfo(pb.GetInfoRequest(), timeout=10)

@@ -104,12 +104,12 @@ def answers() -> list[str]:
     return sorted({method.output_type.name for method in pb.DESCRIPTOR.services_by_name["Agent"].methods})
 
 
-def test_every_answer_of_the_agent_has_its_reader() -> None:
+def test_every_agent_reply_has_a_decoder() -> None:
     assert answers() == sorted(READERS)
 
 
 @pytest.mark.parametrize("kind", answers())
-def test_every_field_with_anything_in_it_is_bounded_and_clean(kind: str) -> None:
+def test_every_field_is_bounded_and_cleaned(kind: str) -> None:
     tried = set()
     for path, field in fields(honest(kind).DESCRIPTOR):
         outcomes = []
@@ -130,13 +130,13 @@ def test_every_field_with_anything_in_it_is_bounded_and_clean(kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", answers())
-def test_bytes_that_are_no_message_are_said_to_be_none(kind: str) -> None:
+def test_malformed_message_bytes_are_reported(kind: str) -> None:
     for raw in (b"\xff" * 100, b"\x0a\xff\xff\xff\xff\x0f", b"\x0b", b"\x80" * 20, None, 7):
         with pytest.raises(UntrustedError):
             wire.read(getattr(pb, kind), raw)
 
 
-def test_a_message_of_very_many_fields_is_not_read() -> None:
+def test_message_with_too_many_fields_is_rejected() -> None:
     for raw in (b"\x0a\x00" * 1_900_000, b"\x08\x01" * 1_900_000, b"\x22\x00" * 1_900_000):
         with pytest.raises(UntrustedError, match="fields in a message"):
             wire.read(pb.ListProjectsResponse, raw)

@@ -109,7 +109,7 @@ def problem(app: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_what_compose_would_read_otherwise_is_refused(name: str, tmp_path: Path) -> None:
+def test_ambiguous_compose_file_is_refused(name: str, tmp_path: Path) -> None:
     app = laid_out(tmp_path.resolve(), ATTACKS[name])
     shown = problem(app)
     assert shown
@@ -121,5 +121,5 @@ def test_what_compose_would_read_otherwise_is_refused(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_what_can_be_read_in_one_way_alone_is_allowed(name: str, tmp_path: Path) -> None:
+def test_unambiguous_compose_file_is_allowed(name: str, tmp_path: Path) -> None:
     assert problem(laid_out(tmp_path.resolve(), HONEST[name])) == ""

@@ -36,7 +36,7 @@ def app(path: str, containers: int) -> Observation:
     return Observation(identity, [loud(n) for n in range(containers)], 1)
 
 
-def test_an_app_of_very_many_loud_containers_fits_into_a_message() -> None:
+def test_app_with_many_verbose_containers_fits_into_message() -> None:
     seen = app("/srv/app", LIMITS.containers)
     (message,) = convert.watch_items(seen, ABOUT)
     raw = message.SerializeToString()
@@ -45,7 +45,7 @@ def test_an_app_of_very_many_loud_containers_fits_into_a_message() -> None:
     assert len(read.containers) == LIMITS.containers  # type: ignore[union-attr]  # it is an observation
 
 
-def test_a_snapshot_that_is_too_large_goes_on_as_changes() -> None:
+def test_oversized_snapshot_continues_as_changes() -> None:
     paths = [f"/srv/{n}" for n in range(60)]
     everything = Snapshot(HOST, [app(path, 10) for path in paths])
     told = list(convert.watch_items(everything, ABOUT))
@@ -55,7 +55,7 @@ def test_a_snapshot_that_is_too_large_goes_on_as_changes() -> None:
     assert named == paths
 
 
-def test_projects_that_are_too_many_are_cut_to_a_message() -> None:
+def test_too_many_projects_are_truncated_to_one_message() -> None:
     found = {Project(f"p{n}", f"/srv/{n}"): ProjectContainers([loud(m) for m in range(5)]) for n in range(300)}
     reply = convert.projects(found)
     assert reply.ByteSize() < LIMITS.message

@@ -87,7 +87,7 @@ def assert_clean(state: ContainerState) -> None:
         assert moment is None or moment.tzinfo is not None
 
 
-def test_a_container_of_odd_parts_is_clean_or_not_taken() -> None:
+def test_malformed_container_is_cleaned_or_skipped() -> None:
     taken = 0
     for about in spoiled(ABOUT):
         with suppress(EngineProblemError, UntrustedError), understanding():
@@ -101,7 +101,7 @@ def test_a_container_of_odd_parts_is_clean_or_not_taken() -> None:
 
 
 @pytest.mark.parametrize(("told", "read"), [(INFO, engine._facts), (ROWS, engine._states)])
-def test_facts_and_lists_of_odd_parts_are_one_kind_of_error(told: object, read: Callable[[Any], object]) -> None:
+def test_malformed_facts_and_lists_raise_one_error_type(told: object, read: Callable[[Any], object]) -> None:
     assert read(told)
     for odd in spoiled(told):
         with suppress(EngineProblemError), understanding():
@@ -114,7 +114,7 @@ def test_malformed_labels_belong_to_no_app() -> None:
             assert of_labels({PROJECT: "shop", DIRECTORY: "/srv", label: odd}, str) is None
 
 
-def test_ten_thousand_ports_are_cut_and_told_so() -> None:
+def test_ten_thousand_ports_are_truncated_with_marker() -> None:
     about = copy.deepcopy(ABOUT)
     about["NetworkSettings"] = {"Ports": {f"{n}/udp": [{"HostIp": "", "HostPort": str(n)}] for n in range(10_000)}}
     found = of_inspection(about, str)
@@ -123,7 +123,7 @@ def test_ten_thousand_ports_are_cut_and_told_so() -> None:
     assert found.state.ports[-1] == "…"
 
 
-def test_json_that_would_fill_the_memory_is_not_read() -> None:
+def test_oversized_json_is_rejected() -> None:
     for bomb in (b"[" * 1_000_000, b"[" + b"{}," * 600_000 + b"{}]", b'["' + b'\\"' * 600_000, b"NaN,", b"\xff"):
         with pytest.raises(UntrustedError):
             parse_json(bomb, LIMITS.engine_answer)
@@ -188,18 +188,18 @@ def test_split_log_line_is_joined_without_breaking_characters(size: int, *, tty:
     assert in_pieces(stream, size, tty=tty) == [(TIME, "a" + "é" * 25_000), (LATER, "unended")]
 
 
-def test_the_streams_of_a_container_are_joined_each_for_itself() -> None:
+def test_stdout_and_stderr_lines_are_joined_separately() -> None:
     long = f"{TIME} ".encode() + b"o" * 16384
     stream = entry(long) + entry(f"{LATER} error\n".encode(), 2) + entry(f"{TIME} end\n".encode())
     assert in_pieces(stream, 10, tty=False) == [(LATER, "error"), (TIME, "o" * 16384 + "end")]
 
 
-def test_a_process_that_ends_in_the_middle_of_a_line_ends_it() -> None:
+def test_process_exit_ends_unfinished_line() -> None:
     stream = entry(f"{TIME} unended".encode()) + entry(f"{LATER} next\n".encode())
     assert in_pieces(stream, 5, tty=False) == [(TIME, "unended"), (LATER, "next")]
 
 
-def test_entries_in_any_pieces_are_the_same_lines() -> None:
+def test_log_lines_do_not_depend_on_chunking() -> None:
     lines = [f"2026-01-01T00:00:0{n}Z {'é' * n}\n".encode() for n in range(10)]
     stream = b"".join(map(entry, lines))
     whole = list(Parts(tty=False).take(stream))
@@ -209,7 +209,7 @@ def test_entries_in_any_pieces_are_the_same_lines() -> None:
     assert [text for _, text in whole] == ["é" * n for n in range(10)]
 
 
-def test_texts_are_cut_and_cleaned() -> None:
+def test_texts_are_truncated_and_cleaned() -> None:
     assert clean_text(ESCAPES, 100) == "red\n"
     assert clean_line(ESCAPES + "\tblue", 100) == "red blue"
     assert len(clean_text("A" * 1_000_000, 100)) == 100

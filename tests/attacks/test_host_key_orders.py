@@ -308,7 +308,7 @@ class Orders(RuleBasedStateMachine):
             await process.close()
 
 
-def test_no_order_of_logins_gives_a_secret_to_another_key(tmp_path: Path) -> None:
+def test_secret_never_reaches_other_key_in_any_login_order(tmp_path: Path) -> None:
     class Here(Orders):
         """The walk, in this test's folder."""
 

@@ -37,7 +37,7 @@ def check(figures: Figures) -> None:
 
 
 @pytest.mark.parametrize("mode", ["texts", "items", "flood"])
-def test_an_agent_without_end_holds_up_nobody(siege: Siege, mode: str) -> None:
+def test_endless_agent_replies_delay_no_other_host(siege: Siege, mode: str) -> None:
     with siege.measured() as figures:
         server = siege.add_agent(mode)
     check(figures)
@@ -51,7 +51,7 @@ def test_an_agent_without_end_holds_up_nobody(siege: Siege, mode: str) -> None:
         assert shown["uptime"] <= 2**31
 
 
-def test_output_without_end_is_kept_to_its_limit(siege: Siege) -> None:
+def test_endless_output_is_bounded(siege: Siege) -> None:
     with siege.measured() as figures:
         server = siege.add_agent("output")
         siege.wait_online(server)
@@ -60,7 +60,7 @@ def test_output_without_end_is_kept_to_its_limit(siege: Siege) -> None:
     check(figures)
 
 
-def test_logs_without_end_are_bounded_and_end_with_the_caller(siege: Siege) -> None:
+def test_endless_logs_are_bounded_and_end_with_caller(siege: Siege) -> None:
     with siege.measured() as figures:
         server = siege.add_agent("logs")
         siege.wait_online(server)
@@ -76,7 +76,7 @@ def test_logs_without_end_are_bounded_and_end_with_the_caller(siege: Siege) -> N
     check(figures)
 
 
-def test_an_ssh_host_that_prints_without_end_is_left(siege: Siege) -> None:
+def test_ssh_host_with_endless_output_is_disconnected(siege: Siege) -> None:
     port = free_port()
     with siege.measured() as figures:
         siege.run("sshd", "sshd", {"port": port})
@@ -91,7 +91,7 @@ def test_an_ssh_host_that_prints_without_end_is_left(siege: Siege) -> None:
 
 
 @pytest.mark.parametrize("mode", ["body", "bomb", "lines", "events"])
-def test_an_engine_behind_ssh_without_end_holds_up_nobody(siege: Siege, short_folder: Path, mode: str) -> None:
+def test_endless_engine_replies_over_ssh_delay_no_other_host(siege: Siege, short_folder: Path, mode: str) -> None:
     folder = short_folder / mode
     folder.mkdir()
     socket = folder / "docker.sock"

@@ -47,7 +47,7 @@ class Flood:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def test_a_flood_of_logins_from_one_48_keeps_no_admin_waiting(tmp_path: Path) -> None:
+async def test_login_flood_from_one_48_does_not_delay_admin(tmp_path: Path) -> None:
     async with (
         attacked(tmp_path, cost=REAL, trusted_proxies="127.0.0.0/8") as world,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
@@ -73,7 +73,7 @@ async def test_a_flood_of_logins_from_one_48_keeps_no_admin_waiting(tmp_path: Pa
         assert min(flood.waits) >= 1
 
 
-async def test_no_name_is_told_from_another_by_how_long_it_takes(tmp_path: Path) -> None:
+async def test_login_time_does_not_reveal_user_names(tmp_path: Path) -> None:
     async with attacked(tmp_path, cost=REAL, trusted_proxies="127.0.0.0/8") as world:
 
         async def cost(username: str, number: int) -> float:

@@ -59,7 +59,7 @@ def _gone(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [_provider, _fifo, _fifo_of_settings, _gone])
-async def test_a_stop_works_and_runs_nothing_of_the_folder(way: Way, harm: Callable[[Path], None]) -> None:
+async def test_stop_works_and_runs_nothing_from_app_directory(way: Way, harm: Callable[[Path], None]) -> None:
     directory = way.app(SLEEPER)
     directory.chmod(0o777)
     assert (await way.start(directory)).exit_code == 0
@@ -101,7 +101,7 @@ async def test_a_stop_keeps_the_order_and_the_grace_periods(way: Way) -> None:
     assert way.states(directory) == {}
 
 
-def test_down_by_name_reads_nothing_where_it_is_run(engine: PrivateEngine, tmp_path: Path) -> None:
+def test_down_by_name_reads_nothing_in_working_directory(engine: PrivateEngine, tmp_path: Path) -> None:
     # Whoever opened one of these would hang.
     for name in ("compose.yaml", "compose.override.yaml", "docker-compose.yml", ".env"):
         os.mkfifo(tmp_path / name)
@@ -129,7 +129,7 @@ def test_a_stop_is_run_in_the_root_directory_by_names_alone() -> None:
         down_command("compose", "--file=x")
 
 
-async def test_no_process_of_a_stop_stands_in_the_folder(by_agent: Way) -> None:
+async def test_stop_processes_do_not_use_app_directory_as_cwd(by_agent: Way) -> None:
     slow = f"services: {{web: {{image: '{IMAGE}', stop_grace_period: 2s, command: sleep 1000}}}}\n"
     directory = by_agent.app(slow)
     assert (await by_agent.start(directory)).exit_code == 0

@@ -135,7 +135,7 @@ def home(url: str, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
-def test_no_command_lets_an_escape_through(home: dict[str, str], argv: tuple[str, ...]) -> None:
+def test_every_command_removes_escape_sequences(home: dict[str, str], argv: tuple[str, ...]) -> None:
     text = shown(home, *argv)
     assert text.strip(), "nothing was shown"
     assert STRIPPED.findall(text.replace("\r\n", "\n")) == []
@@ -143,7 +143,7 @@ def test_no_command_lets_an_escape_through(home: dict[str, str], argv: tuple[str
         assert "web | last" in text, "an escape that never ends hides nothing"
 
 
-def test_a_terminal_with_colours_gets_ours_alone(home: dict[str, str], url: str, tmp_path: Path) -> None:
+def test_colour_terminal_gets_only_own_colours(home: dict[str, str], url: str, tmp_path: Path) -> None:
     for argv in (("follow", ID), ("apps",), ("audit",)):
         text = shown(home, *argv, terminal="xterm-256color")
         assert "\x1b]" not in text
@@ -158,12 +158,12 @@ def test_a_terminal_with_colours_gets_ours_alone(home: dict[str, str], url: str,
     assert STRIPPED.findall(text.replace("\r\n", "\n")) == []
 
 
-def test_programs_get_the_api_s_own_words(home: dict[str, str]) -> None:
+def test_json_output_keeps_api_text_unchanged(home: dict[str, str]) -> None:
     document: list[dict[str, Any]] = json.loads(shown(home, "servers", "--json"))
     assert document[0]["statusDetail"] == EVIL
 
 
-def test_names_that_could_harm_are_not_completed(home: dict[str, str]) -> None:
+def test_unsafe_names_are_not_completed(home: dict[str, str]) -> None:
     words = {"_MOORAGE_COMPLETE": "zsh_complete", "COMP_WORDS": "moorage start sh", "COMP_CWORD": "2"}
     text = shown({**home, **words})
     assert "shop" in text
@@ -171,7 +171,7 @@ def test_names_that_could_harm_are_not_completed(home: dict[str, str]) -> None:
     assert text.count("shop") == 1
 
 
-def test_cleaning_takes_no_longer_than_the_text_is() -> None:
+def test_cleaning_takes_linear_time() -> None:
     for hostile in ("\x1b]" * 200_000, "\x9d" * 200_000, "\x1b[" + "0" * 200_000, "\x1bP\n" * 100_000):
         assert "\x1b" not in clean.text(hostile)
     assert clean.text("Grüße\t日本 ✔\n") == "Grüße\t日本 ✔\n"
@@ -185,7 +185,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield made
 
 
-async def test_what_callers_make_up_is_kept_clean(world: World) -> None:
+async def test_caller_supplied_text_is_stored_clean(world: World) -> None:
     body = {"username": EVIL, "password": "x"}
     (await world.nobody.post("/api/auth/login", body, User_Agent="curl\x9b5n\x9d52;c;x\x9c")).expect(401)
     (await world.admin.post("/api/projects", {"name": "p"}, User_Agent="\u202egpj.exe")).expect(201)
@@ -199,7 +199,7 @@ async def test_what_callers_make_up_is_kept_clean(world: World) -> None:
     assert "left" in name
 
 
-async def test_a_path_that_callers_make_up_is_logged_as_it_was_sent(world: World) -> None:
+async def test_caller_supplied_path_is_logged_percent_encoded(world: World) -> None:
     told: SimpleQueue[logging.LogRecord] = SimpleQueue()
     records = QueueHandler(told)
     logging.getLogger().addHandler(records)

@@ -127,14 +127,14 @@ def _print(late: list[float], quiet: list[float], busy: list[float]) -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_on_sqlite(tmp_path: Path) -> None:
+async def test_auto_stop_lateness_on_sqlite(tmp_path: Path) -> None:
     late = await measure(make_settings(tmp_path))
     assert len(late) == _HOSTS * _DUE
     assert late[0] >= 0
 
 
 @pytest.mark.timeout(300)
-async def test_on_postgresql(tmp_path: Path, postgres: PrivatePostgres) -> None:
+async def test_auto_stop_lateness_on_postgresql(tmp_path: Path, postgres: PrivatePostgres) -> None:
     late = await measure(make_settings(tmp_path, database_url=postgres.create_database("lateness")))
     assert len(late) == _HOSTS * _DUE
     assert late[0] >= 0

@@ -33,7 +33,7 @@ async def _told(stream: Listener, app_id: str, status: str) -> float:
 
 
 @pytest.mark.timeout(600)
-async def test_from_a_kill_to_the_event(stack: Stack, sshd: PrivateSshd) -> None:
+async def test_event_latency_after_container_kill(stack: Stack, sshd: PrivateSshd) -> None:
     apps = await asyncio.to_thread(_apps, stack, sshd)
     took: dict[str, list[float]] = {way: [] for way in apps}
     async with aiohttp.ClientSession() as session:

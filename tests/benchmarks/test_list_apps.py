@@ -86,7 +86,7 @@ def plain(folder: Path) -> Iterator[tuple[Process, int]]:
         process.terminate()
 
 
-def test_a_list_of_a_thousand_apps_beside_a_plain_handler(controller: ControllerProcess, tmp_path: Path) -> None:
+def test_list_of_1000_apps_beside_plain_handler(controller: ControllerProcess, tmp_path: Path) -> None:
     api = controller.admin()
     ours = Caller(controller.port, api.token or "")
     project = api.get("/api/projects").expect(200)[0]["id"]

@@ -20,7 +20,7 @@ def _tell(name: str, seconds: list[float], beside: str = "", other: list[float] 
     tell(told)
 
 
-async def test_a_fresh_connection_beside_a_pooled_one(sshd: PrivateSshd) -> None:
+async def test_fresh_connection_beside_pooled_one(sshd: PrivateSshd) -> None:
     pooled_desk = SshDesk(sshd)
     pooled = pooled_desk.transport()
     await pooled.info()

@@ -34,7 +34,7 @@ def _code(app: AppIdentity, container: Container) -> str:
         replace(_WEB, project="by-hand"),
     ],
 )
-def test_start_beside_what_other_files_or_names_started_is_refused(container: Container) -> None:
+def test_start_beside_containers_of_other_files_or_names_is_refused(container: Container) -> None:
     assert _code(_APP, container) == "other_files"
     stopped = replace(container, state=replace(_STATE, state="exited"))
     assert _code(_APP, stopped) == "", "nothing runs that a start would leave beside its own"
@@ -49,11 +49,11 @@ def test_start_beside_what_other_files_or_names_started_is_refused(container: Co
         replace(_WEB, directory="/srv/other", config_files=("/srv/other/prod.yaml",)),
     ],
 )
-def test_start_of_the_same_files_is_none_of_these(container: Container) -> None:
+def test_start_with_same_files_is_accepted(container: Container) -> None:
     assert _code(_APP, container) == ""
 
 
-def test_app_that_says_its_files_may_start_beside_others_of_its_project() -> None:
+def test_app_with_own_files_may_start_beside_others_of_its_project() -> None:
     said = replace(_APP, compose_files=("prod.yaml",), config_files=("/srv/shop/prod.yaml",))
     assert _code(said, _WEB) == ""
     assert _code(said, replace(_WEB, project="by-hand")) == "other_files"

@@ -114,7 +114,7 @@ def test_path_outside_roots_is_refused(text: str, expected: str) -> None:
     assert code(service(text)) == expected
 
 
-def test_an_extended_file_counts_by_its_service_alone() -> None:
+def test_only_extended_service_of_a_file_is_checked() -> None:
     text = service("extends: {file: base.yaml, service: a}")
     base = "services: {a: {image: x, extends: b}, b: {image: x}, c: {provider: {type: x}}}\n"
     assert code(text, files={"base.yaml": base}) == ""
@@ -122,7 +122,7 @@ def test_an_extended_file_counts_by_its_service_alone() -> None:
     assert code(text, files={"base.yaml": hidden}) == "provider_not_allowed"
 
 
-def test_paths_begin_where_compose_has_them_begin() -> None:
+def test_relative_paths_resolve_as_in_compose() -> None:
     files: dict[str, str | bytes] = {
         "/srv/app/.env": "COMPOSE_FILE=sub/a.yaml:b.yaml\n",
         "/srv/app/sub/a.yaml": "include: [{path: inc/c.yaml, project_directory: ../../proj}]\n"
@@ -137,7 +137,7 @@ def test_paths_begin_where_compose_has_them_begin() -> None:
     assert expected <= set(told.files)
 
 
-def test_an_include_has_variables_of_its_own() -> None:
+def test_include_has_its_own_variables() -> None:
     include = "include: [{path: a.yaml, env_file: one.env}, {path: a.yaml, env_file: two.env}]\n"
     inner = service("env_file: '${X}'")
     files = {"a.yaml": inner, "one.env": "X=fine\n", "two.env": "X=/etc/x\n"}
@@ -145,7 +145,7 @@ def test_an_include_has_variables_of_its_own() -> None:
     assert code(include, files=files | {".env": "X=fine\n"}) == ""
 
 
-def test_the_project_s_name_is_known_to_paths() -> None:
+def test_project_name_is_available_in_paths() -> None:
     assert code("name: My-App\n" + service("env_file: './${COMPOSE_PROJECT_NAME}.env'")) == ""
     assert code("name: '${X'\n" + service("env_file: './${COMPOSE_PROJECT_NAME}.env'")) == "path_not_allowed"
     links = {"/srv/app/my-app.env": "/etc/x"}
@@ -173,7 +173,7 @@ def test_quotable_file_is_in_app_directory_or_root() -> None:
     assert not walked({"/srv/app/compose.yaml": service("env_file: ../x")}, Rules(["/srv/app"], ["/srv"])).quotable
 
 
-def test_no_sentence_quotes_a_file() -> None:
+def test_sentences_never_quote_file_contents() -> None:
     files: dict[str, str | bytes] = {"/srv/app/compose.yaml": service("env_file: '/etc/${PASSWORD}'")}
     told = walked(files | {"/srv/app/.env": "PASSWORD=not-for-you\n"})
     assert told.refusal is not None
@@ -203,7 +203,7 @@ def test_merged_compose_config_is_checked_again() -> None:
         ("type: none, o: bind, device: /srv/data", True),
     ],
 )
-def test_a_volume_s_options_are_a_mount(options: str, *, allowed: bool) -> None:
+def test_volume_driver_options_count_as_bind_mount(options: str, *, allowed: bool) -> None:
     text = f"volumes: {{v: {{driver_opts: {{{options}}}}}}}\n"
     assert code(text, Rules(["/srv"], binds=["/srv"])) == ("" if allowed else "bind_mount_not_allowed")
     assert code(text) == ""
@@ -213,7 +213,7 @@ def test_a_volume_s_options_are_a_mount(options: str, *, allowed: bool) -> None:
 @example(text="? [a]\n: b")
 @example(text="%YAML 1.1\n---\na: b")
 @example(text="a: !!python/object:os.system x")
-def test_no_text_brings_the_parser_down(text: str) -> None:
+def test_parser_survives_arbitrary_text(text: str) -> None:
     try:
         parse(text.encode())
     except UnreadableError as error:
@@ -221,7 +221,7 @@ def test_no_text_brings_the_parser_down(text: str) -> None:
 
 
 @given(content=st.binary(max_size=200))
-def test_no_bytes_bring_the_walk_down(content: bytes) -> None:
+def test_inspection_survives_arbitrary_bytes(content: bytes) -> None:
     for name in (".env", "compose.yaml"):
         told = walked({"/srv/app/compose.yaml": service("env_file: '${A}${B}'"), f"/srv/app/{name}": content})
         assert told.refusal is None or told.refusal.code in {"unreadable_compose_file", "path_not_allowed"}
@@ -271,7 +271,7 @@ def test_compose_reads_exactly_the_inspected_files(tmp_path: Path, path: str, wa
         "allow_paths = '/etc'\n",
     ],
 )
-def test_a_policy_of_another_shape_is_no_policy(text: str) -> None:
+def test_malformed_policy_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="allow_"):
         parse_rules(f"allowed_roots = ['/srv']\n{text}")
 
@@ -319,7 +319,7 @@ def test_own_config_files_replace_default_compose_files() -> None:
         ("services: {}", {"/srv/app/prod.yaml": "/etc/x.yaml"}, "path_not_allowed"),
     ],
 )
-def test_own_files_are_held_to_the_host_s_policy(content: str, links: dict[str, str], code: str) -> None:
+def test_own_config_files_must_follow_host_policy(content: str, links: dict[str, str], code: str) -> None:
     told = walked({links.get("/srv/app/prod.yaml", "/srv/app/prod.yaml"): content}, links=links, own=["prod.yaml"])
     assert told.refusal is not None
     assert told.refusal.code == code

@@ -77,7 +77,7 @@ def test_any_json_is_rendered_and_gives_one_line(found: list[dict[str, object]])
 
 
 @pytest.mark.parametrize("line", ['{"id":null}', '{"id":""}', '{"error":true,"message":"  "}', '{"id":" "}'])
-def test_an_entry_that_says_nothing_is_shown_as_it_is(line: str) -> None:
+def test_empty_json_entry_is_shown_unchanged(line: str) -> None:
     assert render(line) == line
     assert error_sentence(line) == " ".join(line.split())
 
@@ -117,13 +117,13 @@ def test_json_entry_after_text_is_split_and_lookalike_is_kept() -> None:
         assert render(line) == line
 
 
-def test_a_change_that_was_not_applied_is_told_in_a_sentence() -> None:
+def test_unapplied_change_is_reported_in_a_sentence() -> None:
     (said,) = remarks(render(f'{ASKED}{{"id":"Container shop-web-1","text":"Running"}}\n{ASKED}'))
     assert said.startswith("The change of the volume shop_data was not applied")
     assert remarks(render(UP)) == []
 
 
-def test_a_network_that_is_left_is_told_with_who_uses_it() -> None:
+def test_network_left_in_use_is_reported_with_its_users() -> None:
     busy = '{"id":"Network shop_default","status":"Warning","text":"Resource is still in use"}\n'
     users = '{"id":"Network shop_default","status":"Warning","text":"Still in use","details":"by stranger, other"}\n'
     for raw, by in (
@@ -145,13 +145,13 @@ def test_a_network_that_is_left_is_told_with_who_uses_it() -> None:
         "SIGABRT: abort\nPC=0x492ba1 m=0 sigcode=0\n\ngoroutine 0 gp=0x1feb m=0 mp=0x1fed [idle]:\nruntime.x()\n",
     ],
 )
-def test_a_crash_of_compose_is_known_by_its_own_words_whatever_comes_after(died: str) -> None:
+def test_compose_crash_is_detected_by_its_message(died: str) -> None:
     swept = '{"id":"Container shop-web-1","status":"Done","text":"Removed"}\n'
     for raw in (died, UP + died, UP + died + swept, ASKED + died):
         assert crash(raw, 0) == died.partition("\n")[0]
 
 
-def test_other_words_and_ends_are_no_crash() -> None:
+def test_other_messages_and_exit_codes_are_no_crash() -> None:
     quoted = json.dumps({"id": "Image x", "text": "Building", "details": f"\n{PANIC}"})
     indented = "\n".join(f"web-1 | {line}" for line in PANIC.splitlines())
     for raw in (UP, FAILED, quoted, indented, "panic: at the disco\n", "goroutine 1 [running]:\n", ""):
@@ -171,7 +171,7 @@ def test_directory_without_valid_project_name_gets_advice() -> None:
     assert "`name:`" in said
 
 
-def test_the_end_of_a_long_output_begins_with_a_whole_line() -> None:
+def test_truncated_output_begins_with_a_complete_line() -> None:
     data = ('{"id":"Container é","text":"Started"}\n' * 9).encode()
     assert render_end(data, len(data) + 1) == "Container é Started"
     for limit in range(50, 90):

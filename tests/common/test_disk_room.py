@@ -20,7 +20,7 @@ MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
         (Room(2 * GIB, 4 * TIB, 0, 0), ""),
     ],
 )
-def test_a_disk_that_is_nearly_full_is_told_before_it_is(room: Room, told: str) -> None:
+def test_nearly_full_disk_is_reported_in_advance(room: Room, told: str) -> None:
     problem = room_problem("/var/lib/moorage", room)
     assert bool(problem) == bool(told)
     assert told in problem

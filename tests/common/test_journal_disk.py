@@ -72,7 +72,7 @@ def no_room(disk: Path) -> bool:
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_full_disk_starts_nothing_and_says_so(
+async def test_full_disk_prevents_start_and_is_reported(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order("touch ran")
@@ -94,7 +94,7 @@ async def test_a_full_disk_starts_nothing_and_says_so(
     assert (work / "ran").exists()
 
 
-async def test_with_any_room_left_it_is_either_started_whole_or_full(
+async def test_launch_with_little_room_starts_completely_or_reports_full(
     journal: Journal, root: Path, order: Orders, until: Until
 ) -> None:
     outcomes = set()
@@ -150,7 +150,7 @@ async def test_a_command_that_fills_the_disk_itself_can_be_cancelled(
     assert (known(journal, an_order).exit_code, known(journal, an_order).cancelled_by) == (143, "Ann Other")
 
 
-async def test_a_loss_on_a_full_disk_is_known_and_written_down(
+async def test_lost_run_on_full_disk_is_known_and_recorded_later(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order("touch begun; exec sleep 1000")

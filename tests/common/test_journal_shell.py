@@ -93,7 +93,7 @@ async def test_output_is_read_by_offset_while_it_runs_and_afterwards(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_record_is_the_same_as_the_journal_s_own(
+async def test_record_equals_that_of_python_journal(
     journal: Journal, by_shell: ByShell, order: Orders, until: Until, work: Path
 ) -> None:
     held, failed, refused = order(HOLD), order("echo no; exit 7", app_directory="/a"), order(app_directory="/b")

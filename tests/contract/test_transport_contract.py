@@ -41,7 +41,7 @@ def facts(end: End) -> tuple[object, ...]:
     return (end.kind, end.exit_code, end.length, end.cancelled_by, end.code, end.reason)
 
 
-async def test_a_host_tells_its_facts(rig: Rig) -> None:
+async def test_host_info_is_returned(rig: Rig) -> None:
     await rig.transport.connect()
     info = await rig.transport.info()
     assert isinstance(info, HostInfo)
@@ -88,7 +88,7 @@ async def test_a_second_start_of_the_same_id_attaches(rig: Rig) -> None:
     assert first.count(b'"Starting"') <= 1
 
 
-async def test_following_twice_tells_the_same_and_from_an_offset_the_rest(rig: Rig) -> None:
+async def test_repeated_follow_yields_same_output_from_any_offset(rig: Rig) -> None:
     sent = order(rig.app())
     whole, end = await run(rig.transport, sent)
     again, same = await followed(rig.transport, sent.operation_id)
@@ -98,7 +98,7 @@ async def test_following_twice_tells_the_same_and_from_an_offset_the_rest(rig: R
         assert (rest, facts(same)) == (whole[after:], facts(end))
 
 
-async def test_two_may_follow_at_once(rig: Rig) -> None:
+async def test_concurrent_followers_get_the_same_output(rig: Rig) -> None:
     sent = order(rig.app())
     await rig.transport.start(sent)
     one, other = await asyncio.gather(*(followed(rig.transport, sent.operation_id) for _ in range(2)))
@@ -122,7 +122,7 @@ async def test_unsent_operation_is_unknown(rig: Rig) -> None:
     assert caught.value.sentence.endswith(".")
 
 
-async def test_a_cancelled_start_ends_and_says_who_did_it(rig: Rig) -> None:
+async def test_cancelled_start_ends_with_requester(rig: Rig) -> None:
     sent = order(rig.slow_app())
     await rig.transport.start(sent)
     assert await rig.transport.cancel(sent.operation_id, "anna") is CancelOutcome.SIGNALLED
@@ -167,7 +167,7 @@ async def first_word(transport: HostTransport, *paths: str) -> Snapshot:
     return snapshot
 
 
-async def test_a_watch_begins_with_everything_and_tells_of_each_death(rig: Rig) -> None:
+async def test_watch_begins_with_snapshot_and_reports_each_exit(rig: Rig) -> None:
     cd_path, idle = rig.app(), rig.app()
     await run(rig.transport, order(cd_path))
     async with asyncio.timeout(PATIENCE), aclosing(watching(rig.transport, cd_path, idle)) as items:
@@ -196,7 +196,7 @@ async def next_of(items: AsyncGenerator[WatchItem, None], cd_path: str) -> AppOb
     raise AssertionError("the watch ended")
 
 
-async def test_a_watch_tells_of_an_app_that_was_started_meanwhile(rig: Rig) -> None:
+async def test_watch_reports_app_started_later(rig: Rig) -> None:
     cd_path = rig.app()
     async with asyncio.timeout(PATIENCE), aclosing(watching(rig.transport, cd_path)) as items:
         assert isinstance(await anext(items), Snapshot)
@@ -217,7 +217,7 @@ async def test_observation_shows_current_containers(rig: Rig) -> None:
     assert (container.alive, container.exit_code) == (False, 137)
 
 
-async def test_projects_are_listed_with_their_directory_whether_they_run_or_not(rig: Rig) -> None:
+async def test_projects_are_listed_with_directory_running_or_not(rig: Rig) -> None:
     cd_path = rig.app()
     assert cd_path not in [found.project.directory for found in await rig.transport.projects()]
     await run(rig.transport, order(cd_path))
@@ -246,7 +246,7 @@ async def talking(rig: Rig, cd_path: str) -> list[LogLine]:
     return lines
 
 
-async def test_logs_are_read_in_order_and_only_as_far_as_they_are_wanted(rig: Rig) -> None:
+async def test_logs_are_read_in_order_up_to_requested_tail(rig: Rig) -> None:
     cd_path = rig.talker()
     lines = await talking(rig, cd_path)
     assert tuple(line.text for line in lines) == SAYS
@@ -263,7 +263,7 @@ async def test_logs_are_read_in_order_and_only_as_far_as_they_are_wanted(rig: Ri
     assert caught.value.code == "service_not_found"
 
 
-async def test_followed_logs_go_on_through_a_restart_and_nothing_comes_twice(rig: Rig) -> None:
+async def test_followed_logs_continue_through_restart_without_duplicates(rig: Rig) -> None:
     cd_path = rig.talker()
     before = await talking(rig, cd_path)
     seen: list[LogLine] = []
@@ -279,7 +279,7 @@ async def test_followed_logs_go_on_through_a_restart_and_nothing_comes_twice(rig
     assert await read_logs(rig, cd_path, LogsWanted(since=before[-1].time, tail=-1)) == seen[2:]
 
 
-async def test_logs_that_are_followed_from_a_line_on_begin_after_it(rig: Rig) -> None:
+async def test_followed_logs_resume_after_given_line(rig: Rig) -> None:
     cd_path = rig.talker()
     lines = await talking(rig, cd_path)
     wanted = LogsWanted(tail=-1, since=lines[1].time, follow=True)
@@ -287,7 +287,7 @@ async def test_logs_that_are_followed_from_a_line_on_begin_after_it(rig: Rig) ->
         assert list(await anext(batches)) == lines[2:]
 
 
-async def test_a_host_that_isn_t_there_is_told_within_seconds(rig: Rig) -> None:
+async def test_unreachable_host_is_reported_within_seconds(rig: Rig) -> None:
     began = time.monotonic()
     with pytest.raises(HostUnreachableError) as caught:
         await rig.nowhere.connect()
@@ -298,7 +298,7 @@ async def test_a_host_that_isn_t_there_is_told_within_seconds(rig: Rig) -> None:
     assert time.monotonic() - began < 12
 
 
-async def test_once_something_may_have_been_sent_nothing_is_claimed(rig: Rig) -> None:
+async def test_failure_after_possible_send_is_reported_as_contact_lost(rig: Rig) -> None:
     """Only `connect` and `info` say "nothing was sent"; all others say "not known"."""
     sent = order(rig.app())
     with pytest.raises(ContactLostError):

@@ -16,7 +16,7 @@ async def login(world: World, username: str = ADMIN, password: str = PASSWORD) -
     return Api(world.nobody.session, world.nobody.url, reply["token"])
 
 
-async def test_a_login_is_the_guide_s(world: World) -> None:
+async def test_login_reply_matches_the_guide(world: World) -> None:
     reply = await world.nobody.post("/api/auth/login", {"username": ADMIN, "password": PASSWORD})
     body = reply.expect(200)
     assert body.keys() == {"user", "token"}
@@ -31,7 +31,7 @@ async def test_verify_reply_has_role_of_plain_user(world: World) -> None:
     assert (verified["user"]["username"], verified["user"]["role"]) == (USER, "user")
 
 
-async def test_a_wrong_password_and_an_unknown_user_are_answered_alike(world: World) -> None:
+async def test_wrong_password_and_unknown_user_get_the_same_reply(world: World) -> None:
     wrong = await world.nobody.post("/api/auth/login", {"username": ADMIN, "password": "wrong"})
     unknown = await world.nobody.post("/api/auth/login", {"username": "nobody at all", "password": PASSWORD})
     bodies = [reply.expect(401, "bad_credentials") for reply in (wrong, unknown)]
@@ -44,7 +44,7 @@ async def test_a_wrong_password_and_an_unknown_user_are_answered_alike(world: Wo
     assert headers[0] == headers[1]
 
 
-async def test_no_other_password_is_right(world: World) -> None:
+async def test_similar_password_is_refused(world: World) -> None:
     for password in ["", "wrong", "x" * 100_000, PASSWORD + "\0", "\0", "é" * 72, PASSWORD.upper()]:
         reply = await world.nobody.post("/api/auth/login", {"username": ADMIN, "password": password})
         reply.expect(401, "bad_credentials")
@@ -52,7 +52,7 @@ async def test_no_other_password_is_right(world: World) -> None:
 
 
 @pytest.mark.parametrize("username", ["", "x" * 100_000, "admin\0", "a' OR 1=1 --", "\u202eadmin", "\U0001f6a2"])
-async def test_no_other_name_is_known(world: World, username: str) -> None:
+async def test_similar_user_name_is_refused(world: World, username: str) -> None:
     reply = await world.nobody.post("/api/auth/login", {"username": username, "password": PASSWORD})
     reply.expect(401, "bad_credentials")
 
@@ -67,7 +67,7 @@ async def test_deactivated_user_is_rejected_like_unknown_user(world: World) -> N
     await database.close()
 
 
-async def test_tokens_of_a_deleted_or_demoted_user_are_dead_at_once(world: World) -> None:
+async def test_tokens_of_deleted_or_demoted_user_are_revoked_immediately(world: World) -> None:
     database = world.database()
     async with database.write() as connection:
         await users.add(connection, user_row("second", "admin"))
@@ -80,7 +80,7 @@ async def test_tokens_of_a_deleted_or_demoted_user_are_dead_at_once(world: World
     await database.close()
 
 
-async def test_a_logout_kills_that_token_and_no_other(world: World) -> None:
+async def test_logout_revokes_only_that_token(world: World) -> None:
     first, second = await login(world), await login(world)
     assert (await first.post("/api/auth/logout")).expect(200) == {"success": True}
     (await first.get("/api/auth/verify")).expect(401, "bad_token")
@@ -126,7 +126,7 @@ async def test_a_role_is_never_taken_from_the_token_alone(world: World) -> None:
     (await api.get("/api/auth/verify")).expect(401, "bad_token")
 
 
-async def test_logins_and_their_failures_are_in_the_audit_log_with_where_from(world: World) -> None:
+async def test_logins_and_failures_are_audited_with_address(world: World) -> None:
     await world.nobody.post("/api/auth/login", {"username": ADMIN, "password": "wrong"}, User_Agent="curl/8")
     await world.nobody.post("/api/auth/login", {"username": "x" * 5000, "password": "wrong"}, User_Agent="y" * 5000)
     out = await login(world)
@@ -141,6 +141,6 @@ async def test_logins_and_their_failures_are_in_the_audit_log_with_where_from(wo
     assert all(entry["userId"] == entry["resourceId"] for entry in logins)
 
 
-async def test_many_logins_at_once_all_succeed(world: World) -> None:
+async def test_concurrent_logins_all_succeed(world: World) -> None:
     apis = await asyncio.gather(*(login(world, USER) for _ in range(20)))
     assert len({api.token for api in apis}) == 20

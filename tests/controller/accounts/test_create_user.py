@@ -47,7 +47,7 @@ async def test_refusals_are_sentences(world: World) -> None:
     assert "2short" not in short.output
 
 
-def test_a_database_that_isn_t_there_is_not_made(tmp_path: Path) -> None:
+def test_missing_database_is_not_created(tmp_path: Path) -> None:
     result = run(make_settings(tmp_path), "anna")
     assert result.exit_code == 1
     assert "(unmigrated_database)" in result.output

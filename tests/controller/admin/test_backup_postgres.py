@@ -44,7 +44,7 @@ async def source(new_place: NewPlace) -> Place:
     return place
 
 
-async def test_all_moves_to_sqlite_and_back_again(source: Place, new_place: NewPlace, tmp_path: Path) -> None:
+async def test_all_rows_move_to_sqlite_and_back(source: Place, new_place: NewPlace, tmp_path: Path) -> None:
     before = await source.everything()
     assert all(before.values()), "a table without a row shows nothing"
     here = source
@@ -56,7 +56,7 @@ async def test_all_moves_to_sqlite_and_back_again(source: Place, new_place: NewP
         here = place
 
 
-async def test_a_backup_is_one_moment_of_a_database_that_others_write_to(
+async def test_backup_is_consistent_during_concurrent_writes(
     source: Place, new_place: NewPlace, tmp_path: Path
 ) -> None:
     projects, entries = await backed_up_under_writers(source, tmp_path)
@@ -73,7 +73,7 @@ async def test_a_target_with_data_is_refused_and_left_alone(source: Place, tmp_p
     assert await source.everything() == before
 
 
-async def test_a_target_that_was_only_migrated_is_empty(source: Place, new_place: NewPlace, tmp_path: Path) -> None:
+async def test_migrated_target_without_rows_counts_as_empty(source: Place, new_place: NewPlace, tmp_path: Path) -> None:
     target = await asyncio.to_thread(new_place)
     database = target.open()
     await migrate(database)

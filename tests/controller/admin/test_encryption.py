@@ -17,12 +17,12 @@ COLUMN, ROW = "servers.encrypted_credentials", "0b5c"
 
 
 @given(st.text())
-def test_what_is_sealed_is_opened_again(text: str) -> None:
+def test_sealed_text_opens_again(text: str) -> None:
     keyring = Keyring([OLD])
     assert keyring.open(keyring.seal(text, column=COLUMN, row=ROW), column=COLUMN, row=ROW) == text
 
 
-def test_sealed_text_tells_nothing_and_is_never_the_same_twice() -> None:
+def test_sealed_text_reveals_nothing_and_is_unique() -> None:
     keyring = Keyring([OLD])
     first, second = (keyring.seal("hunter2-hunter2", column=COLUMN, row=ROW) for _ in range(2))
     assert first != second
@@ -32,7 +32,7 @@ def test_sealed_text_tells_nothing_and_is_never_the_same_twice() -> None:
     assert b"hunter2" not in base64.b64decode(body)
 
 
-def test_it_opens_in_its_own_place_only() -> None:
+def test_secret_opens_only_in_its_own_row_and_column() -> None:
     keyring = Keyring([OLD])
     sealed = keyring.seal("x", column=COLUMN, row=ROW)
     for column, row in ((COLUMN, "another"), ("users.other", ROW), (COLUMN + "\0", ROW)):
@@ -62,7 +62,7 @@ def test_an_old_key_still_reads_and_the_first_one_writes() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "v1", "v1:x", "plain text", "v1:00000000:AAAA", "v2:a:b:c"])
-def test_what_was_never_sealed_is_refused_with_a_sentence(text: str) -> None:
+def test_unsealed_text_is_refused_with_a_sentence(text: str) -> None:
     with pytest.raises(UndecryptableError, match=COLUMN):
         Keyring([OLD]).open(Ciphertext(text), column=COLUMN, row=ROW)
 

@@ -18,14 +18,14 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_nothing_has_to_be_set() -> None:
+def test_settings_need_no_variable() -> None:
     settings = settings_module.load()
     assert (settings.host, settings.port, settings.node_env) == ("127.0.0.1", 3000, "development")
     assert settings.base_url == "http://127.0.0.1:3000"
     assert settings.sqlite_path == Path("/var/lib/moorage-controller/moorage.db")
 
 
-def test_the_guide_s_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {
         "PORT": "8080",
         "NODE_ENV": "production",
@@ -97,13 +97,13 @@ def test_settings_can_be_printed_without_a_secret(tmp_path: Path) -> None:
     assert not [value for value in (*given.values(), "db-secret") if value in shown]
 
 
-def test_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_data_folder_has_owner_only_mode(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "data"
     settings_module.prepare_data_dir(make_settings(folder))
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_data_folder_that_can_t_be_made_is_told_with_a_way_out(tmp_path: Path) -> None:
+def test_uncreatable_data_folder_is_reported_with_advice(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartupError, match="MOORAGE_DATA_DIR"):
         settings_module.prepare_data_dir(make_settings(tmp_path / "file" / "data"))

@@ -53,7 +53,7 @@ async def test_invalid_install_request_returns_422(world: World, server_id: str,
     (await world.admin.post(f"/api/servers/{server_id}/agent", body)).expect(422)
 
 
-async def test_without_a_bundle_it_says_how_to_get_one(world: World, server_id: str) -> None:
+async def test_install_without_bundle_explains_how_to_get_one(world: World, server_id: str) -> None:
     failed = (await world.admin.post(f"/api/servers/{server_id}/agent")).expect(502)
     assert failed["code"] == "no_agent_bundle"
     assert "MOORAGE_AGENT_BUNDLE" in failed["detail"]
@@ -84,7 +84,7 @@ async def test_agent_removal_blocks_apps_and_resumes_on_next_controller(world: W
     assert "It failed at 'connect'" in shown["error"]
 
 
-async def test_a_server_that_is_removed_meanwhile_ends_its_installation(world: World, server_id: str) -> None:
+async def test_server_removal_ends_its_installation(world: World, server_id: str) -> None:
     begun = await world.admin.send("DELETE", f"/api/servers/{server_id}/agent", headers={"Prefer": "respond-async"})
     operation_id = begun.expect(202)["id"]
     (await world.admin.delete(f"/api/servers/{server_id}")).expect(200)

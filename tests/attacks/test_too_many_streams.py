@@ -64,7 +64,7 @@ async def test_event_streams_per_user_are_limited_and_slots_are_freed(
     await eventually_async(let_in, timeout=3, what="the places of those who hung up")
 
 
-async def test_output_streams_are_limited_and_total_is_bounded(
+async def test_output_streams_per_user_and_total_streams_are_limited(
     world: World, app: tuple[str, FakeHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app_id, host = app

@@ -84,7 +84,7 @@ def test_worst_container_state_determines_health(found: list[ContainerState], he
         ([replace(UP, service="gone")], {"a": 0}, Health.UNKNOWN),
     ],
 )
-def test_missing_service_container_degrades_health(
+def test_too_few_containers_degrade_health(
     found: list[ContainerState], replicas: dict[str, int], health: Health
 ) -> None:
     assert judge(found, replicas).health is health
@@ -153,7 +153,7 @@ RESTARTED = replace(UP, restarts=3, started_at=STARTED_AT)
         (replace(RESTARTED, started_at=None), 10**6, True),
     ],
 )
-def test_restarted_container_counts_once_it_stays_up(
+def test_restarted_container_counts_as_looping_until_it_stays_up(
     container: ContainerState, seconds: int, *, expected: bool
 ) -> None:
     assert is_restart_looping(container, int(STARTED_AT.timestamp()) + seconds) is expected

@@ -298,7 +298,7 @@ async def test_unreachable_host_is_reported_within_seconds(rig: Rig) -> None:
     assert time.monotonic() - began < 12
 
 
-async def test_failure_after_possible_send_is_reported_as_contact_lost(rig: Rig) -> None:
+async def test_call_that_may_have_been_sent_raises_contact_lost(rig: Rig) -> None:
     """Only `connect` and `info` say "nothing was sent"; all others say "not known"."""
     sent = order(rig.app())
     with pytest.raises(ContactLostError):

@@ -15,7 +15,7 @@ CHANGING = ("/var/cache",)
 """What changes by itself."""
 
 
-def test_five_hosts_at_once(desk: Desk, fleet: Fleet) -> None:
+def test_five_hosts_are_installed_concurrently(desk: Desk, fleet: Fleet) -> None:
     hosts = fleet.add(5)
     users = ["root", "admin", "root", "admin", "root"]
     servers = [desk.add_server(host, user) for host, user in zip(hosts, users, strict=True)]
@@ -39,7 +39,7 @@ def test_five_hosts_at_once(desk: Desk, fleet: Fleet) -> None:
         host.remove()
 
 
-def test_a_user_without_root_is_told_and_goes_on_over_ssh(desk: Desk, fleet: Fleet) -> None:
+def test_user_without_root_is_reported_and_server_stays_on_ssh(desk: Desk, fleet: Fleet) -> None:
     host = fleet.add()[0]
     server_id = desk.add_server(host, "ops")
     before = files_of(host)
@@ -107,7 +107,7 @@ def test_a_removal_leaves_nothing(desk: Desk, fleet: Fleet) -> None:
     host.remove()
 
 
-def test_a_power_cut_in_the_middle_and_then_again(desk: Desk, fleet: Fleet) -> None:
+def test_installation_completes_after_repeated_power_cuts(desk: Desk, fleet: Fleet) -> None:
     host, server_id, operation = half_installed(desk, fleet)
     host.power_off()
     ended = desk.wait_operation(operation)
@@ -120,7 +120,7 @@ def test_a_power_cut_in_the_middle_and_then_again(desk: Desk, fleet: Fleet) -> N
     host.remove()
 
 
-def test_the_next_controller_goes_on_with_an_installation(desk: Desk, fleet: Fleet) -> None:
+def test_next_controller_continues_installation(desk: Desk, fleet: Fleet) -> None:
     host, server_id, operation = half_installed(desk, fleet)
     desk.controller.kill()
     desk.controller.start()

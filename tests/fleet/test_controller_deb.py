@@ -83,7 +83,7 @@ class Place:
         return self.host.run("systemctl", "show", "--value", "--property", what, unit).strip()
 
 
-def test_from_its_installation_to_its_purge(host: Host, tmp_path: Path) -> None:
+def test_controller_package_installs_serves_and_purges(host: Host, tmp_path: Path) -> None:
     place, before = Place(host), files_of(host)
     assert "the first admin is admin, with the password in" in place.install(OLD)
     assert place.state("moorage-controller") == "active"

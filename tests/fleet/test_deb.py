@@ -61,7 +61,7 @@ def enrol(host: Host, issuer: Issuer) -> str:
     return answer
 
 
-async def test_a_package_from_its_installation_to_its_purge(host: Host) -> None:
+async def test_agent_package_installs_upgrades_and_purges(host: Host) -> None:
     before = files_of(host)
     install(host, OLD)
     assert host.run("systemctl", "is-enabled", "moorage-agent").strip() == "enabled"

@@ -43,7 +43,7 @@ def test_an_operation_outlives_the_service(desk: Desk, joined: tuple[Host, str])
     assert host.run("docker", "ps", "--quiet") == ""
 
 
-def test_a_service_that_hangs_is_started_anew(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_hung_service_is_restarted(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     host.write("/etc/systemd/system/moorage-agent.service.d/quick.conf", "[Service]\nWatchdogSec=3\n")
     host.run("systemctl", "daemon-reload")
@@ -57,7 +57,7 @@ def test_a_service_that_hangs_is_started_anew(desk: Desk, joined: tuple[Host, st
     desk.wait_server(server_id, status="online", connection="agent")
 
 
-def test_a_reboot_brings_all_back_and_keeps_the_deadline(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_reboot_restores_agent_and_keeps_deadline(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     app_id = desk.add_app(host, server_id, "rebooted", RESTARTED)
     started = desk.api.post(f"/api/apps/{app_id}/start", {"timeout": 30}).expect(200)
@@ -97,7 +97,7 @@ def test_a_host_that_lost_its_certificate_is_repaired_by_one_call(desk: Desk, jo
     assert host.run("moorage-agent", "status").splitlines()[0] != before, "the old name opens nothing any more"
 
 
-def test_the_registry_login_of_root_is_used(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_registry_login_of_root_is_used(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     host.write("/root/.docker/config.json", '{"auths": "no object"}\n')
     app_id = desk.add_app(host, server_id, "logged-in", RESTARTED)
@@ -107,7 +107,7 @@ def test_the_registry_login_of_root_is_used(desk: Desk, joined: tuple[Host, str]
     assert "/root/.docker" in str(refused.json)
 
 
-def test_what_the_service_may_do_is_little(joined: tuple[Host, str]) -> None:
+def test_service_exposure_is_low(joined: tuple[Host, str]) -> None:
     host, _ = joined
     last = host.run("systemd-analyze", "security", "--no-pager", "moorage-agent").splitlines()[-1]
     exposure = float(last.partition(": ")[2].split()[0])

@@ -30,7 +30,7 @@ async def test_an_app_is_stopped_at_its_deadline_and_not_before(member: Member) 
         assert entry["userId"] is None
 
 
-async def test_a_full_disk_keeps_no_app_running(member: Member) -> None:
+async def test_full_disk_does_not_prevent_auto_stop(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("full", SLEEPER, 2)
@@ -41,7 +41,7 @@ async def test_a_full_disk_keeps_no_app_running(member: Member) -> None:
             assert len(await member.auto_stops(app_id)) == 1
 
 
-async def test_a_failed_start_that_left_containers_is_stopped_too(member: Member) -> None:
+async def test_leftovers_of_failed_start_are_stopped(member: Member) -> None:
     broken = f"  broken: {{image: '{IMAGE}', command: /not/there, depends_on: [web]}}\n"
     async with member.controller():
         await member.join()
@@ -67,7 +67,7 @@ async def test_run_due_during_controller_downtime_is_stopped_at_startup(member: 
         assert entry["data"]["secondsLate"] > 3000
 
 
-async def test_a_host_that_was_away_over_the_deadline_is_stopped_when_it_is_back(member: Member) -> None:
+async def test_host_unavailable_at_deadline_is_stopped_on_return(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("away", SLEEPER, 1)
@@ -82,7 +82,7 @@ async def test_a_host_that_was_away_over_the_deadline_is_stopped_when_it_is_back
         assert len(await member.auto_stops(app_id)) == 1
 
 
-async def test_a_stop_that_the_engine_could_not_do_is_tried_again(member: Member) -> None:
+async def test_stop_that_failed_in_engine_is_retried(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("stubborn", SLEEPER, 1)
@@ -177,7 +177,7 @@ def test_agent_stops_app_a_minute_late_without_controller(stack: Stack) -> None:
     assert (operation["kind"], operation["actor"], operation["state"]) == ("down", "agent", "succeeded")
 
 
-def test_an_engine_that_is_down_at_the_deadline_is_waited_for(stack: Stack) -> None:
+def test_auto_stop_waits_for_engine_down_at_deadline(stack: Stack) -> None:
     app_id = stack.make_app("no-engine-then", SLEEPER.replace("init: true", "init: true, restart: always"))
     stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     moment = in_seconds(4)

@@ -17,7 +17,7 @@ def run(verb: str, file: Path, folder: Path, environment: Mapping[str, str]) -> 
     return done.stdout
 
 
-def test_from_sqlite_to_postgresql_and_back_with_an_app_that_runs(
+def test_backup_moves_to_postgresql_and_back_with_a_running_app(
     stack: Stack, postgres_url: str, tmp_path: Path
 ) -> None:
     password = stack.controller.admin_password

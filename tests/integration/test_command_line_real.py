@@ -45,7 +45,7 @@ def terminal(home: dict[str, str], *argv: str) -> Iterator[Terminal]:
         made.close()
 
 
-def test_ctrl_c_leaves_a_start_running_and_says_how_to_come_back(stack: Stack, home: dict[str, str]) -> None:
+def test_ctrl_c_leaves_start_running_with_advice_to_resume(stack: Stack, home: dict[str, str]) -> None:
     app_id = stack.make_app("held", HELD)
     with terminal(home, "start", "held") as shown:
         shown.shows("Container held-db-1")

@@ -38,7 +38,7 @@ def _kill_both(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("crash", [_kill_controller, _kill_agent, _kill_both])
-def test_a_start_survives_a_crash_in_its_middle(stack: Stack, crash: Callable[[Stack], None]) -> None:
+def test_start_survives_crash_in_progress(stack: Stack, crash: Callable[[Stack], None]) -> None:
     name = crash.__name__.strip("_").replace("_", "-")
     app_id = stack.make_app(name, SLOW, autoStopTimeout=9)
     operation_id = _begin(stack, app_id)
@@ -98,7 +98,7 @@ def test_a_start_is_cancelled_on_the_host(stack: Stack) -> None:
     assert stack.containers(stack.apps / "cancelled") == []
 
 
-def test_two_starts_join_and_a_stop_in_between_is_refused(stack: Stack) -> None:
+def test_second_start_joins_and_stop_is_refused_meanwhile(stack: Stack) -> None:
     app_id = stack.make_app("joined", SLOW)
     operation_id = _begin(stack, app_id)
     stop = stack.api.post(f"/api/apps/{app_id}/stop").expect(409)
@@ -109,7 +109,7 @@ def test_two_starts_join_and_a_stop_in_between_is_refused(stack: Stack) -> None:
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_logged_out_token_is_dead_after_a_restart_too(stack: Stack) -> None:
+def test_logged_out_token_stays_revoked_after_restart(stack: Stack) -> None:
     guest = stack.controller.admin()
     guest.get("/api/auth/verify").expect(200)
     guest.post("/api/auth/logout").expect(200)

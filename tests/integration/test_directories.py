@@ -61,7 +61,7 @@ def place(places: dict[str, Place], request: pytest.FixtureRequest) -> Place:
     return places[str(request.param)]
 
 
-def test_app_that_is_moved_has_nothing_of_its_old_directory(place: Place) -> None:
+def test_moved_app_keeps_nothing_of_old_directory(place: Place) -> None:
     old, gone = place.apps / "moved-from", place.apps / "moved-to"
     moved = place.make_app("moved", SLEEPER, old)
     place.start(moved)
@@ -78,7 +78,7 @@ def test_app_that_is_moved_has_nothing_of_its_old_directory(place: Place) -> Non
     place.stop(successor)
 
 
-def test_app_that_was_started_with_other_files_says_which_are_its_own(place: Place) -> None:
+def test_app_started_with_other_files_gets_own_config_files(place: Place) -> None:
     directory = place.apps / "adopted"
     directory.mkdir()
     (directory / "prod.yaml").write_text(SLEEPER.replace("web:", "prod:"))
@@ -108,7 +108,7 @@ def test_app_that_was_started_with_other_files_says_which_are_its_own(place: Pla
     place.stop(app_id)
 
 
-def test_directory_that_is_renamed_while_its_app_runs(place: Place) -> None:
+def test_directory_renamed_while_app_runs_is_handled(place: Place) -> None:
     old, new = place.apps / "before-rename", place.apps / "after-rename"
     app_id = place.make_app("renamed", SLEEPER, old)
     path, moved = f"/api/apps/{app_id}", {"cdPath": str(new)}
@@ -128,7 +128,7 @@ def test_directory_that_is_renamed_while_its_app_runs(place: Place) -> None:
     place.stop(app_id)
 
 
-def test_link_to_another_app_s_directory_is_seen_by_the_host(place: Place) -> None:
+def test_symlink_to_directory_of_other_app_is_detected(place: Place) -> None:
     real, link = place.apps / "shared-place", place.apps / "shared-link"
     place.make_app("first", SLEEPER, real)
     link.symlink_to(real)

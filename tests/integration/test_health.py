@@ -114,7 +114,7 @@ def test_manually_paused_or_stopped_service_is_named_until_start(place: Place, c
     place.post(app_id, "stop")
 
 
-def test_a_start_that_leaves_nothing_running_says_what_it_came_to(place: Place) -> None:
+def test_start_that_leaves_nothing_running_reports_result(place: Place) -> None:
     job = f"{{{SERVICE}, command: 'true'}}"
     app_id = place.app("comes-to", job=job, other=job)
     started = place.post(app_id, "start")

@@ -41,7 +41,7 @@ def begin(stack: Stack, app_id: str) -> str:
     return operation_id
 
 
-async def test_a_start_is_seen_while_it_goes_on(stack: Stack) -> None:
+async def test_start_output_is_streamed_live(stack: Stack) -> None:
     app_id = await asyncio.to_thread(stack.make_app, "seen", SLOW)
     operation_id = await asyncio.to_thread(begin, stack, app_id)
     async with watching(stack.controller, stack.api.token, f"/api/operations/{operation_id}/output") as stream:
@@ -54,7 +54,7 @@ async def test_a_start_is_seen_while_it_goes_on(stack: Stack) -> None:
     (await asyncio.to_thread(stack.api.post, f"/api/apps/{app_id}/stop")).expect(200)
 
 
-async def test_twenty_thousand_lines_come_whole_in_order_and_once(stack: Stack) -> None:
+async def test_twenty_thousand_lines_arrive_completely_in_order(stack: Stack) -> None:
     words = "".join(f"${{MISSING_{n:05d}}}" for n in range(LINES))
     app_id = await asyncio.to_thread(stack.make_app, "talks", f'x-words: "{words}"\n{SLEEPER}')
     operation_id = await asyncio.to_thread(begin, stack, app_id)
@@ -141,7 +141,7 @@ async def test_listeners_receive_changes_of_another_controller(shared: Stack, tm
         await asyncio.to_thread(second.process.terminate)
 
 
-async def test_listeners_who_read_nothing_hold_up_nobody(stack: Stack) -> None:
+async def test_stalled_listeners_do_not_delay_others(stack: Stack) -> None:
     app_id = await asyncio.to_thread(stack.make_app, "held", SLEEPER)
     deaf = [await asyncio.open_connection("127.0.0.1", stack.controller.port, limit=1) for _ in range(20)]
     for _, writer in deaf:
@@ -158,7 +158,7 @@ async def test_listeners_who_read_nothing_hold_up_nobody(stack: Stack) -> None:
         writer.close()
 
 
-async def test_followed_logs_leave_nothing_open_when_the_reader_goes(stack: Stack) -> None:
+async def test_followed_logs_leave_nothing_open_after_disconnect(stack: Stack) -> None:
     app_id = await asyncio.to_thread(
         stack.make_app, "logged", SLEEPER.replace("sleep 1000", "sh -c 'while sleep 0.2; do echo tick; done'")
     )

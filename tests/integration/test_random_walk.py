@@ -142,7 +142,7 @@ class Walk:
 
 
 @pytest.mark.timeout(600)
-def test_a_random_walk_ends_in_what_is_true(walked: Stack) -> None:
+def test_random_walk_ends_with_true_status(walked: Stack) -> None:
     seed = int(os.environ.get("MOORAGE_WALK_SEED", "20261123"))
     steps = int(os.environ.get("MOORAGE_WALK_STEPS", "12"))
     walk = Walk(walked, seed)

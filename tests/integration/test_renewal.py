@@ -42,7 +42,7 @@ async def test_a_certificate_is_renewed_at_two_thirds_without_a_restart(member: 
         assert (await member.call("GET", f"/api/apps/{app_id}"))["id"] == app_id
 
 
-async def test_a_host_that_was_away_too_long_is_told_what_repairs_it(member: Member) -> None:
+async def test_host_with_expired_certificate_gets_repair_advice(member: Member) -> None:
     member.clock.shift(-100 * DAY)
     async with member.controller():
         await member.make_server()

@@ -152,7 +152,7 @@ def test_secret_search_finds_planted_secret() -> None:
     assert told(base64.b64decode("".join(PLAIN.splitlines()[1:-1]))) == {"the key"}
 
 
-def test_no_secret_of_a_server_can_be_read_anywhere(tmp_path: Path) -> None:
+def test_server_secrets_are_readable_nowhere(tmp_path: Path) -> None:
     with _controller(tmp_path) as controller:
         ids = _a_day_s_work(_listening(controller))
         while_it_runs = files(tmp_path)

@@ -42,7 +42,7 @@ def test_killed_container_degrades_app_and_last_one_stops_it(stack: Stack) -> No
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_an_app_whose_containers_are_removed_by_hand_is_stopped(stack: Stack) -> None:
+def test_app_with_manually_removed_containers_is_stopped(stack: Stack) -> None:
     app_id = start(stack, "removed", SLEEPER)
     stack.compose(stack.apps / "removed", "down")
     app = stack.wait_app(app_id, status="stopped")
@@ -61,7 +61,7 @@ def test_one_shot_exit_0_is_healthy_and_failure_is_degraded(stack: Stack) -> Non
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_health_check_that_fails_makes_it_unhealthy(stack: Stack) -> None:
+def test_failing_health_check_makes_app_unhealthy(stack: Stack) -> None:
     check = """
     healthcheck: {test: ["CMD", "test", "-e", "/fine"], interval: 1s, timeout: 5s, retries: 1, start_period: 0s}
 """
@@ -73,7 +73,7 @@ def test_a_health_check_that_fails_makes_it_unhealthy(stack: Stack) -> None:
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_missing_replicas_are_counted(stack: Stack) -> None:
+def test_missing_replicas_degrade_app(stack: Stack) -> None:
     app_id = start(stack, "scaled", f"services:\n  web:\n    {BASE}\n    command: sleep 1000\n    scale: 3\n")
     stack.wait_app(app_id, status="running", health="healthy")
     with closing(container(stack, "scaled-web-2")) as client:
@@ -84,7 +84,7 @@ def test_missing_replicas_are_counted(stack: Stack) -> None:
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_restart_loop_is_degraded_all_the_while(stack: Stack) -> None:
+def test_restart_loop_stays_degraded(stack: Stack) -> None:
     loop = f"services:\n  web:\n    {BASE}\n    restart: always\n    command: sh -c 'sleep 0.5; exit 1'\n"
     app_id = start(stack, "loops", loop)
     stack.wait_app(app_id, status="running", health="degraded")
@@ -144,7 +144,7 @@ def test_manual_start_in_app_directory_gets_deadline(stack: Stack) -> None:
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_host_that_can_t_be_asked_flips_nothing_to_stopped(stack: Stack) -> None:
+def test_unreachable_host_keeps_app_status(stack: Stack) -> None:
     app_id = start(stack, "unasked", SLEEPER)
     before = stack.wait_app(app_id, status="running", health="healthy")
     stack.agent.terminate()

@@ -68,7 +68,7 @@ def _start_number(page: str) -> str:
     return _first(r"start number (\d+)", str(Api(page).get("/").expect(200)))
 
 
-def test_it_runs_the_sample_app_and_cleans_up_after_itself(start: Start) -> None:
+def test_make_run_runs_sample_app_and_cleans_up(start: Start) -> None:
     run = start()
     app, page, api = _until_ready(run)
     started = api.post(f"{app}/start", {"timeout": 2}).expect(200)
@@ -89,7 +89,7 @@ def test_it_runs_the_sample_app_and_cleans_up_after_itself(start: Start) -> None
     assert eventually(lambda: _start_number(page)) == "2"
 
 
-def test_after_a_kill_the_next_one_clears_away_what_was_left(start: Start) -> None:
+def test_make_run_removes_leftovers_of_killed_run(start: Start) -> None:
     run = start()
     app, page, api = _until_ready(run)
     api.post(f"{app}/start", {"timeout": 2}).expect(200)
@@ -108,7 +108,7 @@ def test_after_a_kill_the_next_one_clears_away_what_was_left(start: Start) -> No
     assert again.exit_code == 0
 
 
-def test_it_ends_with_the_reason_when_a_part_dies(start: Start) -> None:
+def test_make_run_ends_with_reason_when_a_part_dies(start: Start) -> None:
     run = start()
     _until_ready(run)
     controller = next(pid for pid in descendants(run.identity) if "moorage-controller" in _command(pid.id))
@@ -122,7 +122,7 @@ def _command(number: int) -> str:
     return Path(f"/proc/{number}/cmdline").read_text()
 
 
-def test_it_refuses_a_busy_port_with_a_sentence(start: Start, folder: Path) -> None:
+def test_make_run_refuses_busy_port_with_a_sentence(start: Start, folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         other = Process(
@@ -139,7 +139,7 @@ def test_it_refuses_a_busy_port_with_a_sentence(start: Start, folder: Path) -> N
     assert start().alive
 
 
-def test_a_second_one_in_the_same_folder_is_refused(start: Start, folder: Path) -> None:
+def test_make_run_in_same_folder_is_refused_twice(start: Start, folder: Path) -> None:
     first = start()
     first.wait_until(first.log_tail, timeout=30, what="a first word")
     second = Process(

@@ -95,7 +95,7 @@ async def test_a_stop_without_a_journal_waits_for_a_start_that_can_be_cancelled(
         await stopped(transport, cd_path)
 
 
-async def test_a_home_that_can_t_be_written_keeps_nobody_from_a_stop(
+async def test_stop_works_with_read_only_home(
     small: tuple[PrivateSshd, SmallDisk], desk: SshDesk, engine: PrivateEngine
 ) -> None:
     """Nothing was ever stored there, and the host has no Compose of its own: the labels alone say what to stop."""

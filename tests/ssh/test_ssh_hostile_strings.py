@@ -93,7 +93,7 @@ def owned(home: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-async def test_no_name_is_ever_a_command(sshd: PrivateSshd, shell: str) -> None:
+async def test_hostile_name_is_never_run_as_command(sshd: PrivateSshd, shell: str) -> None:
     desk = SshDesk(sshd)
     transport = desk.transport(f"u-{shell}")
     place = sshd.apps / shell
@@ -115,7 +115,7 @@ async def test_no_name_is_ever_a_command(sshd: PrivateSshd, shell: str) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-async def test_an_app_with_such_a_name_lives_and_is_stopped(sshd: PrivateSshd, shell: str) -> None:
+async def test_app_with_hostile_name_is_started_and_stopped(sshd: PrivateSshd, shell: str) -> None:
     desk = SshDesk(sshd)
     transport = desk.transport(f"u-{shell}")
     name = f"{shell} $(touch owned) `touch owned` ' \" \\ ! é;&|"
@@ -137,7 +137,7 @@ async def test_an_app_with_such_a_name_lives_and_is_stopped(sshd: PrivateSshd, s
 
 
 @pytest.mark.parametrize("cd_path", ["/srv/a\nb", "/srv/a\rb", "/srv/\0", "relative", "", "/srv/\udcff"])
-async def test_what_can_t_be_a_directory_is_refused(desk: SshDesk, cd_path: str) -> None:
+async def test_invalid_directory_is_refused(desk: SshDesk, cd_path: str) -> None:
     with pytest.raises(HostRefusedError) as caught:
         await desk.transport("u-bash").start(Order(uuid4(), OperationKind.UP, HostApp(cd_path)))
     assert caught.value.code == "invalid_request"

@@ -29,12 +29,12 @@ async def refusal(transport: SshTransport) -> HostUnreachableError:
     return caught.value
 
 
-async def test_a_password_opens_a_host(desk: SshDesk) -> None:
+async def test_password_login_succeeds(desk: SshDesk) -> None:
     desk.credentials = SshCredentials(password="pass'word $(x) é")  # noqa: S106 - the lab's
     assert (await desk.transport("secret").info()).engine_reachable
 
 
-async def test_a_key_with_a_passphrase_opens_a_host(desk: SshDesk) -> None:
+async def test_key_with_passphrase_login_succeeds(desk: SshDesk) -> None:
     key = asyncssh.import_private_key(desk.sshd.key.read_text())
     sealed = key.export_private_key("openssh", passphrase="two words").decode()  # noqa: S106 - the lab's
     desk.credentials = SshCredentials(private_key=sealed, passphrase="two words")  # noqa: S106 - the lab's
@@ -45,7 +45,7 @@ async def test_a_key_with_a_passphrase_opens_a_host(desk: SshDesk) -> None:
     assert "two words" not in str(error)
 
 
-async def test_the_wrong_key_or_password_is_told_and_never_shown(desk: SshDesk) -> None:
+async def test_wrong_key_or_password_is_reported_without_secrets(desk: SshDesk) -> None:
     stranger = asyncssh.generate_private_key("ssh-ed25519").export_private_key().decode()
     desk.credentials = SshCredentials(private_key=stranger, password="hunter2")  # noqa: S106 - the lab's
     error = await refusal(desk.transport("secret"))
@@ -103,7 +103,7 @@ async def test_host_with_several_keys_must_prove_the_pinned_one(
     await desk.pool.close()
 
 
-async def test_two_at_first_sight_pin_one_key(desk: SshDesk) -> None:
+async def test_concurrent_first_logins_pin_one_key(desk: SshDesk) -> None:
     """Another controller was first, and saw another key."""
     other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
 
@@ -115,7 +115,7 @@ async def test_two_at_first_sight_pin_one_key(desk: SshDesk) -> None:
     await pool.close()
 
 
-async def test_a_port_that_accepts_and_says_nothing_is_given_up_within_seconds(desk: SshDesk) -> None:
+async def test_silent_port_times_out_within_seconds(desk: SshDesk) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -130,7 +130,7 @@ async def test_unresolvable_address_is_reported(desk: SshDesk) -> None:
     assert "no-such-host.invalid" in (await refusal(SshTransport(desk.pool.host(target)))).sentence
 
 
-async def test_one_connection_serves_all_and_ends_when_nobody_needs_it(desk: SshDesk) -> None:
+async def test_shared_connection_serves_all_and_closes_when_idle(desk: SshDesk) -> None:
     pool = SshPool(desk._access_of, desk._pin, idle_seconds=0.2)
     tried: list[DurationSample] = []
     pool.tried.connect(tried.append)
@@ -146,7 +146,7 @@ async def test_one_connection_serves_all_and_ends_when_nobody_needs_it(desk: Ssh
     await pool.close()
 
 
-async def test_many_servers_are_logged_into_a_few_at_a_time(start_sshd: StartSshd) -> None:
+async def test_concurrent_logins_to_many_servers_are_limited(start_sshd: StartSshd) -> None:
     """MaxStartups 3 drops a fourth login at once; the pool never has more than two under way."""
     sshd = start_sshd("MaxStartups 3:100:3")
     desk = SshDesk(sshd)
@@ -183,7 +183,7 @@ def _open_connections(sshd: PrivateSshd) -> int:
     return sshd.connections
 
 
-async def test_a_key_pinned_in_the_middle_of_a_login_cuts_nobody_off(desk: SshDesk) -> None:
+async def test_key_pinned_during_login_interrupts_no_connection(desk: SshDesk) -> None:
     pinned, go_on = asyncio.Event(), asyncio.Event()
 
     async def pin(target: SshTarget, host_key: str) -> str:

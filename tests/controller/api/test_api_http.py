@@ -49,7 +49,7 @@ async def test_every_error_is_a_problem_document_with_a_sentence(world: World) -
     assert replies[422].json["errors"] == [{"field": "name", "message": "It is missing: give it."}]
 
 
-async def test_an_unknown_path_is_a_problem_too_with_and_without_a_token(world: World) -> None:
+async def test_unknown_path_returns_a_problem_document(world: World) -> None:
     for api in (world.nobody, world.admin):
         (await api.get("/api/nothing")).expect(404, "not_found")
         (await api.get("/api/nothing/")).expect(404, "not_found")
@@ -66,13 +66,13 @@ async def test_every_reply_bears_the_security_headers(world: World) -> None:
         assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
 
 
-async def test_a_sane_request_id_comes_back(world: World) -> None:
+async def test_valid_request_id_is_echoed(world: World) -> None:
     for sane in ["abc", "0b9c-1.2_X", "x" * 128]:
         for path in ("/healthz", "/api/apps", "/nothing"):
             assert (await world.nobody.get(path, X_Request_Id=sane)).headers["X-Request-Id"] == sane
 
 
-async def test_an_insane_one_is_replaced(world: World) -> None:
+async def test_invalid_request_id_is_replaced(world: World) -> None:
     for insane in ["", "x" * 129, "a b", "<script>", "a;b", "ä", "a\tb", '"', "../../etc"]:
         reply = await world.nobody.get("/api/apps", X_Request_Id=insane)
         assert UUID.fullmatch(reply.headers["X-Request-Id"])
@@ -101,7 +101,7 @@ BODIES: list[tuple[bytes, int, str]] = [
 ]
 
 
-async def test_a_body_that_can_t_be_read_is_told_from_one_that_is_wrong(world: World) -> None:
+async def test_unreadable_body_differs_from_invalid_body(world: World) -> None:
     for data, status, code in BODIES:
         reply = await world.admin.send("POST", "/api/projects", data=data)
         assert (reply.status, reply.json["code"]) == (status, code), data[:30]
@@ -116,7 +116,7 @@ async def test_another_media_type_is_refused(world: World, media: str) -> None:
 
 
 @pytest.mark.parametrize("media", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
-async def test_json_is_taken_however_it_is_called(world: World, media: str) -> None:
+async def test_any_json_media_type_is_accepted(world: World, media: str) -> None:
     reply = await world.admin.send("POST", "/api/projects", data=b'{"name":"x"}', headers={"Content-Type": media})
     reply.expect(201)
 
@@ -166,7 +166,7 @@ UNKNOWN = [
 ]
 
 
-async def test_an_unknown_id_is_404_everywhere(world: World) -> None:
+async def test_unknown_id_returns_404_on_every_route(world: World) -> None:
     for method, path, code in UNKNOWN:
         (await world.admin.send(method, path.format(uuid.uuid4()))).expect(404, code)
 
@@ -192,7 +192,7 @@ async def test_invalid_page_parameters_are_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("query", ["appId=x", "serverId=1", "appId=%00"])
-async def test_a_filter_by_no_id_is_refused(world: World, query: str) -> None:
+async def test_filter_by_malformed_id_is_refused(world: World, query: str) -> None:
     (await world.admin.get(f"/api/operations?{query}")).expect(422, "invalid_field")
 
 
@@ -209,7 +209,7 @@ async def test_a_filter_by_no_id_is_refused(world: World, query: str) -> None:
         b"GET /api/apps HTTP/1.1\r\nAuthorization: Bearer \xff\xff",
     ],
 )
-async def test_bytes_that_are_no_text_are_a_caller_s_fault(world: World, logs: io.StringIO, head: bytes) -> None:
+async def test_non_utf8_bytes_return_a_client_error(world: World, logs: io.StringIO, head: bytes) -> None:
     """Raw, since a client library would refuse to send them."""
     host, port = world.nobody.url.removeprefix("http://").split(":")
     body = b'{"username":"admin","password":"x"}' if head.startswith(b"POST") else b""
@@ -224,7 +224,7 @@ async def test_bytes_that_are_no_text_are_a_caller_s_fault(world: World, logs: i
 
 
 @pytest.mark.parametrize("end", ["close", "reset"])
-async def test_a_caller_who_hangs_up_in_his_body_is_no_error_of_ours(world: World, logs: io.StringIO, end: str) -> None:
+async def test_caller_disconnect_in_body_logs_no_error(world: World, logs: io.StringIO, end: str) -> None:
     host, port = world.nobody.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST /api/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
@@ -247,7 +247,7 @@ async def test_a_caller_who_hangs_up_in_his_body_is_no_error_of_ours(world: Worl
     (await world.nobody.get("/healthz")).expect(200)
 
 
-async def test_a_fault_of_ours_tells_a_caller_nothing_but_where_to_look(
+async def test_internal_error_shows_only_the_request_id(
     world: World, logs: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(_: Projects) -> None:

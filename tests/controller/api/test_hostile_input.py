@@ -98,7 +98,7 @@ async def everything(world: World) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", ["servers", "projects", "apps"])
-async def test_no_value_of_any_field_does_harm(world: World, logs: io.StringIO, kind: str) -> None:
+async def test_hostile_field_values_cause_no_fault(world: World, logs: io.StringIO, kind: str) -> None:
     app_id = await world.new_app(await world.new_server())
     before = await everything(world)
     app = before[-1]
@@ -127,14 +127,14 @@ async def test_no_value_of_any_field_does_harm(world: World, logs: io.StringIO, 
 
 
 @pytest.mark.parametrize("number", range(len(BOMBS)))
-async def test_no_body_does_harm(world: World, logs: io.StringIO, number: int) -> None:
+async def test_hostile_bodies_cause_no_fault(world: World, logs: io.StringIO, number: int) -> None:
     for path in ("/api/projects", "/api/servers", "/api/apps", "/api/auth/login", "/api/enroll"):
         reply = await world.admin.send("POST", path, data=BOMBS[number])
         assert reply.status in {201, 400, 401, 413, 422}, reply.text[:200]
     assert "request_failed" not in logs.getvalue()
 
 
-async def test_no_header_does_harm(world: World, logs: io.StringIO) -> None:
+async def test_hostile_headers_cause_no_fault(world: World, logs: io.StringIO) -> None:
     for name, values in HEADERS.items():
         for value in values:
             for method, path in (("GET", "/api/apps"), ("POST", "/api/projects")):
@@ -149,7 +149,7 @@ async def test_no_header_does_harm(world: World, logs: io.StringIO) -> None:
     "query",
     ["appId", "serverId", "state", "limit", "offset", "userId", "action", "resourceType", "from", "to", "force"],
 )
-async def test_no_query_does_harm(world: World, logs: io.StringIO, query: str) -> None:
+async def test_hostile_queries_cause_no_fault(world: World, logs: io.StringIO, query: str) -> None:
     for text in (text for text in TEXTS if len(text) < 2000):
         quoted = "".join(f"%{byte:02x}" for byte in text.encode("utf-8", "surrogatepass"))
         for path in ("/api/operations", "/api/audit-logs"):

@@ -45,7 +45,7 @@ async def behind(settings: Settings) -> AsyncIterator[World]:
         await world.close()
 
 
-async def test_replies_and_errors_bear_helmet_s_set_and_name_no_framework(world: World) -> None:
+async def test_replies_have_security_headers_and_name_no_framework(world: World) -> None:
     for reply in (
         await world.admin.get("/api/apps"),
         await world.nobody.get("/x"),
@@ -58,7 +58,7 @@ async def test_replies_and_errors_bear_helmet_s_set_and_name_no_framework(world:
 
 
 @pytest.mark.parametrize("origin", [OURS, SECOND])
-async def test_a_known_dashboard_may_ask_call_and_read(behind: World, origin: str) -> None:
+async def test_allowed_origin_may_preflight_call_and_read(behind: World, origin: str) -> None:
     asked = await behind.nobody.send(
         "OPTIONS",
         "/api/apps",
@@ -100,7 +100,7 @@ async def test_any_other_origin_gets_no_cors_header(behind: World, origin: str) 
         assert "Origin" in reply.headers["Vary"]
 
 
-async def test_unknown_origin_is_logged_once_with_the_setting_that_lets_it_in(
+async def test_unknown_origin_is_logged_once_with_the_relevant_setting(
     behind: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cors, "log", structlog.get_logger())
@@ -141,7 +141,7 @@ async def test_forwarded_headers_are_ignored_without_trusted_proxies(world: Worl
     assert "Strict-Transport-Security" not in reply.headers
 
 
-async def test_https_at_the_proxy_is_https(behind: World) -> None:
+async def test_https_at_trusted_proxy_counts_as_https(behind: World) -> None:
     assert "Strict-Transport-Security" in (await behind.nobody.get("/healthz", X_Forwarded_Proto="https")).headers
     reply = await behind.nobody.get("/healthz", X_Forwarded_Proto="https, http")
     assert "Strict-Transport-Security" not in reply.headers
@@ -160,7 +160,7 @@ async def test_https_at_the_proxy_is_https(behind: World) -> None:
         {"tls_key_file": "/x"},
     ],
 )
-def test_settings_that_would_open_too_much_are_refused(tmp_path: Path, wrong: dict[str, str]) -> None:
+def test_overly_permissive_settings_are_refused(tmp_path: Path, wrong: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
         make_settings(tmp_path, **wrong)
 
@@ -228,7 +228,7 @@ async def _look(clock: FakeClock) -> None:
     await clock.run(6)
 
 
-async def test_old_tls_is_refused_and_1_2_is_not(tmp_path: Path) -> None:
+async def test_tls_below_1_2_is_refused(tmp_path: Path) -> None:
     clock = FakeClock()
     settings = make_settings(tmp_path / "data", **certificate(tmp_path, "x"))
     async with Controller(settings, clock, hosts=lambda *_: FakeHosts(clock)) as controller:
@@ -239,7 +239,7 @@ async def test_old_tls_is_refused_and_1_2_is_not(tmp_path: Path) -> None:
             await shown(controller.address, old)
 
 
-async def test_tls_files_that_can_t_be_used_are_refused_with_a_sentence(tmp_path: Path) -> None:
+async def test_unusable_tls_files_are_refused_with_a_sentence(tmp_path: Path) -> None:
     files = certificate(tmp_path, "x")
     files["tls_key_file"].write_text("not a key")
     with pytest.raises(StartupError, match="TLS_CERT_FILE and TLS_KEY_FILE can't be used"):

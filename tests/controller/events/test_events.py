@@ -33,7 +33,7 @@ async def until(stream: Listener, kind: str, **fields: object) -> Event:
             return event
 
 
-async def test_each_change_is_told_as_its_get_shows_it(world: World, host: FakeHost, app_id: str) -> None:
+async def test_event_payload_equals_get_reply(world: World, host: FakeHost, app_id: str) -> None:
     async with listening(world.user, "/api/events") as stream:
         assert (await ready(stream)).json == {"resumed": False}
         operation_id = await world.begin(app_id)
@@ -53,7 +53,7 @@ async def test_each_change_is_told_as_its_get_shows_it(world: World, host: FakeH
     assert shown["state"] == "succeeded"
 
 
-async def test_an_operation_is_told_from_its_record_to_its_end(world: World, host: FakeHost, app_id: str) -> None:
+async def test_operation_events_cover_record_to_end(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     async with listening(world.user, "/api/events") as stream:
         await ready(stream)
@@ -65,7 +65,7 @@ async def test_an_operation_is_told_from_its_record_to_its_end(world: World, hos
     assert told.json == {key: value for key, value in shown.items() if key != "output"}
 
 
-async def test_a_listener_who_was_away_gets_the_last_state_of_all_that_changed(world: World, app_id: str) -> None:
+async def test_resumed_listener_gets_last_state_of_each_change(world: World, app_id: str) -> None:
     async with listening(world.user, "/api/events") as stream:
         last_id = (await ready(stream)).id
     server_id = (await world.app(app_id))["serverId"]
@@ -117,7 +117,7 @@ async def test_event_stream_requires_read_access(world: World) -> None:
         await ready(stream)
 
 
-async def test_three_hundred_listeners_hear_all_in_the_same_order(world: World, app_id: str) -> None:
+async def test_three_hundred_listeners_receive_all_events_in_same_order(world: World, app_id: str) -> None:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         api = Api(session, world.user.url, world.user.token)
@@ -193,7 +193,7 @@ async def test_lagging_listener_is_served_from_database(database: Database, monk
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_numbers_are_in_the_order_of_the_commits_and_without_holes(database: Database) -> None:
+async def test_change_numbers_follow_commit_order_without_gaps(database: Database) -> None:
     app = await add_app(database)
     async with database.read() as connection:
         _, began = await changes.span(connection)

@@ -130,7 +130,7 @@ async def test_check_result_without_waiter_is_stored(
     assert (await server(database, server_id)).status == "online"
 
 
-async def test_a_host_that_doesn_t_answer_is_given_up_in_time(
+async def test_check_of_silent_host_times_out(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
 ) -> None:
     await add(database, hosts, "dead", "well")
@@ -145,7 +145,7 @@ async def test_a_host_that_doesn_t_answer_is_given_up_in_time(
     assert hosts.at_once == 0, "and nothing goes on behind it"
 
 
-async def test_many_dead_hosts_neither_stop_the_reply_nor_are_asked_all_at_once(
+async def test_many_dead_hosts_are_checked_in_batches_without_blocking_reply(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
 ) -> None:
     names = [f"dead-{number:02}" for number in range(AT_ONCE + 2)]
@@ -160,7 +160,7 @@ async def test_many_dead_hosts_neither_stop_the_reply_nor_are_asked_all_at_once(
     assert sum(hosts.asked.values()) == len(names), "the others had their turn after the reply"
 
 
-async def test_a_server_that_was_changed_meanwhile_is_asked_where_it_is_now(
+async def test_server_changed_during_check_is_checked_at_new_address(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
 ) -> None:
     (server_id,) = await add(database, hosts, "old")
@@ -192,7 +192,7 @@ async def test_removed_or_failing_server_does_not_affect_other_checks(
     assert logs.getvalue().count("check_failed") == 1
 
 
-async def test_the_routes_tell_what_the_check_found(world: World) -> None:
+async def test_routes_show_the_check_result(world: World) -> None:
     server_id, host = await world.new_host(name="b")
     lonely = await world.new_server(name="a")
     host.set_running("/srv/x", ["web", "db"])
@@ -216,7 +216,7 @@ async def test_the_routes_tell_what_the_check_found(world: World) -> None:
     (await world.nobody.post("/api/servers/refresh")).expect(401)
 
 
-async def test_a_new_server_s_status_turns_when_its_first_check_ends(world: World) -> None:
+async def test_status_of_new_server_changes_after_first_check(world: World) -> None:
     body = {"name": "s", "address": "10.0.0.1", "apiEndpoint": ENDPOINT}
     made = (await world.admin.post("/api/servers", body)).expect(201)
     assert made["status"] == "offline"
@@ -226,7 +226,7 @@ async def test_a_new_server_s_status_turns_when_its_first_check_ends(world: Worl
     assert server == made
 
 
-async def test_server_whose_check_takes_long_is_checking(world: World) -> None:
+async def test_server_with_slow_check_has_status_checking(world: World) -> None:
     server_id, host = await world.new_host()
     host.silent = True
     changing = asyncio.create_task(world.admin.put(f"/api/servers/{server_id}", {"name": "renamed"}))
@@ -243,7 +243,7 @@ async def test_server_whose_check_takes_long_is_checking(world: World) -> None:
     assert (shown["status"], shown["lastChecked"] is not None) == ("offline", True)
 
 
-async def test_a_host_that_missed_one_check_is_online_again_without_another(world: World) -> None:
+async def test_host_that_missed_one_check_returns_online_by_its_watch(world: World) -> None:
     server_id, host = await world.new_host()
     host.silent = True
     tested = asyncio.create_task(world.user.post(f"/api/servers/{server_id}/test"))

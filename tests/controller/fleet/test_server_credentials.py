@@ -84,7 +84,7 @@ async def test_credentials_are_kept_until_changed_or_removed(world: World) -> No
     assert await stored(world, server_id) is None
 
 
-async def test_a_server_is_made_with_them_and_shows_none(world: World) -> None:
+async def test_new_server_stores_credentials_and_shows_none(world: World) -> None:
     body = {"name": "s", "address": "10.0.0.1", "sshPrivateKey": PLAIN, "sshPassword": PASSWORD}
     made = (await world.admin.post("/api/servers", body)).expect(201)
     shown = (await world.user.get(f"/api/servers/{made['id']}")).expect(200)
@@ -103,13 +103,13 @@ async def test_dropping_a_key_drops_its_passphrase(world: World) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_key_is_taken_as_it_may_arrive(form: str) -> None:
+def test_every_private_key_format_is_accepted(form: str) -> None:
     key, passphrase = FORMS[form]
     for text in (key, key.strip(), f"\n{key}\n\n", key.replace("\n", "\r\n"), f"# a comment\n{key}"):
         assert checked(SshCredentials(text, passphrase)) == SshCredentials(key, passphrase)
 
 
-async def test_a_key_that_can_t_be_used_is_refused_with_its_field_and_a_sentence(world: World) -> None:
+async def test_unusable_key_is_refused_with_field_and_sentence(world: World) -> None:
     server_id = await world.new_server(sshPassword=PASSWORD)
     assert "public key" in await refused(world, server_id, "sshPrivateKey", sshPrivateKey=PUBLIC)
     damaged = PLAIN.replace(PLAIN[100:110], "AAAAAAAAAA")
@@ -137,14 +137,14 @@ async def test_a_key_that_can_t_be_used_is_refused_with_its_field_and_a_sentence
     assert len((await world.admin.get("/api/servers")).expect(200)) == 1
 
 
-async def test_a_passphrase_alone_is_tried_on_the_stored_key(world: World) -> None:
+async def test_passphrase_without_key_is_tried_on_stored_key(world: World) -> None:
     server_id = await world.new_server(sshPrivateKey=LOCKED, sshPassphrase=PASSPHRASE)
     await refused(world, server_id, "sshPassphrase", sshPassphrase="a wrong guess")
     await refused(world, server_id, "sshPassphrase", sshPassphrase=None)
     assert await change(world.admin, server_id, sshPassphrase=PASSPHRASE)
 
 
-def test_a_key_that_would_take_hours_to_open_is_refused_at_once() -> None:
+def test_key_with_excessive_kdf_rounds_is_refused_immediately() -> None:
     lines = LOCKED.splitlines()
     raw = base64.b64decode("".join(lines[1:-1]))
     rounds = struct.pack(">I", 1)
@@ -156,7 +156,7 @@ def test_a_key_that_would_take_hours_to_open_is_refused_at_once() -> None:
 
 @given(st.data())
 @settings(deadline=None)
-def test_no_damage_to_a_key_is_more_than_a_refusal(data: st.DataObject) -> None:
+def test_damaged_key_is_refused_without_fault(data: st.DataObject) -> None:
     key, passphrase = data.draw(st.sampled_from([(PLAIN, ""), *FORMS.values()]))
     lines = key.splitlines()
     middle = bytearray("\n".join(lines[1:-1]).encode())
@@ -166,7 +166,7 @@ def test_no_damage_to_a_key_is_more_than_a_refusal(data: st.DataObject) -> None:
         checked(SshCredentials(f"{lines[0]}\n{middle.decode()}\n{lines[-1]}\n", passphrase))
 
 
-async def test_changes_at_once_lose_none(world: World) -> None:
+async def test_concurrent_credential_changes_lose_none(world: World) -> None:
     server_id = await world.new_server()
     await asyncio.gather(
         change(world.admin, server_id, sshPrivateKey=LOCKED, sshPassphrase=PASSPHRASE),

@@ -46,9 +46,7 @@ async def logs(world: World, app_id: str, query: str = "") -> list[str]:
     return reply.text.splitlines()
 
 
-async def test_a_stopped_app_shows_what_it_wrote_last_and_that_it_is_so(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_stopped_app_shows_last_logs_with_notice(world: World, host: FakeHost, app_id: str) -> None:
     time = host.app(PATH).logs[1].time
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
@@ -83,7 +81,7 @@ async def test_logs_written_during_auto_stop_are_kept(world: World, host: FakeHo
     assert (await logs(world, app_id, "?service=web"))[1:] == [f"shop-web-1 | {text}" for text in ("one", "two", "bye")]
 
 
-async def test_a_follower_of_a_stopped_app_reads_them_first(world: World, host: FakeHost, app_id: str) -> None:
+async def test_follower_of_stopped_app_gets_last_logs_first(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
     async with listening(world.user, f"/api/apps/{app_id}/logs?follow=1&service=web") as stream:
         events = await stream.rest()
@@ -120,7 +118,7 @@ async def test_last_logs_are_bounded_per_service(world: World, host: FakeHost, a
     assert len(await logs(world, app_id, "?service=db")) == 3
 
 
-async def test_a_host_that_has_no_logs_to_give_is_stopped_all_the_same(
+async def test_stop_succeeds_when_logs_are_unavailable(
     world: World, host: FakeHost, app_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:

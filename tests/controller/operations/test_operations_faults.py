@@ -15,7 +15,7 @@ NOW = int(EPOCH.timestamp() * 1000)
 MINUTE = 60_000
 
 
-async def test_a_host_that_can_t_be_reached_is_told_at_once_and_nothing_was_sent(
+async def test_unreachable_host_is_reported_immediately_and_nothing_is_sent(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     host.reachable = False
@@ -31,13 +31,13 @@ async def test_a_host_that_can_t_be_reached_is_told_at_once_and_nothing_was_sent
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
 
 
-async def test_a_server_without_an_agent_says_what_to_do(world: World) -> None:
+async def test_server_without_agent_returns_advice(world: World) -> None:
     app_id = await world.new_app(await world.new_server())
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(503, "no_agent")
     assert (await world.app(app_id))["status"] == "stopped"
 
 
-async def test_a_host_that_doesn_t_answer_is_given_up_within_seconds(world: World, host: FakeHost, app_id: str) -> None:
+async def test_silent_host_times_out_within_seconds(world: World, host: FakeHost, app_id: str) -> None:
     host.silent = True
     calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
     await world.clock.run(4.9)
@@ -47,9 +47,7 @@ async def test_a_host_that_doesn_t_answer_is_given_up_within_seconds(world: Worl
     assert host.journal == {}
 
 
-async def test_a_stop_that_can_t_be_sent_leaves_the_run_and_its_deadline(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_stop_that_cannot_be_sent_keeps_run_and_deadline(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 60})).expect(200)
     host.reachable = False
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(503, "host_unreachable")
@@ -59,7 +57,7 @@ async def test_a_stop_that_can_t_be_sent_leaves_the_run_and_its_deadline(
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("verb", ["start", "restart", "stop"])
-async def test_contact_lost_at_the_start_is_no_answer_and_it_runs_exactly_once(
+async def test_contact_lost_during_start_is_retried_and_runs_once(
     world: World, host: FakeHost, app_id: str, when: str, verb: str
 ) -> None:
     host.lose_start = "before" if when == "before" else "after"
@@ -111,9 +109,7 @@ async def test_follow_resumes_after_long_outage_until_real_end(world: World, hos
     assert run.starts == 1
 
 
-async def test_a_caller_s_patience_ends_with_the_limit_and_the_operation_goes_on(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_caller_wait_ends_at_limit_and_operation_continues(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     operation_id = await world.begin(app_id)
     host.reachable = False
@@ -124,9 +120,7 @@ async def test_a_caller_s_patience_ends_with_the_limit_and_the_operation_goes_on
 
 
 @pytest.mark.parametrize("verb", ["start", "stop"])
-async def test_a_controller_that_died_in_the_middle_takes_it_up_again(
-    world: World, host: FakeHost, app_id: str, verb: str
-) -> None:
+async def test_restarted_controller_resumes_operation(world: World, host: FakeHost, app_id: str, verb: str) -> None:
     host.hold()
     operation_id = await world.begin(app_id, verb)
     await world.stop()
@@ -201,7 +195,7 @@ async def test_unsent_operation_past_limit_is_buried_and_fails(world: World, hos
     assert row.run_id is None
 
 
-async def test_a_stop_is_sent_however_late(world: World, host: FakeHost, app_id: str) -> None:
+async def test_unsent_stop_is_sent_at_any_age(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 600})).expect(200)
     operation = await died_before_sending(world, app_id, OperationKind.DOWN)
     world.clock.advance(2 * LIMIT)
@@ -212,7 +206,7 @@ async def test_a_stop_is_sent_however_late(world: World, host: FakeHost, app_id:
     assert host.app(PATH).containers == []
 
 
-async def test_a_stale_look_doesn_t_undo_a_later_truth(world: World, host: FakeHost, app_id: str) -> None:
+async def test_stale_observation_does_not_override_newer_state(world: World, host: FakeHost, app_id: str) -> None:
     stale = host.observation(PATH)
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
     host.push(stale)
@@ -259,9 +253,7 @@ async def test_refusal_after_lost_start_is_not_treated_as_never_ran(world: World
     assert run.starts == 1
 
 
-async def test_a_stop_that_its_host_has_forgotten_is_sent_again(
-    world: World, host: FakeHost, running_app_id: str
-) -> None:
+async def test_stop_unknown_to_host_is_sent_again(world: World, host: FakeHost, running_app_id: str) -> None:
     """It ran without a journal on a full disk, in an agent that was started anew meanwhile."""
     host.hold()
     operation_id = await world.begin(running_app_id, "stop")
@@ -301,9 +293,7 @@ async def test_observation_during_refused_start_is_applied(world: World, host: F
     assert app["stopAt"] is not None, "a running container without a deadline"
 
 
-async def test_a_fault_in_the_agent_is_asked_about_and_not_guessed_at(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_agent_fault_is_resolved_by_asking_again(world: World, host: FakeHost, app_id: str) -> None:
     launch = host.launch
 
     async def faulty(order: Order) -> None:

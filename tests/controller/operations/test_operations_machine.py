@@ -315,7 +315,7 @@ class Machine(Walk):
 
 
 @pytest.mark.timeout(600)
-def test_whatever_happens_no_operation_is_lost_and_the_status_is_true(copies: Copies, tmp_path: Path) -> None:
+def test_random_sequence_loses_no_operation_and_keeps_status_true(copies: Copies, tmp_path: Path) -> None:
     Machine.copies, Machine.folder = copies, tmp_path
     searching = hypothesis.settings().max_examples > 1000
     run_state_machine_as_test(

@@ -49,7 +49,7 @@ async def found(database: Database, app: App) -> App:
     return row
 
 
-async def test_all_moments_of_a_run_move_together(database: Database, clock: FakeClock) -> None:
+async def test_clock_jump_moves_all_times_of_a_run(database: Database, clock: FakeClock) -> None:
     app = await a_run(database)
     keeper = ClockJumpGuard(database, clock, Leases(database))
     await keeper.check()
@@ -63,7 +63,7 @@ async def test_all_moments_of_a_run_move_together(database: Database, clock: Fak
     assert moved.deadline_number == app.deadline_number, "what is left is what was left: agents needn't be told"
 
 
-async def test_a_clock_that_drifts_is_followed(database: Database, clock: FakeClock) -> None:
+async def test_clock_drift_is_followed(database: Database, clock: FakeClock) -> None:
     app = await a_run(database)
     keeper = ClockJumpGuard(database, clock, Leases(database))
     for _ in range(20):
@@ -94,7 +94,7 @@ async def test_shared_clock_jump_is_applied_by_one_of_two_controllers(settings: 
 
 
 @on_postgresql
-async def test_a_machine_that_stood_still_moves_nothing_while_others_went_on(
+async def test_suspended_controller_moves_no_deadline_of_others(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a virtual machine that was paused: its time since boot lacks an hour that really has passed."""

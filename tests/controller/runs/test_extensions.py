@@ -96,14 +96,14 @@ async def test_only_running_app_can_be_extended(world: World, host: FakeHost, ap
     (await extend(world, "00000000-0000-4000-8000-000000000000", {"minutes": 1})).expect(404, "app_not_found")
 
 
-async def test_auto_stop_that_was_faster_is_told(world: World, host: FakeHost, app_id: str) -> None:
+async def test_extension_after_auto_stop_reports_it(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     await world.clock.run(5 * 60)
     reply = (await extend(world, app_id, {"minutes": 30})).expect(409, "not_running")
     assert reply["error"] == "QMS Backend is being stopped: its time is over."
 
 
-async def test_an_agent_that_can_t_be_told_leaves_all_as_it_is(world: World, host: FakeHost, app_id: str) -> None:
+async def test_extension_changes_nothing_when_agent_is_unreachable(world: World, host: FakeHost, app_id: str) -> None:
     before = await world.app(app_id)
     host.reachable = False
     await settle()
@@ -116,7 +116,7 @@ async def test_an_agent_that_can_t_be_told_leaves_all_as_it_is(world: World, hos
     assert (await world.app(app_id))["stopAt"] == NOW + MINUTE
 
 
-async def test_a_run_lasts_as_long_as_it_may_extensions_included(world: World, host: FakeHost, app_id: str) -> None:
+async def test_run_with_extensions_is_capped_at_limit(world: World, host: FakeHost, app_id: str) -> None:
     world.settings = world.settings.model_copy(update={"max_run_minutes": 60})
     await world.restart()
     (await extend(world, app_id, {"minutes": 55})).expect(200)
@@ -173,7 +173,7 @@ async def test_extension_losing_race_returns_conflict(
     assert held(host).run_id == row.run_id
 
 
-async def test_a_restart_and_a_new_start_begin_anew(world: World, host: FakeHost, app_id: str) -> None:
+async def test_restart_and_new_start_reset_the_run_limit(world: World, host: FakeHost, app_id: str) -> None:
     (await extend(world, app_id, {"minutes": 30})).expect(200)
     await world.clock.run(60)
     restarted = (await world.user.post(f"/api/apps/{app_id}/restart", {"timeout": 7})).expect(200)
@@ -185,7 +185,7 @@ async def test_a_restart_and_a_new_start_begin_anew(world: World, host: FakeHost
     assert host.apps[PATH].containers
 
 
-async def test_a_token_that_only_reads_extends_nothing(world: World, app_id: str) -> None:
+async def test_read_only_token_cannot_extend(world: World, app_id: str) -> None:
     made = await world.user.post("/api/tokens", {"name": "eye", "scopes": ["read"]})
     world.user.token = made.expect(201)["token"]
     (await extend(world, app_id, {"minutes": 1})).expect(403)

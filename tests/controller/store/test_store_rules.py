@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, StatementError
 
 
-async def test_only_one_operation_is_in_flight_on_an_app(database: Database) -> None:
+async def test_app_has_at_most_one_operation_in_flight(database: Database) -> None:
     app = await add_app(database)
     first = await add_operation(database, app, state="running")
     for state in ("queued", "running"):
@@ -29,7 +29,7 @@ async def test_only_one_operation_is_in_flight_on_an_app(database: Database) -> 
     await add_operation(database, app, state="queued")
 
 
-async def test_of_fifty_starts_at_once_one_is_recorded(database: Database) -> None:
+async def test_fifty_concurrent_starts_record_one(database: Database) -> None:
     app = await add_app(database)
     results = await asyncio.gather(*(add_operation(database, app) for _ in range(50)), return_exceptions=True)
     assert sum(isinstance(r, IntegrityError) for r in results) == 49
@@ -37,7 +37,7 @@ async def test_of_fifty_starts_at_once_one_is_recorded(database: Database) -> No
         assert len(await operations.all_in_flight(connection)) == 1
 
 
-async def test_an_end_is_never_overwritten(database: Database) -> None:
+async def test_operation_end_is_never_overwritten(database: Database) -> None:
     operation = await add_operation(database, await add_app(database), state="running")
     async with database.write() as connection:
         assert await operations.change_in_flight(connection, operation.id, {"state": "succeeded", "exit_code": 0})
@@ -91,7 +91,7 @@ async def test_due_runs_are_idle_and_ordered_by_deadline(database: Database) -> 
         assert await apps.next_end(connection, EPOCH, timedelta(minutes=5)) == EPOCH, "when the first is overdue"
 
 
-async def test_a_removed_project_takes_its_apps_along_and_their_operations_stay(database: Database) -> None:
+async def test_project_removal_removes_apps_and_keeps_operations(database: Database) -> None:
     app = await add_app(database)
     operation = await add_operation(database, app, state="succeeded")
     async with database.write() as connection:
@@ -113,7 +113,7 @@ async def test_a_server_with_apps_can_t_be_removed(database: Database) -> None:
         assert await servers.remove(connection, app.server_id)
 
 
-async def test_a_removed_server_takes_its_join_tokens_and_enrolments_along(database: Database) -> None:
+async def test_server_removal_removes_join_tokens_and_enrolments(database: Database) -> None:
     app = await add_app(database)
     token = enrollment.StoredToken(uuid.uuid4(), app.server_id, Ciphertext("v1:a:b"), EPOCH, None, EPOCH)
     member = enrollment.Enrollment(uuid.uuid4(), app.server_id, token.id, "a.agents.moorage", "00", "PEM", EPOCH)
@@ -159,7 +159,7 @@ async def test_audit_entries_keep_name_of_deleted_user(database: Database) -> No
     assert (done.actor_id, done.actor) == (None, "somebody")
 
 
-async def test_values_that_mean_nothing_are_refused(database: Database) -> None:
+async def test_meaningless_values_are_refused(database: Database) -> None:
     app = await add_app(database)
     for values in ({"status": "paused"}, {"auto_stop_timeout": 0}, {"auto_stop_timeout": 43_201}):
         with pytest.raises(IntegrityError):
@@ -175,7 +175,7 @@ async def test_values_that_mean_nothing_are_refused(database: Database) -> None:
             await users.add(connection, user_row(USER))
 
 
-async def test_fifty_writers_at_once_all_succeed(database: Database) -> None:
+async def test_fifty_concurrent_writers_all_succeed(database: Database) -> None:
     """Each reads before it writes, which is what a deferred transaction fails at."""
 
     async def write(number: int) -> None:
@@ -193,7 +193,7 @@ async def test_fifty_writers_at_once_all_succeed(database: Database) -> None:
     assert sorted(int(c) for c in counts if c.isdigit()) == list(range(2, 52)), "two writers saw the same state"
 
 
-async def test_a_failed_write_leaves_nothing(database: Database) -> None:
+async def test_failed_write_is_rolled_back(database: Database) -> None:
     app = await add_app(database)
 
     async def write_and_fail() -> None:
@@ -207,7 +207,7 @@ async def test_a_failed_write_leaves_nothing(database: Database) -> None:
         assert await operations.all_in_flight(connection) == []
 
 
-async def test_a_read_sees_one_state_while_others_write(database: Database) -> None:
+async def test_read_is_consistent_during_concurrent_writes(database: Database) -> None:
     app = await add_app(database)
     async with database.read() as reading:
         before = await apps.get(reading, app.id)
@@ -217,7 +217,7 @@ async def test_a_read_sees_one_state_while_others_write(database: Database) -> N
     assert before == after
 
 
-async def test_running_apps_are_counted_and_only_those(database: Database) -> None:
+async def test_only_running_apps_are_counted(database: Database) -> None:
     app = await add_app(database, status="running")
     await add_app(database, status="running")
     async with database.write() as connection:
@@ -270,7 +270,7 @@ async def test_session_end_is_idempotent_and_expired_session_is_deleted(database
         ("postgres://u:p@h/n", "postgresql+asyncpg://u:p@h/n"),
     ],
 )
-def test_postgresql_is_reached_however_its_url_is_written(given: str, used: str) -> None:
+def test_postgresql_url_variants_are_accepted(given: str, used: str) -> None:
     assert postgresql_url(given) == used
 
 

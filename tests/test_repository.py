@@ -132,7 +132,7 @@ def test_source_files_stay_below_length_limit() -> None:
     assert not long, "split along nouns"
 
 
-def test_the_readme_is_short() -> None:
+def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= _MOST_README_LINES, "move the rest into docs/"
 
 
@@ -159,7 +159,7 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_guide_names_every_route_and_error_code() -> None:
+def test_guide_names_every_route_and_error_code() -> None:
     guide = (ROOT / "docs/guide.md").read_text()
     routes = [f"{route.method} {route.path}" for route in ROUTES]
     codes = {code for details in DETAILS.values() for listed in details.errors.values() for code in listed}

@@ -74,19 +74,19 @@ def test_every_rpc_method_is_covered() -> None:
     assert methods <= set(CALLS)
 
 
-async def test_another_agents_certificate_is_refused(agent: LoneAgent) -> None:
+async def test_other_agent_certificate_is_refused(agent: LoneAgent) -> None:
     key = x509.new_key()
     request = x509.signing_request(key, "x")
     certificate = agent.desk.authority.issue_agent(request, "b.agents.moorage", dt.datetime.now(dt.UTC))
     assert await _handshake_fails(agent, (certificate, x509.key_to_pem(key)))
 
 
-async def test_a_controller_of_another_authority_is_refused(agent: LoneAgent) -> None:
+async def test_controller_of_another_authority_is_refused(agent: LoneAgent) -> None:
     stranger, _ = Authority.create(dt.datetime.now(dt.UTC))
     assert await _handshake_fails(agent, stranger.issue_controller(dt.datetime.now(dt.UTC)))
 
 
-async def test_an_expired_controller_is_refused(agent: LoneAgent) -> None:
+async def test_expired_controller_is_refused(agent: LoneAgent) -> None:
     long_ago = dt.datetime.now(dt.UTC) - dt.timedelta(days=200)
     assert await _handshake_fails(agent, agent.desk.authority.issue_controller(long_ago))
 
@@ -126,7 +126,7 @@ async def test_tls_1_2_is_refused_with_a_sentence(agent: LoneAgent) -> None:
                 assert code_of(refused.value) == code
 
 
-async def test_the_controller_finds_the_agent_healthy(agent: LoneAgent) -> None:
+async def test_controller_finds_the_agent_healthy(agent: LoneAgent) -> None:
     async with agent.channel() as channel:
         for service in ("", "moorage.agent.v1.Agent"):
             request = health_pb2.HealthCheckRequest(service=service)
@@ -134,7 +134,7 @@ async def test_the_controller_finds_the_agent_healthy(agent: LoneAgent) -> None:
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_renewed_certificate_is_used_without_a_restart(agent: LoneAgent, caller: Caller) -> None:
+async def test_renewed_certificate_is_used_without_a_restart(agent: LoneAgent, caller: Caller) -> None:
     pki = agent.data / "pki"
     before = (pki / "agent.pem").read_bytes()
     key = x509.new_key()

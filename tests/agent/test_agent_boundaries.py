@@ -70,7 +70,7 @@ async def test_invalid_last_project_is_ignored(agent: LoneAgent, caller: Caller,
     assert agent.containers(directory) == {}
 
 
-async def test_a_compose_file_above_the_root_is_not_started(agent: LoneAgent, caller: Caller, above: Path) -> None:
+async def test_compose_file_above_the_root_is_not_started(agent: LoneAgent, caller: Caller, above: Path) -> None:
     directory = agent.app("nothing-in-it", None)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await caller.run(UP, directory)
@@ -81,7 +81,7 @@ async def test_a_compose_file_above_the_root_is_not_started(agent: LoneAgent, ca
         assert (shown.problem_code, shown.HasField("project")) == ("path_not_allowed", False)
 
 
-async def test_a_compose_file_moved_out_of_the_roots_still_lets_the_app_stop(
+async def test_compose_file_moved_out_of_the_roots_still_lets_the_app_stop(
     agent: LoneAgent, caller: Caller, stranger: Path
 ) -> None:
     directory = agent.app("moved-out", SLEEPER)

@@ -63,7 +63,7 @@ async def facts(caller: Caller) -> pb.Host:
 
 
 @pytest.mark.parametrize("way", FULL)
-async def test_a_stop_needs_no_room_and_a_start_is_refused(
+async def test_stop_needs_no_room_and_a_start_is_refused(
     lone: LoneAgent, caller: Caller, disk: SmallDisk, way: str
 ) -> None:
     directory = lone.app(way, SLEEPER)
@@ -100,7 +100,7 @@ async def test_missing_operation_can_be_buried_on_full_disk(lone: LoneAgent, cal
 
 
 @pytest.mark.parametrize("way", FULL[:2])
-async def test_a_stop_without_a_journal_waits_for_a_start_that_can_be_cancelled(
+async def test_stop_without_journal_waits_for_cancellable_start(
     lone: LoneAgent, caller: Caller, disk: SmallDisk, way: str
 ) -> None:
     directory = lone.app(f"at-work-{way}", NEVER_HEALTHY)
@@ -116,7 +116,7 @@ async def test_a_stop_without_a_journal_waits_for_a_start_that_can_be_cancelled(
 
 
 @pytest.mark.parametrize("way", FULL)
-async def test_the_dead_man_s_switch_acts_on_a_full_disk_after_a_restart_too(
+async def test_dead_man_acts_on_full_disk_after_agent_restart(
     lone: LoneAgent, caller: Caller, disk: SmallDisk, way: str
 ) -> None:
     directory = lone.app(f"late-{way}", SLEEPER)

@@ -97,7 +97,7 @@ def test_remaining_containers_are_removed_concurrently(agent: LoneAgent) -> None
     assert agent.containers(directory) == {}
 
 
-def test_the_sweep_takes_no_code_from_the_app_s_directory(agent: LoneAgent) -> None:
+def test_sweep_imports_no_code_from_app_directory(agent: LoneAgent) -> None:
     directory = agent.app("imports", None)
     for name in ("docker", "moorage_common", "moorage_agent", "requests"):
         (directory / name).mkdir()

@@ -84,7 +84,7 @@ def test_enrolment_reply_lost_can_be_retried(desk: Desk, enroll: Enroll, data: P
     assert _public_key(first["csr"]) == _public_key(second["csr"])
 
 
-def test_enrolling_again_takes_a_new_key_and_keeps_the_policy(desk: Desk, enroll: Enroll, data: Path) -> None:
+def test_repeated_enrolment_uses_new_key_and_keeps_policy(desk: Desk, enroll: Enroll, data: Path) -> None:
     assert enroll(None, "--allow-root", "/srv/apps").returncode == 0
     key, policy = (data / "pki" / "agent.pem").read_bytes(), (data / "policy.toml").read_bytes()
     assert enroll().returncode == 0
@@ -108,7 +108,7 @@ def test_controller_refusal_is_shown_verbatim(desk: Desk, enroll: Enroll, data: 
     assert not (data / "agent.json").exists()
 
 
-def test_another_authority_than_the_token_names_is_refused(desk: Desk, enroll: Enroll, data: Path) -> None:
+def test_authority_other_than_in_token_is_refused(desk: Desk, enroll: Enroll, data: Path) -> None:
     done = enroll(desk.token("0" * 64))
     assert done.returncode == 1
     assert "not the one named in the join token" in done.stderr

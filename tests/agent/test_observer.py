@@ -289,7 +289,7 @@ async def test_hung_engine_is_reported_without_delaying_host_facts(other_engine:
         dockerd.send(signal.SIGCONT)
 
 
-async def test_a_slow_first_answer_is_waited_for(engine: PrivateEngine, running_app: Path) -> None:
+async def test_slow_first_engine_reply_is_awaited(engine: PrivateEngine, running_app: Path) -> None:
     meddler = Meddler(engine.host)
     meddler.before["facts"] = functools.partial(time.sleep, 1)
     async with watching(meddler, running_app) as told:

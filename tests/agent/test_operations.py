@@ -95,7 +95,7 @@ async def test_agent_kill_during_start_loses_nothing(agent: LoneAgent, caller: C
     assert "Container killed-web-1" in rest.output
 
 
-async def test_a_cut_connection_is_resumed_by_offset(agent: LoneAgent, caller: Caller) -> None:
+async def test_cut_connection_is_resumed_by_offset(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("cut", SLOW)
     operation_id = await caller.start(UP, directory)
     seen = b""
@@ -129,7 +129,7 @@ async def test_start_cancel_records_requester(agent: LoneAgent, caller: Caller) 
     assert await caller.cancel(operation_id) == pb.CANCEL_OUTCOME_ALREADY_ENDED
 
 
-async def test_a_stop_can_not_be_cancelled(agent: LoneAgent, caller: Caller) -> None:
+async def test_stop_cannot_be_cancelled(agent: LoneAgent, caller: Caller) -> None:
     stubborn = f"services: {{web: {{image: '{IMAGE}', stop_grace_period: 4s, command: sleep 1000}}}}\n"
     directory = agent.app("stubborn", stubborn)
     await caller.run(UP, directory)
@@ -141,7 +141,7 @@ async def test_a_stop_can_not_be_cancelled(agent: LoneAgent, caller: Caller) -> 
     assert agent.containers(directory) == {}
 
 
-async def test_an_unknown_operation_is_unknown_and_buried_by_a_cancel(agent: LoneAgent, caller: Caller) -> None:
+async def test_unknown_operation_is_reported_and_buried_by_cancel(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("buried", SLEEPER)
     operation_id = str(uuid4())
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
@@ -156,7 +156,7 @@ async def test_an_unknown_operation_is_unknown_and_buried_by_a_cancel(agent: Lon
     assert agent.containers(directory) == {}
 
 
-async def test_a_second_operation_on_one_app_is_busy(agent: LoneAgent, caller: Caller) -> None:
+async def test_second_operation_on_one_app_is_busy(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("busy", SLOW)
     first = await caller.start(UP, directory)
     with pytest.raises(grpc.aio.AioRpcError) as refused:

@@ -91,11 +91,11 @@ def test_invalid_policy_allows_nothing_and_is_reported(file: Path, text: str | b
         assert _code(policy, path) == "policy_unreadable"
 
 
-def test_a_missing_policy_allows_nothing(tmp_path: Path) -> None:
+def test_missing_policy_allows_nothing(tmp_path: Path) -> None:
     assert _code(Policy(tmp_path / "none.toml"), "/srv") == "policy_unreadable"
 
 
-def test_a_policy_without_roots_allows_nothing(file: Path) -> None:
+def test_policy_without_roots_allows_nothing(file: Path) -> None:
     file.write_text("allowed_root = ['/']  # a letter is missing\n")
     assert _code(Policy(file), "/") == "path_not_allowed"
 

@@ -70,7 +70,7 @@ def command(engine: PrivateEngine, tmp_path: Path) -> Command:
     return run
 
 
-def test_a_host_that_is_not_enrolled_does_not_start(command: Command) -> None:
+def test_host_that_is_not_enrolled_does_not_start(command: Command) -> None:
     for name in ("serve", "status"):
         done = command(name)
         assert done.returncode == 1
@@ -199,7 +199,7 @@ def test_idle_agent_uses_little_memory(own: LoneAgent) -> None:
     assert int(found[1]) < 80 * 1024
 
 
-def test_the_sweep_begins_without_grpc(tmp_path: Path) -> None:
+def test_sweep_begins_without_grpc(tmp_path: Path) -> None:
     program = (
         "import runpy, sys\n"
         "sys.argv = ['moorage-agent', 'sweep', '--real-directory', sys.argv[1]]\n"

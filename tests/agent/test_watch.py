@@ -31,7 +31,7 @@ async def client(agent: LoneAgent) -> AsyncIterator[docker.APIClient]:
         yield made
 
 
-async def test_the_snapshot_tells_of_every_app_and_the_host(agent: LoneAgent, caller: Caller) -> None:
+async def test_snapshot_covers_every_app_and_the_host(agent: LoneAgent, caller: Caller) -> None:
     running, missing, outside = agent.app("shown", HEALTH), agent.apps / "not-there", Path("/etc")
     empty, broken = agent.app("empty", None), agent.app("broken", "servces: {}\n")
     await caller.run(UP, running)
@@ -148,7 +148,7 @@ async def test_resolved_problem_is_cleared(agent: LoneAgent, caller: Caller, cli
         await watching.until(lambda: watching.apps[str(directory)].problem_code == "compose_file_missing")
 
 
-async def test_a_start_by_files_that_changed_is_seen_as_this_app_s(agent: LoneAgent, caller: Caller) -> None:
+async def test_start_with_changed_files_is_attributed_to_same_app(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("moved", None)
     for place in ("blue", "green"):
         (directory / place).mkdir()

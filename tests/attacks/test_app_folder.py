@@ -139,7 +139,7 @@ async def test_remote_resources_are_not_fetched(agent: LoneAgent, caller: Caller
     assert (await refusal(caller, directory))[0] == "remote_resource_not_allowed"
 
 
-async def test_a_provider_runs_only_where_the_policy_lists_it(agent: LoneAgent, caller: Caller) -> None:
+async def test_provider_runs_only_if_listed_in_policy(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("provider", "services: {web: {provider: {type: ./evil}}}\n")
     mark = program(directory, "evil")
     assert (await refusal(caller, directory))[0] == "provider_not_allowed"
@@ -262,7 +262,7 @@ async def test_bind_mounts_require_policy_permission(
         assert (await seen(caller, directory)).problem_code == code
 
 
-async def test_a_volume_that_mounts_a_directory_is_a_bind_mount(agent: LoneAgent, caller: Caller) -> None:
+async def test_volume_that_mounts_a_directory_is_a_bind_mount(agent: LoneAgent, caller: Caller) -> None:
     options = "{type: none, o: bind, device: /etc}"
     directory = agent.app("device", f"{WEB}    volumes: ['v:/x']\nvolumes: {{v: {{driver_opts: {options}}}}}\n")
     policy = agent.data / "policy.toml"

@@ -74,7 +74,7 @@ async def test_stop_works_and_runs_nothing_from_app_directory(way: Way, harm: Ca
     assert took < 10, "it waited for what the folder holds"
 
 
-async def test_a_stop_keeps_the_order_and_the_grace_periods(way: Way) -> None:
+async def test_stop_keeps_the_order_and_the_grace_periods(way: Way) -> None:
     directory = way.app(_ORDERLY)
     name = directory.name
     assert (await way.start(directory)).exit_code == 0
@@ -116,7 +116,7 @@ def test_down_by_name_reads_nothing_in_working_directory(engine: PrivateEngine, 
     assert done.returncode == 0, done.stderr
 
 
-def test_a_stop_is_run_in_the_root_directory_by_names_alone() -> None:
+def test_stop_is_run_in_the_root_directory_by_names_alone() -> None:
     identity = AppIdentity("/srv/x", "/srv/x", Project("x", "/srv/x"), Project("old", "/srv/x"))
     others: Mapping[str, str] = {"labelled": "/srv/x", "old": "/srv/y", "--file=x": "/srv/x", "": "/srv/x"}
     containers = [Container(ContainerState("", "", "", "", ""), name, place) for name, place in others.items()]

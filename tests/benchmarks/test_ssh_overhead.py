@@ -37,7 +37,7 @@ async def test_fresh_connection_beside_pooled_one(sshd: PrivateSshd) -> None:
     assert len(took["fresh"]) == _ROUNDS
 
 
-async def test_a_start_over_ssh_beside_bare_compose(stack: Stack, sshd: PrivateSshd) -> None:
+async def test_start_over_ssh_beside_bare_compose(stack: Stack, sshd: PrivateSshd) -> None:
     app_id = await asyncio.to_thread(make_ssh_app, stack, sshd)
     bare = stack.apps / "bare-beside-ssh"
     bare.mkdir()

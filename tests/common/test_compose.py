@@ -41,7 +41,7 @@ def test_at_least_one_shell_is_installed() -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 @given(arguments=st.lists(words | hostile, max_size=14))
 @settings(max_examples=40, deadline=None)
-def test_every_argument_arrives_as_it_is(shell: str, arguments: list[str]) -> None:
+def test_arguments_are_passed_unchanged(shell: str, arguments: list[str]) -> None:
     step = ["/usr/bin/printf", "%s\\0", "begin", *arguments]
     expected = b"".join(word.encode() + b"\0" for word in ("begin", *arguments))
     ended = run([step, step], shell)
@@ -51,7 +51,7 @@ def test_every_argument_arrives_as_it_is(shell: str, arguments: list[str]) -> No
 @pytest.mark.parametrize("shell", SHELLS)
 @given(codes=st.lists(st.integers(0, 255), max_size=5))
 @settings(max_examples=20, deadline=None)
-def test_each_step_runs_and_the_last_code_counts(shell: str, codes: list[int]) -> None:
+def test_each_step_runs_and_last_exit_code_is_returned(shell: str, codes: list[int]) -> None:
     steps = [["/bin/sh", "-c", f"echo {number}; exit {code}"] for number, code in enumerate(codes)]
     ended = run(steps, shell)
     assert ended.stdout.decode().split() == [str(number) for number in range(len(codes))]
@@ -82,7 +82,7 @@ def test_commands_match_the_guide() -> None:
     assert config_command("compose", environment=True) == ["compose", "config", "--environment"]
 
 
-def test_the_environment_is_clean() -> None:
+def test_environment_is_clean() -> None:
     base = {
         "HOME": "/home/x",
         "DOCKER_HOST": "unix:///x.sock",

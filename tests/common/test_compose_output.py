@@ -41,11 +41,11 @@ def test_non_progress_output_is_shown_unchanged() -> None:
     ]
 
 
-def test_terminal_control_is_taken_out() -> None:
+def test_terminal_control_sequences_are_removed() -> None:
     assert render("\x1b[32mgreen\x1b[0m\x1b]0;title\x07 \x1b[2Kline\r\n\x1b[1A\n") == "green line"
 
 
-def test_the_reason_is_the_error_then_the_detail_then_the_last_line() -> None:
+def test_reason_is_the_error_then_the_detail_then_the_last_line() -> None:
     assert error_sentence(FAILED) == "Error response from daemon: pull access denied for nosuch"
     assert error_sentence(FAILED.splitlines()[0]) == "Image nosuch:latest: pull access denied"
     assert error_sentence("first\nno configuration file provided: not found\n\n") == (
@@ -82,7 +82,7 @@ def test_empty_json_entry_is_shown_unchanged(line: str) -> None:
     assert error_sentence(line) == " ".join(line.split())
 
 
-def test_control_sequences_inside_json_strings_are_taken_out() -> None:
+def test_control_sequences_in_json_strings_are_removed() -> None:
     line = '{"id":"Container \\u001b[31mx","text":"Started\\u001b[0m\\u0007"}'
     assert render(line) == "Container x Started"
     assert error_sentence('{"error":true,"message":"\\u001b[1mbad\\u001b[0m"}') == "bad"

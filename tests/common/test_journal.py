@@ -64,9 +64,7 @@ def ended(journal: Journal, an_order: Order) -> bool:
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_the_record_holds_the_whole_output_and_the_exit_code(
-    journal: Journal, order: Orders, until: Until
-) -> None:
+async def test_record_holds_complete_output_and_exit_code(journal: Journal, order: Orders, until: Until) -> None:
     an_order = order("printf one; printf two >&2; exit 7", spec={"kind": "restart", "cdPath": "/a b"})
 
     record = await finish(journal, an_order, until)
@@ -139,7 +137,7 @@ async def test_hostile_arguments_are_passed_unchanged(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_command_that_cannot_run_ends_with_a_sentence(journal: Journal, order: Orders, until: Until) -> None:
+async def test_command_that_cannot_run_ends_with_a_sentence(journal: Journal, order: Orders, until: Until) -> None:
     nowhere = order(directory="/no/such 'place'")
     assert (await finish(journal, nowhere, until)).exit_code == 125
     assert b"The directory /no/such 'place' can not be entered" in journal.read_output(nowhere.operation_id, 0, 1000)
@@ -149,7 +147,7 @@ async def test_a_command_that_cannot_run_ends_with_a_sentence(journal: Journal, 
     assert (await finish(journal, order(argv=["/etc/passwd"]), until)).exit_code == 126
 
 
-async def test_a_signal_that_ends_the_command_shows_in_its_code(journal: Journal, order: Orders, until: Until) -> None:
+async def test_exit_code_reflects_terminating_signal(journal: Journal, order: Orders, until: Until) -> None:
     assert (await finish(journal, order("kill -s SEGV $$"), until)).exit_code == 128 + signal.SIGSEGV
 
 
@@ -187,7 +185,7 @@ async def test_failed_launcher_is_reported(root: Path, order: Orders) -> None:
         assert journal.read(an_order.operation_id) is None
 
 
-async def test_a_missing_tool_is_named(journal: Journal, order: Orders, work: Path) -> None:
+async def test_missing_tool_is_named(journal: Journal, order: Orders, work: Path) -> None:
     with pytest.raises(JournalError, match="has no command flock"):
         await journal.launch(order(environment={"PATH": str(work)}))
 

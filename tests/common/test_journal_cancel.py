@@ -99,7 +99,7 @@ async def test_late_cancel_changes_nothing(journal: Journal, order: Orders, unti
 
 
 @pytest.mark.parametrize("change", ["start time", "pid"])
-async def test_a_recycled_pid_is_not_signalled(
+async def test_recycled_pid_is_not_signalled(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path, bystander: int, change: str
 ) -> None:
     an_order = order(f"touch begun; {WAIT}")
@@ -138,7 +138,7 @@ async def test_operation_without_held_lock_is_not_signalled(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_an_unknown_operation_is_buried_and_never_runs(journal: Journal, order: Orders, work: Path) -> None:
+async def test_unknown_operation_is_buried_and_never_runs(journal: Journal, order: Orders, work: Path) -> None:
     an_order = order("touch ran")
 
     assert journal.cancel(an_order.operation_id, "ann") is CancelOutcome.BURIED
@@ -153,7 +153,7 @@ async def test_an_unknown_operation_is_buried_and_never_runs(journal: Journal, o
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_cancellation_during_the_guard_is_kept(journal: Journal, order: Orders, work: Path) -> None:
+async def test_cancellation_during_the_guard_is_kept(journal: Journal, order: Orders, work: Path) -> None:
     an_order = order("touch ran")
     outcomes = []
 
@@ -170,7 +170,7 @@ async def test_a_cancellation_during_the_guard_is_kept(journal: Journal, order: 
     assert not (work / "ran").exists()
 
 
-async def test_a_cancellation_before_the_command_wrote_its_pid_is_kept(
+async def test_cancellation_before_the_command_wrote_its_pid_is_kept(
     journal: Journal, order: Orders, until: Until, work: Path, gated: Callable[[str], Path]
 ) -> None:
     gate = gated("setsid")

@@ -116,7 +116,7 @@ async def test_launch_with_little_room_starts_completely_or_reports_full(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_disk_that_fills_up_loses_no_exit_code(
+async def test_disk_that_fills_up_loses_no_exit_code(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order(f"printf before; touch begun; {WAIT}; echo after; exit 9")
@@ -135,7 +135,7 @@ async def test_a_disk_that_fills_up_loses_no_exit_code(
     assert b"beforeafter\n".startswith(output)
 
 
-async def test_a_command_that_fills_the_disk_itself_can_be_cancelled(
+async def test_command_that_fills_the_disk_itself_can_be_cancelled(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order("dd if=/dev/zero bs=65536; touch filled; sleep 1000")

@@ -132,7 +132,7 @@ async def test_launch_cancelled_before_decision_leaves_nothing(journal: Journal,
 
 @pytest.mark.usefixtures("every_shell")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE])
-async def test_a_signal_to_the_supervisor_loses_nothing(
+async def test_signal_to_the_supervisor_loses_nothing(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path, number: signal.Signals
 ) -> None:
     an_order = order(f"{WAIT}; printf whole; exit 3")
@@ -167,7 +167,7 @@ async def test_command_without_supervisor_continues_and_ends_as_lost(
     assert (work / "runs").read_text() == "ran\n"
 
 
-async def test_a_command_without_its_supervisor_can_be_cancelled(
+async def test_command_without_its_supervisor_can_be_cancelled(
     journal: Journal, root: Path, order: Orders, until: Until
 ) -> None:
     an_order = order("sleep 1000")
@@ -257,7 +257,7 @@ async def test_only_complete_record_of_complete_output_is_accepted(
         assert (folder / "exit").read_text() == (WHOLE if text == WHOLE else WHOLE.replace("exited", "lost  ")), text
 
 
-async def test_a_torn_record_waits_for_the_lock(journal: Journal, root: Path, order: Orders) -> None:
+async def test_torn_record_waits_for_the_lock(journal: Journal, root: Path, order: Orders) -> None:
     an_order = order()
     folder = files_of(root, an_order)
     folder.mkdir()

@@ -83,7 +83,7 @@ async def test_different_apps_do_not_wait_for_each_other(
     await until(lambda: ended(journal, first))
 
 
-async def test_the_directory_stays_locked_while_the_command_lives(
+async def test_directory_stays_locked_while_the_command_lives(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     first = order(f"touch begun; {WAIT}")
@@ -119,7 +119,7 @@ async def test_guard_refusal_prevents_start(journal: Journal, order: Orders, wor
     assert not (work / "ran").exists()
 
 
-async def test_a_guard_that_fails_leaves_the_operation_unstarted(
+async def test_guard_that_fails_leaves_the_operation_unstarted(
     journal: Journal, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order("touch ran")
@@ -136,7 +136,7 @@ async def test_a_guard_that_fails_leaves_the_operation_unstarted(
     await until((work / "ran").exists)
 
 
-async def test_the_guard_decides_under_the_locks(journal: Journal, order: Orders, until: Until, work: Path) -> None:
+async def test_guard_decides_under_the_locks(journal: Journal, order: Orders, until: Until, work: Path) -> None:
     first, other = order("echo ran >>runs"), order()
     again: list[asyncio.Task[Launch]] = []
 

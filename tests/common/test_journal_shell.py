@@ -184,7 +184,7 @@ async def test_missing_operation_gets_tombstone_and_never_runs(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_cancellation_during_the_guard_is_kept(
+async def test_cancellation_during_the_guard_is_kept(
     journal: Journal, by_shell: ByShell, order: Orders, work: Path
 ) -> None:
     guarded = order("touch ran")

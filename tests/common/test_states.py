@@ -126,7 +126,7 @@ AT_NOON = datetime(2026, 5, 6, 12, 0, 30, tzinfo=UTC)
         ),
     ],
 )
-def test_a_health_that_isn_t_good_has_a_reason(found: list[ContainerState], reason: str | None) -> None:
+def test_bad_health_has_a_reason(found: list[ContainerState], reason: str | None) -> None:
     assert judge(found, {}).reason == reason
     assert judge(found[::-1], {}).reason == reason
 

@@ -50,7 +50,7 @@ def test_key_survives_pem_serialisation() -> None:
     assert key_from_pem(key_to_pem(key)).private_numbers() == key.private_numbers()
 
 
-def test_another_kind_of_key_is_refused() -> None:
+def test_unsupported_key_type_is_refused() -> None:
     pem = rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -59,7 +59,7 @@ def test_another_kind_of_key_is_refused() -> None:
             key_from_pem(text)
 
 
-def test_a_request_is_signed_by_its_key() -> None:
+def test_request_is_signed_by_its_key() -> None:
     key = new_key()
     request = x509.load_pem_x509_csr(signing_request(key, "host-1"))
     assert request.is_signature_valid

@@ -76,7 +76,7 @@ async def test_followed_start_ends_with_final_observation(rig: Rig) -> None:
     assert (await rig.transport.info()).running_containers == before - 1
 
 
-async def test_a_second_start_of_the_same_id_attaches(rig: Rig) -> None:
+async def test_second_start_of_the_same_id_attaches(rig: Rig) -> None:
     sent = order(rig.app())
     await rig.transport.start(sent)
     await rig.transport.start(sent)
@@ -149,7 +149,7 @@ async def test_cancel_of_missing_operation_prevents_its_start(rig: Rig) -> None:
     assert [list(app.containers) for app in snapshot.apps] == [[]]
 
 
-async def test_a_stop_can_t_be_cancelled(rig: Rig) -> None:
+async def test_stop_cannot_be_cancelled(rig: Rig) -> None:
     sent = order(rig.app(), OperationKind.DOWN)
     await rig.transport.start(sent)
     with pytest.raises(HostRefusedError) as caught:

@@ -86,7 +86,7 @@ def test_upgrade_keeps_apps_running_and_broken_one_rolls_back(desk: Desk, fleet:
     host.remove()
 
 
-def test_a_removal_leaves_nothing(desk: Desk, fleet: Fleet) -> None:
+def test_agent_removal_leaves_nothing(desk: Desk, fleet: Fleet) -> None:
     host = fleet.add()[0]
     server_id = desk.add_server(host)
     before = files_of(host)
@@ -107,7 +107,7 @@ def test_a_removal_leaves_nothing(desk: Desk, fleet: Fleet) -> None:
     host.remove()
 
 
-def test_installation_completes_after_repeated_power_cuts(desk: Desk, fleet: Fleet) -> None:
+def test_installation_completes_after_power_cut_and_second_call(desk: Desk, fleet: Fleet) -> None:
     host, server_id, operation = half_installed(desk, fleet)
     host.power_off()
     ended = desk.wait_operation(operation)

@@ -24,7 +24,7 @@ def main_pid(host: Host) -> str:
     return host.run("systemctl", "show", "--property", "MainPID", "--value", "moorage-agent").strip()
 
 
-def test_an_operation_outlives_the_service(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_operation_outlives_the_service(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     app_id = desk.add_app(host, server_id, "outlives", SLOW)
     start = desk.api.post(f"/api/apps/{app_id}/start", headers={"Prefer": "respond-async"}).expect(202)["id"]
@@ -69,7 +69,7 @@ def test_reboot_restores_agent_and_keeps_deadline(desk: Desk, joined: tuple[Host
     desk.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_directory_outside_the_policy_is_refused_and_audited(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_directory_outside_the_policy_is_refused_and_audited(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     host.write("/opt/elsewhere/compose.yaml", RESTARTED)
     body = {"name": "elsewhere", "projectId": desk.project_id, "serverId": server_id, "cdPath": "/opt/elsewhere"}
@@ -85,7 +85,7 @@ def test_a_directory_outside_the_policy_is_refused_and_audited(desk: Desk, joine
     desk.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_host_that_lost_its_certificate_is_repaired_by_one_call(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_host_that_lost_its_certificate_is_repaired_by_one_call(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     before = host.run("moorage-agent", "status").splitlines()[0]
     host.run("rm", "/var/lib/moorage/pki/agent.pem")

@@ -12,7 +12,7 @@ from moorage_lab.waiting import eventually, eventually_async
 from running_stack import DEAF, IMAGE, SLEEPER, Stack
 
 
-async def test_an_app_is_stopped_at_its_deadline_and_not_before(member: Member) -> None:
+async def test_app_is_stopped_at_its_deadline_and_not_before(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("timed", SLEEPER, 2)

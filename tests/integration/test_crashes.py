@@ -84,7 +84,7 @@ def test_caller_gets_complete_output_despite_agent_kill(stack: Stack) -> None:
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_start_is_cancelled_on_the_host(stack: Stack) -> None:
+def test_start_is_cancelled_on_the_host(stack: Stack) -> None:
     app_id = stack.make_app("cancelled", SLOW)
     operation_id = _begin(stack, app_id)
     stack.api.post(f"/api/operations/{operation_id}/cancel").expect(200)

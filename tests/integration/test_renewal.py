@@ -18,7 +18,7 @@ def identity(member: Member) -> bytes:
     return (member.agent.folder / "data" / "pki" / "agent.pem").read_bytes()
 
 
-async def test_a_certificate_is_renewed_at_two_thirds_without_a_restart(member: Member) -> None:
+async def test_certificate_is_renewed_at_two_thirds_without_a_restart(member: Member) -> None:
     member.clock.shift(-65 * DAY)
     async with member.controller():
         await member.join()

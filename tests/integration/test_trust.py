@@ -101,7 +101,7 @@ def test_join_token_is_accepted_once(stack: Stack, tmp_path: Path) -> None:
         thief.enroll(stack.controller.url, token)
 
 
-def test_a_newer_join_token_voids_the_older_one(stack: Stack, tmp_path: Path) -> None:
+def test_newer_join_token_voids_the_older_one(stack: Stack, tmp_path: Path) -> None:
     server = stack.api.post("/api/servers", {"name": "newer", "address": "127.0.0.1"}).expect(201)["id"]
     older, newer = stack.join_token(server), stack.join_token(server)
     host = AgentProcess(tmp_path / "host", stack.engine, allow_roots=[])

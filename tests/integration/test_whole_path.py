@@ -54,7 +54,7 @@ def test_app_is_started_shown_and_stopped(stack: Stack) -> None:
     assert {"START", "STOP"} <= {e["action"] for e in stack.api.get("/api/audit-logs").expect(200)["logs"]}
 
 
-def test_a_restart_makes_new_containers_and_begins_a_new_run(stack: Stack) -> None:
+def test_restart_creates_new_containers_and_a_new_run(stack: Stack) -> None:
     app_id = stack.make_app("again", SLEEPER)
     first = stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     second = stack.api.post(f"/api/apps/{app_id}/restart").expect(200)

@@ -37,7 +37,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             child.kill()
 
 
-def test_a_child_sees_only_the_environment_it_is_given(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_sees_only_the_environment_it_is_given(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_OURS", "x")
     child = start("import os; print(os.environ.get('WORD'), os.environ.get('SECRET_OF_OURS'))")
     eventually(lambda: not child.alive)
@@ -91,7 +91,7 @@ def test_descendants_are_found_below_a_process(start: Start) -> None:
     assert not any(pid.alive for pid in found)
 
 
-def test_a_port_is_free_until_somebody_listens(start: Start) -> None:
+def test_port_is_free_until_a_process_listens(start: Start) -> None:
     port = free_port()
     assert port_is_free(port)
     start(f"import http.server; http.server.HTTPServer(('127.0.0.1', {port}), None).serve_forever()")

@@ -139,7 +139,7 @@ def test_make_run_refuses_busy_port_with_a_sentence(start: Start, folder: Path) 
     assert start().alive
 
 
-def test_make_run_in_same_folder_is_refused_twice(start: Start, folder: Path) -> None:
+def test_second_make_run_in_same_folder_is_refused(start: Start, folder: Path) -> None:
     first = start()
     first.wait_until(first.log_tail, timeout=30, what="a first word")
     second = Process(

@@ -17,7 +17,7 @@ bundle.install(Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
 
-def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
+def test_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
     wheel = _wheel(tmp_path, "print('as it was published')\n")
     requirements = tmp_path / "requirements.txt"
     requirements.write_text(f"cargo==1.0 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
@@ -33,7 +33,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "bad").glob("lib/python*/site-packages/cargo.py"))
 
 
-def test_a_requirement_without_a_hash_is_refused(tmp_path: Path) -> None:
+def test_requirement_without_a_hash_is_refused(tmp_path: Path) -> None:
     _wheel(tmp_path, "")
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("cargo==1.0\n")

@@ -50,7 +50,7 @@ async def stopped(transport: SshTransport, cd_path: str) -> bytes:
 
 
 @pytest.mark.parametrize("way", FULL)
-async def test_a_stop_needs_no_room_and_a_start_is_refused(
+async def test_stop_needs_no_room_and_a_start_is_refused(
     small: tuple[PrivateSshd, SmallDisk], desk: SshDesk, way: str
 ) -> None:
     (sshd, disk), before = small, desk.transport()
@@ -80,7 +80,7 @@ async def test_a_stop_needs_no_room_and_a_start_is_refused(
 
 
 @pytest.mark.parametrize("way", FULL[:2])
-async def test_a_stop_without_a_journal_waits_for_a_start_that_can_be_cancelled(
+async def test_stop_without_journal_waits_for_cancellable_start(
     small: tuple[PrivateSshd, SmallDisk], desk: SshDesk, way: str
 ) -> None:
     (sshd, disk), transport = small, desk.transport()

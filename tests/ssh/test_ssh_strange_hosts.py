@@ -108,7 +108,7 @@ async def test_docker_by_sudo_works_with_host_compose(desk: SshDesk) -> None:
         await whole_life(transport, ssh_app(desk.sshd))
 
 
-async def test_a_start_by_sudo_can_be_cancelled(desk: SshDesk) -> None:
+async def test_start_by_sudo_can_be_cancelled(desk: SshDesk) -> None:
     """Sudo passes the signal on."""
     transport = desk.transport("sudoer")
     sent = Order(uuid4(), OperationKind.UP, HostApp(ssh_app(desk.sshd, SLOW)))

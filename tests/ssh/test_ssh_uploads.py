@@ -46,7 +46,7 @@ def stored(path: str) -> tuple[bytes, int, int] | None:
     return file.read_bytes(), file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777
 
 
-async def test_an_upload_arrives_whole_and_only_once(desk: SshDesk) -> None:
+async def test_upload_arrives_completely_and_only_once(desk: SshDesk) -> None:
     place = folder(desk.sshd, "whole") / "a file's name"
     async with desk.transport()._host.site() as site:
         told = await send(site.link, place)

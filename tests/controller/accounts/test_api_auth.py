@@ -97,7 +97,7 @@ async def test_logged_out_token_stays_revoked_after_restart(world: World) -> Non
     (await world.admin.get("/api/auth/verify")).expect(200)
 
 
-async def test_a_token_lasts_a_day_to_the_second(world: World) -> None:
+async def test_token_lasts_a_day_to_the_second(world: World) -> None:
     world.clock.advance(24 * 3600 - 1)
     (await world.admin.get("/api/auth/verify")).expect(200)
     world.clock.advance(1)
@@ -113,7 +113,7 @@ async def test_missing_token_differs_from_bad_token(world: World) -> None:
         (await world.nobody.get("/api/auth/verify", Authorization=header)).expect(401, "bad_token")
 
 
-async def test_a_role_is_never_taken_from_the_token_alone(world: World) -> None:
+async def test_role_is_never_taken_from_the_token_alone(world: World) -> None:
     me = (await world.user.get("/api/auth/verify")).expect(200)["user"]["id"]
     database = world.database()
     async with database.read() as connection:

@@ -97,7 +97,7 @@ async def test_join_token_is_spent_once_by_its_own_host(world: World) -> None:
     assert (server["connection"], server["apiEndpoint"]) == ("agent", endpoint)
 
 
-async def test_a_join_token_lasts_an_hour_and_a_newer_one_voids_it(world: World) -> None:
+async def test_join_token_lasts_an_hour_and_a_newer_one_voids_it(world: World) -> None:
     server_id = await world.new_server()
     path = f"/api/servers/{server_id}/enrollment-token"
     tokens = [JoinToken.parse((await world.admin.post(path)).expect(201)["token"]) for _ in range(2)]

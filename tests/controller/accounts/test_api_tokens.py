@@ -16,7 +16,7 @@ async def make(world: World, caller: Api, *scopes: str, **fields: object) -> tup
     return made, Api(world.nobody.session, world.nobody.url, made["token"])
 
 
-async def test_a_token_is_shown_once_listed_without_its_secret_and_revoked_once(world: World) -> None:
+async def test_token_is_shown_once_listed_without_its_secret_and_revoked_once(world: World) -> None:
     expires = to_millis(world.clock.now()) + 3_600_000
     made, api = await make(world, world.user, "operate", "read", expiresAt=expires)
     assert made.keys() == {"id", "name", "scopes", "expiresAt", "lastUsedAt", "createdAt", "token"}
@@ -103,7 +103,7 @@ async def test_token_of_admin_cannot_create_or_change_users(world: World) -> Non
     (await api.delete(f"/api/tokens/{token['id']}")).expect(403, "login_needed")
 
 
-async def test_an_admin_lists_and_revokes_another_user_s_tokens(world: World) -> None:
+async def test_admin_lists_and_revokes_another_user_tokens(world: World) -> None:
     made, api = await make(world, world.user, "read")
     me = (await world.user.get("/api/auth/verify")).json["user"]["id"]
     (await world.user.get(f"/api/users/{me}/tokens")).expect(403, "forbidden")

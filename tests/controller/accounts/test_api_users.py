@@ -29,7 +29,7 @@ async def token_of(world: World, caller: Api) -> Api:
     return Api(world.nobody.session, world.nobody.url, made["token"])
 
 
-async def test_a_user_is_made_shown_changed_and_removed(world: World) -> None:
+async def test_user_is_made_shown_changed_and_removed(world: World) -> None:
     body = {**NEW, "email": "anna@example.com", "fullName": "Anna B", "role": "admin"}
     made = (await world.admin.post("/api/users", body)).expect(201)
     fields = "id username email fullName role isActive lastLoginAt createdAt updatedAt"
@@ -238,6 +238,6 @@ async def test_lone_surrogate_in_password_returns_422(world: World) -> None:
     (await world.nobody.send("POST", "/api/auth/login", data=login)).expect(401, "bad_credentials")
 
 
-async def test_unknown_ids_are_404(world: World) -> None:
+async def test_unknown_user_id_returns_404(world: World) -> None:
     for path in (f"/api/users/{uuid.uuid4()}", "/api/users/x"):
         (await world.admin.get(path)).expect(404)

@@ -20,7 +20,7 @@ async def passwords() -> AsyncIterator[Passwords]:
     await made.aclose()
 
 
-async def test_a_hash_is_bcrypt_with_cost_12_and_verifies(passwords: Passwords) -> None:
+async def test_hash_is_bcrypt_with_cost_12_and_verifies(passwords: Passwords) -> None:
     made = await passwords.hash("pässword", PLACE)
     assert made.startswith("$2b$12$")
     assert await passwords.verify("pässword", made, PLACE)

@@ -50,7 +50,7 @@ async def outcome(users: Users, username: str, address: str, password: str = "wr
 
 @pytest.mark.usefixtures("cheap_names")
 @pytest.mark.parametrize("username", [ADMIN, "nobody at all"])
-async def test_logins_slow_down_alike_for_known_and_unknown_names(world: World, username: str) -> None:
+async def test_login_delay_is_equal_for_known_and_unknown_names(world: World, username: str) -> None:
     waits = []
     for _ in range(5):
         (await guess(world, username)).expect(401, "bad_credentials")
@@ -127,7 +127,7 @@ async def test_address_limit_covers_networks_of_one_ipv6_customer(users: Users) 
     assert await outcome(users, "another", "2001:db8:1::1") == "wrong", "another customer"
 
 
-async def test_an_unknown_and_an_inactive_user_cost_the_same_comparison(
+async def test_unknown_and_an_inactive_user_cost_the_same_comparison(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = {"username": "gone", "password": PASSWORD, "isActive": False}
@@ -171,7 +171,7 @@ async def test_general_limit_is_600_requests_per_minute_and_user(limited_world: 
 
 
 @pytest.mark.usefixtures("cheap_names")
-async def test_a_sign_in_counts_against_its_address(limited_world: World) -> None:
+async def test_sign_in_counts_against_its_address(limited_world: World) -> None:
     world = limited_world
     replies = [await guess(world, f"name{i}") for i in range(40)]
     assert {reply.status for reply in replies} == {401}
@@ -212,7 +212,7 @@ def test_address_is_reduced_to_its_network(address: str | None, counted: str) ->
     assert network(address) == counted
 
 
-async def test_an_ordinary_request_writes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ordinary_request_writes_nothing_to_database(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[object] = []
     plain = Database.write
 

@@ -9,7 +9,7 @@ from fakes import settle
 AGENT = {"User-Agent": "dashboard/1.0"}
 
 
-async def test_each_change_leaves_one_entry_with_actor_address_and_browser(world: World) -> None:
+async def test_each_change_writes_one_entry_with_actor_address_and_browser(world: World) -> None:
     server_id, _ = await world.new_host()
     made: dict[str, str] = {}
     bodies: dict[str, dict[str, object]] = {
@@ -98,7 +98,7 @@ async def test_rename_entry_names_the_changed_field(world: World) -> None:
     assert (entry["resourceName"], "P" in entry["details"]) == ("Q", True)
 
 
-async def test_a_start_s_entry_leads_to_its_operation(world: World) -> None:
+async def test_start_entry_links_to_its_operation(world: World) -> None:
     server_id, _ = await world.new_host()
     app_id = await world.new_app(server_id)
     reply = (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
@@ -107,7 +107,7 @@ async def test_a_start_s_entry_leads_to_its_operation(world: World) -> None:
     assert entry["data"] == {"operationId": reply["operationId"], "timeout": 5}
 
 
-async def test_a_password_is_never_in_an_entry(world: World) -> None:
+async def test_password_is_never_in_an_entry(world: World) -> None:
     await world.nobody.post("/api/auth/login", {"username": "admin", "password": PASSWORD + "!"})
     assert PASSWORD not in json.dumps((await world.admin.get("/api/audit-logs")).expect(200))
 

@@ -36,7 +36,7 @@ async def login(address: str, password: str) -> int:
         return (await Api(session, f"http://{address}", None).post("/api/auth/login", body)).status
 
 
-async def test_the_first_admin_s_password_is_made_once_and_works(tmp_path: Path) -> None:
+async def test_first_admin_password_is_generated_once_and_works(tmp_path: Path) -> None:
     async with controller(tmp_path, admin_password="") as first:
         made = first.first_password
         assert made is not None
@@ -47,7 +47,7 @@ async def test_the_first_admin_s_password_is_made_once_and_works(tmp_path: Path)
         assert await login(second.address, made) == 200
 
 
-async def test_a_given_password_is_taken_on_the_first_start_only_and_never_shown(tmp_path: Path) -> None:
+async def test_given_admin_password_is_used_on_first_start_only_and_never_shown(tmp_path: Path) -> None:
     async with controller(tmp_path) as first:
         assert first.first_password is None
         assert await login(first.address, PASSWORD) == 200

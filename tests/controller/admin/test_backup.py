@@ -107,7 +107,7 @@ async def test_backup_is_consistent_during_concurrent_writes(source: Place, tmp_
     assert len(set(found)) > 1, "nobody wrote meanwhile"
 
 
-async def test_a_backup_that_is_cancelled_leaves_no_file(source: Place, tmp_path: Path) -> None:
+async def test_backup_that_is_cancelled_leaves_no_file(source: Place, tmp_path: Path) -> None:
     database = source.open()
     before = names(tmp_path)
     for turns in range(0, 60, 3):
@@ -151,7 +151,7 @@ def test_backup_without_database_is_refused(target: Place, tmp_path: Path) -> No
     assert names(tmp_path) == []
 
 
-async def test_a_target_with_data_is_refused_and_left_alone(source: Place, file: Path) -> None:
+async def test_target_with_data_is_refused_and_left_alone(source: Place, file: Path) -> None:
     before = await source.everything()
     sentence = refused(await asyncio.to_thread(source.run, "restore", file), "target_not_empty")
     assert "set MOORAGE_DATA_DIR" in sentence
@@ -191,7 +191,7 @@ async def test_target_with_foreign_tables_is_refused(file: Path, target: Place) 
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
-async def test_a_restore_is_refused_while_a_controller_serves(world: World, file: Path) -> None:
+async def test_restore_is_refused_while_a_controller_serves(world: World, file: Path) -> None:
     place = Place(world.settings.moorage_data_dir)
     before = await place.everything()
     refused(await asyncio.to_thread(place.run, "restore", file), "data_dir_in_use")
@@ -238,7 +238,7 @@ def test_file_that_is_no_backup_is_reported(target: Place, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("changed", [{"version": 2}, {"revision": "9999"}])
-def test_a_newer_release_s_backup_is_refused(file: Path, target: Place, changed: dict[str, object]) -> None:
+def test_newer_release_backup_is_refused(file: Path, target: Place, changed: dict[str, object]) -> None:
     header, *rows, _ = gzip.decompress(file.read_bytes()).splitlines(keepends=True)
     plain = json.dumps(json.loads(header) | changed | {"release": "7.8.9"}).encode() + b"\n" + b"".join(rows)
     end = json.dumps({"sha256": hashlib.sha256(plain).hexdigest()}).encode() + b"\n"
@@ -256,7 +256,7 @@ def test_undecryptable_secrets_are_reported_before_any_write(file: Path, target:
     done(target.run("restore", file, ENCRYPTION_KEY=other, ENCRYPTION_KEY_PREVIOUS=ENCRYPTION_KEY))
 
 
-async def test_an_older_revision_is_restored_and_brought_up_to_date(tmp_path: Path, target: Place) -> None:
+async def test_older_revision_is_restored_and_brought_up_to_date(tmp_path: Path, target: Place) -> None:
     old = Place(tmp_path / "old")
     old.folder.mkdir()
     database = old.open()
@@ -283,7 +283,7 @@ async def test_an_older_revision_is_restored_and_brought_up_to_date(tmp_path: Pa
     )
 
 
-async def test_a_restore_that_is_killed_leaves_an_empty_database(source: Place, tmp_path: Path, target: Place) -> None:
+async def test_restore_that_is_killed_leaves_an_empty_database(source: Place, tmp_path: Path, target: Place) -> None:
     database = source.open()
     async with database.write() as connection:
         for _ in range(1500):

@@ -65,7 +65,7 @@ async def test_backup_is_consistent_during_concurrent_writes(
     assert len(set(found)) > 1, "nobody wrote meanwhile"
 
 
-async def test_a_target_with_data_is_refused_and_left_alone(source: Place, tmp_path: Path) -> None:
+async def test_target_with_data_is_refused_and_left_alone(source: Place, tmp_path: Path) -> None:
     before = await source.everything()
     done(await asyncio.to_thread(source.run, "backup", tmp_path / "file"))
     sentence = refused(await asyncio.to_thread(source.run, "restore", tmp_path / "file"), "target_not_empty")
@@ -83,7 +83,7 @@ async def test_migrated_target_without_rows_counts_as_empty(source: Place, new_p
     assert await target.everything() == await source.everything()
 
 
-async def test_a_restore_that_is_killed_leaves_an_empty_database(
+async def test_restore_that_is_killed_leaves_an_empty_database(
     source: Place, new_place: NewPlace, postgres: PrivatePostgres, tmp_path: Path
 ) -> None:
     database = source.open()

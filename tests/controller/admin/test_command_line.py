@@ -78,7 +78,7 @@ async def test_script_token_is_sent_only_to_its_own_controller(world: World, adm
     assert (await admin("servers", MOORAGE_TOKEN=token)).exit_code == 3
 
 
-async def test_servers_and_apps_are_listed_for_people_and_for_programs(
+async def test_servers_and_apps_are_listed_as_table_and_json(
     world: World, admin: Run, host: FakeHost, running_app_id: str
 ) -> None:
     assert host.reachable
@@ -93,7 +93,7 @@ async def test_servers_and_apps_are_listed_for_people_and_for_programs(
     assert "online" in (await admin("servers")).output
 
 
-async def test_a_start_and_a_stop_by_name_show_what_compose_prints(
+async def test_start_and_a_stop_by_name_show_what_compose_prints(
     world: World, admin: Run, host: FakeHost, timed_app_id: str
 ) -> None:
     host.plans[OperationKind.UP] = Plan(output=b"Container web-1 Started\n")
@@ -158,7 +158,7 @@ async def test_api_refusals_are_shown(admin: Run, world: World) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-async def test_the_shell_completes_commands_and_names(
+async def test_shell_completes_commands_and_names(
     admin: Run, host: FakeHost, app_id: str, shell: str, tmp_path: Path
 ) -> None:
     assert host.reachable

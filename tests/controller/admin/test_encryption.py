@@ -40,7 +40,7 @@ def test_secret_opens_only_in_its_own_row_and_column() -> None:
             keyring.open(sealed, column=column, row=row)
 
 
-def test_one_flipped_bit_anywhere_is_noticed() -> None:
+def test_any_flipped_bit_is_detected() -> None:
     keyring = Keyring([OLD])
     version, key_id, body = keyring.seal("x" * 5, column=COLUMN, row=ROW).split(":")
     raw = base64.b64decode(body)
@@ -51,7 +51,7 @@ def test_one_flipped_bit_anywhere_is_noticed() -> None:
             keyring.open(Ciphertext(text), column=COLUMN, row=ROW)
 
 
-def test_an_old_key_still_reads_and_the_first_one_writes() -> None:
+def test_old_key_still_decrypts_and_first_key_encrypts() -> None:
     sealed = Keyring([OLD]).seal("kept", column=COLUMN, row=ROW)
     both = Keyring([NEW, OLD])
     assert both.open(sealed, column=COLUMN, row=ROW) == "kept"
@@ -68,14 +68,14 @@ def test_unsealed_text_is_refused_with_a_sentence(text: str) -> None:
 
 
 @pytest.mark.parametrize("body", ["", "AAAA", "not base64!", "é"])
-def test_a_damaged_body_under_a_known_key_is_refused_too(body: str) -> None:
+def test_damaged_ciphertext_with_known_key_is_refused(body: str) -> None:
     keyring = Keyring([OLD])
     key_id = keyring.seal("x", column=COLUMN, row=ROW).split(":")[1]
     with pytest.raises(UndecryptableError):
         keyring.open(Ciphertext(f"v1:{key_id}:{body}"), column=COLUMN, row=ROW)
 
 
-async def test_an_encrypted_column_takes_no_plaintext(database: Database) -> None:
+async def test_encrypted_column_takes_no_plaintext(database: Database) -> None:
     async with database.read() as connection:
         now = await database.now(connection)
     stray = StoredToken(uuid.uuid4(), uuid.uuid4(), Ciphertext("plain"), now, None, now)

@@ -208,7 +208,7 @@ async def test_undecryptable_secret_is_named_and_others_are_rotated(database: Da
     assert "anew: 1 of 3" in whole.output, "and alone it is part of a key"
 
 
-async def test_a_wrong_old_key_changes_nothing(database: Database, settings: Settings) -> None:
+async def test_wrong_old_key_changes_nothing(database: Database, settings: Settings) -> None:
     await fill(database, 3)
     before = await everything(database)
     result = await asyncio.to_thread(run, settings, NEW, "not the old key, but of 32 characters")

@@ -62,7 +62,7 @@ async def test_metrics_require_their_token(world: World) -> None:
     assert (await scrape(world.nobody)).value("moorage_database_up") == 1
 
 
-async def test_a_run_from_start_to_auto_stop_is_counted(world: World, host: FakeHost, running_app_id: str) -> None:
+async def test_run_from_start_to_auto_stop_is_counted(world: World, host: FakeHost, running_app_id: str) -> None:
     assert host.reachable
     assert running_app_id
     now = await scrape(world.nobody)

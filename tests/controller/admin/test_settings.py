@@ -118,7 +118,7 @@ def test_missing_secret_is_generated_once_with_owner_only_mode(tmp_path: Path) -
     assert settings_module.secret(make_settings(tmp_path), "jwt_secret") == JWT_SECRET
 
 
-def test_a_damaged_secret_is_not_replaced(tmp_path: Path) -> None:
+def test_damaged_secret_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "encryption_key").write_text("short\n")
     with pytest.raises(StartupError, match="damaged"):
         settings_module.secret(make_settings(tmp_path, encryption_key=""), "encryption_key")

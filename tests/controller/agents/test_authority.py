@@ -44,7 +44,7 @@ def test_authority_certificate_may_only_sign_certificates(authority: Authority) 
     assert authority.fingerprint == certificate.fingerprint(hashes.SHA256()).hex()
 
 
-def test_an_agent_s_certificate_is_for_its_key_its_name_and_for_serving(authority: Authority) -> None:
+def test_agent_certificate_is_for_its_key_its_name_and_for_serving(authority: Authority) -> None:
     key = new_key()
     pem = authority.issue_agent(signing_request(key, "root"), AGENT, EPOCH)
     certificate = loaded(pem)
@@ -60,7 +60,7 @@ def test_an_agent_s_certificate_is_for_its_key_its_name_and_for_serving(authorit
     certificate.verify_directly_issued_by(loaded(authority.certificate_pem))
 
 
-def test_the_library_accepts_an_agent_by_its_name_within_its_time_only(authority: Authority) -> None:
+def test_agent_certificate_verifies_only_by_name_within_validity(authority: Authority) -> None:
     pem = authority.issue_agent(signing_request(new_key(), "x"), AGENT, EPOCH)
     verify_server(authority, pem, AGENT, SOON)
     with pytest.raises(VerificationError):
@@ -71,7 +71,7 @@ def test_the_library_accepts_an_agent_by_its_name_within_its_time_only(authority
         verify_server(Authority.create(EPOCH)[0], pem, AGENT, SOON)
 
 
-def test_names_in_the_request_are_not_taken(authority: Authority) -> None:
+def test_names_in_certificate_request_are_ignored(authority: Authority) -> None:
     key = new_key()
     wished = x509.SubjectAlternativeName([x509.DNSName("evil"), x509.UniformResourceIdentifier(CONTROLLER_URI)])
     request = (
@@ -90,7 +90,7 @@ def test_names_in_the_request_are_not_taken(authority: Authority) -> None:
     assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
-def test_the_controller_s_certificate_is_for_calling_under_its_uri_name(authority: Authority) -> None:
+def test_controller_certificate_is_for_calling_under_its_uri_name(authority: Authority) -> None:
     pem, key_pem = authority.issue_controller(EPOCH)
     certificate = loaded(pem)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -55,7 +55,7 @@ async def test_unknown_path_returns_a_problem_document(world: World) -> None:
         (await api.get("/api/nothing/")).expect(404, "not_found")
 
 
-async def test_every_reply_bears_the_security_headers(world: World) -> None:
+async def test_every_reply_has_the_security_headers(world: World) -> None:
     for reply in (
         await world.admin.get("/api/apps"),
         await world.nobody.get("/api/apps"),
@@ -110,7 +110,7 @@ async def test_unreadable_body_differs_from_invalid_body(world: World) -> None:
 @pytest.mark.parametrize(
     "media", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"]
 )
-async def test_another_media_type_is_refused(world: World, media: str) -> None:
+async def test_other_media_type_is_refused(world: World, media: str) -> None:
     reply = await world.admin.send("POST", "/api/projects", data=b'{"name":"x"}', headers={"Content-Type": media})
     reply.expect(415, "unsupported_media_type")
 
@@ -121,7 +121,7 @@ async def test_any_json_media_type_is_accepted(world: World, media: str) -> None
     reply.expect(201)
 
 
-async def test_a_body_of_one_mebibyte_is_read_and_one_byte_more_is_not(world: World) -> None:
+async def test_body_of_1_mib_is_read_and_one_byte_more_is_refused(world: World) -> None:
     frame = b'{"name":"x","extra":""}'
     room = 1024 * 1024 - len(frame)
     full = frame[:-2] + b"y" * room + b'"}'

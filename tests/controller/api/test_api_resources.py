@@ -35,7 +35,7 @@ async def test_server_reply_matches_the_guide(world: World) -> None:
     assert uuid.UUID(made["id"])
 
 
-async def test_a_server_with_an_agent_is_online_with_its_facts(world: World) -> None:
+async def test_server_with_an_agent_is_online_with_its_facts(world: World) -> None:
     server_id, host = await world.new_host()
     host.set_running(PATH, ["web", "db"])
     server = (await world.user.get(f"/api/servers/{server_id}")).expect(200)
@@ -160,7 +160,7 @@ async def test_app_with_unknown_project_and_server_names_both(world: World) -> N
     assert [error["field"] for error in errors] == ["serverId"]
 
 
-async def test_a_server_with_apps_can_t_be_deleted(world: World) -> None:
+async def test_server_with_apps_cannot_be_deleted(world: World) -> None:
     app = await make(world, "apps", "a")
     (await world.admin.delete(f"/api/servers/{app['serverId']}")).expect(409, "server_in_use")
     (await world.admin.delete(f"/api/apps/{app['id']}")).expect(200)

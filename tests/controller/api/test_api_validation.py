@@ -75,7 +75,7 @@ def fields(errors: list[dict[str, str]]) -> set[str]:
     return {error["field"] for error in errors}
 
 
-async def test_path_with_traversal_is_refused(world: World) -> None:
+async def test_invalid_path_is_refused(world: World) -> None:
     app = await body(world)
     app_id = (await world.admin.post("/api/apps", app)).expect(201)["id"]
     for path in BAD_PATHS:
@@ -118,7 +118,7 @@ async def test_start_timeout_follows_the_same_rules(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["servers", "projects", "apps"])
-async def test_a_name_is_one_line_of_255_characters_at_most(world: World, kind: str) -> None:
+async def test_name_is_one_line_of_at_most_255_characters(world: World, kind: str) -> None:
     kinds: dict[str, dict[str, object]] = {
         "servers": {"address": "10.0.0.1"},
         "projects": {},

@@ -84,7 +84,7 @@ async def test_unchanged_list_is_read_from_database_once(world: World, monkeypat
     assert [p["name"] for p in (await world.user.get("/api/projects")).json] == ["new"]
 
 
-async def test_a_write_by_another_process_is_seen(world: World) -> None:
+async def test_write_by_other_process_invalidates_the_list(world: World) -> None:
     assert (await world.user.get("/api/projects")).expect(200) == []
     database = world.database()
     async with database.write() as connection:

@@ -63,7 +63,7 @@ async def test_concurrent_request_at_two_controllers_creates_once(pair: Pair) ->
         assert {one["id"] for one in (await pair[1].get(path)).expect(200)} - before == {made["id"]}
 
 
-async def test_expired_keys_are_deleted_concurrently(pair: Pair, postgres_url: str) -> None:
+async def test_expired_keys_are_replaced_by_concurrent_requests(pair: Pair, postgres_url: str) -> None:
     keys = ("a", "b", "c")
     before = {made["id"] for made in await at_once(pair, "/api/projects", {"name": "Shop"}, *keys)}
     database = Database(postgresql_url(postgres_url), SystemClock())

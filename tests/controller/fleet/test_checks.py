@@ -145,7 +145,7 @@ async def test_check_of_silent_host_times_out(
     assert hosts.at_once == 0, "and nothing goes on behind it"
 
 
-async def test_many_dead_hosts_are_checked_in_batches_without_blocking_reply(
+async def test_checks_of_dead_hosts_are_limited_and_do_not_block_reply(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
 ) -> None:
     names = [f"dead-{number:02}" for number in range(AT_ONCE + 2)]

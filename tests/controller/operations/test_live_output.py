@@ -165,7 +165,7 @@ async def test_unknown_operation_is_refused_before_streaming(world: World) -> No
     (await world.nobody.get(f"/api/operations/{UUID(int=1)}/output")).expect(401)
 
 
-async def test_a_bad_offset_is_refused(world: World, operation_id: str) -> None:
+async def test_bad_offset_is_refused(world: World, operation_id: str) -> None:
     for wrong in ("-1", "x", "1e3", str(10**16)):
         (await world.user.get(f"/api/operations/{operation_id}/output?after={wrong}")).expect(422, "invalid_field")
 

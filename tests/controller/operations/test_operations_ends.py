@@ -119,7 +119,7 @@ async def test_lost_operation_has_unknown_end_and_running_app_gets_deadline(
     assert len(host.commands) == 1, "a lost run is never run again by itself"
 
 
-async def test_a_cancelled_start_is_terminated_on_the_host(world: World, host: FakeHost, app_id: str) -> None:
+async def test_cancelled_start_is_terminated_on_the_host(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
     await settle()
@@ -151,7 +151,7 @@ async def test_start_cancelled_before_arrival_never_runs(world: World, host: Fak
     assert (await world.row(app_id)).run_id is None
 
 
-async def test_a_stop_can_t_be_cancelled(world: World, host: FakeHost, app_id: str) -> None:
+async def test_stop_cannot_be_cancelled(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     operation_id = await world.begin(app_id, "stop")
     (await world.user.post(f"/api/operations/{operation_id}/cancel")).expect(409, "not_cancellable")

@@ -93,7 +93,7 @@ async def test_app_status_is_starting_and_stopping_meanwhile(world: World, host:
         assert (app["status"], app["operationId"]) == (after, None)
 
 
-async def test_a_provisional_deadline_is_not_shown(world: World, host: FakeHost, app_id: str) -> None:
+async def test_provisional_deadline_is_not_shown(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     await world.begin(app_id)
     app = await world.app(app_id)
@@ -208,7 +208,7 @@ async def test_start_of_running_app_runs_up_again_with_a_new_run(world: World, h
     assert [kind.value for kind, _ in host.commands] == ["up", "up"]
 
 
-async def test_stop_of_stopped_app_runs_down_again(world: World, host: FakeHost, app_id: str) -> None:
+async def test_stop_of_stopped_app_runs_down(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
     assert [kind.value for kind, _ in host.commands] == ["down"]
 

@@ -194,7 +194,7 @@ async def test_run_due_during_controller_downtime_is_stopped_at_startup(
     assert len(await world.audit("AUTO_STOP")) == 1
 
 
-async def test_a_deadline_outlives_a_restart_of_the_controller(world: World, host: FakeHost, app_id: str) -> None:
+async def test_deadline_outlives_a_restart_of_the_controller(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     await world.clock.run(60)
     await world.restart()

@@ -94,7 +94,7 @@ async def test_shared_clock_jump_is_applied_by_one_of_two_controllers(settings: 
 
 
 @on_postgresql
-async def test_suspended_controller_moves_no_deadline_of_others(
+async def test_suspended_controller_shifts_no_deadline(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a virtual machine that was paused: its time since boot lacks an hour that really has passed."""

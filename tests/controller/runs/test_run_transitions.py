@@ -82,7 +82,7 @@ def test_start_of_only_one_shots_leaves_no_run() -> None:
     assert (app.status, app.run_id, app.stop_at, app.started_at) == ("stopped", None, None, None)
 
 
-def test_a_failed_start_that_left_a_container_has_a_deadline() -> None:
+def test_failed_start_that_left_a_container_has_a_deadline() -> None:
     app = an_app()
     operation = a_start(app)
     outcome = Outcome("failed", exit_code=1, error="no such image", observed=seen("running", "created"))

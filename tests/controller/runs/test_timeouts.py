@@ -54,7 +54,7 @@ async def test_timeout_change_moves_the_run_and_the_default(world: World, timed_
 
 
 @pytest.mark.parametrize(("minutes", "expected"), [(None, 90), (240, 240)])
-async def test_new_default_moves_only_runs_that_took_the_old_one(
+async def test_default_timeout_change_moves_only_runs_using_it(
     world: World, timed_app_id: str, minutes: int | None, expected: int
 ) -> None:
     (await world.user.post(f"/api/apps/{timed_app_id}/start", {"minutes": minutes})).expect(200)

@@ -59,7 +59,7 @@ async def test_run_change_requires_matching_run_and_deadline(database: Database)
         assert await apps.change_run(connection, app.id, run_id, stop_at, stopping)
 
 
-async def test_a_deadline_keeps_its_microseconds_and_its_zone(database: Database) -> None:
+async def test_deadline_keeps_its_microseconds_and_its_zone(database: Database) -> None:
     stop_at = EPOCH + timedelta(microseconds=123_457)
     app = await add_app(database, stop_at=stop_at, run_id=uuid.uuid4())
     async with database.read() as connection:
@@ -70,7 +70,7 @@ async def test_a_deadline_keeps_its_microseconds_and_its_zone(database: Database
     assert found.stop_at.utcoffset() == timedelta(0)
 
 
-async def test_a_time_without_a_zone_is_refused(database: Database) -> None:
+async def test_time_without_a_zone_is_refused(database: Database) -> None:
     app = await add_app(database)
     naive = EPOCH.replace(tzinfo=None)
     with pytest.raises(StatementError, match="without a zone"):
@@ -103,7 +103,7 @@ async def test_project_removal_removes_apps_and_keeps_operations(database: Datab
     assert kept.app_id is None
 
 
-async def test_a_server_with_apps_can_t_be_removed(database: Database) -> None:
+async def test_server_with_apps_cannot_be_removed(database: Database) -> None:
     app = await add_app(database)
     with pytest.raises(IntegrityError):
         async with database.write() as connection:
@@ -232,7 +232,7 @@ async def test_only_running_apps_are_counted(database: Database) -> None:
     assert server.running_apps_count == 0
 
 
-async def test_the_audit_log_is_paged_newest_first_and_filtered_by_user(database: Database) -> None:
+async def test_audit_log_is_paged_newest_first_and_filtered_by_user(database: Database) -> None:
     async with database.read() as connection:
         user = await users.by_name(connection, USER)
     assert user is not None

@@ -38,7 +38,7 @@ async def fake() -> AsyncIterator[Rig]:
 
 @pytest.fixture
 async def agent(enrolled_agent: LoneAgent) -> AsyncIterator[Rig]:
-    """Return a real agent, reached as the controller reaches it."""
+    """Return a real agent, called like the controller calls it."""
     channels = AgentChannels(ControllerIdentity(enrolled_agent.desk.authority, SystemClock()).current)
     yield AgentRig(enrolled_agent, channels)
     await channels.close()

@@ -25,7 +25,7 @@ def fleet(engine: PrivateEngine, engine_folder: Path) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="session")
 def bundles() -> Path:
-    """Return the folder of two bundles made of this tree: its own version, and OLD, which differs by its name alone."""
+    """Return the folder of two bundles of this tree: its own version, and OLD, which differs only in its name."""
     return bundles_of("agent", ("agent/moorage_agent",), [version("moorage-agent"), OLD])
 
 
@@ -38,7 +38,7 @@ def controller_bundle(bundles: Path) -> Path:
 
 
 def bundles_of(program: str, sources: Sequence[str], releases: Sequence[str]) -> Path:
-    """Make a program's bundles where they are older than what they are made of; return their folder."""
+    """Build a program's bundles where they are older than their sources; return their folder."""
     dist = ROOT / ".cache" / "bundles"
     dist.mkdir(parents=True, exist_ok=True)
     with (dist / f"{program}.lock").open("w") as lock:
@@ -57,7 +57,7 @@ def bundles_of(program: str, sources: Sequence[str], releases: Sequence[str]) ->
 
 @pytest.fixture(scope="module")
 def desk(fleet: Fleet, bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """Return a controller of this machine, which has the bundles, and the fleet's key."""
+    """Return a controller on this machine, with the bundles and the fleet's key."""
     made = Desk(tmp_path_factory.mktemp("desk"), fleet, bundles)
     made.start()
     yield made

@@ -11,7 +11,7 @@ def tell(figure: str) -> None:
 
 
 def make_ssh_app(stack: Stack, sshd: PrivateSshd) -> str:
-    """Make a server that is reached over SSH and an app on it; return the app's id."""
+    """Create a server reached over SSH and an app on it; return the app's id."""
     body = {"name": "bare", "address": "127.0.0.1", "sshUser": "op", "sshPort": sshd.port}
     body["sshPrivateKey"] = sshd.key.read_text()
     server_id = stack.api.post("/api/servers", body).expect(201)["id"]

@@ -10,7 +10,7 @@ from moorage_lab.waiting import eventually
 
 
 class Terminal:
-    """A command on a pseudo-terminal: what it has shown so far, and its exit code at its end."""
+    """A command on a pseudo-terminal: its output so far, and its exit code."""
 
     def __init__(self, argv: list[str], environment: Mapping[str, str]) -> None:
         self._master, slave = pty.openpty()

@@ -19,7 +19,7 @@ _MOST_LINES = 500
 _MOST_README_LINES = 100
 _PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/*.md", "packaging/*.md")
 
-# In pieces, so that this file doesn't hold what it looks for.
+# In pieces, so that this file doesn't contain the searched text.
 _REGISTRIES = ("pypi" + ".org", "python" + "hosted", "npm" + "js.", "deb" + "ian.org", "ghcr" + ".io", "quay" + ".io")
 _MACHINES = ("/wo" + "rk/", "/tm" + "p/try/")
 
@@ -77,7 +77,7 @@ def test_every_requirement_is_pinned() -> None:
 
 
 def _hashed() -> dict[str, str]:
-    """Return name and version of all that goes into the bundles' environment."""
+    """Return name and version of every distribution in the bundles' environment."""
     lines = (ROOT / "packaging/requirements.txt").read_text().splitlines()
     return {_name(line): line.split("==")[1].removesuffix(" \\") for line in lines if "==" in line}
 
@@ -95,7 +95,7 @@ def test_every_bundle_requirement_has_hashes(program: str) -> None:
         if str(asked) in seen:
             continue
         seen.add(str(asked))
-        # Of what isn't installed here, such as the build's own tools, the first level counts.
+        # For distributions that aren't installed here, such as build tools, only the first level counts.
         needs = map(Requirement, (requires(asked.name) or []) if _is_installed(asked.name) else [])
         wanted += [
             need

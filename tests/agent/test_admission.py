@@ -50,7 +50,7 @@ CALLS: dict[str, Call] = {
 
 
 def _client_of_the_same_authority(authority: Authority, uri: str) -> Identity:
-    """Return a certificate that is a client's by all rights, but of another name, and its key."""
+    """Return a valid client certificate with another name, and its key."""
     key = x509.new_key()
     names = cx.SubjectAlternativeName([cx.UniformResourceIdentifier(uri)])
     usage = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -96,7 +96,7 @@ async def test_connection_without_certificate_is_refused(agent: LoneAgent) -> No
     with suppress(ssl.SSLError, ConnectionError):
         reader, writer = await _connect(agent, context)
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-        # TLS 1.3 tells a client of its refusal only when it reads: not a byte of HTTP/2 comes back.
+        # With TLS 1.3 a client learns of its refusal only when it reads: no byte of HTTP/2 comes back.
         assert await asyncio.wait_for(reader.read(1024), 10) == b""
         writer.close()
 
@@ -144,7 +144,7 @@ async def test_renewed_certificate_is_used_without_a_restart(agent: LoneAgent, c
     try:
         (pki / "agent.pem").write_bytes(x509.key_to_pem(key) + renewed)
         assert await _shown(agent) == renewed
-        # The connection that was there goes on, and new ones are as good.
+        # The existing connection continues, and new ones work as well.
         await caller.stub.GetInfo(pb.GetInfoRequest())
         async with agent.called() as anew:
             await anew.stub.GetInfo(pb.GetInfoRequest(), timeout=10)
@@ -160,7 +160,7 @@ async def _handshake_fails(agent: LoneAgent, identity: Identity) -> bool:
 
 
 async def _shown(agent: LoneAgent) -> bytes:
-    """Return the certificate that a new connection is shown, as PEM."""
+    """Return the certificate that the agent presents on a new connection, as PEM."""
     context = _context(agent)
     context.maximum_version = ssl.TLSVersion.TLSv1_3
     reader, writer = await _connect(agent, context)

@@ -17,7 +17,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def refused(engine: PrivateEngine, tmp_path: Path) -> Run:
-    """Return what runs an enrolment or `serve` that must fail, and returns its sentence."""
+    """Return a function that runs a failing enrolment or `serve`, and returns its sentence."""
 
     def run(*words: str | bytes, token: bytes = b"", data: Path | None = None) -> str:
         done = subprocess.run(

@@ -50,7 +50,7 @@ async def caller(lone: LoneAgent) -> AsyncIterator[Caller]:
 
 
 def deadline(directory: Path, seconds: float) -> pb.SetDeadlineRequest:
-    """Return what tells an agent how long an app may run."""
+    """Return a request that sets an app's deadline at an agent."""
     remaining = Duration()
     remaining.FromTimedelta(timedelta(seconds=seconds))
     about = pb.Deadline(app_id=str(uuid4()), number=1, run_id=str(uuid4()), remaining=remaining)
@@ -58,7 +58,7 @@ def deadline(directory: Path, seconds: float) -> pb.SetDeadlineRequest:
 
 
 async def facts(caller: Caller) -> pb.Host:
-    """Ask the host's facts."""
+    """Query the host's facts."""
     return (await caller.stub.GetInfo(pb.GetInfoRequest(), timeout=10)).host
 
 

@@ -16,7 +16,7 @@ from moorage_lab.programs.pids import Pid
 
 @pytest.fixture
 def alone(engine_folder: Path, desk: Desk, tmp_path: Path) -> Iterator[tuple[LoneAgent, Pid]]:
-    """Return an agent and the dockerd that nobody else uses."""
+    """Return an agent and its exclusive dockerd."""
     with PrivateEngine(engine_folder / "engine-hung") as private:
         made = LoneAgent(tmp_path / "hung", private, desk).start()
         dockerd = private._dockerd.identity

@@ -41,7 +41,7 @@ class LateEngine(Engine):
     __slots__ = ()
 
     def events(self, since: int) -> EventStream:
-        """Open the stream, the late container's events taken out."""
+        """Open the stream without the late container's events."""
         return _Silenced(super().events(since))
 
 

@@ -33,7 +33,7 @@ esac
 
 @pytest.fixture
 def own(engine: PrivateEngine, sample_image: str, desk: Desk, tmp_path: Path) -> Iterator[LoneAgent]:
-    """Return an enrolled agent with a secret in its environment, not started; its Compose talks a lot."""
+    """Return an enrolled agent with a secret in its environment, not started; its Compose prints a lot."""
     assert sample_image == IMAGE
     compose = tmp_path / "docker-compose"
     compose.write_text(_TALKATIVE)
@@ -55,7 +55,7 @@ async def test_large_output_is_followed_completely(own: LoneAgent, tmp_path: Pat
     directory = own.app("talkative", SLEEPER)
     async with own.called() as caller:
         operation_id = await caller.start(UP, directory)
-        # Something that the command left behind goes on printing: the end is the end all the same.
+        # A background process of the command keeps printing: the output still ends.
         done = await caller.finish(operation_id)
         assert done.end.exit_code == 0
         assert done.output.splitlines()[:_LINES] == [f"line {n:06d}" for n in range(1, _LINES + 1)]
@@ -117,7 +117,7 @@ async def test_internal_agent_error_is_reported_without_details(agent: LoneAgent
     directory = agent.app("faulty", SLEEPER)
     done = await caller.run(UP, directory)
     spec = agent.data / "operations" / done.operation_id / "spec"
-    # Half a character, which no message can carry.
+    # A lone surrogate, which no message can carry.
     spec.write_text(json.dumps({"kind": "up", "cd_path": "/insides/\ud800", "real_directory": str(directory)}))
     with pytest.raises(grpc.aio.AioRpcError) as fault:
         await caller.finish(done.operation_id)

@@ -18,7 +18,7 @@ _TWO = f"services:\n  stuck: {{image: '{IMAGE}', {_SLEEP}}}\n  other: {{image: '
 
 
 class Grip:
-    """Makes the Engine's own disk refuse to give containers up."""
+    """Makes the Engine's disk refuse the removal of containers."""
 
     def __init__(self, engine: PrivateEngine) -> None:
         self._engine = engine
@@ -34,7 +34,7 @@ class Grip:
         self._held.append(file)
 
     def release(self) -> None:
-        """Let all go."""
+        """Release all."""
         while self._held:
             _chattr("-i", self._held.pop())
 
@@ -45,7 +45,7 @@ def _chattr(change: str, file: Path) -> None:
 
 @pytest.fixture
 def grip(engine: PrivateEngine) -> Iterator[Grip]:
-    """Return a grip that is released at the end of the test."""
+    """Return a grip; release it at the end of the test."""
     made = Grip(engine)
     yield made
     made.release()

@@ -18,7 +18,7 @@ SHOP = WatchedApp("/srv/shop", Project("shop", "/srv/shop"))
 
 @dataclass
 class Machine:
-    """A host's clocks: seconds since boot, and those that the wall shows."""
+    """A host's clocks: seconds since boot, and wall time."""
 
     boot: float = 5000.0
     wall: float = 1_700_000_000.0
@@ -30,7 +30,7 @@ class Machine:
         self.wall += seconds
 
     def reboot(self, *, off: float, wall_jump: float = 0.0) -> None:
-        """Switch it off for so long; the wall clock may have been set meanwhile."""
+        """Power it off for `off` seconds; the wall clock may be set meanwhile."""
         self.wall += off + wall_jump
         self.boot, self.boot_id = 20.0, "second"
 
@@ -42,7 +42,7 @@ def machine() -> Machine:
 
 
 def opened(folder: Path, machine: Machine) -> Deadlines:
-    """Return what an agent that starts now knows."""
+    """Return the deadlines of an agent that starts now."""
     made = Deadlines(
         folder / "deadlines.json", machine.boot_id, boot_clock=lambda: machine.boot, wall_clock=lambda: machine.wall
     )
@@ -51,7 +51,7 @@ def opened(folder: Path, machine: Machine) -> Deadlines:
 
 
 def only(deadlines: Deadlines) -> StoredDeadline:
-    """Return the one deadline there is."""
+    """Return the only deadline."""
     (held,) = deadlines.held
     return held
 

@@ -20,7 +20,7 @@ Enroll = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def enroll(desk: Desk, tmp_path: Path) -> Iterator[Enroll]:
-    """Return what runs `moorage-agent enroll` into tmp_path/data, the token by standard input."""
+    """Return a function that runs `moorage-agent enroll` into tmp_path/data, with the token on standard input."""
 
     def run(token: str | None = None, *options: str, controller: str | None = None) -> subprocess.CompletedProcess[str]:
         argv = [installed("moorage-agent"), "enroll", "--controller", controller or desk.url, "--token-file", "-"]
@@ -51,7 +51,7 @@ def test_enrolment_writes_config_policy_and_identity(desk: Desk, enroll: Enroll,
     assert (done.returncode, done.stderr) == (0, "")
     about = json.loads((data / "agent.json").read_text())
     assert about["agent_name"] in done.stdout
-    # Found out by looking which address faces the controller.
+    # Derived from the local address of the connection to the controller.
     assert (about["listen"], about["advertise"]) == ("0.0.0.0:7999", "127.0.0.1:7999")
     assert about["controller"] == desk.url
     (request,) = desk.requests
@@ -80,7 +80,7 @@ def test_enrolment_reply_lost_can_be_retried(desk: Desk, enroll: Enroll, data: P
     desk.change = lambda answer: answer
     assert enroll(token).returncode == 0
     first, second = desk.requests
-    # The same key again: the controller knows the request, and answers it as it did before.
+    # With the same key the controller recognises the request, and repeats its reply.
     assert _public_key(first["csr"]) == _public_key(second["csr"])
 
 

@@ -201,7 +201,7 @@ async def test_app_with_missing_subdirectory_is_found_by_last_project(agent: Lon
     last = (await caller.run(UP, directory)).end.observed.project
     (directory / ".env").unlink()
     shutil.rmtree(directory / "deploy")
-    # Without a hint nothing leads from the directory to its containers.
+    # Without the last project, nothing leads from the directory to its containers.
     stopped = await caller.run(DOWN, directory, last)
     assert (stopped.end.exit_code, agent.containers(directory)) == (0, {})
 

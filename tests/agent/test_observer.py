@@ -30,14 +30,14 @@ from running_stack import IMAGE, SLEEPER
 
 
 class Told:
-    """What a watch has told, item by item."""
+    """The items of a watch."""
 
     def __init__(self, items: AsyncIterator[WatchItem]) -> None:
         self._items = items
         self.all: list[WatchItem] = []
 
     async def until(self, right: Callable[[WatchItem], bool], *, timeout: float = 20) -> WatchItem:  # noqa: ASYNC109  # tells what was seen
-        """Read on to the first item that is right."""
+        """Read up to the first item that satisfies a condition."""
         seen: list[WatchItem] = []
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -50,7 +50,7 @@ class Told:
 
 
 def nothing_held(beside: Path) -> Deadlines:
-    """Return the deadlines of a host that was told of none."""
+    """Return the deadlines of a host without any."""
     return Deadlines(beside.with_name("deadlines.json"), "boot")
 
 
@@ -73,14 +73,14 @@ async def watching(engine: Engine, directory: Path) -> AsyncIterator[Told]:
 
 
 def states(item: WatchItem) -> Sequence[str] | None:
-    """Return the states of the app's containers, None where an item doesn't tell them."""
+    """Return the states of the app's containers, None where an item doesn't contain them."""
     if isinstance(item, Snapshot) and item.apps:
         return [c.state for c in item.apps[0].containers]
     return [c.state for c in item.containers] if isinstance(item, Observation) else None
 
 
 def reachable(item: WatchItem) -> bool | None:
-    """Return whether the Engine answers, None where an item doesn't tell."""
+    """Return whether the Engine answers, None where an item doesn't contain it."""
     host = item.host if isinstance(item, Snapshot) else item
     return not host.engine_problem if isinstance(host, HostState) else None
 
@@ -103,7 +103,7 @@ def running_app(engine: PrivateEngine, sample_image: str, app: Path) -> Iterator
 
 
 class Meddler(Engine):
-    """An Engine on which something happens just before, or just after, a certain question is answered."""
+    """An Engine with hooks just before or just after the reply to a chosen call."""
 
     __slots__ = ("after", "before", "stream")
 
@@ -114,18 +114,18 @@ class Meddler(Engine):
         self.stream: EventStream | None = None
 
     def facts(self) -> EngineFacts:
-        """Ask the facts, after what was to happen before."""
+        """Query the facts, after the `before` hook."""
         self.before.pop("facts", lambda: None)()
         return super().facts()
 
     def events(self, since: int) -> EventStream:
-        """Open the stream, after what was to happen before."""
+        """Open the stream, after the `before` hook."""
         self.before.pop("events", lambda: None)()
         self.stream = super().events(since)
         return self.stream
 
     def containers(self, wanted: Callable[[Container], bool] = lambda _: True) -> dict[str, Container]:
-        """Look at all containers; what was to happen after it happens before anybody knows what was seen."""
+        """Inspect all containers; the `after` hook runs before the result is returned."""
         found = super().containers(wanted)
         self.after.pop("containers", lambda: None)()
         return found
@@ -185,7 +185,7 @@ async def test_malformed_engine_reply_makes_host_unknown(engine: PrivateEngine, 
         meddler.after["containers"] = puzzle
         assert meddler.stream is not None
         await asyncio.to_thread(meddler.stream.close)
-        # The next two sessions end in a riddle each, and the third one sees.
+        # The next two sessions end with a malformed reply each, and the third one succeeds.
         lost = await told.until(lambda item: isinstance(item, HostState) and "make sense" in item.engine_problem)
         assert reachable(lost) is False
         await told.until(lambda item: states(item) == ["running"])
@@ -236,12 +236,12 @@ async def test_engine_outage_is_reported_and_recovery_is_observed(other_engine: 
     await asyncio.to_thread(compose, other_engine, app, "up", "-d")
     async with watching(Engine(other_engine.host), app) as told:
         await told.until(lambda item: states(item) == ["running"])
-        # Restarted, it stops its containers; they are not of the kind that is started again.
+        # A restart stops its containers; their restart policy doesn't start them again.
         await asyncio.to_thread(other_engine.restart)
         await told.until(lambda item: reachable(item) is False)
         await told.until(lambda item: states(item) == ["exited"])
         await told.until(lambda item: reachable(item) is True)
-        # Nothing of the app changes while the Engine is away: it is told again all the same.
+        # The app doesn't change during the Engine's outage: it is still sent again.
         await asyncio.to_thread(other_engine.kill)
         lost = await told.until(lambda item: reachable(item) is False)
         assert isinstance(lost, HostState)
@@ -303,5 +303,5 @@ async def test_host_without_engine_is_reported_immediately(app: Path) -> None:
         first = await told.until(lambda _: True, timeout=5)
         assert isinstance(first, Snapshot)
         assert f"{app}/no.sock" in first.host.engine_problem
-        # What is not known is not said: an empty list would read as stopped.
+        # Unknown apps are absent: an empty list would mean stopped.
         assert first.apps == []

@@ -84,7 +84,7 @@ async def test_agent_kill_during_start_loses_nothing(agent: LoneAgent, caller: C
 
     with pytest.raises(grpc.aio.AioRpcError) as lost:
         await follow_and_kill()
-    # No code of ours: whoever followed doesn't know, and asks again.
+    # No error code: the follower can't know the end, and asks again.
     assert code_of(lost.value) is None
     await asyncio.to_thread(agent.process.start)
     async with agent.called() as anew:

@@ -44,7 +44,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def own(engine: PrivateEngine, sample_image: str, desk: Desk, tmp_path: Path) -> Iterator[LoneAgent]:
-    """Return an enrolled agent of the test's own, not started again here once it ended."""
+    """Return the test's own enrolled agent; the fixture doesn't restart it."""
     assert sample_image == IMAGE
     made = LoneAgent(tmp_path / "own", engine, desk).start()
     yield made
@@ -55,7 +55,7 @@ def own(engine: PrivateEngine, sample_image: str, desk: Desk, tmp_path: Path) ->
 
 @pytest.fixture
 def command(engine: PrivateEngine, tmp_path: Path) -> Command:
-    """Return what runs a command of the agent's to its end, with tmp_path/own/data as its folder."""
+    """Return a function that runs an agent command to its end, with tmp_path/own/data as its folder."""
 
     def run(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -118,7 +118,7 @@ async def test_agent_exits_within_two_seconds_and_operations_continue(own: LoneA
     await asyncio.to_thread(own.process.start)
     async with own.called() as caller:
         done = await caller.finish(operation_id)
-    # Compose itself saw the service turn unhealthy, seconds after the agent was gone.
+    # Compose itself saw the service turn unhealthy, seconds after the agent's exit.
     assert (done.end.end, done.end.cancelled_by) == (pb.OPERATION_END_EXITED, "")
     assert "unhealthy" in done.output
 
@@ -167,7 +167,7 @@ async def test_missing_engine_is_reported_and_operations_are_refused(
                 operation_id = str(uuid4())
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await caller.start(kind, directory, operation_id=operation_id)
-                # A code of ours makes it a definite answer, not a lost connection.
+                # An error code makes it a definite reply, not a lost connection.
                 assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
                 assert code_of(refused.value) == "engine_unreachable"
                 with pytest.raises(grpc.aio.AioRpcError) as unknown:
@@ -244,7 +244,7 @@ async def test_operation_ignoring_cancel_is_killed_despite_agent_restart(
     async for item in runner.follow(operation_id, 0):
         items.append(item)
         if len(items) == 1 and restarted:
-            # The agent that sent TERM is gone before it could send KILL.
+            # The agent that sent TERM exits before it can send KILL.
             assert await asyncio.to_thread(journal.cancel, operation_id, "tester") is CancelOutcome.SIGNALLED
             await runner_of_an_agent().resume_cancels()
         elif len(items) == 1:

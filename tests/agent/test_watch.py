@@ -26,7 +26,7 @@ services:
 
 @pytest.fixture
 async def client(agent: LoneAgent) -> AsyncIterator[docker.APIClient]:
-    """Reach past the agent, to the Engine itself."""
+    """Return a client of the Engine itself, beside the agent."""
     with closing(docker.APIClient(base_url=agent.engine.host, version="auto")) as made:
         yield made
 
@@ -55,7 +55,7 @@ async def test_snapshot_covers_every_app_and_the_host(agent: LoneAgent, caller: 
         assert web.ports[0].endswith("->8080/tcp")
         host = watching.host
         assert (host.engine_reachable, host.engine_problem) == (True, "")
-        # Others of the Engine that is shared count, too.
+        # Other containers of the shared Engine count, too.
         assert host.running_containers >= 1
         assert all((host.uptime, host.boot_id, host.engine_version, host.compose_version, host.agent_version))
         info = (await caller.stub.GetInfo(pb.GetInfoRequest())).host
@@ -132,7 +132,7 @@ async def test_watch_is_accurate_after_burst_of_changes(
 
 
 def stir(client: docker.APIClient) -> None:
-    """Make an event that is nobody's: an agent looks at files and policy with each, or after ten seconds."""
+    """Cause an unrelated event: an agent reads files and policy with each, or after ten seconds."""
     client.remove_container(client.create_container(IMAGE, "true"))
 
 
@@ -157,7 +157,7 @@ async def test_start_with_changed_files_is_attributed_to_same_app(agent: LoneAge
     async with caller.watch(directory) as watching:
         (directory / ".env").write_text("COMPOSE_FILE=green/c.yaml\n")
         await asyncio.to_thread(agent.compose, directory, "up", "-d")
-        # Neither name nor directory of these containers is what the watch began with.
+        # Name and directory of these containers differ from those at the start of the watch.
         await watching.until(lambda: watching.states(directory) == {"web": "running"}, timeout=5)
         assert watching.apps[str(directory)].project.name == "green"
 

@@ -35,7 +35,7 @@ def running(engine: PrivateEngine, sample_image: str, tmp_path_factory: pytest.T
 
 @pytest.fixture
 def agent(running: LoneAgent) -> Iterator[LoneAgent]:
-    """Return the running agent with the policy that it was enrolled with; what a test leaves of its apps is removed."""
+    """Return the running agent with its original policy; remove its apps after the test."""
     policy = running.data / "policy.toml"
     before = policy.read_bytes()
     yield running
@@ -51,7 +51,7 @@ async def caller(agent: LoneAgent) -> AsyncIterator[Caller]:
 
 
 async def seen(caller: Caller, directory: Path) -> pb.AppObservation:
-    """Return what the agent says of an app that nobody started: it reads its files for that."""
+    """Return the agent's problem of a stopped app, for which it reads the files."""
     reply: pb.GetAppResponse = await caller.stub.GetApp(
         pb.GetAppRequest(app=pb.App(cd_path=str(directory))), timeout=30
     )
@@ -59,7 +59,7 @@ async def seen(caller: Caller, directory: Path) -> pb.AppObservation:
 
 
 async def refusal(caller: Caller, directory: Path) -> tuple[str | None, str]:
-    """Return code and sentence with which a start is refused; looking says the same."""
+    """Return code and sentence of a refused start; an observation gives the same."""
     shown = await seen(caller, directory)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await caller.start(UP, directory)
@@ -71,7 +71,7 @@ async def refusal(caller: Caller, directory: Path) -> tuple[str | None, str]:
 
 
 def program(directory: Path, name: str) -> Path:
-    """Put a program into an app's folder that leaves a file beside itself when it is run; return that file."""
+    """Put a program into an app's directory that creates a file beside itself when run; return that file."""
     mark = directory / f"{name}-was-run"
     made = directory / name
     made.write_text(f"#!/bin/sh\ntouch '{mark}'\nexit 1\n")
@@ -96,7 +96,7 @@ async def test_inspection_runs_no_git_in_app_directory(agent: LoneAgent, caller:
 
 @pytest.mark.parametrize("name", ["git", "oci"])
 def test_dot_env_cannot_make_compose_fetch(tmp_path: Path, name: str) -> None:
-    """The second wall: even a file that nobody looked through."""
+    """The second line of defence: even for an uninspected file."""
     mark = _git_proxy(tmp_path)
     resource = {"git": "git://192.0.2.1/x.git", "oci": "oci://127.0.0.1:9/x"}[name]
     (tmp_path / "compose.yaml").write_text(f"include: ['{resource}']\n")

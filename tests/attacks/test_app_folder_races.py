@@ -58,7 +58,7 @@ async def test_directory_replaced_by_symlink_is_not_entered(tmp_path: Path) -> N
 async def test_compose_does_not_read_directory_replaced_by_symlink(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look through an app's files and Compose."""
+    """Between the inspection of an app's files and Compose."""
     app, elsewhere = tmp_path / "apps" / "app", tmp_path / "elsewhere"
     app.mkdir(parents=True)
     elsewhere.mkdir()
@@ -79,7 +79,7 @@ async def test_compose_does_not_read_directory_replaced_by_symlink(
 
 
 async def test_file_swapped_during_compose_read_is_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Good when it is looked through, and good again when it is looked through once more."""
+    """Valid at the first inspection, and valid again at the second."""
     app, secret = tmp_path / "app", tmp_path / "secret"
     app.mkdir()
     secret.write_text("not-for-you:x:1:\n")
@@ -108,7 +108,7 @@ async def test_file_swapped_during_compose_read_is_not_quoted(tmp_path: Path, mo
 
 
 class _Late(Identities):
-    """Reads an app, and then its files are changed."""
+    """Reads an app, and changes its files afterwards."""
 
     async def ask(self, app: WatchedApp) -> AppIdentity:
         identity = await super().ask(app)

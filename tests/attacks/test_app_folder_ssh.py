@@ -49,7 +49,7 @@ async def desk(sshd: PrivateSshd) -> AsyncIterator[SshDesk]:
 
 
 async def refusal(transport: SshTransport, cd_path: str) -> str:
-    """Return the code with which a start is refused; looking says the same."""
+    """Return the code of a refused start; an observation gives the same."""
     shown = await transport.look(HostApp(cd_path))
     with pytest.raises(HostRefusedError) as refused:
         await transport.start(order(cd_path))
@@ -70,7 +70,7 @@ def app_of(desk: SshDesk, text: str | None, **files: str) -> str:
 
 
 def program(directory: str, name: str) -> Path:
-    """Put a program into an app's folder that leaves a file beside itself when it is run; return that file."""
+    """Put a program into an app's directory that creates a file beside itself when run; return that file."""
     folder = Path(directory)
     folder.chmod(0o777)
     mark, made = folder / f"{name}-was-run", folder / name
@@ -80,7 +80,7 @@ def program(directory: str, name: str) -> Path:
 
 
 def git_proxy(directory: str) -> Path:
-    """Make a git repository of an app's folder, with a program that git runs to fetch; return what that leaves."""
+    """Make an app's directory a git repository with a program that git runs to fetch; return that program's file."""
     mark = program(directory, "proxy")
     git = [shutil.which("git") or "git", "-C", directory]
     subprocess.run([*git, "init", "--quiet"], check=True, capture_output=True)

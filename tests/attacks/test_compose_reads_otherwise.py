@@ -90,7 +90,7 @@ HONEST = {
 
 
 def laid_out(tmp_path: Path, files: Mapping[str, str]) -> Path:
-    """Write an app, in the only root, and beside the root the files that it must not get at."""
+    """Write an app in the only root, and forbidden files beside the root."""
     out, app = tmp_path / "out", tmp_path / "root" / "app"
     (out / "deep").mkdir(parents=True)
     (out / "s.env").write_text("SECRET=not-for-you\n")

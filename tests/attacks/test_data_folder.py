@@ -19,7 +19,7 @@ def _loose_umask() -> Iterator[None]:
 
 
 def open_to_others(folder: Path) -> list[str]:
-    """Return what group or others may do anything to."""
+    """Return the paths with any permission for group or others."""
     return [str(path) for path in (folder, *folder.rglob("*")) if path.lstat().st_mode & 0o077]
 
 

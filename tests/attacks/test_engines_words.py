@@ -75,7 +75,7 @@ def changed(told: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None]
 
 
 def assert_clean(state: ContainerState) -> None:
-    """See that a container is bounded and clean."""
+    """Assert that a container is bounded and clean."""
     for text in (state.name, state.service, state.image, *state.ports):
         assert text == clean_line(text, LIMITS.image)
     assert len(state.ports) <= LIMITS.ports

@@ -17,7 +17,7 @@ from siege import SECONDS, Figures, Siege
 
 _MOST_MIB = 100
 _MOST_MS = 400
-"""Of the 99th percentile of reads, on a machine that may be busy; on a quiet one 100 hold."""
+"""Limit of the 99th percentile of reads, on a possibly busy machine; 100 suffices on an idle one."""
 _MOST_LATE = 5.0
 pytestmark = pytest.mark.timeout(int(SECONDS * 2 + 170))
 
@@ -30,7 +30,7 @@ def siege(tmp_path: Path) -> Iterator[Siege]:
 
 
 def check(figures: Figures) -> None:
-    """See that nobody noticed much."""
+    """Assert that the other hosts were hardly affected."""
     assert figures.grown < _MOST_MIB, str(figures)
     assert figures.p99 < _MOST_MS, str(figures)
     assert max(figures.late, default=0.0) < _MOST_LATE, str(figures)
@@ -113,7 +113,7 @@ def has_ended(siege: Siege, before: int) -> bool:
 
 
 def hang_up(siege: Siege, path: str, method: str = "GET") -> None:
-    """Ask for something that has no end, read a little where there is something, and hang up."""
+    """Request an endless reply, read a little of it where possible, and disconnect."""
     connection = http.client.HTTPConnection("127.0.0.1", siege.controller.port, timeout=1)
     try:
         connection.request(method, path, headers={"Authorization": f"Bearer {siege.api.token}"})

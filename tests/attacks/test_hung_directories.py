@@ -23,7 +23,7 @@ _HUNG = 12
 
 
 class _Told:
-    """What a watch has told last of each app."""
+    """The last state of each app from a watch."""
 
     def __init__(self) -> None:
         self.apps: dict[str, AppObservation] = {}

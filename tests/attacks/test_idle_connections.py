@@ -15,7 +15,7 @@ from moorage_lab.programs.controller import ControllerProcess
 from moorage_lab.waiting import eventually
 
 FILES = 300
-"""That many may a process open."""
+"""Limit of open files per process."""
 MANY = 400
 HALF_A_REQUEST = b"GET /healthz HTTP/1.1\r\nHost: here\r\n"
 HALF_A_BODY = (
@@ -69,7 +69,7 @@ def test_many_connections_leave_controller_responsive(controller: ControllerProc
 
 @pytest.fixture
 async def address() -> AsyncIterator[tuple[str, int]]:
-    """Return where a server listens that loses its patience soon."""
+    """Return the address of a server with short timeouts."""
 
     async def long(_: web.Request) -> web.Response:
         return web.Response(body=bytes(32 << 20))
@@ -134,7 +134,7 @@ async def test_client_that_reads_no_reply_is_disconnected(address: tuple[str, in
 
 
 def drain(client: socket.socket) -> None:
-    """Read what is left. Raises ConnectionError, for an orderly end too where not all had come."""
+    """Read the rest. Raises ConnectionError, also on a regular close before the end of the reply."""
     left = 32 << 20
     while left > 0:
         got = len(client.recv(1 << 20))

@@ -21,7 +21,7 @@ async def login(api: Api, address: str, username: str = ADMIN, password: str = P
 
 
 class Flood:
-    """Many connections that guess on and on, each time with another name from another /64 of one /48."""
+    """Many connections that keep guessing, each time with another name from another /64 of one /48."""
 
     def __init__(self, world: World, session: aiohttp.ClientSession) -> None:
         self.told: Counter[int] = Counter()
@@ -61,9 +61,9 @@ async def test_login_flood_from_one_48_does_not_delay_admin(tmp_path: Path) -> N
                 began = time.monotonic()
                 (await login(world.nobody, KNOWN)).expect(200)
                 waits.append(time.monotonic() - began)
-            # The machine has other tests to run, too; without a line in front of them each takes 10 s and more.
+            # The machine runs other tests, too; without a queue each login takes 10 s and more.
             assert min(waits) < 2, waits
-            # One from a new address stands in line, but not behind all of the flood.
+            # A login from a new address is queued, but not behind the whole flood.
             began = time.monotonic()
             (await login(world.nobody, ELSEWHERE)).expect(200)
             assert time.monotonic() - began < 20

@@ -82,7 +82,7 @@ async def test_list_cache_is_bounded_for_many_users_and_queries(
         await world.admin.get(f"/api/apps?limit={n + 1}")
         await world.user.get(f"/api/apps?limit={n + 1}&x={'y' * 4000}")
     assert 0 < kept(cache) <= MIB
-    # Of lists that are alike one is kept.
+    # Equal lists are stored once.
     before = kept(cache)
     for n in range(QUERIES):
         await world.user.get(f"/api/apps?limit=1&x={n}")

@@ -132,7 +132,7 @@ def test_any_order_spec_is_parsed_or_rejected(told: object) -> None:
 async def test_read_error_of_one_app_stays_with_that_app(tmp_path: Path) -> None:
     write_policy(tmp_path / "policy.toml", [str(tmp_path)])
     program = tmp_path / "compose"
-    # For one app it prints a configuration, and for the other one whose environment names an impossible file.
+    # It prints a valid configuration for one app, and for the other one with an impossible environment file.
     program.write_text(
         "#!/bin/sh\n"
         'case "$PWD $*" in\n'

@@ -88,7 +88,7 @@ async def test_stop_keeps_the_order_and_the_grace_periods(way: Way) -> None:
         told = {"type": "container", "event": "die", "label": f"com.docker.compose.project={name}"}
         events = client.events(since=int(began), until=int(time.time()) + 1, filters=told, decode=True)
         dead = [event["Actor"]["Attributes"] for event in events if event["timeNano"] > began * 1e9]
-        # The Engine may tell of one death twice, the second time while it removes the container.
+        # The Engine may report one exit twice, the second time during the removal of the container.
         deaths = list({each["name"]: each for each in reversed(dead)}.values())[::-1]
         services = [death["com.docker.compose.service"] for death in deaths]
         assert sorted(services) == ["db", "extra", "web", "web"]
@@ -102,7 +102,7 @@ async def test_stop_keeps_the_order_and_the_grace_periods(way: Way) -> None:
 
 
 def test_down_by_name_reads_nothing_in_working_directory(engine: PrivateEngine, tmp_path: Path) -> None:
-    # Whoever opened one of these would hang.
+    # Opening one of these would block.
     for name in ("compose.yaml", "compose.override.yaml", "docker-compose.yml", ".env"):
         os.mkfifo(tmp_path / name)
     done = subprocess.run(

@@ -38,7 +38,7 @@ def evil_row(**fields: object) -> dict[str, object]:
 
 
 class Hostile(BaseHTTPRequestHandler):
-    """A controller whose every text is evil."""
+    """A controller whose texts all contain escape sequences."""
 
     def do_GET(self) -> None:
         """Answer a list, a resource, a text or a stream."""
@@ -129,7 +129,7 @@ COMMANDS = [
 
 @pytest.fixture
 def home(url: str, tmp_path: Path) -> dict[str, str]:
-    """Return the environment of somebody who uses the hostile controller."""
+    """Return the environment of a user of the hostile controller."""
     environment = plain_environment(XDG_CONFIG_HOME=str(tmp_path), COLUMNS="400", LINES="60", LC_ALL="C.UTF-8")
     return {**environment, "MOORAGE_URL": url, "MOORAGE_TOKEN": "t", "PYTHONUTF8": "1"}
 
@@ -147,7 +147,7 @@ def test_colour_terminal_gets_only_own_colours(home: dict[str, str], url: str, t
     for argv in (("follow", ID), ("apps",), ("audit",)):
         text = shown(home, *argv, terminal="xterm-256color")
         assert "\x1b]" not in text
-        # Colours, the cursor's way up and back, lines cleared: the progress' own.
+        # Colours, cursor movements and cleared lines: those of the progress display.
         assert set(re.findall(r"\x1b\[[0-9;?]*([A-Za-z])", text)) <= set("mAKlhG")
         assert "\x1b[2J" not in text
         assert "\x1b[31mred" not in text

@@ -18,7 +18,7 @@ from sse_reader import listening
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """Return a controller, and callers who may open as many connections as they like."""
+    """Return a controller, and callers without a limit of connections."""
     async with (
         attacked(tmp_path) as world,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
@@ -29,7 +29,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def app(world: World) -> tuple[str, FakeHost]:
-    """Return an app that never ends to start, and its host."""
+    """Return an app whose start never ends, and its host."""
     server_id, host = await world.new_host()
     return await world.new_app(server_id), host
 
@@ -41,7 +41,7 @@ async def refused(api: Api, path: str) -> None:
 
 
 async def fill(api: Api, path: str, count: int, streams: AsyncExitStack) -> None:
-    """Open so many streams, and find the next one refused."""
+    """Open so many streams, and assert that the next one is refused."""
     await asyncio.gather(*(streams.enter_async_context(listening(api, path)) for _ in range(count)))
     await refused(api, path)
 

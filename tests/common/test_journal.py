@@ -112,7 +112,7 @@ async def test_command_gets_only_its_own_environment(journal: Journal, order: Or
     assert (directory, umask, standard_input, leader) == (str(work), mine, "/dev/null", True)
     ignored = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn")), 16)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        # What this process ignores (INT, started in the background), no child can catch again.
+        # A signal that this process ignores (INT, as a background job) can't be caught by a child.
         assert bool(ignored & 1 << number - 1) == (signal.getsignal(number) is signal.SIG_IGN)
 
 

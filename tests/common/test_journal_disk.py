@@ -32,7 +32,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         subprocess.run([shutil.which("mkfs.ext4") or "/usr/sbin/mkfs.ext4", "-q", "-m", "0", image], check=True)
         subprocess.run([mount, "-o", "loop", image, disk], check=True)
     yield disk
-    # Lazily: a supervisor that is just ending may still have its folder there.
+    # Lazily: a supervisor that is about to exit may still have its folder there.
     subprocess.run([shutil.which("umount") or "/bin/umount", "--lazy", disk], check=True)
 
 

@@ -59,7 +59,7 @@ async def test_next_operation_may_follow_immediately(
 ) -> None:
     slow = tmp_path / "slow"
     slow.mkdir()
-    # The last thing a supervisor does, its record of the end being there already.
+    # The last step of a supervisor, after its record of the end.
     (slow / "sync").write_text(
         f'#!/bin/sh\n[ "$*" != . ] || until [ -e \'{slow}/open\' ]; do sleep 0.01; done\nexec /bin/sync "$@"\n'
     )

@@ -83,7 +83,7 @@ async def test_second_start_of_the_same_id_attaches(rig: Rig) -> None:
     first, end = await followed(rig.transport, sent.operation_id)
     await rig.transport.start(sent)
     assert (await followed(rig.transport, sent.operation_id))[0] == first
-    # What ran twice would have printed twice.
+    # A second run would have printed twice.
     assert end.length == len(first)
     assert first.count(b'"Starting"') <= 1
 

@@ -42,7 +42,7 @@ def bundles_of(program: str, sources: Sequence[str], releases: Sequence[str]) ->
     dist = ROOT / ".cache" / "bundles"
     dist.mkdir(parents=True, exist_ok=True)
     with (dist / f"{program}.lock").open("w") as lock:
-        # The other half of a test run waits for it rather than making it again.
+        # A parallel test run waits for it instead of building it again.
         fcntl.flock(lock, fcntl.LOCK_EX)
         places = (*sources, *_SOURCES)
         files = [path for place in places for path in (ROOT / place).rglob("*") if "__pycache__" not in path.parts]

@@ -12,7 +12,7 @@ from running_stack import SLEEPER, SLOW
 pytestmark = pytest.mark.timeout(600)
 
 CHANGING = ("/var/cache",)
-"""What changes by itself."""
+"""Paths that change by themselves."""
 
 
 def test_five_hosts_are_installed_concurrently(desk: Desk, fleet: Fleet) -> None:
@@ -71,7 +71,7 @@ def test_upgrade_keeps_apps_running_and_broken_one_rolls_back(desk: Desk, fleet:
     ended = desk.wait_operation(start)
     assert (ended["state"], ended["exitCode"]) == ("succeeded", 0)
     assert container.strip() in host.run("docker", "ps", "--quiet", "--no-trunc")
-    # What doesn't start is taken back, and the one before answers again.
+    # A build that doesn't start is rolled back, and the previous one serves again.
     desk.use_broken(new)
     failed = desk.api.post(f"/api/servers/{server_id}/agent")
     assert (failed.status, failed.json["code"]) == (502, "install_failed")
@@ -91,7 +91,7 @@ def test_agent_removal_leaves_nothing(desk: Desk, fleet: Fleet) -> None:
     server_id = desk.add_server(host)
     before = files_of(host)
     new = desk.use(version("moorage-agent"))
-    # One that doesn't work on a bare host leaves it bare.
+    # A broken build on a bare host leaves it bare.
     desk.use_broken(new)
     failed = desk.api.post(f"/api/servers/{server_id}/agent")
     assert failed.json["code"] == "agent_broken", failed.json
@@ -126,7 +126,7 @@ def test_next_controller_continues_installation(desk: Desk, fleet: Fleet) -> Non
     desk.controller.start()
     assert desk.wait_operation(operation)["state"] == "succeeded"
     desk.wait_server(server_id, status="online", connection="agent")
-    # Where it can't be reached any more, its name can be forgotten all the same.
+    # The name of an unreachable host can still be removed.
     host.power_off()
     refused = desk.api.delete(f"/api/servers/{server_id}/agent")
     assert refused.status == 503, refused.json
@@ -148,5 +148,5 @@ def half_installed(desk: Desk, fleet: Fleet) -> tuple[Host, str, str]:
 
 
 def left_of(now: set[str], before: set[str]) -> set[str]:
-    """Return what there is more than before, and less."""
+    """Return the added and the removed entries."""
     return {path for path in now ^ before if not path.startswith(CHANGING)}

@@ -79,7 +79,7 @@ def test_directory_outside_the_policy_is_refused_and_audited(desk: Desk, joined:
     assert "/etc/moorage-agent/policy.toml" in refused.json["detail"]
     entry = desk.api.get("/api/audit-logs?action=START&limit=1").expect(200)["logs"][0]
     assert entry["resourceId"] == app_id
-    # A change of the policy counts at once.
+    # A change of the policy takes effect immediately.
     host.write("/etc/moorage-agent/policy.toml", 'allowed_roots = ["/srv", "/opt/elsewhere"]\n')
     desk.api.post(f"/api/apps/{app_id}/start").expect(200)
     desk.api.post(f"/api/apps/{app_id}/stop").expect(200)
@@ -103,7 +103,7 @@ def test_registry_login_of_root_is_used(desk: Desk, joined: tuple[Host, str]) ->
     app_id = desk.add_app(host, server_id, "logged-in", RESTARTED)
     refused = desk.api.post(f"/api/apps/{app_id}/start")
     host.run("rm", "-r", "/root/.docker")
-    # Compose reads it: a broken one is complained of.
+    # Compose reads it, and reports a broken one.
     assert "/root/.docker" in str(refused.json)
 
 

@@ -93,7 +93,7 @@ async def test_stop_that_failed_in_engine_is_retried(member: Member) -> None:
         member.engine.hang()
         try:
             member.clock.shift(61)
-            # A change has auto-stop look at once: 30 seconds later the host is known to be of no use, and left alone.
+            # A change triggers auto-stop immediately: 30 seconds later the host is known to be unusable, and skipped.
             await member.call("PUT", f"/api/apps/{app_id}", {"name": "stubborn"})
             await eventually_async(failed, timeout=60, what="a stop that failed")
             shown = await member.call("GET", f"/api/apps/{app_id}")
@@ -124,7 +124,7 @@ def auto_stops(stack: Stack, app_id: str) -> list[dict[str, Any]]:
 
 
 def wait_until(moment: int) -> None:
-    """Return as soon as a moment (epoch milliseconds) has come."""
+    """Wait until a time (epoch milliseconds)."""
     eventually(lambda: time.time() * 1000 >= moment, timeout=90, what="the moment")
 
 
@@ -149,7 +149,7 @@ def test_controller_killed_at_deadline_stops_app_after_restart(stack: Stack) -> 
 
 @pytest.mark.timeout(240)
 def test_agent_stops_app_a_minute_late_without_controller(stack: Stack) -> None:
-    """And it was killed itself over the deadline."""
+    """The agent, too, was killed over the deadline."""
     app_id = stack.make_app("gone", SLEEPER)
     stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     moment = in_seconds(4)

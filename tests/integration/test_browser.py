@@ -128,7 +128,7 @@ def test_page_of_unknown_origin_reads_and_changes_nothing(page: Page, dashboard:
     before = stack.api.get("/api/projects").expect(200)
     with served() as elsewhere:
         stranger = Dashboard(page, elsewhere, stack.controller.url)
-        # Without a token, and nothing to ask first about: it is answered, and the browser hides the answer.
+        # A simple request without a token: it is answered, and the browser hides the reply.
         assert stranger.call("GET", "/healthz") is None
         stranger.token = dashboard.token
         assert stranger.call("GET", "/api/projects") is None

@@ -57,7 +57,7 @@ def test_start_survives_crash_in_progress(stack: Stack, crash: Callable[[Stack],
     assert shown["stopAt"] == shown["startedAt"] + 9 * 60_000
     assert stack.containers(stack.apps / name, running=True) == ["db", "web"]
     stack.wait_online()
-    # A second start finds nothing to do: everything was made once.
+    # A second start changes nothing: everything was created once.
     again = stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     assert not any("Created" in line for line in progress(again["output"]))
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
@@ -91,7 +91,7 @@ def test_start_is_cancelled_on_the_host(stack: Stack) -> None:
     shown = stack.wait_app(app_id, operationId=None, timeout=30)
     assert stack.operation(operation_id)["state"] == "cancelled"
     assert "cancelled by admin" in shown["lastError"]
-    # What it had started by then runs, and so has a deadline.
+    # The containers started by then run, and so have a deadline.
     assert shown["status"] == "running"
     assert shown["stopAt"] is not None
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)

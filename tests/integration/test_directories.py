@@ -14,14 +14,14 @@ from transport_rigs import remove_ssh_apps
 
 @dataclass(frozen=True)
 class Place:
-    """A server of a stack, and the folder in which its apps lie."""
+    """A server of a stack, and the folder of its apps."""
 
     stack: Stack
     server_id: str
     apps: Path
 
     def make_app(self, name: str, compose: str | None, directory: Path | None = None) -> str:
-        """Write a compose file, none where it is None, and make the app; return its id."""
+        """Write a compose file, none where it is None, and create the app; return its id."""
         return self.stack.make_app(name, compose, directory or self.apps / name, serverId=self.server_id)
 
     def start(self, app_id: str) -> None:
@@ -101,7 +101,7 @@ def test_app_started_with_other_files_gets_own_config_files(place: Place) -> Non
     assert place.running(directory) == ["prod"]
     place.stop(app_id)
     assert place.running(directory) == []
-    # Without a say of its own Compose looks for them again.
+    # Without own files, Compose searches for its defaults again.
     place.stack.api.put(f"/api/apps/{app_id}", {"composeFiles": []}).expect(200)
     place.start(app_id)
     assert place.running(directory) == ["web"]

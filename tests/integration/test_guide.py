@@ -27,7 +27,7 @@ def number(value: object) -> bool:
 
 
 def millis(value: object) -> bool:
-    """Tell milliseconds of our days from seconds, and from text."""
+    """Whether a value is current epoch milliseconds, not seconds or text."""
     return type(value) is int and 10**12 < value < 10**13
 
 
@@ -119,7 +119,7 @@ NEW = {"name": "Production Server 1", "address": "192.168.1.100", "sshUser": "ro
 
 
 class Caller:
-    """Calls what the guide documents, and remembers what was called."""
+    """Calls documented endpoints, and records the calls."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -143,7 +143,7 @@ class Caller:
 
 
 def misfits(told: object, shape: Shape, inside: str = "") -> list[str]:
-    """Return the fields that are missing or of another type than the guide's, with what they are."""
+    """Return the fields that are missing or differ from the guide's type, with their values."""
     if not isinstance(told, dict):
         return [f"{inside}: no object"]
     wrong = []
@@ -176,7 +176,7 @@ def test_every_documented_endpoint_replies_as_documented(stack: Stack) -> None:
 
 
 def claims(token: str) -> dict[str, Any]:
-    """Read a token's claims; whether its signature is right is not asked here."""
+    """Read a token's claims, without a check of its signature."""
     part = token.split(".")[1]
     read: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     return read

@@ -37,7 +37,7 @@ class Place:
         return self.stack.make_app(name, compose(**services), self.apps / name, serverId=self.server_id)
 
     def write(self, name: str, **services: str) -> None:
-        """Write an app's compose file anew."""
+        """Rewrite an app's compose file."""
         (self.apps / f"{name}-{self.way}" / "compose.yaml").write_text(compose(**services))
 
     def post(self, app_id: str, verb: str, status: int = 200) -> Any:  # noqa: ANN401 - JSON

@@ -182,7 +182,7 @@ async def test_followed_logs_leave_nothing_open_after_disconnect(stack: Stack) -
             assert event is not None
             assert event.data == "logged-web-1 | tick"
         assert sockets() >= before + READERS
-    # Looks at the Engine keep a connection or two of their own, as they like.
+    # Observations of the Engine may hold one or two connections.
     closed = before + READERS // 2
     await eventually_async(lambda: sockets() < closed, timeout=40, what="the agent's sockets closed")
     (await asyncio.to_thread(stack.api.post, f"/api/apps/{app_id}/stop")).expect(200)

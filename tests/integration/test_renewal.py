@@ -35,7 +35,7 @@ async def test_certificate_is_renewed_at_two_thirds_without_a_restart(member: Me
         assert x509.dns_names(identity(member)) == name
         assert member.agent.process.identity == pid
         assert not list((member.agent.folder / "data" / "pki").glob("pending-*"))
-        # After a restart of both, the new one is all there is: the next login is by it.
+        # After a restart of both, only the new one exists: the next login uses it.
         await asyncio.to_thread(member.agent.restart)
         member.api = await asyncio.to_thread(member.api.login, "admin", "correct horse battery")
         await member.wait_for(f"/api/servers/{member.server_id}", status="online", connection="agent")

@@ -30,19 +30,19 @@ with warnings.catch_warnings(action="ignore"):
 
 
 def forms(secret: bytes) -> Iterator[bytes]:
-    """Yield how a secret may be written: as it is, escaped, in hex, and in base64 at each of three positions."""
+    """Yield the forms of a secret: plain, escaped, in hex, and in base64 at each of three positions."""
     yield secret
     escaped = secret.replace(b"\\", b"\\\\")
     yield escaped
     yield escaped.replace(b'"', b'\\"')
     yield secret.hex().encode()
     for before in range(3):
-        # Without the ends, which depend on what stands beside.
+        # Without the ends, which depend on the neighbouring bytes.
         yield base64.b64encode(b"\0" * before + secret)[4:-4].rstrip(b"=")
 
 
 def needles() -> dict[bytes, str]:
-    """Return what must not be found, with what it is a part of."""
+    """Return the searched texts, each with the name of its secret."""
     found: dict[bytes, str] = {}
     texts = {"the passphrase": PASSPHRASE, "the password": PASSWORD, "a wrong passphrase": WRONG}
     for name, text in texts.items():
@@ -75,12 +75,12 @@ def processes() -> bytes:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return all that the controller has written."""
+    """Return all bytes that the controller has written."""
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class Listening(Api):
-    """An API that looks at each reply, and at all command lines when it came."""
+    """An API client that searches each reply, and all command lines at that time."""
 
     def request(self, *args: object, **kwargs: object) -> Reply:
         """Send a request, and look."""
@@ -91,7 +91,7 @@ class Listening(Api):
 
 
 def _a_day_s_work(api: Api) -> list[str]:
-    """Send secrets in every way there is, rightly and wrongly, and look at all that tells of servers."""
+    """Send secrets through every route, valid and invalid, and read all resources about servers."""
     new = {"name": "keyed", "address": "192.0.2.1", "sshUser": "root"}
     whole = {"sshPrivateKey": LOCKED, "sshPassphrase": PASSPHRASE, "sshPassword": PASSWORD}
     once = {"Idempotency-Key": "one"}

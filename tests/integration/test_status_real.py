@@ -46,7 +46,7 @@ def test_app_with_manually_removed_containers_is_stopped(stack: Stack) -> None:
     app_id = start(stack, "removed", SLEEPER)
     stack.compose(stack.apps / "removed", "down")
     app = stack.wait_app(app_id, status="stopped")
-    # Whichever is seen first: that it was ended, or that it is gone.
+    # Either its exit or its removal is seen first.
     assert re.fullmatch(r"Web exited with code \d+\.|Its containers were removed\.", app["lastError"])
     assert app["stopAt"] is None
 

@@ -72,7 +72,7 @@ def test_directories_with_same_name_stay_separate(stack: Stack) -> None:
     first_directory, second_directory = stack.apps / "a" / "twin", stack.apps / "b" / "twin"
     first = stack.make_app("twin a", SLEEPER, first_directory)
     second_directory.mkdir(parents=True)
-    # While there is no file in it nobody knows what its project is called.
+    # Without a Compose file in it, the project's name is unknown.
     second = stack.make_app("twin b", None, second_directory)
     (second_directory / "compose.yaml").write_text(SLEEPER)
     third = {

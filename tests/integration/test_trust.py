@@ -32,7 +32,7 @@ def _second_agent(stack: Stack, folder: Path) -> tuple[AgentProcess, str]:
 
 
 def _call_as(stack: Stack, certificate: bytes, key: bytes) -> grpc.RpcError:
-    """Call the agent with somebody's certificate, and return how it refused."""
+    """Call the agent with another certificate, and return its refusal."""
     ca = (stack.agent.folder / "data" / "pki" / "ca.crt").read_bytes()
     credentials = grpc.ssl_channel_credentials(ca, key, certificate)
     options = [("grpc.ssl_target_name_override", _agent_name(stack.agent)), ("grpc.use_local_subchannel_pool", 1)]
@@ -72,7 +72,7 @@ def test_agent_refuses_handshake_without_certificate(stack: Stack) -> None:
             return tls.recv(1024)
 
     with suppress(ssl.SSLError, ConnectionError):
-        # TLS 1.3 tells a client of its refusal only when it reads; not one byte of HTTP/2 comes back.
+        # With TLS 1.3 a client learns of its refusal only when it reads; no byte of HTTP/2 comes back.
         assert speak() == b""
 
 
@@ -82,7 +82,7 @@ def test_re_enrolled_host_is_accepted_only_by_its_new_name(stack: Stack, tmp_pat
     path = f"/api/servers/{server_id}"
     eventually(lambda: stack.api.get(path).json["status"] == "online", timeout=20, what="the second agent online")
     old = _agent_name(agent)
-    # A second enrolment elsewhere takes the server over: the first one's certificate opens nothing any more.
+    # A second enrolment elsewhere takes over the server: the first certificate is refused from then on.
     successor = AgentProcess(tmp_path / "successor", stack.engine, allow_roots=[stack.apps], port=agent.port)
     successor.enroll(stack.controller.url, stack.join_token(server_id))
     assert _agent_name(successor) != old

@@ -165,7 +165,7 @@ _STUBBORN = f"""\
     stop_grace_period: 4s
     command: sh -c "trap '' TERM; while :; do sleep 1; done"
 """
-"""Of its containers one ends at once when its Engine does, and keeps that waiting for another."""
+"""One of its containers exits immediately when its Engine stops; another one delays the Engine's exit."""
 
 
 def _running(stack: Stack, place: Path, services: list[str]) -> None:
@@ -213,7 +213,7 @@ def test_ssh_takes_over_start_of_killed_agent(stack: Stack) -> None:
     assert (ended["state"], ended["exitCode"], ended["transport"]) == ("succeeded", 0, "ssh")
     assert stack.containers(stack.apps / "taken-over", running=True) == ["db", "web"]
     assert out.read_text().count("Container taken-over-web-1 Started") <= 1, "it ran once"
-    # What is begun now is begun over SSH, in the agent's journal: the agent knows of it when it is back.
+    # New operations go over SSH into the agent's journal: the agent knows them after its return.
     stop = stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
     assert stack.operation(stop["operationId"])["transport"] == "ssh"
     assert (stack.journal(stop["operationId"]) / "exit").exists()
@@ -230,7 +230,7 @@ def test_ssh_user_without_journal_access_cannot_bypass_agent(stack: Stack, sshd:
     stack.agent.kill()
     operations = stack.agent.folder / "data" / "operations"
     operations.chmod(0o700)
-    # Who is logged in already would find out by himself: a login asks.
+    # An open connection would detect it by itself; a new login checks it.
     stack.api.put(f"/api/servers/{stack.server_id}", ssh(sshd, "other")).expect(200)
     try:
         sentence = "can't write in the journal of the host's agent"

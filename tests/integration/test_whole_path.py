@@ -66,10 +66,10 @@ def test_restart_creates_new_containers_and_a_new_run(stack: Stack) -> None:
 
 def test_host_changes_are_shown_without_polling(stack: Stack) -> None:
     app_id = stack.make_app("watched", SLEEPER, autoStopTimeout=7)
-    # Started by hand, behind Moorage's back: it gets a run, and so a deadline.
+    # Started manually, without Moorage: it gets a run, and so a deadline.
     stack.compose(stack.apps / "watched", "up", "-d")
     shown = stack.wait_app(app_id, status="running")
-    # It shows its real start; its time counts from when it was found.
+    # It shows its real start; its run counts from the discovery.
     assert 0 <= shown["stopAt"] - shown["startedAt"] - 7 * 60_000 < 5_000
     client = docker.APIClient(base_url=stack.engine.host, version="auto")
     client.kill("watched-web-1")

@@ -74,7 +74,7 @@ def docker0() -> Iterator[Path]:
 
 
 def _check_networking(own: PrivateEngine) -> None:
-    """See that a published port answers on this machine, and a name in the containers' own network."""
+    """Assert that a published port answers on this machine, and a name in the containers' network."""
     text = own.folder.name
     with closing(own.client()) as client:
         port = _serve(client, text)

@@ -20,7 +20,7 @@ Start = Callable[[str], Process]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Return what starts a Python program as a child; whatever still runs is killed at the end."""
+    """Return a function that starts a Python program as a child; kill running ones at the end."""
     children: list[Process] = []
 
     def begin(program: str) -> Process:

@@ -28,7 +28,7 @@ def folder(engine_folder: Path) -> Path:
 
 @pytest.fixture
 def start(folder: Path) -> Iterator[Start]:
-    """Return what starts a run in one and the same folder, on ports of its own, with no Engine in DOCKER_HOST."""
+    """Return a function that starts runs in one folder, on their own ports, with no Engine in DOCKER_HOST."""
     environment = plain_environment(
         PORT=str(free_port()), AGENT_PORT=str(free_port()), DOCKER_HOST=f"unix://{os.devnull}", PYTHONUNBUFFERED="1"
     )
@@ -49,7 +49,7 @@ def _command_line(folder: Path) -> list[str]:
 
 
 def _until_ready(run: Process) -> tuple[str, str, Api]:
-    """Wait until it says what to type; return the app's path in the API, its page, and the API as the admin."""
+    """Wait for the printed instructions; return the app's API path, its page, and the API as the admin."""
     run.wait_until(lambda: "Ctrl-C ends it all" in run.log_tail(), timeout=90, what="what to type next")
     text = run.log.read_text()
     url, page = (_first(pattern, text) for pattern in (r"Moorage runs at (\S+)", r"sample app +(\S+)"))

@@ -35,7 +35,7 @@ def told() -> set[str]:
 
 
 def expressions(document: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
-    """Yield all expressions of a board."""
+    """Yield all expressions of a dashboard."""
     for panel in document["panels"]:
         for target in panel["targets"]:
             yield target["expr"]

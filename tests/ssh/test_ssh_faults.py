@@ -36,7 +36,7 @@ StartSshd = Callable[..., PrivateSshd]
 
 
 def processes(sshd: PrivateSshd, user: str) -> list[str]:
-    """Return the command lines of all that runs as a user."""
+    """Return the command lines of a user's processes."""
     found = []
     for number in running(sshd, user):
         with suppress(OSError):
@@ -46,7 +46,7 @@ def processes(sshd: PrivateSshd, user: str) -> list[str]:
 
 
 def running(sshd: PrivateSshd, user: str) -> list[int]:
-    """Return the ids of all that runs as a user, and is more than a zombie."""
+    """Return the ids of a user's processes, without zombies."""
     found = []
     for folder in Path("/proc").iterdir():
         with suppress(OSError):
@@ -57,7 +57,7 @@ def running(sshd: PrivateSshd, user: str) -> list[int]:
 
 
 def kill_all(sshd: PrivateSshd, user: str) -> bool:
-    """Kill all that runs as a user; False while there is still something, that has just begun perhaps."""
+    """Kill a user's processes; False while any are left, such as ones that have just started."""
     for number in running(sshd, user):
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
@@ -277,8 +277,8 @@ async def test_shell_running_many_scripts_does_not_grow(start_sshd: StartSshd) -
         first = (await site.link.run_in_shell('printf "%s" "$PATH"')).text
         for _ in range(20):
             await site.link.run_in_shell(":")
-        # Growing with each, it would be too long for the kernel after two thousand: no program could be started.
+        # If it grew with each script, it would exceed the kernel's limit after two thousand: no program could start.
         assert (await site.link.run_in_shell('printf "%s" "$PATH"')).text == first
-        # And where none can be, a question about a path has an end all the same.
+        # And where none can start, a query of a path still ends.
         assert (await site.link.run_in_shell("PATH=/nowhere; mo_real /srv/x/y", seconds=5)).fields == ["/srv/x/y"]
     await desk.pool.close()

@@ -38,7 +38,7 @@ _WITHIN_SECONDS = 10.0
 
 
 async def unreachable(desk: SshDesk, user: str = "op") -> HostUnreachableError:
-    """Return what a check and a start are told of, which is the same, and within seconds."""
+    """Return the common error of a check and a start, which comes within seconds."""
     told = []
     for question in (desk.transport(user).info, desk.transport(user).connect):
         began = time.monotonic()
@@ -187,7 +187,7 @@ async def test_channel_closed_by_host_is_reopened_silently(
     async with transport._host.site() as site:
         closed = _count_closed(monkeypatch, site.link)
         await eventually_async(lambda: closed() >= 3, what="channels that the host closes")
-    # Between them the long-lived shell has gone, too.
+    # Meanwhile the long-lived shell was closed, too.
     assert (await transport.look(HostApp(cd_path))).containers
     with closing(docker.APIClient(base_url=engine.host, version="auto")) as client:
         await asyncio.to_thread(client.kill, end.observed.containers[0].id)
@@ -211,7 +211,7 @@ def _last_status(items: list[WatchItem]) -> str:
 
 
 def _count_closed(monkeypatch: pytest.MonkeyPatch, link: HostSession) -> Callable[[], int]:
-    """Return what counts how often the stream of the Engine's events was opened from now on."""
+    """Return a counter of the openings of the Engine's event stream from now on."""
     opened, events = [0], link.engine.events
 
     def counting(since: int) -> AsyncGenerator[str, None]:

@@ -57,7 +57,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
-    """Return an sshd whose users' login shells write down what they are called with."""
+    """Return an sshd whose users' login shells record their arguments."""
     assert sample_image
     folder = (short_folder / "hostile").resolve()
     users = [LabUser(f"u-{name}", f"{folder}/shells/logged-{name}") for name in SHELLS]
@@ -76,7 +76,7 @@ def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterat
 
 
 async def outcome(transport: SshTransport, cd_path: str) -> tuple[str, End]:
-    """Start what is in a directory; return what was printed, and the end."""
+    """Start the app in a directory; return its output and its end."""
     sent = Order(uuid4(), OperationKind.UP, HostApp(cd_path))
     await transport.start(sent)
     raw = b""
@@ -88,7 +88,7 @@ async def outcome(transport: SshTransport, cd_path: str) -> tuple[str, End]:
 
 
 def owned(home: Path) -> list[Path]:
-    """Return what a name that was run as a command would have made."""
+    """Return the files that a name run as a command would have created."""
     return [path for path in (*home.rglob("*owned*"), *Path("/").glob("owned*")) if path.is_file()]
 
 

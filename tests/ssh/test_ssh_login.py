@@ -78,7 +78,7 @@ async def test_host_key_is_pinned_at_first_login_and_change_is_refused(
         assert fingerprint(sshd.host_key) in error.sentence
         assert fingerprint(first) in error.sentence
     assert desk.pinned[server] == first
-    # What an admin's acceptance does:
+    # The effect of an admin's acceptance:
     desk.pinned[server] = sshd.host_key
     await transport().connect()
     await desk.pool.close()
@@ -169,7 +169,7 @@ async def test_repeated_requests_do_not_repeat_failed_login(start_sshd: StartSsh
     assert {each.result for each in tried} == {"ssh_login_refused"}
     assert len(tried) < 5
     assert sshd.process.log.read_text().count("Failed password") < 5
-    # Corrected credentials count at once.
+    # Corrected credentials take effect immediately.
     desk.credentials = SshCredentials(private_key=sshd.key.read_text())
     await desk.transport().connect()
     await desk.pool.close()
@@ -196,7 +196,7 @@ async def test_key_pinned_during_login_interrupts_no_connection(desk: SshDesk) -
     target = desk.target()
     first = asyncio.create_task(SshTransport(pool.host(target)).connect())
     await pinned.wait()
-    # Whoever reads the server now finds the key, which the login under way doesn't know of yet.
+    # Readers of the server see the key now; the login in progress doesn't know it yet.
     other = pool.host(replace(target, host_key=desk.pinned[target.server_id]))
     assert other is pool.host(target)
     second = asyncio.create_task(SshTransport(other).connect())
@@ -219,7 +219,7 @@ async def test_waiter_of_retired_host_gets_error(desk: SshDesk) -> None:
     waiting = asyncio.create_task(SshTransport(host).connect())
     await pinned.wait()
     await host.retire()
-    # Ended without a word, an operation's follower or a host's watcher would be missed by nobody.
+    # A silently ended follower or watcher would go unnoticed.
     with pytest.raises(HostUnreachableError, match="ask again"):
         await asyncio.wait_for(waiting, 20)
     await pool.close()

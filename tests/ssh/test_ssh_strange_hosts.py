@@ -109,7 +109,7 @@ async def test_docker_by_sudo_works_with_host_compose(desk: SshDesk) -> None:
 
 
 async def test_start_by_sudo_can_be_cancelled(desk: SshDesk) -> None:
-    """Sudo passes the signal on."""
+    """Sudo forwards the signal."""
     transport = desk.transport("sudoer")
     sent = Order(uuid4(), OperationKind.UP, HostApp(ssh_app(desk.sshd, SLOW)))
     with docker_plugin(desk.sshd):

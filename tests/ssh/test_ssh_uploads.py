@@ -28,7 +28,7 @@ def folder(sshd: PrivateSshd, name: str) -> Path:
 
 
 async def send(link: HostSession, path: Path, content: bytes = CONTENT, digest: str = DIGEST) -> list[int]:
-    """Upload, and return what was told of its progress."""
+    """Upload, and return the reported progress."""
     told: list[int] = []
 
     async def progress(arrived: int) -> None:
@@ -90,7 +90,7 @@ async def test_corrupted_upload_is_discarded(desk: SshDesk) -> None:
         with pytest.raises(UploadFailedError, match="did not arrive whole"):
             await send(site.link, place, CONTENT[:-1] + b"x")
         assert list(place.parent.iterdir()) == []
-        # And an upload that broke off is no beginning of another file.
+        # And a partial upload isn't resumed for another file.
         part = place.parent / f"{place.name}.{DIGEST}.part"
         part.write_bytes(b"x" * (len(CONTENT) + 1))
         shutil.chown(part, desk.sshd.uid("op"))

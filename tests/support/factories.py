@@ -214,7 +214,7 @@ def make_settings(folder: Path, **changes: object) -> Settings:
         "admin_password": PASSWORD,
         "public_url": "https://moorage.example.com",
         "operation_limit_minutes": LIMIT // 60,
-        # Tests ask faster than people do; those of the limit set it.
+        # Tests send requests faster than people do; tests of the limit set it.
         "rate_limit_per_minute": 0,
     }
     return Settings.model_validate({**plain, **changes})

@@ -73,7 +73,7 @@ async def settle() -> None:
     for _ in range(_MOST_ROUNDS):
         working = {future for task in asyncio.all_tasks() if (future := _future_from_outside(task)) is not None}
         if working:
-            # To wait for it itself: turning round meanwhile would only keep it from its work.
+            # Waits for the future itself: polling would only slow down its thread.
             await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
             quiet = 0
         await asyncio.sleep(0)
@@ -101,7 +101,7 @@ def _future_from_outside(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
 
 
 def _is_awaited(thing: object) -> bool:
-    # By what they can do: the driver's own coroutines, and the iterator of a future, are of compiled types.
+    # By attributes: the driver's own coroutines, and the iterator of a future, have compiled types.
     return isinstance(thing, Coroutine | Generator | AsyncGenerator | asyncio.Future)
 
 

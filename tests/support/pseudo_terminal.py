@@ -14,7 +14,7 @@ class Terminal:
 
     def __init__(self, argv: list[str], environment: Mapping[str, str]) -> None:
         self._master, slave = pty.openpty()
-        # A run in the background ignores Ctrl-C, and all that it starts does.
+        # A background job ignores Ctrl-C, and so do its children.
         argv = ["/usr/bin/env", "--default-signal=INT", *argv]
         self._child = subprocess.Popen(
             argv, stdin=slave, stdout=slave, stderr=slave, env=dict(environment), start_new_session=True

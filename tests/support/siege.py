@@ -100,7 +100,7 @@ class Siege:
         csr, endpoint = x509.signing_request(key, "Moorage agent").decode(), f"127.0.0.1:{port}"
         body = {"token": token.proof(csr, endpoint, "1"), "csr": csr, "endpoint": endpoint, "version": "1"}
         config = {"mode": mode, "port": port, "notes": str(folder / "notes")}
-        # It listens before it is known, so that nobody finds it away.
+        # It listens before it is registered, so that no check fails.
         answer = self.api.post("/api/enroll", body).expect()
         for name, pem in (
             ("key", x509.key_to_pem(key)),

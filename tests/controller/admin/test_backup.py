@@ -318,7 +318,7 @@ async def test_every_column_type_is_supported_by_backup(database: Database) -> N
     assert found.keys() == declared.keys()
     for name, table in declared.items():
         assert {c.name: kind(c) for c in found[name].columns} == {c.name: kind(c) for c in table.columns}
-        # A number that the database hands out would begin anew after a restore, and meet those that were restored.
+        # A sequence of the database would restart after a restore, and collide with restored numbers.
         assert table.autoincrement_column is None
 
 

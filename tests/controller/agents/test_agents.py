@@ -43,7 +43,7 @@ async def test_agent_routes_require_admin_and_ssh_credentials(world: World) -> N
         assert (await world.admin.send(method, path)).expect(409)["code"] == "no_credentials"
         gone = path.replace(plain, "0b0e7d0c-4f53-4a52-9d8e-6f1f5f3a1c11")
         assert (await world.admin.send(method, gone)).expect(404)["code"] == "server_not_found"
-    # Nothing was to be done on the host: a name can always be forgotten.
+    # Nothing was required on the host: a name can always be removed.
     done = (await world.admin.send("DELETE", f"/api/servers/{plain}/agent?force=true")).expect(200)
     assert (done["kind"], done["state"]) == ("agent_uninstall", "succeeded")
 
@@ -65,7 +65,7 @@ async def test_agent_removal_blocks_apps_and_resumes_on_next_controller(world: W
     operation = begun.expect(202)
     assert (operation["kind"], operation["appId"], operation["serverId"]) == ("agent_uninstall", None, server_id)
     assert [entry["resourceId"] for entry in await world.audit("AGENT_UNINSTALL")] == [server_id]
-    # One at a time: the same joins, the other one waits; so does an app, whose journal is about to move.
+    # One at a time: the same request joins, the opposite is refused; so is an app's, since its journal moves.
     again = await world.admin.send("DELETE", f"/api/servers/{server_id}/agent", headers={"Prefer": "respond-async"})
     assert again.expect(202)["id"] == operation["id"]
     other = await world.admin.post(f"/api/servers/{server_id}/agent")

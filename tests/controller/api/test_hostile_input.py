@@ -113,12 +113,12 @@ async def test_hostile_field_values_cause_no_fault(world: World, logs: io.String
         ):
             own = {"cdPath": f"/srv/{field}/{n}"} if kind == "apps" else {}
             reply = await world.admin.post(f"/api/{kind}", {**good[kind], **own, field: value})
-            # Some of the texts are the same directory, written in another way.
+            # Some of the paths denote the same directory in another notation.
             taken = field == "cdPath" and reply.status == 409
             assert reply.status in {201, 404, 422, 413} or taken, (field, repr(value)[:60], reply.text[:200])
             if reply.status == 201:
                 stored = (await world.admin.get(f"/api/{kind}/{reply.json['id']}")).expect(200)
-                # A server's first check comes when it comes.
+                # The time of a server's first check is undefined.
                 assert {**stored, **CHECKED} == {**reply.json, **CHECKED}
     after = await everything(world)
     assert [row for row in before if row not in after] == []

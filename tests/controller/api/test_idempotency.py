@@ -108,7 +108,7 @@ async def test_key_belongs_to_user_regardless_of_token(world: World) -> None:
     second = await create(Api(world.nobody.session, world.nobody.url, login["token"]), "k")
     assert second.expect(201)["id"] != first.json["id"]
     (await create(world.user, "k")).expect(403, "forbidden")
-    # Who is removed takes her keys along, and leaves what she made.
+    # Removal of a user deletes her keys, and keeps her resources.
     (await world.admin.delete(f"/api/users/{anna_id}")).expect(200)
     assert await count(world, "/api/projects") == 2
 
@@ -210,7 +210,7 @@ async def test_database_holds_no_secret_of_a_request(world: World) -> None:
     assert body["password"] not in repr(kept)
     whole = b"POST\0/api/users\0" + json.dumps(body).encode()
     assert kept.fingerprint in Keyring([ENCRYPTION_KEY]).fingerprints(whole)
-    # Another key of ours makes another one: it can't be worked out from the request alone.
+    # Another encryption key gives another fingerprint: it can't be computed from the request alone.
     assert kept.fingerprint not in Keyring(["another key of 32 characters or more"]).fingerprints(whole)
 
 

@@ -209,7 +209,7 @@ async def test_renewed_certificate_is_served_and_invalid_pair_is_ignored(tmp_pat
         certificate(tmp_path, "second")
         await _look(clock)
         assert await shown(controller.address, client()) != first
-        # The connection from before is still good.
+        # The earlier connection still works.
         assert b"200 OK" in await _ask(reader, writer)
         writer.close()
         await writer.wait_closed()

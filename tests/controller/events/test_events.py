@@ -146,7 +146,7 @@ async def test_three_hundred_listeners_receive_all_events_in_same_order(world: W
 
 
 async def follow(feed: Feed, after: int | None, count: int) -> list[ChangeEvent]:
-    """Return the first so many news that a listener is told, after the one that says ready."""
+    """Return the first events of a listener, after the ready event."""
     found: list[ChangeEvent] = []
     listener = feed.listen(after)
     async with asyncio.timeout(10):
@@ -159,7 +159,7 @@ async def follow(feed: Feed, after: int | None, count: int) -> list[ChangeEvent]
 
 
 def texts(batch: Sequence[StreamOpened | ChangeEvent]) -> list[str]:
-    """Return what a batch of news says."""
+    """Return the content of a batch of events."""
     return [each.text for each in batch if isinstance(each, ChangeEvent)]
 
 

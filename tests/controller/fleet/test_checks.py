@@ -24,7 +24,7 @@ SQLITE_ONLY = "Who asks a host, and for how long, hangs on no database."
 
 
 class CountedHosts(FakeHosts):
-    """Hosts that take `seconds` to say how they are, and count how often they were asked."""
+    """Hosts that answer a check after `seconds`, and count the checks."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
@@ -34,14 +34,14 @@ class CountedHosts(FakeHosts):
         self.at_once = self.most_at_once = 0
 
     def transport(self, server: HostAddress) -> HostTransport:
-        """Return the way to a host that there is."""
+        """Return the transport to an existing host."""
         assert server.api_endpoint is not None
         assert server.agent_name is not None
         return CountedTransport(self, server.api_endpoint)
 
 
 class CountedTransport(FakeTransport):
-    """The way to such a host."""
+    """The transport to such a host."""
 
     def __init__(self, hosts: CountedHosts, endpoint: str) -> None:
         super().__init__(hosts.hosts[endpoint], hosts.clock)
@@ -49,7 +49,7 @@ class CountedTransport(FakeTransport):
         self._endpoint = endpoint
 
     async def info(self) -> HostInfo:
-        """Ask the host's facts."""
+        """Query the host's facts."""
         hosts = self._hosts
         hosts.asked[self._endpoint] += 1
         hosts.at_once += 1
@@ -77,7 +77,7 @@ async def checks(database: Database, hosts: CountedHosts, clock: FakeClock) -> A
 
 
 async def add(database: Database, hosts: CountedHosts, *names: str) -> list[UUID]:
-    """Make servers whose hosts answer at once; each one's endpoint is its name."""
+    """Create servers whose hosts answer immediately; each endpoint is the server's name."""
     rows = [server_row(name=name, api_endpoint=name, agent_name="a") for name in names]
     async with database.write() as connection:
         for row in rows:

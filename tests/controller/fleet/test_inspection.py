@@ -20,7 +20,7 @@ async def server_id(world: World, host: FakeHost) -> str:
 
 @pytest.fixture
 async def app_id(world: World, host: FakeHost, server_id: str) -> str:
-    """Return an app on that host that runs, and has written something."""
+    """Return a running app on that host, with log lines."""
     host.app(PATH).says = ("one", "two", "three")
     app_id = await world.new_app(server_id)
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)

@@ -38,7 +38,7 @@ FORMS = {
 
 
 async def stored(world: World, server_id: str, key: str = ENCRYPTION_KEY) -> SshCredentials | None:
-    """Return what the SSH transport would be given."""
+    """Return the credentials that the SSH transport would get."""
     database = world.database()
     try:
         return (await Credentials(database, Keyring([key])).access_of(UUID(server_id))).credentials
@@ -88,7 +88,7 @@ async def test_new_server_stores_credentials_and_shows_none(world: World) -> Non
     body = {"name": "s", "address": "10.0.0.1", "sshPrivateKey": PLAIN, "sshPassword": PASSWORD}
     made = (await world.admin.post("/api/servers", body)).expect(201)
     shown = (await world.user.get(f"/api/servers/{made['id']}")).expect(200)
-    # They are tried at once.
+    # They are tried immediately.
     checked = {name: shown[name] for name in ("statusDetail", "lastChecked")}
     assert made | checked == shown
     assert (shown["hasCredentials"], shown["hostKeyFingerprint"]) == (True, None)

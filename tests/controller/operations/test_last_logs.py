@@ -21,7 +21,7 @@ from sse_reader import listening
 
 @pytest.fixture
 async def app_id(world: World, host: FakeHost) -> str:
-    """Return an app that runs, and has written something."""
+    """Return a running app with log lines."""
     host.app(PATH).says = ("one", "two")
     (server,) = (await world.admin.get("/api/servers")).expect(200)
     app_id = await world.new_app(server["id"], autoStopTimeout=5)
@@ -31,7 +31,7 @@ async def app_id(world: World, host: FakeHost) -> str:
 
 @asynccontextmanager
 async def closing_database(world: World) -> AsyncIterator[Database]:
-    """Open the controller's database from beside."""
+    """Open a second connection to the controller's database."""
     database = world.database()
     try:
         yield database

@@ -29,7 +29,7 @@ async def host(world: World) -> FakeHost:
 
 @pytest.fixture
 async def operation_id(world: World, host: FakeHost) -> str:
-    """Return a start that is under way."""
+    """Return a start in flight."""
     assert host.reachable
     (server,) = (await world.admin.get("/api/servers")).expect(200)
     return await world.begin(await world.new_app(server["id"]))
@@ -264,5 +264,5 @@ async def test_stalled_reader_is_disconnected(
 
 
 def _on(session: aiohttp.ClientSession, world: World) -> Api:
-    """Return the user's way to the API over a connection that outlives the controller."""
+    """Return the user's API client on a session that outlives the controller."""
     return Api(session, world.user.url, world.user.token)

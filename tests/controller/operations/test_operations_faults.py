@@ -154,7 +154,7 @@ async def test_operation_ended_during_controller_downtime_is_recorded(
 
 
 async def died_before_sending(world: World, app_id: str, kind: OperationKind) -> Operation:
-    """Leave what a controller leaves that died between its commit and its first word to the host."""
+    """Leave the state of a controller that died between its commit and its first call to the host."""
     await world.stop()
     app = await world.row(app_id)
     database = world.database()
@@ -229,7 +229,7 @@ async def test_observation_counter_restarts_after_host_reboot(world: World, host
 
 
 async def test_refusal_after_lost_start_is_not_treated_as_never_ran(world: World, host: FakeHost, app_id: str) -> None:
-    """The start arrived, its answer didn't; asked again, the host can't even look into its journal (a full disk)."""
+    """The start arrived, its reply didn't; asked again, the host can't even read its journal (a full disk)."""
     host.hold()
     host.lose_start = "after"
     operation_id = await world.begin(app_id, "start", {"timeout": 5})
@@ -254,7 +254,7 @@ async def test_refusal_after_lost_start_is_not_treated_as_never_ran(world: World
 
 
 async def test_stop_unknown_to_host_is_sent_again(world: World, host: FakeHost, running_app_id: str) -> None:
-    """It ran without a journal on a full disk, in an agent that was started anew meanwhile."""
+    """It ran without a journal on a full disk, in an agent that was restarted meanwhile."""
     host.hold()
     operation_id = await world.begin(running_app_id, "stop")
     await settle()
@@ -282,7 +282,7 @@ async def test_resent_operation_refused_by_host_fails_with_host_sentence(
 
 
 async def test_observation_during_refused_start_is_applied(world: World, host: FakeHost, app_id: str) -> None:
-    """Somebody runs `docker compose up` by hand meanwhile: told once by the watch, and by nothing afterwards."""
+    """A manual `docker compose up` meanwhile: reported once by the watch, and never again."""
     host.lose_start = "before"
     await world.begin(app_id)
     host.set_running(PATH, ["web"])

@@ -119,7 +119,7 @@ async def test_second_start_joins_first_and_keeps_its_timeout(world: World, host
 
 async def test_concurrent_starts_are_sent_once(world: World, host: FakeHost, app_id: str) -> None:
     replies = await asyncio.gather(*(world.user.post(f"/api/apps/{app_id}/start") for _ in range(20)))
-    # One that comes after the end of the first is a start over a running app, and its own operation.
+    # A request after the end of the first starts a running app, as its own operation.
     ids = {reply.expect(200)["operationId"] for reply in replies}
     assert len(host.commands) == len(ids)
     assert len(ids) < 20

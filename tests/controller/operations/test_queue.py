@@ -179,7 +179,7 @@ async def test_slot_of_waiter_cancelled_on_grant_goes_to_next_waiter() -> None:
     tasks = [asyncio.create_task(pass_through(n, leave[n])) for n in range(4)]
     await settle()
     leave[0].set()
-    # A turn of the loop, in which the first one leaves; the second has its turn then, and doesn't know it yet.
+    # One loop iteration: the first task leaves; the second is granted the slot, but hasn't run yet.
     await asyncio.sleep(0)
     tasks[1].cancel()
     tasks[2].cancel()

@@ -129,7 +129,7 @@ async def test_new_run_replaces_the_old_deadline(world: World, host: FakeHost, a
 async def test_run_changed_after_being_due_is_not_stopped(
     world: World, host: FakeHost, app_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compare-and-set: between the look and the deed somebody extends it."""
+    """Compare-and-set: the run is extended between the check and the stop."""
     await start(world, app_id)
     plain = RunExpiry.stop
 
@@ -175,7 +175,7 @@ async def test_unavailable_host_is_stopped_on_when_it_returns(world: World, host
     assert app["status"] == "running"
     assert app["stopAt"] == NOW + SECONDS * 1000
     host.reachable = True
-    # The watch comes back within 15 seconds, and its first word is enough.
+    # The watch reconnects within 15 seconds, and its snapshot suffices.
     await world.clock.run(15)
     assert downs(host) == [PATH]
     assert await status(world, app_id) == "stopped"
@@ -361,7 +361,7 @@ async def test_auto_stop_continues_after_database_outage(
 
 
 async def test_deadline_in_database_alone_triggers_stop(world: World, host: FakeHost, app_id: str) -> None:
-    """Another controller, or a restored backup, set it: no hint comes, only the row is there."""
+    """Set by another controller or a restored backup: only the row exists, without a notification."""
     host.app(PATH).containers.clear()
     database = world.database()
     stop_at = world.clock.now() + timedelta(seconds=45)

@@ -21,7 +21,7 @@ on_postgresql = pytest.mark.parametrize("database_kind", ["postgresql"], indirec
 
 
 class Controller:
-    """What of a controller keeps the time, on a machine with a clock of its own."""
+    """The timekeeping parts of a controller, on a machine with its own clock."""
 
     def __init__(self, settings: Settings, clock: FakeClock) -> None:
         self.clock = clock
@@ -30,13 +30,13 @@ class Controller:
         self.timekeeper = ClockJumpGuard(self.database, clock, self.leases)
 
     async def beat(self) -> None:
-        """Do as it does every few seconds."""
+        """Run its periodic step."""
         await self.timekeeper.check()
         await self.leases.claim()
 
 
 async def a_run(database: Database) -> App:
-    """Make an app that runs for an hour."""
+    """Create an app that runs for an hour."""
     moments = {"started_at": EPOCH, "run_began_at": EPOCH, "stop_at": EPOCH + HOUR, "warn_at": EPOCH + HOUR / 2}
     return await add_app(database, status="running", run_id=uuid.uuid4(), run_timeout=60, **moments)
 
@@ -97,7 +97,7 @@ async def test_shared_clock_jump_is_applied_by_one_of_two_controllers(settings: 
 async def test_suspended_controller_shifts_no_deadline(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a virtual machine that was paused: its time since boot lacks an hour that really has passed."""
+    """Like a paused virtual machine: its time since boot lacks an hour of real time."""
     monkeypatch.setattr(timekeeper, "log", structlog.get_logger())
     app = await a_run(database)
     went_on, stood_still = Controller(settings, FakeClock()), Controller(settings, FakeClock())

@@ -19,12 +19,12 @@ def app_id(running_app_id: str) -> str:
 
 
 def held(host: FakeHost, app_id: str) -> Deadline:
-    """Return the deadline that a host's agent knows of an app."""
+    """Return the deadline of an app at its host's agent."""
     return host.deadlines[uuid.UUID(app_id)][1]
 
 
 def left(host: FakeHost, app_id: str) -> float | None:
-    """Return the seconds that an app had left when its agent was told."""
+    """Return the remaining seconds of an app at the time its agent was informed."""
     remaining = held(host, app_id).remaining
     return None if remaining is None else remaining.total_seconds()
 
@@ -80,7 +80,7 @@ async def test_missing_deadline_is_sent_to_agent_again(world: World, host: FakeH
 
 
 async def test_deadline_number_exceeds_that_of_agent(world: World, host: FakeHost, app_id: str) -> None:
-    """As after a restore, or where a controller died between telling the agent of an extension and writing it down."""
+    """As after a restore, or after a controller crash between informing the agent of an extension and storing it."""
     known = held(host, app_id)
     host.keep(PATH, Deadline(known.app_id, known.number + 10**9, known.run_id, known.remaining))
     await settle()

@@ -19,7 +19,7 @@ def app_id(running_app_id: str) -> str:
 
 
 def held(host: FakeHost) -> Deadline:
-    """Return the one deadline that a host's agent knows."""
+    """Return the only deadline of a host's agent."""
     ((_, deadline),) = host.deadlines.values()
     return deadline
 
@@ -158,7 +158,7 @@ Meanwhile = Callable[[], Awaitable[object]]
 async def test_extension_losing_race_returns_conflict(
     world: World, host: FakeHost, app_id: str, verb: str, body: object, said: str
 ) -> None:
-    """Between telling the agent and writing it down somebody else is faster."""
+    """A concurrent request wins between informing the agent and storing the extension."""
     host.on_deadline = lambda: world.user.send(
         "POST", f"/api/apps/{app_id}/{verb}", body, headers={"Prefer": "respond-async"}
     )
@@ -167,7 +167,7 @@ async def test_extension_losing_race_returns_conflict(
     await world.clock.run(5)
     app = await world.app(app_id)
     assert app["stopAt"] != NOW + 35 * MINUTE
-    # What the agent was told in vain it has to unlearn.
+    # The agent has to drop the deadline of the failed extension.
     row = await world.row(app_id)
     assert held(host).number == row.deadline_number
     assert held(host).run_id == row.run_id

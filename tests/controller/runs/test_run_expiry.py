@@ -183,7 +183,7 @@ async def test_resumed_machine_stops_due_runs(world: World, host: FakeHost, app_
 
 
 class WrongClock(SystemClock):
-    """This machine's clock, if somebody had set it wrong."""
+    """This machine's clock with an offset."""
 
     def __init__(self, seconds: int) -> None:
         self._wrong = timedelta(seconds=seconds)

@@ -9,7 +9,7 @@ MINUTE = 60_000
 
 
 async def shown(world: World, app_id: str) -> tuple[int, int, int | None]:
-    """Return what a dashboard counts with: the timeout, the default, and the minutes from now to the end."""
+    """Return a dashboard's values: the timeout, the default, and the minutes from now to the end."""
     app = await world.app(app_id)
     return app["autoStopTimeout"], app["defaultTimeout"], app["stopAt"] and (app["stopAt"] - NOW) // MINUTE
 

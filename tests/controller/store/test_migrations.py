@@ -57,7 +57,7 @@ async def downgrade(settings: Settings, to: str) -> None:
 
 
 async def test_rows_and_references_survive_every_migration(empty: Settings) -> None:
-    """SQLite makes a changed table anew: no row, and no reference to one, may be lost by that."""
+    """SQLite rebuilds a changed table: no row and no reference may be lost."""
     database = open_database(empty, FakeClock(), clock_decides=True)
     await migrate(database)
     project, server = project_row(), server_row(agent_name="a.agents.moorage")
@@ -220,7 +220,7 @@ async def test_serving_on_sqlite_migrates_and_keeps_a_full_copy(tmp_path: Path) 
     await add_users(beside)
     await downgrade(settings, "0001")
     path = tmp_path / "moorage.db"
-    # What was written last is still in the write-ahead log: the file alone is no copy.
+    # The last writes are still in the write-ahead log: the file alone is no copy.
     with closing(sqlite3.connect(path)) as reader:
         reader.execute("BEGIN").execute("SELECT * FROM users").fetchone()
         await execute(settings, "UPDATE users SET full_name = 'Anna' WHERE username = 'admin'")

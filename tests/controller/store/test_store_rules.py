@@ -176,7 +176,7 @@ async def test_meaningless_values_are_refused(database: Database) -> None:
 
 
 async def test_fifty_concurrent_writers_all_succeed(database: Database) -> None:
-    """Each reads before it writes, which is what a deferred transaction fails at."""
+    """Each reads before it writes, which fails in a deferred transaction."""
 
     async def write(number: int) -> None:
         async with database.write() as connection:
@@ -275,7 +275,7 @@ def test_postgresql_url_variants_are_accepted(given: str, used: str) -> None:
 
 
 async def test_cancelled_writer_releases_write_lock(database: Database) -> None:
-    """At each of many moments: the statement that is under way ends first, and its lock is given back."""
+    """At each of many moments: the running statement ends first, and its lock is released."""
 
     async def write() -> None:
         async with database.write() as connection:

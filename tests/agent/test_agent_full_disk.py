@@ -121,7 +121,7 @@ async def test_dead_man_acts_on_full_disk_after_agent_restart(
 ) -> None:
     directory = lone.app(f"late-{way}", SLEEPER)
     await caller.run(UP, directory)
-    # A minute is what a controller has: it is over already.
+    # The controller has a minute after the deadline; 55 seconds of it are over.
     await caller.stub.SetDeadline(deadline(directory, -55), timeout=10)
     with disk.full(way):
         lone.process.kill()
@@ -154,7 +154,7 @@ def test_compose_itself_needs_no_room_for_a_stop(lone: LoneAgent) -> None:
     directory = lone.app("roomless", SLEEPER)
     lone.compose(directory, "up", "-d")
     down = down_command(installed("docker-compose"), "roomless")
-    # Neither where temporary files go, nor at home.
+    # Neither in the temporary folder, nor at home.
     script = 'mount -t tmpfs -o nr_inodes=1 none /tmp && mount -t tmpfs -o nr_inodes=1 none /root && exec "$@"'
     argv = ["unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script, "down", *down]
     environment = clean_environment("/", {"DOCKER_HOST": lone.engine.host, "HOME": "/root"})

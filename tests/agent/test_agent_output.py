@@ -97,7 +97,7 @@ async def test_app_secrets_are_absent_from_process_list(agent: LoneAgent, caller
         await asyncio.wait([following], timeout=0.1)
     assert looks
     assert secret not in following.result().output
-    # It did get in, where it belongs.
+    # It does reach its own container.
     with closing(docker.APIClient(base_url=agent.engine.host, version="auto")) as client:
         assert f"PASSWORD={secret}" in client.inspect_container("secretive-web-1")["Config"]["Env"]
 

@@ -83,7 +83,7 @@ async def test_irremovable_container_is_reported_and_others_are_removed(
 
 
 def test_remaining_containers_are_removed_concurrently(agent: LoneAgent) -> None:
-    # Four that ignore TERM for their two seconds each: together, not one after the other.
+    # Four containers that ignore TERM for two seconds each: concurrently, not one after the other.
     service = f"services: {{web: {{image: '{IMAGE}', stop_grace_period: 2s, command: sleep 1000}}}}\n"
     directory = agent.app("together", service)
     agent.compose(directory, "up", "-d", "--scale", "web=4")

@@ -46,7 +46,7 @@ async def watched(agent: LoneAgent) -> AsyncIterator[Deadlines]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process it acts at once, and tries again soon."""
+    """In this process it acts immediately, and retries soon."""
     monkeypatch.setattr(dead_man, "LATE_SECONDS", 0.5)
     monkeypatch.setattr(dead_man, "_FIRST_RETRY", 0.5)
 

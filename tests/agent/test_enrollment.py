@@ -64,7 +64,7 @@ def test_enrolment_writes_config_policy_and_identity(desk: Desk, enroll: Enroll,
     assert oct((data / "pki" / "agent.pem").stat().st_mode & 0o777) == "0o600"
     assert sorted(file.name for file in (data / "pki").iterdir()) == ["agent.pem", "ca.crt"]
     assert str(tmp_path / "apps") in (data / "policy.toml").read_text()
-    # The token's secret is nowhere: neither sent nor kept.
+    # The token's secret is neither sent nor stored.
     secret = token.split(".")[2]
     kept = [file.read_text() for file in data.rglob("*") if file.is_file()]
     assert not [text for text in (*kept, json.dumps(request), done.stdout) if secret in text]

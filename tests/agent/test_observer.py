@@ -267,7 +267,7 @@ async def test_operation_end_is_reported_without_final_observation(
             finally:
                 await asyncio.to_thread(other_engine.start)
         assert (again.raw, again.end.exit_code) == (done.raw, 0)
-        # Absent, not empty: an empty one would say that the app is stopped.
+        # Absent, not empty: an empty observation would mean that the app is stopped.
         assert not again.end.HasField("observed")
     finally:
         await asyncio.to_thread(lone.process.terminate)

@@ -108,7 +108,7 @@ async def test_cut_connection_is_resumed_by_offset(agent: LoneAgent, caller: Cal
     whole = await caller.finish(operation_id)
     assert rest.end.exit_code == 0
     assert seen + rest.raw == whole.raw
-    # Beyond the end there is nothing but the end.
+    # An offset beyond the end yields only the end.
     beyond = await caller.finish(operation_id, after=len(whole.raw))
     assert beyond.raw == b""
 
@@ -124,7 +124,7 @@ async def test_start_cancel_records_requester(agent: LoneAgent, caller: Caller) 
     assert done.end.end == pb.OPERATION_END_EXITED
     assert done.end.exit_code != 0
     assert done.end.cancelled_by == "tester"
-    # What it had made stays, and is told.
+    # Its containers stay, and are reported.
     assert "db" in {c.service for c in done.end.observed.containers}
     assert await caller.cancel(operation_id) == pb.CANCEL_OUTCOME_ALREADY_ENDED
 

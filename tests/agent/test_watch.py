@@ -141,7 +141,7 @@ async def test_resolved_problem_is_cleared(agent: LoneAgent, caller: Caller, cli
     async with caller.watch(directory) as watching:
         assert watching.apps[str(directory)].problem_code == "compose_file_invalid"
         (directory / "compose.yaml").write_text(SLEEPER)
-        # By itself, without an event: within the time of a heartbeat.
+        # Without an event: within the interval of a heartbeat.
         await watching.until(lambda: watching.apps[str(directory)].problem_code == "")
         (directory / "compose.yaml").unlink()
         stir(client)

@@ -60,7 +60,7 @@ async def refusal(transport: SshTransport, cd_path: str) -> str:
 
 
 def app_of(desk: SshDesk, text: str | None, **files: str) -> str:
-    """Make an app's folder with these files, and a compose file where there is a text for it."""
+    """Create an app's directory with these files, and a compose file where its text is given."""
     cd_path = ssh_app(desk.sshd, text or "")
     if text is None:
         Path(cd_path, "compose.yaml").unlink()

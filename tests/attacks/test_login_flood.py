@@ -41,7 +41,7 @@ class Flood:
                 await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Hang up, all at once."""
+        """Close all connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

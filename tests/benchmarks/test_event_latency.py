@@ -18,12 +18,12 @@ _ROUNDS = 100
 
 
 def _apps(stack: Stack, sshd: PrivateSshd) -> dict[str, str]:
-    """Make one app over the agent and one over SSH; return their ids by the way."""
+    """Create one app over the agent and one over SSH; return their ids by transport."""
     return {"agent": stack.make_app("over-agent", SLEEPER), "SSH": make_ssh_app(stack, sshd)}
 
 
 async def _told(stream: Listener, app_id: str, status: str) -> float:
-    """Return the moment at which a listener reads that an app has a status."""
+    """Return the time at which a listener receives an app's status."""
     while True:
         event = await stream.next()
         assert event is not None

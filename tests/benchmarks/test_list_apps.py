@@ -27,14 +27,14 @@ _OK, _NOT_MODIFIED = 200, 304
 
 
 class Caller:
-    """One connection that stays open, as a browser's does."""
+    """One persistent connection, like a browser's."""
 
     def __init__(self, port: int, token: str = "") -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port)
         self._headers = {"Authorization": f"Bearer {token}"}
 
     def timed(self, wanted: int, etag: str = "") -> tuple[float, int, str]:
-        """Ask for the list; return how long it took (milliseconds), its length in bytes, and its ETag."""
+        """Request the list; return the duration (milliseconds), its length in bytes, and its ETag."""
         began = time.perf_counter()
         self._connection.request("GET", "/api/apps", headers=self._headers | ({"If-None-Match": etag} if etag else {}))
         reply = self._connection.getresponse()

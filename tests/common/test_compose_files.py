@@ -27,7 +27,7 @@ def walked(
     links: dict[str, str] | None = None,
     own: Sequence[str] = (),
 ) -> Walked:
-    """Walk through the app in /srv/app of a host that has these files, or through its `own` ones."""
+    """Inspect the app in /srv/app of a host with these files, or its `own` ones."""
     asked: list[str] = []
     walk = walk_app("/srv/app", Variables({"HOME": "/root", "PATH": "/usr/bin"}), "/root", rules, own)
 
@@ -49,7 +49,7 @@ def walked(
 
 
 def code(text: str, rules: Rules = ROOTS, *, files: Mapping[str, str] | None = None) -> str:
-    """Return the code with which an app with this compose file is refused, empty where it isn't."""
+    """Return the refusal code of an app with this compose file, empty where it is accepted."""
     beside = {f"/srv/app/{name}": content for name, content in (files or {}).items()}
     told = walked({"/srv/app/compose.yaml": text} | beside, rules)
     return told.refusal.code if told.refusal is not None else ""
@@ -234,7 +234,7 @@ _PATH = st.lists(_PART, min_size=1, max_size=6).map("/".join)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=_PATH, way=st.sampled_from(["include", "extends", "env_file", "file"]))
 def test_compose_reads_exactly_the_inspected_files(tmp_path: Path, path: str, way: str) -> None:
-    """Compose must never come by what lies outside; whatever it shows, it was allowed to read."""
+    """Compose must never read a file outside the roots; everything it shows was allowed."""
     app, outside = tmp_path / "root" / "app", tmp_path / "outside"
     for folder in (app / "a", outside / "a"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def bystander() -> Iterator[int]:
-    """Return the pid of a process that leads its own group and has nothing to do with any operation."""
+    """Return the pid of an unrelated process that leads its own group."""
     with subprocess.Popen(["/bin/sleep", "1000"], start_new_session=True) as process:
         yield process.pid
         process.kill()

@@ -20,7 +20,7 @@ WAIT = "while [ ! -e on ]; do sleep 0.01; done"
 
 @pytest.fixture(params=["tmpfs", "ext4"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """Return a journal's folder on a small disk of its own."""
+    """Return a journal's folder on its own small disk."""
     disk, mount = tmp_path / "disk", shutil.which("mount") or ""
     disk.mkdir()
     if request.param == "tmpfs":
@@ -37,7 +37,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int = 0) -> Path:
-    """Fill the disk but for about `leave` bytes; removing the returned file makes room again."""
+    """Fill the disk except for about `leave` bytes; removal of the returned file frees it again."""
     filler, rest = disk / "filler", disk / "rest"
     rest.write_bytes(b"x" * leave)
     with filler.open("ab", buffering=0) as file:

@@ -23,26 +23,26 @@ HOSTILE = 'anna\'; touch /tmp/owned; $(touch owned) `touch owned` "x" \\ é'
 
 
 class Started(Protocol):
-    """A shell that stands in for /bin/sh."""
+    """A shell in place of /bin/sh."""
 
     launcher: tuple[str, ...]
     path: str
 
 
 class ByShell:
-    """The journal's calls, each in a shell of its own."""
+    """The journal's calls, each in a new shell."""
 
     def __init__(self, root: Path, shell: Started) -> None:
         self.root = str(root)
         self._shell = shell
 
     def look(self, *orders: Order, after: int = 0, limit: int = 1000) -> list[Look]:
-        """Return what a look at each finds."""
+        """Return the state and new output of each operation."""
         calls = [journal_shell.look_call(self.root, o.operation_id, after, limit) for o in orders]
         return journal_shell.parse_outputs(self._run("\n".join(calls)), len(calls), 1 << 20)
 
     def show(self, operation_id: str) -> Record | None:
-        """Return all that is known of one."""
+        """Return the record of an operation."""
         return journal_shell.read_record(operation_id, self._run(journal_shell.show_call(self.root, operation_id)))
 
     def cancel(self, operation_id: str, by: str = "anna") -> str:
@@ -50,7 +50,7 @@ class ByShell:
         return self._run(journal_shell.cancel_call(self.root, operation_id, by)).decode().strip()
 
     def clean(self, days: int) -> list[str]:
-        """Remove what is older; returns the ids."""
+        """Remove older operations; returns their ids."""
         return self._run(journal_shell.clean_call(self.root, days)).decode().split()
 
     def _run(self, call: str) -> bytes:

@@ -27,13 +27,13 @@ def _as_before() -> Iterator[None]:
 
 
 def lines(text: str) -> list[Any]:
-    """Return what was logged."""
+    """Return the log lines."""
     return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Callable[[], tuple[Any, Path, io.StringIO]]:
-    """Return what begins to log into a file and a stream."""
+    """Return a function that starts logging into a file and a stream."""
 
     def made() -> tuple[Any, Path, io.StringIO]:
         path, stream = tmp_path / "app.log", io.StringIO()

@@ -37,7 +37,7 @@ ALL = LogsWanted()
 
 
 def facts(end: End) -> tuple[object, ...]:
-    """Return what of an end must be the same whenever it is asked for; the look at the containers is made anew."""
+    """Return the fields of an end that never change; the observation of the containers is repeated."""
     return (end.kind, end.exit_code, end.length, end.cancelled_by, end.code, end.reason)
 
 
@@ -160,7 +160,7 @@ async def test_stop_cannot_be_cancelled(rig: Rig) -> None:
 
 
 async def first_word(transport: HostTransport, *paths: str) -> Snapshot:
-    """Return a watch's first word."""
+    """Return a watch's first item."""
     async with asyncio.timeout(PATIENCE), aclosing(watching(transport, *paths)) as items:
         snapshot = await anext(items)
     assert isinstance(snapshot, Snapshot)
@@ -189,7 +189,7 @@ async def test_watch_begins_with_snapshot_and_reports_each_exit(rig: Rig) -> Non
 
 
 async def next_of(items: AsyncGenerator[WatchItem, None], cd_path: str) -> AppObservation:
-    """Return the next that a watch tells of an app."""
+    """Return a watch's next item about an app."""
     async for item in items:
         if isinstance(item, AppObservation) and item.cd_path == cd_path:
             return item
@@ -234,7 +234,7 @@ async def read_logs(rig: Rig, cd_path: str, wanted: LogsWanted = ALL) -> list[Lo
 
 
 async def talking(rig: Rig, cd_path: str) -> list[LogLine]:
-    """Start an app that writes, and return its lines once all are there."""
+    """Start an app that writes logs, and return its lines once all have arrived."""
     await run(rig.transport, order(cd_path))
     lines: list[LogLine] = []
 

@@ -31,7 +31,7 @@ def test_five_hosts_are_installed_concurrently(desk: Desk, fleet: Fleet) -> None
     assert len(names) == 5, "each has a name of its own"
     entries = desk.api.get("/api/audit-logs?action=AGENT_INSTALL&limit=100").expect(200)["logs"]
     assert {entry["resourceId"] for entry in entries} >= set(servers)
-    # The same call again changes nothing, and says so.
+    # The repeated call changes nothing, and reports that.
     again = desk.install(servers[1])
     assert "is enrolled as" in again["output"]
     assert hosts[1].run("moorage-agent", "status").splitlines()[0] in names

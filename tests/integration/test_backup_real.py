@@ -23,7 +23,7 @@ def test_backup_moves_to_postgresql_and_back_with_a_running_app(
     password = stack.controller.admin_password
     app_id = stack.make_app("kept", SLEEPER)
     started = stack.api.post(f"/api/apps/{app_id}/start").expect(200)
-    # Made in the data folder on the first start: what the backup leaves out, and says so.
+    # Generated in the data folder on the first start: the backup excludes it, and reports that.
     key = (stack.controller.folder / "data" / "encryption_key").read_text().strip()
     environment: dict[str, str] = {}
     for name, url in (("on-postgresql", postgres_url), ("on-sqlite", "")):

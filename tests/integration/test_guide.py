@@ -188,7 +188,7 @@ def check_servers(caller: Caller, stack: Stack) -> None:
     changed = caller.call("PUT /api/servers/:id", {**NEW, "name": "Renamed", "sshPort": 2222}, of=made["id"])
     assert (changed["id"], changed["name"], changed["sshPort"]) == (made["id"], "Renamed", 2222)
     caller.call("DELETE /api/servers/:id", of=made["id"])
-    # The one with an agent, as somebody who follows the guide would have made it.
+    # The server with an agent, as created by following the guide.
     caller.call("PUT /api/servers/:id", {"sshUser": "root"}, of=stack.server_id)
     caller.call("GET /api/servers/:id/status", of=stack.server_id)
     assert [row["id"] for row in caller.call("GET /api/servers")] == [stack.server_id]

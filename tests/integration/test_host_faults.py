@@ -62,7 +62,7 @@ def test_engine_outage_and_recovery_are_reported(stack: Stack) -> None:
         stack.wait_server(status="offline")
         refused = stack.api.post(f"/api/apps/{app_id}/stop").expect(503)
         assert refused["code"] == "engine_unreachable"
-        # Not known is not stopped.
+        # Unknown doesn't mean stopped.
         shown = stack.app(app_id)
         assert (shown["status"], shown["health"]) == ("running", "unknown")
         assert shown["stopAt"] is not None

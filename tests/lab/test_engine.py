@@ -63,7 +63,7 @@ def _firewall() -> str:
 
 @pytest.fixture
 def docker0() -> Iterator[Path]:
-    """Return where the kernel shows the bridge of this machine's own Engine; one is made where there is none."""
+    """Return the kernel's path of the bridge of this machine's own Engine; create the bridge where it is missing."""
     shown = Path("/sys/class/net/docker0")
     made = not shown.exists()
     if made:

@@ -103,7 +103,7 @@ async def test_hostile_name_is_never_run_as_command(sshd: PrivateSshd, shell: st
     async with asyncio.timeout(150):
         ends = await asyncio.gather(*(outcome(transport, f"{place}/{name}") for name in HOSTILE))
     for name, (output, end) in zip(HOSTILE, ends, strict=True):
-        # Compose itself ran, in the right directory, and found no file there.
+        # Compose ran in the right directory, and found no file there.
         assert (end.kind, end.exit_code) == (EndKind.EXITED, 1), (name, output)
         assert "no configuration file provided" in output, name
         assert end.observed is not None

@@ -147,7 +147,7 @@ async def test_shared_connection_serves_all_and_closes_when_idle(desk: SshDesk) 
 
 
 async def test_concurrent_logins_to_many_servers_are_limited(start_sshd: StartSshd) -> None:
-    """MaxStartups 3 drops a fourth login at once; the pool never has more than two under way."""
+    """MaxStartups 3 drops a fourth concurrent login; the pool never has more than two in progress."""
     sshd = start_sshd("MaxStartups 3:100:3")
     desk = SshDesk(sshd)
     pool = SshPool(desk._access_of, desk._pin, connects_at_once=2)

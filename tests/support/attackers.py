@@ -159,7 +159,7 @@ class Agent:
 
 def agent(config: dict[str, Any]) -> None:
     """Serve an agent until killed."""
-    # As many at once as there are: a stream holds a thread.
+    # As many threads as streams: each stream holds one.
     server = grpc.server(ThreadPoolExecutor(64), handlers=[Agent(config).handlers()])
     key, certificate, ca = (Path(config[name]).read_bytes() for name in ("key", "certificate", "ca"))
     credentials = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
@@ -207,7 +207,7 @@ class Engine:
             },
         }  # fmt: skip
         if path.startswith("/events"):
-            # Lines first, then one without an end.
+            # Endless lines, or one endless line.
             yield b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
             event = json.dumps({"Actor": {"ID": "c" * 64}}).encode() + b"\n"
             async for part in _endless(event if self.mode != "lines" else b"A" * 65536):

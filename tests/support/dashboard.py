@@ -54,7 +54,7 @@ def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("google-chrome")
     assert path is not None, "install the package chromium (`make test` does)"
     with sync_playwright() as playwright:
-        # Its sandbox can't be had by root, whom the tests run as; it sees nothing but these pages.
+        # Chromium's sandbox doesn't work for root, the tests' user; the browser sees only these pages.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
             yield browser

@@ -43,7 +43,7 @@ services:
     image: {IMAGE}
     depends_on: {{web: {{condition: service_healthy}}}}
 """
-"""Its start goes on for about ten seconds, and fails."""
+"""Its start takes about ten seconds, and fails."""
 DEAF = f"""\
 services:
   web:

@@ -23,7 +23,7 @@ from moorage_lab.programs.processes import Process
 from moorage_lab.waiting import eventually
 
 SECONDS = float(os.environ.get("MOORAGE_ATTACK_SECONDS", "5"))
-"""How long an attack lasts. With 100 and more, runs of a minute end meanwhile, and it is seen how late."""
+"""Seconds of an attack. From 100 on, runs of a minute end during it, and their lateness is measured."""
 _APPS = 5
 _ATTACKERS = Path(__file__).parent / "attackers.py"
 _MIB = 1 << 20

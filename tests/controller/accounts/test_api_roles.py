@@ -26,7 +26,7 @@ def of(role: Role) -> list[Route]:
 
 
 async def answer(api: Api, route: Route, data: bytes | None, headers: dict[str, str] | None = None) -> tuple[int, str]:
-    """Return status and code of what a caller gets."""
+    """Return status and code of a caller's reply."""
     reply = await api.send(route.method, path(route), data=data, headers=headers)
     body = reply.json if reply.text else None
     return reply.status, body.get("code", "") if isinstance(body, dict) else ""
@@ -112,7 +112,7 @@ async def test_revoked_tokens_are_refused_on_every_route(world: World) -> None:
 
 
 def test_each_route_has_a_scope_allowed_for_its_role() -> None:
-    """A plain user's token never has the scope admin: such a route would be shut to all of his."""
+    """A plain user's token never has the scope admin, so such a route would refuse all their tokens."""
     assert {r.scope for r in of(Role.USER)} <= {Scope.READ, Scope.OPERATE, Scope.SESSION}
     assert {r.scope for r in ROUTES if r.method == "GET" and r.role is not Role.NOBODY} == {Scope.READ}
     assert {(r.method, r.path) for r in ROUTES if r.scope is Scope.SESSION} == {

@@ -227,7 +227,7 @@ async def test_current_password_is_required_and_rate_limited(world: World) -> No
 
 
 async def test_lone_surrogate_in_password_returns_422(world: World) -> None:
-    """JSON can carry half a character; nothing that is hashed can."""
+    """JSON can contain a lone surrogate; hashed text can't."""
     half = '"\\ud800aaaaaaaa"'
     made = b'{"username":"x","password":%s}' % half.encode()
     (await world.admin.send("POST", "/api/users", data=made)).expect(422)

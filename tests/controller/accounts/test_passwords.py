@@ -14,7 +14,7 @@ PLACE = Place("test", known=False)
 
 @pytest.fixture
 async def passwords() -> AsyncIterator[Passwords]:
-    """Return what hashes and compares."""
+    """Return the password hasher."""
     made = Passwords()
     yield made
     await made.aclose()

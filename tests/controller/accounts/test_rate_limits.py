@@ -22,7 +22,7 @@ from moorage_controller.store.database.database import Database
 
 @pytest.fixture
 def cheap_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let an unknown name cost no more than a known one of the tests: here it only counts how often."""
+    """Replace the expensive comparison for unknown names: these tests only count the comparisons."""
     monkeypatch.setattr(passwords, "_DUMMY", user_row("nobody").password_hash.encode())
 
 
@@ -32,7 +32,7 @@ async def guess(world: World, username: str = ADMIN, password: str = "wrong") ->
 
 @pytest.fixture
 async def users(database: Database) -> AsyncIterator[Users]:
-    """Return what logs in, without a controller around it."""
+    """Return the login service, without a controller."""
     passwords = Passwords()
     yield Users(database, "s" * 32, ApiTokens(database), passwords)
     await passwords.aclose()
@@ -88,7 +88,7 @@ async def test_login_count_survives_restart(world: World) -> None:
 async def test_concurrent_guesses_are_limited_like_sequential_ones(world: World) -> None:
     replies = await asyncio.gather(*(guess(world) for _ in range(20)), guess(world, password=PASSWORD))
     told = [reply.status for reply in replies]
-    # The right password, where its turn came in time, begins the count anew.
+    # The right password resets the count, if its turn comes in time.
     assert told.count(401) <= 5 * (1 + told.count(200))
     assert set(told) <= {401, 429, 200}
 
@@ -148,7 +148,7 @@ async def test_unknown_and_an_inactive_user_cost_the_same_comparison(
 
 @pytest.fixture
 async def limited_world(settings: Settings) -> AsyncIterator[World]:
-    """Return a controller with the limit that holds where none is set."""
+    """Return a controller with the default limit."""
     world = World(settings.model_copy(update={"rate_limit_per_minute": Settings().rate_limit_per_minute}))
     try:
         yield await world.start()

@@ -42,7 +42,7 @@ async def written(database: Database, days_ago: float) -> AuditEntry:
 
 
 async def left(database: Database) -> set[str]:
-    """Return the ids of the entries there are."""
+    """Return the ids of the stored entries."""
     async with database.read() as connection:
         entries, _ = await audit.page(connection, wanted=AuditFilter(), limit=10_000, offset=0)
     return {str(entry.id) for entry in entries}

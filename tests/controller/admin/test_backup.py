@@ -62,7 +62,7 @@ async def file(source: Place, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Place:
-    """Return a place where nothing is."""
+    """Return an empty place."""
     return Place(tmp_path / "target")
 
 
@@ -323,7 +323,7 @@ async def test_every_column_type_is_supported_by_backup(database: Database) -> N
 
 
 def kind(column: Column[Any]) -> str:
-    """Return what a column's type is called, the same as it is declared and as it is found."""
+    """Return a column type's name, equal for the declared and the reflected type."""
     alike = {"text": String | EncryptedText | TextTuple, "integer": Integer, "bytes": LargeBinary}
     found = next((name for name, types in alike.items() if isinstance(column.type, types)), None)
     return found or type(column.type).__name__.lower()

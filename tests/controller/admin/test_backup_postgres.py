@@ -24,7 +24,7 @@ NewPlace = Callable[[], Place]
 
 @pytest.fixture
 def new_place(postgres: PrivatePostgres, tmp_path: Path) -> NewPlace:
-    """Return what makes a place with an empty PostgreSQL database."""
+    """Return a factory of places with an empty PostgreSQL database."""
 
     def make() -> Place:
         name = f"backup_{uuid4().hex}"
@@ -114,5 +114,5 @@ def kill_in_the_middle(postgres: PrivatePostgres, target: Place, file: Path) -> 
     eventually(inserts, timeout=60, interval=0.001, what="rows that are written")
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    # The server ends the connection's work, and takes it back, a moment after.
+    # The server aborts and rolls back the connection's transaction a moment later.
     eventually(lambda: not postgres.run("psql", "-At", "-d", "postgres", "-c", asked), what="the connection's end")

@@ -21,7 +21,7 @@ Run = Callable[..., Awaitable[Result]]
 
 @pytest.fixture
 def run(logs: io.StringIO, tmp_path: Path) -> Run:
-    """Return what runs the command line beside the controller, in a home of its own."""
+    """Return a function that runs the command line beside the controller, in its own home."""
     assert logs is not None, "what the controller logs must not get into what the command line prints"
     home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config"), "COLUMNS": "200"}
     empty = dict.fromkeys(("MOORAGE_URL", "MOORAGE_TOKEN"), "")

@@ -18,7 +18,7 @@ KEEPS = Keeps(operations=timedelta(days=90), most_operations=5, output=timedelta
 
 
 async def ended(database: Database, app: App, days_ago: float) -> Operation:
-    """Store an operation that ended so long ago, and printed something."""
+    """Store an operation with output that ended `days_ago` days ago."""
     moment = EPOCH - timedelta(days=days_ago)
     made = await add_operation(database, app, state="succeeded", created_at=moment, finished_at=moment)
     await said(database, made)
@@ -26,14 +26,14 @@ async def ended(database: Database, app: App, days_ago: float) -> Operation:
 
 
 async def said(database: Database, operation: Operation) -> None:
-    """Store what an operation printed, in two pieces."""
+    """Store an operation's output in two pieces."""
     async with database.write() as connection:
         await output.append(connection, operation.id, Piece(0, b"one\n"))
         await output.append(connection, operation.id, Piece(4, b"two\n"))
 
 
 async def left(database: Database) -> dict[Operation, bytes]:
-    """Return the operations there are, with what they printed."""
+    """Return the stored operations with their output."""
     async with database.read() as connection:
         found, _ = await operations.search(connection, app_id=None, server_id=None, state=None, limit=1000)
         return {each: await output.tail(connection, each.id, 100) for each in found}
@@ -88,7 +88,7 @@ async def test_old_changes_are_deleted_except_newest(database: Database, monkeyp
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Return settings by which output is kept for a day."""
+    """Return settings that keep output for a day."""
     return settings.model_copy(update={"operation_output_days": 1})
 
 

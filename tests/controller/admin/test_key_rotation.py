@@ -37,7 +37,7 @@ def run(settings: Settings, current: str = NEW, previous: str = OLD) -> Result:
 
 
 async def everything(database: Database) -> list[tuple[Column[Any], Any, Ciphertext]]:
-    """Return all that is sealed: column, row and text."""
+    """Return all sealed values: column, row and text."""
     found: list[tuple[Column[Any], Any, Ciphertext]] = []
     async with database.read() as connection:
         for table in metadata.sorted_tables:
@@ -56,7 +56,7 @@ def opened(rows: Sequence[tuple[Column[Any], Any, Ciphertext]], keyring: Keyring
 
 
 async def fill(database: Database, count: int, key: str = OLD) -> list[UUID]:
-    """Make servers whose credentials are sealed with a key."""
+    """Create servers whose credentials are sealed with a key."""
     keyring, ids = Keyring([key]), [uuid4() for _ in range(count)]
     async with database.write() as connection:
         for number, server_id in enumerate(ids):
@@ -131,7 +131,7 @@ async def test_interrupted_rotation_loses_nothing_and_completes_on_rerun(
 
 
 def after_each_page(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Awaitable[None]], times: int) -> None:
-    """Let somebody else write between the look at some rows and their change, some times."""
+    """Write concurrently between the read of some rows and their update, a few times."""
     plain_page = sealed_store.page
     left = times
 

@@ -27,19 +27,19 @@ async def world(settings: Settings) -> AsyncIterator[World]:
 
 
 class Scrape:
-    """What one look at /metrics showed."""
+    """The result of one scrape of /metrics."""
 
     def __init__(self, text: str) -> None:
         self.families = {family.name: family for family in text_string_to_metric_families(text)}
         self.samples = [sample for family in self.families.values() for sample in family.samples]
 
     def value(self, name: str, **labels: str) -> float:
-        """Return a sample's value, the sum over all that bear the labels; 0 where there is none."""
+        """Return the sum of the samples with the labels; 0 where there is none."""
         return sum(s.value for s in self.samples if s.name == name and labels.items() <= s.labels.items())
 
 
 async def scrape(api: Api) -> Scrape:
-    """Look at the metrics."""
+    """Scrape the metrics."""
     reply = await api.get("/metrics", Authorization=f"Bearer {TOKEN}")
     assert reply.status == 200, reply.text
     assert reply.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"

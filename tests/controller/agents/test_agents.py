@@ -15,7 +15,7 @@ KEY = asyncssh.generate_private_key("ssh-ed25519").export_private_key("openssh")
 
 @pytest.fixture
 async def silent() -> AsyncIterator[int]:
-    """Return the port of an SSH server that says nothing: what asks it is in flight until it hangs up."""
+    """Return the port of a silent SSH server: its callers stay in flight until it disconnects."""
     opened: list[asyncio.StreamWriter] = []
 
     async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -30,7 +30,7 @@ async def silent() -> AsyncIterator[int]:
 
 @pytest.fixture
 async def server_id(world: World, silent: int) -> str:
-    """Return a server that is to be reached by SSH, there."""
+    """Return a server to be reached over SSH at that port."""
     fields = {"address": "127.0.0.1", "sshPort": silent, "sshUser": "root", "sshPrivateKey": KEY}
     return await world.new_server(**fields)
 

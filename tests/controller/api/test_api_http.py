@@ -210,7 +210,7 @@ async def test_filter_by_malformed_id_is_refused(world: World, query: str) -> No
     ],
 )
 async def test_non_utf8_bytes_return_a_client_error(world: World, logs: io.StringIO, head: bytes) -> None:
-    """Raw, since a client library would refuse to send them."""
+    """Raw, because a client library would refuse to send them."""
     host, port = world.nobody.url.removeprefix("http://").split(":")
     body = b'{"username":"admin","password":"x"}' if head.startswith(b"POST") else b""
     rest = b"Host: x\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"

@@ -13,7 +13,7 @@ KINDS = ["servers", "projects", "apps"]
 
 
 async def make(world: World, kind: str, name: str) -> Any:  # noqa: ANN401 - JSON
-    """Make a resource of a kind with a name; return it."""
+    """Create a resource of a kind with a name; return it."""
     body: dict[str, object] = {"name": name}
     if kind == "servers":
         body["address"] = "10.1.1.1"

@@ -65,7 +65,7 @@ BAD_TIMEOUTS = [0, -1, 43_201, "x", "", 1.5, "1.5", True, False, [60], {"minutes
 
 
 async def body(world: World) -> dict[str, object]:
-    """Return what makes an app."""
+    """Return a valid body of an app."""
     project_id = (await world.admin.post("/api/projects", {"name": "Shop"})).expect(201)["id"]
     return {"name": "a", "projectId": project_id, "serverId": await world.new_server(), "cdPath": PATH}
 

@@ -90,7 +90,7 @@ HEADERS = {
 
 
 async def everything(world: World) -> list[Any]:
-    """Return all there is."""
+    """Return all stored resources."""
     found: list[Any] = []
     for kind in ("servers", "projects", "apps"):
         found += (await world.admin.get(f"/api/{kind}")).expect(200)

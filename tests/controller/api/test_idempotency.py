@@ -108,7 +108,7 @@ async def test_key_belongs_to_user_regardless_of_token(world: World) -> None:
     second = await create(Api(world.nobody.session, world.nobody.url, login["token"]), "k")
     assert second.expect(201)["id"] != first.json["id"]
     (await create(world.user, "k")).expect(403, "forbidden")
-    # Removal of a user deletes her keys, and keeps her resources.
+    # Removal of a user deletes their keys, and keeps their resources.
     (await world.admin.delete(f"/api/users/{anna_id}")).expect(200)
     assert await count(world, "/api/projects") == 2
 

@@ -21,13 +21,13 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 OPEN = [(route.method, route.path) for route in ROUTES if route.path not in {"/api/auth/logout", "/api/events"}]
 """All routes but the one that would end the token everything else is asked with, and the one that never ends."""
 CASES = [(method, path, real) for method, path in OPEN for real in (False, True) if not real or "{id}" in path]
-"""With ids that nothing has, and with those of what is there, which the last ones delete."""
+"""With unknown ids, and with those of existing resources, which the last ones delete."""
 CASES.remove(("GET", "/api/apps/{id}/logs", True))  # of an app that is there, a log that is followed never ends
 CASES.sort(key=lambda case: case[0] == "DELETE")
 EXCLUDED: list[Any] = [
-    # JSON Schema can't say what every field's own rules do, as which paths have no `..`; 422 is told all the same.
+    # JSON Schema can't express every field's rules, such as paths without `..`; 422 is documented anyway.
     positive_data_acceptance,
-    # Numbers are taken as text too, as dashboards' forms send them.
+    # Numbers are accepted as text too, as dashboards' forms send them.
     negative_data_rejection,
     # A host that can't be reached is a 502 or 503 that the document tells; a 500 is looked for below.
     not_a_server_error,
@@ -36,7 +36,7 @@ EXCLUDED: list[Any] = [
 
 @dataclass(frozen=True)
 class Running:
-    """A controller, and ids of what it has, by the path's first word."""
+    """A controller, and ids of its resources, by the path's first word."""
 
     world: World
     ids: Mapping[str, str]
@@ -44,7 +44,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Running]:
-    """Return a controller that runs in a thread of its own, with a server, a project and an app in it."""
+    """Return a controller in its own thread, with a server, a project and an app."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="controller")
     thread.start()

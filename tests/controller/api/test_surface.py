@@ -166,7 +166,7 @@ def test_overly_permissive_settings_are_refused(tmp_path: Path, wrong: dict[str,
 
 
 def certificate(folder: Path, name: str) -> dict[str, Path]:
-    """Make a certificate for 127.0.0.1 with that common name, in the two files that TLS is served with."""
+    """Create a certificate for 127.0.0.1 with that common name, in the two TLS files."""
     made, key = folder / "cert.pem", folder / "key.pem"
     argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
     argv += ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
@@ -175,7 +175,7 @@ def certificate(folder: Path, name: str) -> dict[str, Path]:
 
 
 async def shown(address: str, context: ssl.SSLContext) -> bytes:
-    """Return the certificate that a new connection is shown."""
+    """Return the certificate that the server presents on a new connection."""
     host, _, port = address.rpartition(":")
     _, writer = await asyncio.open_connection(host, int(port), ssl=context)
     found: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
@@ -185,7 +185,7 @@ async def shown(address: str, context: ssl.SSLContext) -> bytes:
 
 
 def client(newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
-    """Return a client that takes any certificate, and speaks nothing newer."""
+    """Return a client context that accepts any certificate, up to the given TLS version."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version, context.maximum_version = ssl.TLSVersion.MINIMUM_SUPPORTED, newest
@@ -216,7 +216,7 @@ async def test_renewed_certificate_is_served_and_invalid_pair_is_ignored(tmp_pat
 
 
 async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """Ask for /healthz and return the reply's head; the connection stays."""
+    """Request /healthz and return the reply's head; keep the connection open."""
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
     await reader.readuntil(b"}")

@@ -14,7 +14,7 @@ from moorage_controller.api.fleet import schemas as server_schemas
 from pydantic import TypeAdapter, ValidationError
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=600)
-"""Lone surrogates too: JSON can carry them, and no database can."""
+"""Includes lone surrogates: JSON can contain them, databases can't."""
 SEGMENT = st.one_of(st.sampled_from(["", ".", "..", "...", "..a", " ", "~", "\0", "a\nb", "-rf", "$(id)"]), ANY_TEXT)
 PATH = st.lists(SEGMENT, max_size=8).map("/".join)
 ANY_JSON = st.recursive(
@@ -57,7 +57,7 @@ GUESSES: list[type[schemas.Schema]] = [schemas.LoginIn, user_schemas.PasswordIn]
 
 
 def passed(kind: Any, value: object) -> Any:  # noqa: ANN401 - any field's type, any value
-    """Return what a field makes of a value, None where it is refused."""
+    """Return the validated value of a field, None where it is refused."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError:

@@ -168,7 +168,7 @@ async def test_incomplete_stop_is_retried_until_containers_are_gone(world: World
 async def test_unavailable_host_is_stopped_on_when_it_returns(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     host.reachable = False
-    # The tries come at 0, 2, 6, 14, 30, 62, 122 and 182 seconds after the deadline: no more soon.
+    # The attempts come 0, 2, 6, 14, 30, 62, 122 and 182 seconds after the deadline: no more soon.
     await world.clock.run(SECONDS + 125)
     assert downs(host) == []
     app = await world.app(app_id)

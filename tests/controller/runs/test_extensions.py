@@ -111,7 +111,7 @@ async def test_extension_changes_nothing_when_agent_is_unreachable(world: World,
     assert reply["error"].startswith("The app's agent could not be told, so nothing was changed: ")
     assert (await world.app(app_id))["stopAt"] == before["stopAt"]
     assert await world.audit("EXTEND") == []
-    # A shorter time harms nobody whom the agent doesn't know of: it is stopped by us.
+    # A shorter deadline that the agent doesn't know is harmless: the controller stops the app.
     (await extend(world, app_id, {"until": NOW + MINUTE})).expect(200)
     assert (await world.app(app_id))["stopAt"] == NOW + MINUTE
 

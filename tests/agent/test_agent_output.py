@@ -43,7 +43,7 @@ def own(engine: PrivateEngine, sample_image: str, desk: Desk, tmp_path: Path) ->
     made.process.process.environment |= more
     yield made
     for file in made.apps.rglob("compose.yaml"):
-        file.unlink()  # ends who prints on
+        file.unlink()  # terminates endless output
     if made.process.process.alive:
         made.process.terminate()
     made.clear()

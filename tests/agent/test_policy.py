@@ -64,7 +64,7 @@ def test_policy_change_applies_to_next_request(file: Path, root: Path) -> None:
     assert _code(policy, "/etc/x") == "path_not_allowed"
     about = file.stat()
     file.write_text(f'allowed_roots = ["{root}", "/etc"]\n')
-    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))  # the size alone tells
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))  # only the size differs
     assert policy.real_directory("/etc/x") == "/etc/x"
     write_policy(file, [])
     assert _code(policy, "/etc/x") == "path_not_allowed"

@@ -16,7 +16,7 @@ HOST = HostState(engine_problem="", running_containers=1, uptime=1, engine_versi
 
 
 def loud(number: int) -> ContainerState:
-    """Return a container each text of which is as long as an Engine lets it be, or longer."""
+    """Return a container whose texts all have the Engine's maximum length, or more."""
     return clean_state(
         ContainerState(
             id=f"{number:064x}",
@@ -30,7 +30,7 @@ def loud(number: int) -> ContainerState:
 
 
 def app(path: str, containers: int) -> Observation:
-    """Return an app of so many such containers."""
+    """Return an app with so many of these containers."""
     problem = "A compose file says " + "é" * 1_000_000
     identity = AppIdentity(path, path, Project("shop", path), None, "compose_file_invalid", problem)
     return Observation(identity, [loud(n) for n in range(containers)], 1)

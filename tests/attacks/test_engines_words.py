@@ -43,7 +43,7 @@ ROWS = [{"Id": "c" * 64, "State": "running"}]
 
 
 def spoiled(told: Any) -> Iterator[Any]:  # noqa: ANN401 - JSON
-    """Yield it with each part of it in turn replaced by each odd value, and taken away."""
+    """Yield copies with each part in turn replaced by each malformed value, and removed."""
     for path in paths(told):
         for odd in ODD:
             yield changed(told, path, partial(put, odd))

@@ -56,7 +56,7 @@ def test_endless_output_is_bounded(siege: Siege) -> None:
         server = siege.add_agent("output")
         siege.wait_online(server)
         app = siege.apps(server)[0]["id"]
-        hang_up(siege, f"/api/apps/{app}/stop", "POST")  # goes on without its caller
+        hang_up(siege, f"/api/apps/{app}/stop", "POST")  # continues without its caller
     check(figures)
 
 

@@ -127,7 +127,7 @@ async def test_client_that_reads_no_reply_is_disconnected(address: tuple[str, in
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(address)
         client.sendall(b"GET /long HTTP/1.1\r\nHost: here\r\n\r\n")
-        await asyncio.sleep(1.5)  # the limit is passed: nothing can be looked at that tells it
+        await asyncio.sleep(1.5)  # past the limit: no event signals it
         client.settimeout(5)
         with pytest.raises(ConnectionError):
             drain(client)

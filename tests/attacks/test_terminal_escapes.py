@@ -61,7 +61,7 @@ class Hostile(BaseHTTPRequestHandler):
             self._json(200, evil_row())
 
     def do_POST(self) -> None:
-        """Take whatever is sent."""
+        """Accept any request body."""
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path.endswith("/login"):
             self._json(200, {"token": "t", "user": {"username": EVIL, "role": EVIL}})

@@ -71,7 +71,7 @@ class Walk:
             self.acknowledged.add(reply.json["id"])
 
     def cancel(self, name: str) -> None:
-        """Cancel what is in flight on an app."""
+        """Cancel the operation in flight on an app."""
         operation_id = self.stack.app(self.apps[name])["operationId"]
         if operation_id is not None:
             reply: Reply = self.stack.api.post(f"/api/operations/{operation_id}/cancel")

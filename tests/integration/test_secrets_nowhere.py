@@ -83,7 +83,7 @@ class Listening(Api):
     """An API client that searches each reply, and all command lines at that time."""
 
     def request(self, *args: object, **kwargs: object) -> Reply:
-        """Send a request, and look."""
+        """Send a request, and search its reply."""
         reply = super().request(*args, **kwargs)  # type: ignore[arg-type]  # passed on as they came
         assert told(repr((reply.json, reply.headers)).encode()) == set(), args
         assert told(processes()) == set(), args

@@ -109,7 +109,7 @@ def test_manually_started_project_is_adopted_with_real_start_time(stack: Stack) 
     (directory / "compose.yaml").write_text(PAIR)
     stack.compose(directory, "up", "-d")
     began = time.time()
-    time.sleep(2)  # so that its start and its adoption can be told apart
+    time.sleep(2)  # so that its start and its adoption differ
     path = f"/api/servers/{stack.server_id}/discover"
     (found,) = [each for each in stack.api.get(path).expect(200) if each["name"] == "by-hand"]
     assert found == {

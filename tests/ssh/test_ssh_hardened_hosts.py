@@ -118,7 +118,7 @@ async def test_missing_tool_on_host_is_reported(start_sshd: StartSshd) -> None:
 
 @contextmanager
 def no_program(sshd: PrivateSshd, name: str) -> Iterator[None]:
-    """Take a program away from the lab's sshd."""
+    """Hide a program from the lab's sshd."""
     inside = ["nsenter", "--target", str(sshd.process.pid), "--mount", "--"]
     subprocess.run([*inside, "mount", "--bind", "/dev/null", f"/usr/bin/{name}"], check=True)
     try:

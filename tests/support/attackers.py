@@ -133,7 +133,7 @@ class Agent:
                 self._changed.wait(_SECOND)
             for path in paths:
                 if not self._running[path] and not told[path]:
-                    self._running[path] = True  # somebody starts it by hand again
+                    self._running[path] = True  # a manual restart
                 if told[path] != self._running[path]:
                     told[path] = self._running[path]
                     yield pb.WatchResponse(app=self._seen(path)).SerializeToString()
@@ -182,7 +182,7 @@ class Engine:
 
     async def serve(self) -> None:
         """Serve until killed."""
-        os.umask(0)  # whoever logs in may use it
+        os.umask(0)  # every login may use it
         server = await asyncio.start_unix_server(self._talk, self._socket)
         await server.serve_forever()
 

@@ -58,7 +58,7 @@ class FakeHost:
         self._changed = Change()
         self._watches: dict[asyncio.Queue[WatchItem | None], set[str]] = {}
         self.on_deadline: Callable[[], Awaitable[object]] | None = None
-        """Done once, as soon as a deadline was kept that somebody set."""
+        """Called once, after the next explicitly set deadline was kept."""
         self.deadlines: dict[UUID, tuple[str, Deadline]] = {}
         """By app, its directory and what its agent knows."""
         self.stops: dict[UUID, UUID] = {}
@@ -299,7 +299,7 @@ class FakeHost:
         if leaves is None:
             leaves = () if order.kind is OperationKind.DOWN or code else services
         if order.kind is OperationKind.DOWN:
-            # What `down` took away is gone, not exited, and its logs with it.
+            # Containers removed by `down` are gone, not exited, and so are their logs.
             self.app(path).logs = [line for line in self.app(path).logs if line.service in leaves]
             self.app(path).containers = [c for c in self.app(path).containers if c.service in leaves]
         self.set_running(path, leaves, services if leaves and order.kind is not OperationKind.DOWN else ())

@@ -40,7 +40,7 @@ class Terminal:
         """Wait for its end and return its exit code."""
 
         def over() -> bool:
-            self._read()  # or it would wait for who reads
+            self._read()  # otherwise it would wait for a reader
             return self._child.poll() is not None
 
         eventually(over, timeout=60, what="the command's end")

@@ -30,7 +30,7 @@ services:
     command: sleep 1000
     depends_on: {{db: {{condition: service_healthy}}}}
 """
-"""A start that takes more than ten seconds: time enough to kill somebody in the middle of it."""
+"""A start that takes more than ten seconds: enough time to kill a process during it."""
 NEVER_HEALTHY = f"""\
 services:
   web:

@@ -29,7 +29,7 @@ EXCLUDED: list[Any] = [
     positive_data_acceptance,
     # Numbers are accepted as text too, as dashboards' forms send them.
     negative_data_rejection,
-    # A host that can't be reached is a 502 or 503 that the document tells; a 500 is looked for below.
+    # An unreachable host gives a documented 502 or 503; the check for 500 is below.
     not_a_server_error,
 ]
 

@@ -41,7 +41,7 @@ class Machine(Walk):
 
     @rule(n=apps)
     def cancel(self, n: int) -> None:
-        """Cancel what is in flight on an app."""
+        """Cancel the operation in flight on an app."""
         operation_id = self.go(self.api.get(f"/api/apps/{self.app_ids[n]}")).expect(200)["operationId"]
         if operation_id is not None:
             cancelling = self.api.post(f"/api/operations/{operation_id}/cancel")
@@ -67,7 +67,7 @@ class Machine(Walk):
 
     @rule(n=apps, body=st.sampled_from([{"minutes": 1}, {"minutes": 30}, {"until": 30}, {"until": 300}]))
     def extend(self, n: int, body: dict[str, int]) -> None:
-        """Move the end of a run: later, or to so many seconds from now."""
+        """Move the end of a run: later, or to a number of seconds from now."""
         if "until" in body:
             body = {"until": self.millis() + body["until"] * 1000}
         app = self.go(self.api.get(f"/api/apps/{self.app_ids[n]}")).expect(200)

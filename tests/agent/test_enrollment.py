@@ -70,7 +70,7 @@ def test_enrolment_writes_config_policy_and_identity(desk: Desk, enroll: Enroll,
     assert not [text for text in (*kept, json.dumps(request), done.stdout) if secret in text]
 
 
-def test_enrolment_reply_lost_can_be_retried(desk: Desk, enroll: Enroll, data: Path) -> None:
+def test_enrolment_with_lost_reply_can_be_retried(desk: Desk, enroll: Enroll, data: Path) -> None:
     token = desk.token()
     desk.change = lambda _: None
     lost = enroll(token)

@@ -103,7 +103,7 @@ async def test_token_of_admin_cannot_create_or_change_users(world: World) -> Non
     (await api.delete(f"/api/tokens/{token['id']}")).expect(403, "login_needed")
 
 
-async def test_admin_lists_and_revokes_another_user_tokens(world: World) -> None:
+async def test_admin_lists_and_revokes_tokens_of_other_user(world: World) -> None:
     made, api = await make(world, world.user, "read")
     me = (await world.user.get("/api/auth/verify")).json["user"]["id"]
     (await world.user.get(f"/api/users/{me}/tokens")).expect(403, "forbidden")

@@ -29,7 +29,7 @@ async def token_of(world: World, caller: Api) -> Api:
     return Api(world.nobody.session, world.nobody.url, made["token"])
 
 
-async def test_user_is_made_shown_changed_and_removed(world: World) -> None:
+async def test_user_is_created_shown_updated_and_removed(world: World) -> None:
     body = {**NEW, "email": "anna@example.com", "fullName": "Anna B", "role": "admin"}
     made = (await world.admin.post("/api/users", body)).expect(201)
     fields = "id username email fullName role isActive lastLoginAt createdAt updatedAt"

@@ -19,7 +19,7 @@ async def status(world: World, username: str, password: str) -> tuple[int, str]:
     return reply.status, reply.json["user"]["role"] if reply.status == 200 else ""
 
 
-async def test_users_are_made_while_the_controller_runs(world: World, tmp_path: Path) -> None:
+async def test_users_are_created_while_controller_runs(world: World, tmp_path: Path) -> None:
     settings = world.settings
     password = tmp_path / "password"
     await asyncio.to_thread(password.write_text, "from a file\n")

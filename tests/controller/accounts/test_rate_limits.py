@@ -127,7 +127,7 @@ async def test_address_limit_covers_networks_of_one_ipv6_customer(users: Users) 
     assert await outcome(users, "another", "2001:db8:1::1") == "wrong", "another customer"
 
 
-async def test_unknown_and_an_inactive_user_cost_the_same_comparison(
+async def test_unknown_and_inactive_user_cost_the_same_comparison(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = {"username": "gone", "password": PASSWORD, "isActive": False}

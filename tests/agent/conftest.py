@@ -1,4 +1,4 @@
-"""One enrolled agent for all tests of this folder, and what calls it."""
+"""Fixtures for the agent's tests: one enrolled agent, shared by the folder, and its gRPC client."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -10,7 +10,7 @@ from running_stack import IMAGE
 
 @pytest.fixture(scope="session")
 def desk() -> Iterator[Desk]:
-    """Return where agents enrol."""
+    """Return the enrolment desk."""
     made = Desk().start()
     yield made
     made.stop()
@@ -30,7 +30,7 @@ def shared_agent(
 
 @pytest.fixture
 def agent(shared_agent: LoneAgent) -> Iterator[LoneAgent]:
-    """Return the running agent; what a test leaves of its apps is removed."""
+    """Return the running agent; remove its apps after the test."""
     assert shared_agent.process.process.alive
     yield shared_agent
     shared_agent.clear()

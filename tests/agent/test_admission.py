@@ -1,4 +1,4 @@
-"""Who may call an agent: the controller by its certificate, over TLS 1.3, and nobody else; on every method."""
+"""Mutual TLS on every method of the agent: only the controller's certificate is accepted, over TLS 1.3."""
 
 import asyncio
 import datetime as dt
@@ -50,7 +50,7 @@ CALLS: dict[str, Call] = {
 
 
 def _client_of_the_same_authority(authority: Authority, uri: str) -> Identity:
-    """Return a certificate that is a client's by all rights, but of another name, and its key."""
+    """Return a valid client certificate with another name, and its key."""
     key = x509.new_key()
     names = cx.SubjectAlternativeName([cx.UniformResourceIdentifier(uri)])
     usage = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -59,7 +59,7 @@ def _client_of_the_same_authority(authority: Authority, uri: str) -> Identity:
 
 
 @pytest.mark.parametrize("method", CALLS)
-async def test_another_client_of_the_same_authority_is_refused_on_every_method(agent: LoneAgent, method: str) -> None:
+async def test_other_client_of_same_authority_is_refused_on_every_method(agent: LoneAgent, method: str) -> None:
     for uri in ("moorage://agent", "moorage://controller/x", "https://controller"):
         identity = _client_of_the_same_authority(agent.desk.authority, uri)
         async with agent.channel(identity) as channel:
@@ -69,46 +69,46 @@ async def test_another_client_of_the_same_authority_is_refused_on_every_method(a
         assert code_of(refused.value) == "not_the_controller"
 
 
-def test_every_method_there_is_is_tried() -> None:
+def test_every_rpc_method_is_covered() -> None:
     methods = {m.name for m in pb.DESCRIPTOR.services_by_name["Agent"].methods}
     assert methods <= set(CALLS)
 
 
-async def test_another_agents_certificate_is_refused(agent: LoneAgent) -> None:
+async def test_other_agent_certificate_is_refused(agent: LoneAgent) -> None:
     key = x509.new_key()
     request = x509.signing_request(key, "x")
     certificate = agent.desk.authority.issue_agent(request, "b.agents.moorage", dt.datetime.now(dt.UTC))
     assert await _handshake_fails(agent, (certificate, x509.key_to_pem(key)))
 
 
-async def test_a_controller_of_another_authority_is_refused(agent: LoneAgent) -> None:
+async def test_controller_of_another_authority_is_refused(agent: LoneAgent) -> None:
     stranger, _ = Authority.create(dt.datetime.now(dt.UTC))
     assert await _handshake_fails(agent, stranger.issue_controller(dt.datetime.now(dt.UTC)))
 
 
-async def test_an_expired_controller_is_refused(agent: LoneAgent) -> None:
+async def test_expired_controller_is_refused(agent: LoneAgent) -> None:
     long_ago = dt.datetime.now(dt.UTC) - dt.timedelta(days=200)
     assert await _handshake_fails(agent, agent.desk.authority.issue_controller(long_ago))
 
 
-async def test_no_certificate_is_refused(agent: LoneAgent) -> None:
+async def test_connection_without_certificate_is_refused(agent: LoneAgent) -> None:
     context = _context(agent)
     with suppress(ssl.SSLError, ConnectionError):
         reader, writer = await _connect(agent, context)
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-        # TLS 1.3 tells a client of its refusal only when it reads: not a byte of HTTP/2 comes back.
+        # With TLS 1.3 a client learns of its refusal only when it reads: no byte of HTTP/2 comes back.
         assert await asyncio.wait_for(reader.read(1024), 10) == b""
         writer.close()
 
 
-async def test_plain_text_is_refused(agent: LoneAgent) -> None:
+async def test_plaintext_connection_is_refused(agent: LoneAgent) -> None:
     async with grpc.aio.insecure_channel(agent.process.address) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await CALLS["GetInfo"](channel)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_an_older_tls_is_refused_with_a_sentence(agent: LoneAgent) -> None:
+async def test_tls_1_2_is_refused_with_a_sentence(agent: LoneAgent) -> None:
     identity = agent.desk.authority.issue_controller(dt.datetime.now(dt.UTC))
     for version, code in ((ssl.TLSVersion.TLSv1_3, None), (ssl.TLSVersion.TLSv1_2, "tls_version")):
         context = _context(agent)
@@ -126,7 +126,7 @@ async def test_an_older_tls_is_refused_with_a_sentence(agent: LoneAgent) -> None
                 assert code_of(refused.value) == code
 
 
-async def test_the_controller_finds_the_agent_healthy(agent: LoneAgent) -> None:
+async def test_controller_finds_the_agent_healthy(agent: LoneAgent) -> None:
     async with agent.channel() as channel:
         for service in ("", "moorage.agent.v1.Agent"):
             request = health_pb2.HealthCheckRequest(service=service)
@@ -134,7 +134,7 @@ async def test_the_controller_finds_the_agent_healthy(agent: LoneAgent) -> None:
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_renewed_certificate_is_used_without_a_restart(agent: LoneAgent, caller: Caller) -> None:
+async def test_renewed_certificate_is_used_without_a_restart(agent: LoneAgent, caller: Caller) -> None:
     pki = agent.data / "pki"
     before = (pki / "agent.pem").read_bytes()
     key = x509.new_key()
@@ -144,7 +144,7 @@ async def test_a_renewed_certificate_is_used_without_a_restart(agent: LoneAgent,
     try:
         (pki / "agent.pem").write_bytes(x509.key_to_pem(key) + renewed)
         assert await _shown(agent) == renewed
-        # The connection that was there goes on, and new ones are as good.
+        # The existing connection continues, and new ones work as well.
         await caller.stub.GetInfo(pb.GetInfoRequest())
         async with agent.called() as anew:
             await anew.stub.GetInfo(pb.GetInfoRequest(), timeout=10)
@@ -160,7 +160,7 @@ async def _handshake_fails(agent: LoneAgent, identity: Identity) -> bool:
 
 
 async def _shown(agent: LoneAgent) -> bytes:
-    """Return the certificate that a new connection is shown, as PEM."""
+    """Return the certificate that the agent presents on a new connection, as PEM."""
     context = _context(agent)
     context.maximum_version = ssl.TLSVersion.TLSv1_3
     reader, writer = await _connect(agent, context)

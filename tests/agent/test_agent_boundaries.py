@@ -1,4 +1,4 @@
-"""What a controller can't reach through an app that the policy allows: other directories, other projects."""
+"""Isolation between apps that the policy allows: no access to other directories or projects."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +33,9 @@ def above(agent: LoneAgent) -> Iterator[Path]:
     file.unlink()
 
 
-async def test_a_last_project_elsewhere_gives_no_hold_on_it(agent: LoneAgent, caller: Caller, stranger: Path) -> None:
+async def test_last_project_elsewhere_gives_no_control_over_it(
+    agent: LoneAgent, caller: Caller, stranger: Path
+) -> None:
     directory = agent.app("own-last", SLEEPER)
     last = pb.Project(name="stranger", directory=str(stranger))
     assert (await caller.run(UP, directory, last)).end.exit_code == 0
@@ -44,7 +46,9 @@ async def test_a_last_project_elsewhere_gives_no_hold_on_it(agent: LoneAgent, ca
     assert agent.containers(stranger) == {"stranger-web-1": "running"}
 
 
-async def test_a_last_project_elsewhere_shows_nothing_of_it(agent: LoneAgent, caller: Caller, stranger: Path) -> None:
+async def test_last_project_elsewhere_shows_no_containers_of_it(
+    agent: LoneAgent, caller: Caller, stranger: Path
+) -> None:
     directory = agent.app("curious-last", None)
     app = pb.App(cd_path=str(directory), last_project=pb.Project(name="stranger", directory=str(stranger)))
     call = caller.stub.Watch(pb.WatchRequest(apps=[app]))
@@ -58,7 +62,7 @@ async def test_a_last_project_elsewhere_shows_nothing_of_it(agent: LoneAgent, ca
 
 
 @pytest.mark.parametrize("name", ["-x", "--rm", "a\nb", "a\0b", "A b", "../x"])
-async def test_a_last_project_that_can_not_be_one_is_passed_over(agent: LoneAgent, caller: Caller, name: str) -> None:
+async def test_invalid_last_project_is_ignored(agent: LoneAgent, caller: Caller, name: str) -> None:
     directory = agent.app(f"odd-last-{name.encode().hex()}", SLEEPER)
     await caller.run(UP, directory)
     done = await caller.run(DOWN, directory, pb.Project(name=name, directory=str(directory)))
@@ -66,7 +70,7 @@ async def test_a_last_project_that_can_not_be_one_is_passed_over(agent: LoneAgen
     assert agent.containers(directory) == {}
 
 
-async def test_a_compose_file_above_the_root_is_not_started(agent: LoneAgent, caller: Caller, above: Path) -> None:
+async def test_compose_file_above_the_root_is_not_started(agent: LoneAgent, caller: Caller, above: Path) -> None:
     directory = agent.app("nothing-in-it", None)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await caller.run(UP, directory)
@@ -77,7 +81,7 @@ async def test_a_compose_file_above_the_root_is_not_started(agent: LoneAgent, ca
         assert (shown.problem_code, shown.HasField("project")) == ("path_not_allowed", False)
 
 
-async def test_a_compose_file_moved_out_of_the_roots_still_lets_the_app_stop(
+async def test_compose_file_moved_out_of_the_roots_still_lets_the_app_stop(
     agent: LoneAgent, caller: Caller, stranger: Path
 ) -> None:
     directory = agent.app("moved-out", SLEEPER)
@@ -91,7 +95,7 @@ async def test_a_compose_file_moved_out_of_the_roots_still_lets_the_app_stop(
     assert agent.containers(stranger) == {"stranger-web-1": "running"}
 
 
-async def test_a_stop_says_each_thing_once(agent: LoneAgent, caller: Caller) -> None:
+async def test_stop_prints_each_removal_once(agent: LoneAgent, caller: Caller) -> None:
     extra = f"  extra: {{image: '{IMAGE}', init: true, stop_grace_period: 0s, command: sleep 1000, profiles: [x]}}\n"
     directory = agent.app("once-only", SLEEPER + extra)
     await caller.run(UP, directory)

@@ -1,4 +1,4 @@
-"""What people type wrong at `moorage-agent`, and what breaks under it: one sentence, exit code 1, no traceback."""
+"""Errors of the `moorage-agent` command: one sentence, exit code 1, no traceback."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def refused(engine: PrivateEngine, tmp_path: Path) -> Run:
-    """Return what runs an enrolment or `serve` that must fail, and returns its sentence."""
+    """Return a function that runs a failing enrolment or `serve`, and returns its sentence."""
 
     def run(*words: str | bytes, token: bytes = b"", data: Path | None = None) -> str:
         done = subprocess.run(
@@ -47,24 +47,24 @@ def own(engine: PrivateEngine, desk: Desk, tmp_path: Path) -> Iterator[LoneAgent
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://x:abc", "http://x:0", "localhost:3000", "http://", "ftp://x"])
-def test_what_is_no_url_of_a_controller_is_said(refused: Run, desk: Desk, tmp_path: Path, url: str) -> None:
+def test_invalid_controller_url_is_reported(refused: Run, desk: Desk, tmp_path: Path, url: str) -> None:
     said = refused("enroll", "--controller", url, "--token-file", "-", token=desk.token().encode())
     assert f"{url} is not the URL of a controller" in said
     assert not (tmp_path / "data").exists()
 
 
-def test_a_name_that_no_host_can_have_is_said(refused: Run, desk: Desk) -> None:
+def test_invalid_agent_name_is_reported(refused: Run, desk: Desk) -> None:
     url = f"http://{'a' * 70}.example"
     said = refused("enroll", "--controller", url, "--token-file", "-", token=desk.token().encode())
     assert f"{url} can't be resolved" in said
 
 
-def test_a_token_file_that_is_no_text_is_said(refused: Run, desk: Desk) -> None:
+def test_binary_token_file_is_reported(refused: Run, desk: Desk) -> None:
     assert "is not text" in refused("enroll", "--controller", desk.url, "--token-file", "-", token=b"\xff\xfe")
 
 
 @pytest.mark.parametrize(("root", "said"), [("", "--allow-root is empty"), (b"/srv/\xff", "is not UTF-8")])
-def test_a_root_that_can_not_be_meant_allows_nothing(
+def test_invalid_allowed_root_writes_no_policy(
     refused: Run, desk: Desk, tmp_path: Path, root: str | bytes, said: str
 ) -> None:
     words = ("enroll", "--controller", desk.url, "--token-file", "-", "--allow-root", root)
@@ -73,7 +73,7 @@ def test_a_root_that_can_not_be_meant_allows_nothing(
     assert not (tmp_path / "data" / "agent.json").exists()
 
 
-def test_files_that_do_not_belong_together_are_said(refused: Run, own: LoneAgent) -> None:
+def test_mismatched_identity_files_are_reported(refused: Run, own: LoneAgent) -> None:
     pki = own.data / "pki"
     identity = (pki / "agent.pem").read_bytes()
     (pki / "agent.pem").write_bytes(x509.key_to_pem(x509.new_key()) + identity[identity.index(b"-----BEGIN CERT") :])

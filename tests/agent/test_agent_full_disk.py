@@ -1,4 +1,4 @@
-"""An agent whose disk takes nothing more: what protects people goes on, what needs room is refused beforehand."""
+"""An agent on a full disk: stops and deadlines still work; operations that need room are refused beforehand."""
 
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -50,7 +50,7 @@ async def caller(lone: LoneAgent) -> AsyncIterator[Caller]:
 
 
 def deadline(directory: Path, seconds: float) -> pb.SetDeadlineRequest:
-    """Return what tells an agent how long an app may run."""
+    """Return a request that sets an app's deadline at an agent."""
     remaining = Duration()
     remaining.FromTimedelta(timedelta(seconds=seconds))
     about = pb.Deadline(app_id=str(uuid4()), number=1, run_id=str(uuid4()), remaining=remaining)
@@ -58,12 +58,12 @@ def deadline(directory: Path, seconds: float) -> pb.SetDeadlineRequest:
 
 
 async def facts(caller: Caller) -> pb.Host:
-    """Ask the host's facts."""
+    """Query the host's facts."""
     return (await caller.stub.GetInfo(pb.GetInfoRequest(), timeout=10)).host
 
 
 @pytest.mark.parametrize("way", FULL)
-async def test_a_stop_needs_no_room_and_a_start_is_refused(
+async def test_stop_needs_no_room_and_a_start_is_refused(
     lone: LoneAgent, caller: Caller, disk: SmallDisk, way: str
 ) -> None:
     directory = lone.app(way, SLEEPER)
@@ -87,7 +87,7 @@ async def test_a_stop_needs_no_room_and_a_start_is_refused(
     assert (await caller.run(DOWN, directory)).end.exit_code == 0
 
 
-async def test_what_never_came_to_a_full_host_can_be_buried(lone: LoneAgent, caller: Caller, disk: SmallDisk) -> None:
+async def test_missing_operation_can_be_buried_on_full_disk(lone: LoneAgent, caller: Caller, disk: SmallDisk) -> None:
     directory, operation_id = lone.app("buried", SLEEPER), str(uuid4())
     with disk.full("bytes"):
         assert await caller.cancel(operation_id) == pb.CANCEL_OUTCOME_BURIED
@@ -100,7 +100,7 @@ async def test_what_never_came_to_a_full_host_can_be_buried(lone: LoneAgent, cal
 
 
 @pytest.mark.parametrize("way", FULL[:2])
-async def test_a_stop_without_a_journal_waits_for_a_start_that_can_be_cancelled(
+async def test_stop_without_journal_waits_for_cancellable_start(
     lone: LoneAgent, caller: Caller, disk: SmallDisk, way: str
 ) -> None:
     directory = lone.app(f"at-work-{way}", NEVER_HEALTHY)
@@ -116,12 +116,12 @@ async def test_a_stop_without_a_journal_waits_for_a_start_that_can_be_cancelled(
 
 
 @pytest.mark.parametrize("way", FULL)
-async def test_the_dead_man_s_switch_acts_on_a_full_disk_after_a_restart_too(
+async def test_dead_man_acts_on_full_disk_after_agent_restart(
     lone: LoneAgent, caller: Caller, disk: SmallDisk, way: str
 ) -> None:
     directory = lone.app(f"late-{way}", SLEEPER)
     await caller.run(UP, directory)
-    # A minute is what a controller has: it is over already.
+    # The controller has a minute after the deadline; 55 seconds of it are over.
     await caller.stub.SetDeadline(deadline(directory, -55), timeout=10)
     with disk.full(way):
         lone.process.kill()
@@ -138,7 +138,7 @@ async def test_the_dead_man_s_switch_acts_on_a_full_disk_after_a_restart_too(
     lone.process.restart()
 
 
-async def test_the_host_says_when_its_disk_is_nearly_full(lone: LoneAgent, caller: Caller, disk: SmallDisk) -> None:
+async def test_nearly_full_disk_is_reported(lone: LoneAgent, caller: Caller, disk: SmallDisk) -> None:
     async with caller.watch(lone.apps) as watching:
         await watching.until(lambda: watching.host.disk_problem == "", timeout=20)
         disk.remount("size=40m")
@@ -154,7 +154,7 @@ def test_compose_itself_needs_no_room_for_a_stop(lone: LoneAgent) -> None:
     directory = lone.app("roomless", SLEEPER)
     lone.compose(directory, "up", "-d")
     down = down_command(installed("docker-compose"), "roomless")
-    # Neither where temporary files go, nor at home.
+    # Neither in the temporary folder, nor at home.
     script = 'mount -t tmpfs -o nr_inodes=1 none /tmp && mount -t tmpfs -o nr_inodes=1 none /root && exec "$@"'
     argv = ["unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script, "down", *down]
     environment = clean_environment("/", {"DOCKER_HOST": lone.engine.host, "HOME": "/root"})
@@ -163,7 +163,7 @@ def test_compose_itself_needs_no_room_for_a_stop(lone: LoneAgent) -> None:
     assert lone.containers(directory) == {}
 
 
-def test_a_stop_whose_output_fits_nowhere_is_one_all_the_same(lone: LoneAgent) -> None:
+def test_stop_succeeds_without_room_for_its_output(lone: LoneAgent) -> None:
     directory = lone.app("speechless", SLEEPER)
     identity = AppIdentity(str(directory), str(directory), None)
     environment = clean_environment("/", {"DOCKER_HOST": lone.engine.host, "HOME": "/root"})
@@ -175,7 +175,7 @@ def test_a_stop_whose_output_fits_nowhere_is_one_all_the_same(lone: LoneAgent) -
         assert done.returncode == 0, argv
 
 
-async def test_the_engine_may_share_the_full_disk(engine_folder: Path, desk: Desk) -> None:
+async def test_stop_succeeds_with_engine_on_same_full_disk(engine_folder: Path, desk: Desk) -> None:
     folder = engine_folder / "whole"
     folder.mkdir()
     with SmallDisk(folder) as disk, PrivateEngine(folder / "e") as engine:

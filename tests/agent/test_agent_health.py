@@ -1,4 +1,4 @@
-"""The standard health service, for the controller alone."""
+"""The standard gRPC health service, accessible to the controller only."""
 
 import grpc
 import grpc.aio
@@ -9,14 +9,14 @@ from lone_agent import LoneAgent
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_the_controller_can_watch_the_agents_health(agent: LoneAgent) -> None:
+async def test_controller_can_watch_agent_health(agent: LoneAgent) -> None:
     async with agent.channel() as channel:
         call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""), timeout=10)
         assert (await call.read()).status == SERVING
         call.cancel()
 
 
-async def test_a_service_nobody_knows_is_told_as_such(agent: LoneAgent) -> None:
+async def test_unknown_service_returns_not_found(agent: LoneAgent) -> None:
     async with agent.channel() as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as unknown:

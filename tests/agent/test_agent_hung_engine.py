@@ -1,4 +1,4 @@
-"""An Engine that takes calls and never answers: the agent still ends when it is told to, and keeps its journal open."""
+"""An Engine that accepts calls and never answers: the agent still shuts down, and its journal stays readable."""
 
 import asyncio
 import signal
@@ -16,7 +16,7 @@ from moorage_lab.programs.pids import Pid
 
 @pytest.fixture
 def alone(engine_folder: Path, desk: Desk, tmp_path: Path) -> Iterator[tuple[LoneAgent, Pid]]:
-    """Return an agent and the dockerd that nobody else uses."""
+    """Return an agent and its exclusive dockerd."""
     with PrivateEngine(engine_folder / "engine-hung") as private:
         made = LoneAgent(tmp_path / "hung", private, desk).start()
         dockerd = private._dockerd.identity
@@ -29,7 +29,7 @@ def alone(engine_folder: Path, desk: Desk, tmp_path: Path) -> Iterator[tuple[Lon
     private.remove()
 
 
-async def test_it_ends_at_once_and_answers_for_its_journal_meanwhile(alone: tuple[LoneAgent, Pid]) -> None:
+async def test_agent_with_hung_engine_serves_journal_and_shuts_down_promptly(alone: tuple[LoneAgent, Pid]) -> None:
     hung, dockerd = alone
     async with hung.called() as caller, caller.watch(hung.app("hung", None)):
         dockerd.send(signal.SIGSTOP)

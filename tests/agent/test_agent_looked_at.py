@@ -1,4 +1,4 @@
-"""What a look says it saw: `looked_at` counts for every container, also for one whose event is late or lost."""
+"""`looked_at`, the time of an observation: it covers every container, even where an event is late or lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -41,7 +41,7 @@ class LateEngine(Engine):
     __slots__ = ()
 
     def events(self, since: int) -> EventStream:
-        """Open the stream, the late container's events taken out."""
+        """Open the stream without the late container's events."""
         return _Silenced(super().events(since))
 
 
@@ -74,9 +74,7 @@ def _states(observer: Observer, directory: Path) -> dict[str, str]:
     return {state.service: state.state for state in seen}
 
 
-async def test_a_later_look_shows_what_happened_before_it_whatever_event_is_late(
-    engine: PrivateEngine, app: Path
-) -> None:
+async def test_observation_includes_earlier_changes_despite_late_events(engine: PrivateEngine, app: Path) -> None:
     async with _observing(engine) as observer:
         assert _states(observer, app) == {"prompt": "running", "late": "running"}
         with closing(engine.client()) as client:
@@ -88,9 +86,7 @@ async def test_a_later_look_shows_what_happened_before_it_whatever_event_is_late
         assert _states(observer, app) == {"prompt": "exited", "late": "exited"}
 
 
-async def test_a_container_that_came_or_went_without_an_event_is_seen_with_the_next_look(
-    engine: PrivateEngine, app: Path
-) -> None:
+async def test_container_change_without_event_shows_in_next_observation(engine: PrivateEngine, app: Path) -> None:
     async with _observing(engine) as observer:
         with closing(engine.client()) as client:
             await asyncio.to_thread(client.containers.get(_LATE).remove, force=True)

@@ -1,4 +1,4 @@
-"""What an operation gets and gives: its environment, its output to the last byte, and a word where either fails."""
+"""Environment and output of an operation: complete output, and a sentence for each failure."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ esac
 
 @pytest.fixture
 def own(engine: PrivateEngine, sample_image: str, desk: Desk, tmp_path: Path) -> Iterator[LoneAgent]:
-    """Return an enrolled agent with a secret in its environment, not started; its Compose talks a lot."""
+    """Return an enrolled agent with a secret in its environment, not started; its Compose prints a lot."""
     assert sample_image == IMAGE
     compose = tmp_path / "docker-compose"
     compose.write_text(_TALKATIVE)
@@ -43,19 +43,19 @@ def own(engine: PrivateEngine, sample_image: str, desk: Desk, tmp_path: Path) ->
     made.process.process.environment |= more
     yield made
     for file in made.apps.rglob("compose.yaml"):
-        file.unlink()  # ends who prints on
+        file.unlink()  # terminates endless output
     if made.process.process.alive:
         made.process.terminate()
     made.clear()
 
 
-async def test_much_output_is_followed_whole_and_not_beyond_the_end(own: LoneAgent, tmp_path: Path) -> None:
+async def test_large_output_is_followed_completely(own: LoneAgent, tmp_path: Path) -> None:
     own.process.process.environment["MOORAGE_COMPOSE"] = str(tmp_path / "docker-compose")
     own.start()
     directory = own.app("talkative", SLEEPER)
     async with own.called() as caller:
         operation_id = await caller.start(UP, directory)
-        # Something that the command left behind goes on printing: the end is the end all the same.
+        # A background process of the command keeps printing: the output still ends.
         done = await caller.finish(operation_id)
         assert done.end.exit_code == 0
         assert done.output.splitlines()[:_LINES] == [f"line {n:06d}" for n in range(1, _LINES + 1)]
@@ -65,7 +65,7 @@ async def test_much_output_is_followed_whole_and_not_beyond_the_end(own: LoneAge
         assert (await caller.finish(operation_id)).raw == done.raw
 
 
-async def test_nothing_of_the_agents_environment_gets_into_an_app(own: LoneAgent, engine: PrivateEngine) -> None:
+async def test_agent_environment_does_not_reach_app(own: LoneAgent, engine: PrivateEngine) -> None:
     own.start()
     text = f"services: {{web: {{image: '{IMAGE}', init: true, command: 'sleep ${{JWT_SECRET:-1000}}'}}}}\n"
     directory = own.app("clean", text)
@@ -78,7 +78,7 @@ async def test_nothing_of_the_agents_environment_gets_into_an_app(own: LoneAgent
         assert (await caller.run(DOWN, directory)).end.exit_code == 0
 
 
-async def test_no_secret_of_an_app_shows_in_the_list_of_processes(agent: LoneAgent, caller: Caller) -> None:
+async def test_app_secrets_are_absent_from_process_list(agent: LoneAgent, caller: Caller) -> None:
     secret = "pa55word-of-the-app"  # noqa: S105 - looked for where it must not be
     directory = agent.app("secretive", None)
     (directory / ".env").write_text(f"PASSWORD={secret}\n")
@@ -97,12 +97,12 @@ async def test_no_secret_of_an_app_shows_in_the_list_of_processes(agent: LoneAge
         await asyncio.wait([following], timeout=0.1)
     assert looks
     assert secret not in following.result().output
-    # It did get in, where it belongs.
+    # It does reach its own container.
     with closing(docker.APIClient(base_url=agent.engine.host, version="auto")) as client:
         assert f"PASSWORD={secret}" in client.inspect_container("secretive-web-1")["Config"]["Env"]
 
 
-async def test_a_full_disk_under_the_journal_refuses_with_a_word(agent: LoneAgent, caller: Caller) -> None:
+async def test_full_journal_disk_refuses_start_with_error_code(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("no-room", SLEEPER)
     with covered(agent.data / "operations"):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -113,11 +113,11 @@ async def test_a_full_disk_under_the_journal_refuses_with_a_word(agent: LoneAgen
     assert (await caller.run(UP, directory)).end.exit_code == 0
 
 
-async def test_a_fault_of_the_agents_own_is_told_without_its_insides(agent: LoneAgent, caller: Caller) -> None:
+async def test_internal_agent_error_is_reported_without_details(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("faulty", SLEEPER)
     done = await caller.run(UP, directory)
     spec = agent.data / "operations" / done.operation_id / "spec"
-    # Half a character, which no message can carry.
+    # A lone surrogate, which no message can carry.
     spec.write_text(json.dumps({"kind": "up", "cd_path": "/insides/\ud800", "real_directory": str(directory)}))
     with pytest.raises(grpc.aio.AioRpcError) as fault:
         await caller.finish(done.operation_id)

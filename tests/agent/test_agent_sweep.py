@@ -1,4 +1,4 @@
-"""The sweep, at the end of each stop: one container that can't go is told, and keeps no other."""
+"""The sweep that ends each stop: a container that can't be removed is reported and doesn't block the others."""
 
 import subprocess
 import time
@@ -18,7 +18,7 @@ _TWO = f"services:\n  stuck: {{image: '{IMAGE}', {_SLEEP}}}\n  other: {{image: '
 
 
 class Grip:
-    """Makes the Engine's own disk refuse to give containers up."""
+    """Makes the Engine's disk refuse the removal of containers."""
 
     def __init__(self, engine: PrivateEngine) -> None:
         self._engine = engine
@@ -34,7 +34,7 @@ class Grip:
         self._held.append(file)
 
     def release(self) -> None:
-        """Let all go."""
+        """Release all."""
         while self._held:
             _chattr("-i", self._held.pop())
 
@@ -45,7 +45,7 @@ def _chattr(change: str, file: Path) -> None:
 
 @pytest.fixture
 def grip(engine: PrivateEngine) -> Iterator[Grip]:
-    """Return a grip that is released at the end of the test."""
+    """Return a grip; release it at the end of the test."""
     made = Grip(engine)
     yield made
     made.release()
@@ -65,7 +65,7 @@ def _sweep(agent: LoneAgent, directory: Path) -> subprocess.CompletedProcess[str
     )
 
 
-async def test_a_container_that_can_not_go_is_told_and_keeps_no_other(
+async def test_irremovable_container_is_reported_and_others_are_removed(
     agent: LoneAgent, caller: Caller, grip: Grip
 ) -> None:
     directory = agent.app("held", _TWO)
@@ -82,8 +82,8 @@ async def test_a_container_that_can_not_go_is_told_and_keeps_no_other(
     assert agent.containers(directory) == {}
 
 
-def test_all_that_is_left_goes_at_once(agent: LoneAgent) -> None:
-    # Four that ignore TERM for their two seconds each: together, not one after the other.
+def test_remaining_containers_are_removed_concurrently(agent: LoneAgent) -> None:
+    # Four containers that ignore TERM for two seconds each: concurrently, not one after the other.
     service = f"services: {{web: {{image: '{IMAGE}', stop_grace_period: 2s, command: sleep 1000}}}}\n"
     directory = agent.app("together", service)
     agent.compose(directory, "up", "-d", "--scale", "web=4")
@@ -97,7 +97,7 @@ def test_all_that_is_left_goes_at_once(agent: LoneAgent) -> None:
     assert agent.containers(directory) == {}
 
 
-def test_the_sweep_takes_no_code_from_the_app_s_directory(agent: LoneAgent) -> None:
+def test_sweep_imports_no_code_from_app_directory(agent: LoneAgent) -> None:
     directory = agent.app("imports", None)
     for name in ("docker", "moorage_common", "moorage_agent", "requests"):
         (directory / name).mkdir()

@@ -1,4 +1,4 @@
-"""The dead man's switch on a real Engine: what nobody stopped in time the agent stops, until it is done."""
+"""The dead man's switch on a real Engine: the agent stops overdue apps itself, and retries until they are gone."""
 
 import asyncio
 import os
@@ -46,12 +46,12 @@ async def watched(agent: LoneAgent) -> AsyncIterator[Deadlines]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process it acts at once, and tries again soon."""
+    """In this process it acts immediately, and retries soon."""
     monkeypatch.setattr(dead_man, "LATE_SECONDS", 0.5)
     monkeypatch.setattr(dead_man, "_FIRST_RETRY", 0.5)
 
 
-async def test_it_stops_what_is_over_and_nothing_else(agent: LoneAgent, caller: Caller) -> None:
+async def test_dead_man_stops_only_overdue_apps(agent: LoneAgent, caller: Caller) -> None:
     over, on = agent.app("over", DEAF), agent.app("on", SLEEPER)
     for directory in (over, on):
         await caller.run(UP, directory)
@@ -68,7 +68,7 @@ async def test_it_stops_what_is_over_and_nothing_else(agent: LoneAgent, caller: 
     assert (await caller.finish(operation_id)).end.exit_code == 0
 
 
-async def test_it_stops_an_app_whose_directory_hangs(agent: LoneAgent, caller: Caller) -> None:
+async def test_dead_man_stops_app_in_hung_directory(agent: LoneAgent, caller: Caller) -> None:
     hung, on = agent.app("hung/over", SLEEPER), agent.app("beside", SLEEPER)
     for directory in (hung, on):
         await caller.run(UP, directory)
@@ -78,7 +78,7 @@ async def test_it_stops_an_app_whose_directory_hangs(agent: LoneAgent, caller: C
             await eventually_async(lambda: agent.containers(agent.apps) == {"beside-web-1": "running"}, timeout=30)
 
 
-async def test_it_waits_for_who_is_at_work_on_the_app(agent: LoneAgent, caller: Caller) -> None:
+async def test_dead_man_waits_for_operation_in_flight(agent: LoneAgent, caller: Caller) -> None:
     slow = agent.app("slow", NEVER_HEALTHY)
     starting = await caller.start(UP, slow)
     await eventually_async(lambda: agent.containers(slow).get("slow-web-1") == "running", timeout=20, what="web")
@@ -90,7 +90,7 @@ async def test_it_waits_for_who_is_at_work_on_the_app(agent: LoneAgent, caller: 
         await eventually_async(lambda: agent.containers(slow) == {}, timeout=40, what="it stopped")
 
 
-async def test_a_bad_deadline_is_refused_with_a_word(caller: Caller) -> None:
+async def test_bad_deadline_is_refused_with_error_code(caller: Caller) -> None:
     for deadline in (pb.Deadline(), pb.Deadline(app_id="x"), pb.Deadline(app_id=str(uuid4()), run_id="x")):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await caller.stub.SetDeadline(pb.SetDeadlineRequest(deadline=deadline), timeout=10)

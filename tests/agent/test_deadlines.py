@@ -1,4 +1,4 @@
-"""What the agent keeps of deadlines: the latest number, on disk, by a clock that nobody sets, over a reboot too."""
+"""The agent's deadlines: highest number wins, kept on disk, on a monotonic clock, across reboots."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ SHOP = WatchedApp("/srv/shop", Project("shop", "/srv/shop"))
 
 @dataclass
 class Machine:
-    """A host's clocks: seconds since boot, and those that the wall shows."""
+    """A host's clocks: seconds since boot, and wall time."""
 
     boot: float = 5000.0
     wall: float = 1_700_000_000.0
@@ -30,7 +30,7 @@ class Machine:
         self.wall += seconds
 
     def reboot(self, *, off: float, wall_jump: float = 0.0) -> None:
-        """Switch it off for so long; the wall clock may have been set meanwhile."""
+        """Power it off for `off` seconds; the wall clock may be set meanwhile."""
         self.wall += off + wall_jump
         self.boot, self.boot_id = 20.0, "second"
 
@@ -42,7 +42,7 @@ def machine() -> Machine:
 
 
 def opened(folder: Path, machine: Machine) -> Deadlines:
-    """Return what an agent that starts now knows."""
+    """Return the deadlines of an agent that starts now."""
     made = Deadlines(
         folder / "deadlines.json", machine.boot_id, boot_clock=lambda: machine.boot, wall_clock=lambda: machine.wall
     )
@@ -51,12 +51,12 @@ def opened(folder: Path, machine: Machine) -> Deadlines:
 
 
 def only(deadlines: Deadlines) -> StoredDeadline:
-    """Return the one deadline there is."""
+    """Return the only deadline."""
     (held,) = deadlines.held
     return held
 
 
-async def test_it_outlives_the_agent_and_time_goes_on_meanwhile(tmp_path: Path, machine: Machine) -> None:
+async def test_deadline_survives_agent_restart_and_keeps_counting(tmp_path: Path, machine: Machine) -> None:
     deadlines = opened(tmp_path, machine)
     await deadlines.set(SHOP, APP, 7, RUN, 600)
     machine.passes(200)
@@ -72,7 +72,7 @@ async def test_it_outlives_the_agent_and_time_goes_on_meanwhile(tmp_path: Path, 
     assert (tmp_path / "deadlines.json").stat().st_mode & 0o777 == 0o600
 
 
-async def test_the_highest_number_holds_whichever_arrives_last(tmp_path: Path, machine: Machine) -> None:
+async def test_highest_deadline_number_wins_in_any_order(tmp_path: Path, machine: Machine) -> None:
     deadlines = opened(tmp_path, machine)
     await deadlines.set(SHOP, APP, 7, RUN, 600)
     await deadlines.set(SHOP, APP, 6, RUN, 1)
@@ -87,20 +87,20 @@ async def test_the_highest_number_holds_whichever_arrives_last(tmp_path: Path, m
     assert only(opened(tmp_path, machine)).run_id == NEXT_RUN
 
 
-async def test_after_a_reboot_the_time_for_which_it_was_off_counts(tmp_path: Path, machine: Machine) -> None:
+async def test_time_powered_off_counts_towards_deadline(tmp_path: Path, machine: Machine) -> None:
     await opened(tmp_path, machine).set(SHOP, APP, 1, RUN, 600)
     machine.passes(0)
     machine.reboot(off=100)
     assert only(opened(tmp_path, machine)).due - machine.boot == pytest.approx(500)
 
 
-async def test_a_clock_that_went_back_over_a_reboot_makes_nothing_early(tmp_path: Path, machine: Machine) -> None:
+async def test_clock_set_back_over_reboot_stops_nothing_early(tmp_path: Path, machine: Machine) -> None:
     await opened(tmp_path, machine).set(SHOP, APP, 1, RUN, 600)
     machine.reboot(off=100, wall_jump=-86_400)
     assert only(opened(tmp_path, machine)).due - machine.boot == pytest.approx(600)
 
 
-async def test_a_clock_that_is_set_while_the_host_runs_does_nothing(tmp_path: Path, machine: Machine) -> None:
+async def test_wall_clock_change_does_not_affect_deadline(tmp_path: Path, machine: Machine) -> None:
     deadlines = opened(tmp_path, machine)
     await deadlines.set(SHOP, APP, 1, RUN, 600)
     machine.wall += 86_400
@@ -108,7 +108,7 @@ async def test_a_clock_that_is_set_while_the_host_runs_does_nothing(tmp_path: Pa
     assert only(deadlines).due - machine.boot == 600
 
 
-async def test_what_the_disk_doesn_t_take_isn_t_promised(
+async def test_deadline_that_cannot_be_written_is_refused(
     tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deadlines = opened(tmp_path, machine)
@@ -134,7 +134,7 @@ async def test_what_the_disk_doesn_t_take_isn_t_promised(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"bootId": "first"}', b"\xff", b'{"held": 1}'])
-async def test_a_file_that_can_t_be_read_is_laid_aside(tmp_path: Path, machine: Machine, content: bytes) -> None:
+async def test_unreadable_deadlines_file_is_moved_aside(tmp_path: Path, machine: Machine, content: bytes) -> None:
     (tmp_path / "deadlines.json").write_bytes(content)
     deadlines = opened(tmp_path, machine)
     assert deadlines.held == []
@@ -143,7 +143,7 @@ async def test_a_file_that_can_t_be_read_is_laid_aside(tmp_path: Path, machine: 
     assert only(opened(tmp_path, machine)).number == 1
 
 
-async def test_what_a_start_calls_an_app_is_known_to_a_later_stop(tmp_path: Path, machine: Machine) -> None:
+async def test_project_name_of_start_is_known_to_later_stop(tmp_path: Path, machine: Machine) -> None:
     deadlines = opened(tmp_path, machine)
     nameless = WatchedApp("/srv/shop", None)
     await deadlines.set(nameless, APP, 1, RUN, 600)
@@ -157,7 +157,7 @@ async def test_what_a_start_calls_an_app_is_known_to_a_later_stop(tmp_path: Path
     assert only(deadlines).project == SHOP.last_project
 
 
-async def test_its_own_stops_are_told_until_they_are_followed(tmp_path: Path, machine: Machine) -> None:
+async def test_agent_stops_are_reported_until_followed(tmp_path: Path, machine: Machine) -> None:
     deadlines = opened(tmp_path, machine)
     await deadlines.set(SHOP, APP, 1, RUN, 600)
     told: list[object] = []
@@ -175,7 +175,7 @@ async def test_its_own_stops_are_told_until_they_are_followed(tmp_path: Path, ma
     assert deadlines.of("/srv/other").stops == {}
 
 
-async def test_what_a_try_says_of_an_older_run_changes_nothing(tmp_path: Path, machine: Machine) -> None:
+async def test_attempt_for_older_run_changes_nothing(tmp_path: Path, machine: Machine) -> None:
     deadlines = opened(tmp_path, machine)
     await deadlines.set(SHOP, APP, 1, RUN, 600)
     old = only(deadlines)
@@ -184,7 +184,7 @@ async def test_what_a_try_says_of_an_older_run_changes_nothing(tmp_path: Path, m
     assert only(deadlines).run_id == NEXT_RUN
 
 
-async def test_numbers_of_what_runs_no_more_are_forgotten_in_time(tmp_path: Path, machine: Machine) -> None:
+async def test_deadlines_without_run_expire(tmp_path: Path, machine: Machine) -> None:
     deadlines = opened(tmp_path, machine)
     await deadlines.set(SHOP, APP, 1, "", 0)
     machine.passes(25 * 3600)
@@ -193,7 +193,7 @@ async def test_numbers_of_what_runs_no_more_are_forgotten_in_time(tmp_path: Path
     assert [each["run_id"] for each in kept] == [RUN]
 
 
-async def test_many_at_once_are_all_kept(tmp_path: Path, machine: Machine) -> None:
+async def test_concurrent_deadlines_are_all_kept(tmp_path: Path, machine: Machine) -> None:
     deadlines = opened(tmp_path, machine)
     ids = [str(uuid4()) for _ in range(100)]
     await asyncio.gather(*(deadlines.set(SHOP, app_id, 1, RUN, 600) for app_id in ids))

@@ -1,4 +1,4 @@
-"""Becoming a member, by the command itself, against a desk with a real authority."""
+"""Enrolment through the `moorage-agent` command, against a test controller with a real authority."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ Enroll = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def enroll(desk: Desk, tmp_path: Path) -> Iterator[Enroll]:
-    """Return what runs `moorage-agent enroll` into tmp_path/data, the token by standard input."""
+    """Return a function that runs `moorage-agent enroll` into tmp_path/data, with the token on standard input."""
 
     def run(token: str | None = None, *options: str, controller: str | None = None) -> subprocess.CompletedProcess[str]:
         argv = [installed("moorage-agent"), "enroll", "--controller", controller or desk.url, "--token-file", "-"]
@@ -45,13 +45,13 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_what_enrolment_leaves(desk: Desk, enroll: Enroll, data: Path, tmp_path: Path) -> None:
+def test_enrolment_writes_config_policy_and_identity(desk: Desk, enroll: Enroll, data: Path, tmp_path: Path) -> None:
     token = desk.token()
     done = enroll(token, "--listen", "0.0.0.0:7999", "--allow-root", str(tmp_path / "apps"))
     assert (done.returncode, done.stderr) == (0, "")
     about = json.loads((data / "agent.json").read_text())
     assert about["agent_name"] in done.stdout
-    # Found out by looking which address faces the controller.
+    # Derived from the local address of the connection to the controller.
     assert (about["listen"], about["advertise"]) == ("0.0.0.0:7999", "127.0.0.1:7999")
     assert about["controller"] == desk.url
     (request,) = desk.requests
@@ -64,13 +64,13 @@ def test_what_enrolment_leaves(desk: Desk, enroll: Enroll, data: Path, tmp_path:
     assert oct((data / "pki" / "agent.pem").stat().st_mode & 0o777) == "0o600"
     assert sorted(file.name for file in (data / "pki").iterdir()) == ["agent.pem", "ca.crt"]
     assert str(tmp_path / "apps") in (data / "policy.toml").read_text()
-    # The token's secret is nowhere: neither sent nor kept.
+    # The token's secret is neither sent nor stored.
     secret = token.split(".")[2]
     kept = [file.read_text() for file in data.rglob("*") if file.is_file()]
     assert not [text for text in (*kept, json.dumps(request), done.stdout) if secret in text]
 
 
-def test_a_lost_answer_costs_nothing(desk: Desk, enroll: Enroll, data: Path) -> None:
+def test_enrolment_with_lost_reply_can_be_retried(desk: Desk, enroll: Enroll, data: Path) -> None:
     token = desk.token()
     desk.change = lambda _: None
     lost = enroll(token)
@@ -80,11 +80,11 @@ def test_a_lost_answer_costs_nothing(desk: Desk, enroll: Enroll, data: Path) -> 
     desk.change = lambda answer: answer
     assert enroll(token).returncode == 0
     first, second = desk.requests
-    # The same key again: the controller knows the request, and answers it as it did before.
+    # With the same key the controller recognises the request, and repeats its reply.
     assert _public_key(first["csr"]) == _public_key(second["csr"])
 
 
-def test_enrolling_again_takes_a_new_key_and_keeps_the_policy(desk: Desk, enroll: Enroll, data: Path) -> None:
+def test_repeated_enrolment_uses_new_key_and_keeps_policy(desk: Desk, enroll: Enroll, data: Path) -> None:
     assert enroll(None, "--allow-root", "/srv/apps").returncode == 0
     key, policy = (data / "pki" / "agent.pem").read_bytes(), (data / "policy.toml").read_bytes()
     assert enroll().returncode == 0
@@ -93,14 +93,14 @@ def test_enrolling_again_takes_a_new_key_and_keeps_the_policy(desk: Desk, enroll
     assert len(desk.requests) == 2
 
 
-def test_without_roots_it_warns_that_nothing_is_allowed(enroll: Enroll, data: Path) -> None:
+def test_enrolment_without_roots_warns_that_nothing_is_allowed(enroll: Enroll, data: Path) -> None:
     done = enroll()
     assert done.returncode == 0
     assert str(data / "policy.toml") in done.stdout
     assert "allowed_roots = [\n]" in (data / "policy.toml").read_text()
 
 
-def test_a_refusal_is_shown_as_the_controller_put_it(desk: Desk, enroll: Enroll, data: Path) -> None:
+def test_controller_refusal_is_shown_verbatim(desk: Desk, enroll: Enroll, data: Path) -> None:
     desk.refusal = (401, "The join token has expired: make a new one for this host.")
     done = enroll()
     assert done.returncode == 1
@@ -108,7 +108,7 @@ def test_a_refusal_is_shown_as_the_controller_put_it(desk: Desk, enroll: Enroll,
     assert not (data / "agent.json").exists()
 
 
-def test_another_authority_than_the_token_names_is_refused(desk: Desk, enroll: Enroll, data: Path) -> None:
+def test_authority_other_than_in_token_is_refused(desk: Desk, enroll: Enroll, data: Path) -> None:
     done = enroll(desk.token("0" * 64))
     assert done.returncode == 1
     assert "not the one named in the join token" in done.stderr
@@ -124,7 +124,7 @@ def test_another_authority_than_the_token_names_is_refused(desk: Desk, enroll: E
         (lambda _: ["a", "list"], "doesn't answer like a Moorage controller"),
     ],
 )
-def test_an_answer_that_can_not_be_right_leaves_nothing(
+def test_invalid_enrolment_reply_writes_no_files(
     desk: Desk, enroll: Enroll, data: Path, change: Callable[[dict[str, str]], object], said: str
 ) -> None:
     desk.change = change
@@ -136,7 +136,7 @@ def test_an_answer_that_can_not_be_right_leaves_nothing(
     assert not (data / "pki" / "agent.pem").exists()
 
 
-def test_a_certificate_of_somebody_elses_key_or_authority_is_refused(desk: Desk, enroll: Enroll) -> None:
+def test_certificate_of_other_key_or_authority_is_refused(desk: Desk, enroll: Enroll) -> None:
     now = datetime.now(UTC)
     other = x509.signing_request(x509.new_key(), "x")
     desk.change = lambda answer: (
@@ -162,7 +162,7 @@ def test_a_certificate_of_somebody_elses_key_or_authority_is_refused(desk: Desk,
         (None, ("--advertise", "h:1"), "nonsense", "http:// or https://"),
     ],
 )
-def test_what_can_not_work_is_said_in_a_sentence(
+def test_impossible_enrolment_is_reported_in_a_sentence(
     enroll: Enroll, token: str | None, options: tuple[str, ...], controller: str | None, said: str
 ) -> None:
     done = enroll(token, *options, controller=controller)
@@ -171,7 +171,7 @@ def test_what_can_not_work_is_said_in_a_sentence(
     assert "Traceback" not in done.stderr
 
 
-def test_nobody_at_the_controllers_address(enroll: Enroll) -> None:
+def test_unreachable_controller_is_reported(enroll: Enroll) -> None:
     done = enroll(controller=f"http://127.0.0.1:{free_port()}")
     assert done.returncode == 1
     assert "can't be reached" in done.stderr

@@ -1,4 +1,4 @@
-"""Whose containers are whose: what Compose labels is what the agent expects, wherever the files are."""
+"""Which containers belong to which app: the agent derives the same labels as Compose, wherever the files are."""
 
 import asyncio
 import os
@@ -102,7 +102,7 @@ def _odd_name(directory: Path) -> None:
         _odd_name,
     ],
 )
-async def test_the_project_is_what_compose_labels(
+async def test_project_name_equals_compose_label(
     engine: PrivateEngine, sample_image: str, tmp_path: Path, lay_out: Callable[[Path], None]
 ) -> None:
     assert sample_image == IMAGE
@@ -125,7 +125,7 @@ async def test_the_project_is_what_compose_labels(
 
 
 @pytest.mark.parametrize("name", ["with space", "quo'te", 'dou"ble', "semi; touch x", "$(touch x)", "-dash", "a=b"])
-async def test_a_directory_of_any_name(agent: LoneAgent, caller: Caller, name: str) -> None:
+async def test_directory_with_any_name_is_identified(agent: LoneAgent, caller: Caller, name: str) -> None:
     directory = agent.app(f"odd/{name}", f"name: odd\n{SLEEPER}")
     assert (await caller.run(UP, directory)).end.exit_code == 0
     assert list(agent.containers(directory).values()) == ["running"]
@@ -134,7 +134,7 @@ async def test_a_directory_of_any_name(agent: LoneAgent, caller: Caller, name: s
     assert not list(agent.apps.rglob("x"))
 
 
-async def test_a_directory_behind_a_link(agent: LoneAgent, caller: Caller) -> None:
+async def test_directory_behind_symlink_is_identified(agent: LoneAgent, caller: Caller) -> None:
     real = agent.app("real-place", SLEEPER)
     link = agent.apps / "link"
     link.symlink_to(real)
@@ -145,7 +145,7 @@ async def test_a_directory_behind_a_link(agent: LoneAgent, caller: Caller) -> No
     assert (stopped.end.exit_code, agent.containers(real)) == (0, {})
 
 
-async def test_a_compose_file_in_a_folder_below(agent: LoneAgent, caller: Caller) -> None:
+async def test_compose_file_in_subdirectory_is_identified(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("below", None)
     _elsewhere(directory)
     done = await caller.run(UP, directory)
@@ -155,7 +155,7 @@ async def test_a_compose_file_in_a_folder_below(agent: LoneAgent, caller: Caller
     assert agent.containers(directory) == {}
 
 
-async def test_a_name_that_changed_between_start_and_stop(agent: LoneAgent, caller: Caller) -> None:
+async def test_project_name_changed_after_start_is_still_stopped(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("renamed", f"name: name-before\n{SLEEPER}")
     assert (await caller.run(UP, directory)).end.exit_code == 0
     (directory / "compose.yaml").write_text(f"name: name-after\n{SLEEPER}")
@@ -181,7 +181,9 @@ def _replace_by_file(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [_delete_file, _break_file, _delete_directory, _replace_by_file])
-async def test_a_stop_without_a_usable_file(agent: LoneAgent, caller: Caller, harm: Callable[[Path], None]) -> None:
+async def test_stop_works_without_usable_compose_file(
+    agent: LoneAgent, caller: Caller, harm: Callable[[Path], None]
+) -> None:
     directory = agent.app(f"harmed{harm.__name__}", SLEEPER)
     started = await caller.run(UP, directory)
     networks = _networks(agent, started.end.observed.project.name)
@@ -193,18 +195,18 @@ async def test_a_stop_without_a_usable_file(agent: LoneAgent, caller: Caller, ha
     assert _networks(agent, started.end.observed.project.name) == []
 
 
-async def test_a_file_below_that_is_gone_is_found_by_the_last_project(agent: LoneAgent, caller: Caller) -> None:
+async def test_app_with_missing_subdirectory_is_found_by_last_project(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("gone-below", None)
     _elsewhere(directory)
     last = (await caller.run(UP, directory)).end.observed.project
     (directory / ".env").unlink()
     shutil.rmtree(directory / "deploy")
-    # Without a hint nothing leads from the directory to its containers.
+    # Without the last project, nothing leads from the directory to its containers.
     stopped = await caller.run(DOWN, directory, last)
     assert (stopped.end.exit_code, agent.containers(directory)) == (0, {})
 
 
-async def test_two_directories_of_one_name_leave_each_other_alone(agent: LoneAgent, caller: Caller) -> None:
+async def test_directories_with_same_name_stay_separate(agent: LoneAgent, caller: Caller) -> None:
     first, second = agent.app("a/twin", SLEEPER), agent.app("b/twin", SLEEPER)
     assert (await caller.run(UP, first)).end.exit_code == 0
     running = agent.containers(first)
@@ -221,7 +223,7 @@ async def test_two_directories_of_one_name_leave_each_other_alone(agent: LoneAge
     assert agent.containers(second) == {"twin-web-1": "running"}
 
 
-async def test_a_stop_takes_everything_of_the_app_and_no_volume(agent: LoneAgent, caller: Caller) -> None:
+async def test_stop_removes_all_containers_and_no_volume(agent: LoneAgent, caller: Caller) -> None:
     volume = "volumes: {kept: {}}\n"
     text = f"{SLEEPER}{EXTRA}  data: {{image: '{IMAGE}', volumes: ['kept:/kept'], command: 'true'}}\n{volume}"
     directory = agent.app("everything", text)
@@ -240,7 +242,7 @@ async def test_a_stop_takes_everything_of_the_app_and_no_volume(agent: LoneAgent
         volumes[0].remove()
 
 
-async def test_a_container_that_restarts_for_ever_is_stopped(agent: LoneAgent, caller: Caller) -> None:
+async def test_container_in_restart_loop_is_stopped(agent: LoneAgent, caller: Caller) -> None:
     text = f"services: {{web: {{image: '{IMAGE}', restart: always, command: 'false'}}}}\n"
     directory = agent.app("restarting", text)
     await caller.run(UP, directory)
@@ -248,7 +250,7 @@ async def test_a_container_that_restarts_for_ever_is_stopped(agent: LoneAgent, c
     assert (stopped.end.exit_code, agent.containers(directory)) == (0, {})
 
 
-async def test_a_stop_of_what_never_ran_is_fine(agent: LoneAgent, caller: Caller) -> None:
+async def test_stop_of_app_that_never_ran_succeeds(agent: LoneAgent, caller: Caller) -> None:
     for directory in (agent.app("never", SLEEPER), agent.app("never-any-file", None), agent.apps / "not-there"):
         stopped = await caller.run(DOWN, directory)
         assert (stopped.end.end, stopped.end.exit_code) == (pb.OPERATION_END_EXITED, 0)
@@ -259,7 +261,7 @@ def _networks(agent: LoneAgent, project: str) -> list[str | None]:
         return [n.name for n in client.networks.list(filters={"label": f"com.docker.compose.project={project}"})]
 
 
-async def test_the_process_that_reads_directories_may_die(agent: LoneAgent) -> None:
+async def test_directory_reader_process_is_replaced_after_crash(agent: LoneAgent) -> None:
     reader = DirectoryReader(agent.data / "policy.toml", installed("docker-compose"), {})
     directory = str(agent.app("reader", None))
     assert await reader.ask("real_directory", directory, seconds=20) == directory

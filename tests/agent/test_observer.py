@@ -1,4 +1,4 @@
-"""The observer at the moments that are hard to hit from outside, each on a real Engine."""
+"""Races of the observer that are hard to reach from outside, each on a real Engine."""
 
 import asyncio
 import functools
@@ -30,14 +30,14 @@ from running_stack import IMAGE, SLEEPER
 
 
 class Told:
-    """What a watch has told, item by item."""
+    """The items of a watch."""
 
     def __init__(self, items: AsyncIterator[WatchItem]) -> None:
         self._items = items
         self.all: list[WatchItem] = []
 
     async def until(self, right: Callable[[WatchItem], bool], *, timeout: float = 20) -> WatchItem:  # noqa: ASYNC109  # tells what was seen
-        """Read on to the first item that is right."""
+        """Read up to the first item that satisfies a condition."""
         seen: list[WatchItem] = []
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -50,7 +50,7 @@ class Told:
 
 
 def nothing_held(beside: Path) -> Deadlines:
-    """Return the deadlines of a host that was told of none."""
+    """Return the deadlines of a host without any."""
     return Deadlines(beside.with_name("deadlines.json"), "boot")
 
 
@@ -73,14 +73,14 @@ async def watching(engine: Engine, directory: Path) -> AsyncIterator[Told]:
 
 
 def states(item: WatchItem) -> Sequence[str] | None:
-    """Return the states of the app's containers, None where an item doesn't tell them."""
+    """Return the states of the app's containers, None where an item doesn't contain them."""
     if isinstance(item, Snapshot) and item.apps:
         return [c.state for c in item.apps[0].containers]
     return [c.state for c in item.containers] if isinstance(item, Observation) else None
 
 
 def reachable(item: WatchItem) -> bool | None:
-    """Return whether the Engine answers, None where an item doesn't tell."""
+    """Return whether the Engine answers, None where an item doesn't contain it."""
     host = item.host if isinstance(item, Snapshot) else item
     return not host.engine_problem if isinstance(host, HostState) else None
 
@@ -103,7 +103,7 @@ def running_app(engine: PrivateEngine, sample_image: str, app: Path) -> Iterator
 
 
 class Meddler(Engine):
-    """An Engine on which something happens just before, or just after, a certain question is answered."""
+    """An Engine with hooks just before or just after the reply to a chosen call."""
 
     __slots__ = ("after", "before", "stream")
 
@@ -114,25 +114,25 @@ class Meddler(Engine):
         self.stream: EventStream | None = None
 
     def facts(self) -> EngineFacts:
-        """Ask the facts, after what was to happen before."""
+        """Query the facts, after the `before` hook."""
         self.before.pop("facts", lambda: None)()
         return super().facts()
 
     def events(self, since: int) -> EventStream:
-        """Open the stream, after what was to happen before."""
+        """Open the stream, after the `before` hook."""
         self.before.pop("events", lambda: None)()
         self.stream = super().events(since)
         return self.stream
 
     def containers(self, wanted: Callable[[Container], bool] = lambda _: True) -> dict[str, Container]:
-        """Look at all containers; what was to happen after it happens before anybody knows what was seen."""
+        """Inspect all containers; the `after` hook runs before the result is returned."""
         found = super().containers(wanted)
         self.after.pop("containers", lambda: None)()
         return found
 
 
 @pytest.mark.parametrize("moment", ["before the stream is open", "after all was looked at"])
-async def test_nothing_falls_between_the_first_look_and_the_events(
+async def test_no_event_is_lost_between_first_observation_and_stream(
     engine: PrivateEngine, running_app: Path, moment: str
 ) -> None:
     meddler = Meddler(engine.host)
@@ -149,7 +149,7 @@ async def test_nothing_falls_between_the_first_look_and_the_events(
     assert (meddler.before, meddler.after) == ({}, {})
 
 
-async def test_a_busy_host_still_beats(
+async def test_busy_host_still_sends_heartbeats(
     engine: PrivateEngine, running_app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "_HEARTBEAT_SECONDS", 1.0)
@@ -173,7 +173,7 @@ async def test_a_busy_host_still_beats(
             client.remove_container(other, force=True)
 
 
-async def test_what_the_engine_says_in_riddles_makes_the_host_unknown(engine: PrivateEngine, running_app: Path) -> None:
+async def test_malformed_engine_reply_makes_host_unknown(engine: PrivateEngine, running_app: Path) -> None:
     meddler = Meddler(engine.host)
 
     def puzzle() -> None:
@@ -185,14 +185,14 @@ async def test_what_the_engine_says_in_riddles_makes_the_host_unknown(engine: Pr
         meddler.after["containers"] = puzzle
         assert meddler.stream is not None
         await asyncio.to_thread(meddler.stream.close)
-        # The next two sessions end in a riddle each, and the third one sees.
+        # The next two sessions end with a malformed reply each, and the third one succeeds.
         lost = await told.until(lambda item: isinstance(item, HostState) and "make sense" in item.engine_problem)
         assert reachable(lost) is False
         await told.until(lambda item: states(item) == ["running"])
         assert (meddler.before, meddler.after) == ({}, {})
 
 
-async def test_compose_is_asked_again_only_where_its_files_changed(engine: PrivateEngine, running_app: Path) -> None:
+async def test_compose_config_is_reread_only_for_changed_files(engine: PrivateEngine, running_app: Path) -> None:
     asked: list[str] = []
 
     class Counted(DirectoryReader):
@@ -232,18 +232,16 @@ def other_engine(engine_folder: Path) -> Iterator[PrivateEngine]:
         yield made
 
 
-async def test_an_engine_that_goes_and_comes_back_is_told_and_looked_at_anew(
-    other_engine: PrivateEngine, app: Path
-) -> None:
+async def test_engine_outage_is_reported_and_recovery_is_observed(other_engine: PrivateEngine, app: Path) -> None:
     await asyncio.to_thread(compose, other_engine, app, "up", "-d")
     async with watching(Engine(other_engine.host), app) as told:
         await told.until(lambda item: states(item) == ["running"])
-        # Restarted, it stops its containers; they are not of the kind that is started again.
+        # A restart stops its containers; their restart policy doesn't start them again.
         await asyncio.to_thread(other_engine.restart)
         await told.until(lambda item: reachable(item) is False)
         await told.until(lambda item: states(item) == ["exited"])
         await told.until(lambda item: reachable(item) is True)
-        # Nothing of the app changes while the Engine is away: it is told again all the same.
+        # The app doesn't change during the Engine's outage: it is still sent again.
         await asyncio.to_thread(other_engine.kill)
         lost = await told.until(lambda item: reachable(item) is False)
         assert isinstance(lost, HostState)
@@ -255,7 +253,7 @@ async def test_an_engine_that_goes_and_comes_back_is_told_and_looked_at_anew(
     await asyncio.to_thread(compose, other_engine, app, "down")
 
 
-async def test_an_end_is_told_though_nobody_can_say_what_became_of_the_app(
+async def test_operation_end_is_reported_without_final_observation(
     other_engine: PrivateEngine, desk: Desk, tmp_path: Path
 ) -> None:
     lone = await asyncio.to_thread(LoneAgent(tmp_path / "lone", other_engine, desk).start)
@@ -269,16 +267,14 @@ async def test_an_end_is_told_though_nobody_can_say_what_became_of_the_app(
             finally:
                 await asyncio.to_thread(other_engine.start)
         assert (again.raw, again.end.exit_code) == (done.raw, 0)
-        # Absent, not empty: an empty one would say that the app is stopped.
+        # Absent, not empty: an empty observation would mean that the app is stopped.
         assert not again.end.HasField("observed")
     finally:
         await asyncio.to_thread(lone.process.terminate)
         lone.clear()
 
 
-async def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_host_s_facts(
-    other_engine: PrivateEngine, app: Path
-) -> None:
+async def test_hung_engine_is_reported_without_delaying_host_facts(other_engine: PrivateEngine, app: Path) -> None:
     engine = Engine(other_engine.host)
     known = Identities(DirectoryReader(app, "", {}))
     watcher = Watcher(Observer(engine), engine, known, nothing_held(app), StateDisk(app))
@@ -293,7 +289,7 @@ async def test_an_engine_that_hangs_is_told_and_does_not_hold_up_the_host_s_fact
         dockerd.send(signal.SIGCONT)
 
 
-async def test_a_slow_first_answer_is_waited_for(engine: PrivateEngine, running_app: Path) -> None:
+async def test_slow_first_engine_reply_is_awaited(engine: PrivateEngine, running_app: Path) -> None:
     meddler = Meddler(engine.host)
     meddler.before["facts"] = functools.partial(time.sleep, 1)
     async with watching(meddler, running_app) as told:
@@ -302,10 +298,10 @@ async def test_a_slow_first_answer_is_waited_for(engine: PrivateEngine, running_
     assert (reachable(first), states(first)) == (True, ["running"])
 
 
-async def test_a_host_without_an_engine_is_told_as_such_at_once(app: Path) -> None:
+async def test_host_without_engine_is_reported_immediately(app: Path) -> None:
     async with watching(Engine(f"unix://{app}/no.sock"), app) as told:
         first = await told.until(lambda _: True, timeout=5)
         assert isinstance(first, Snapshot)
         assert f"{app}/no.sock" in first.host.engine_problem
-        # What is not known is not said: an empty list would read as stopped.
+        # Unknown apps are absent: an empty list would mean stopped.
         assert first.apps == []

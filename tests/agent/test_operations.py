@@ -1,4 +1,4 @@
-"""Operations through a real agent: started once, followed by offset, cancelled, refused with a word."""
+"""Operations through a real agent: started once, followed by offset, cancelled, refused with a sentence."""
 
 import asyncio
 from uuid import uuid4
@@ -28,7 +28,7 @@ services:
 """
 
 
-async def test_a_start_a_restart_and_a_stop(agent: LoneAgent, caller: Caller) -> None:
+async def test_start_restart_and_stop_succeed(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("plain", SLEEPER)
     started = await caller.run(UP, directory)
     assert (started.end.end, started.end.exit_code) == (pb.OPERATION_END_EXITED, 0)
@@ -50,7 +50,7 @@ async def test_a_start_a_restart_and_a_stop(agent: LoneAgent, caller: Caller) ->
     assert agent.containers(directory) == {}
 
 
-async def test_the_same_id_attaches_and_never_runs_twice(agent: LoneAgent, caller: Caller) -> None:
+async def test_repeated_operation_id_attaches_and_runs_once(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("once", SLEEPER)
     done = await caller.run(UP, directory)
     created = agent.output_file(done.operation_id).read_bytes()
@@ -62,7 +62,7 @@ async def test_the_same_id_attaches_and_never_runs_twice(agent: LoneAgent, calle
     assert agent.containers(directory) == {}
 
 
-async def test_racing_callers_start_it_once(agent: LoneAgent, caller: Caller) -> None:
+async def test_concurrent_callers_start_operation_once(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("race", SLEEPER)
     request = pb.StartOperationRequest(operation_id=str(uuid4()), kind=UP, app=pb.App(cd_path=str(directory)))
     replies = await asyncio.gather(*(caller.stub.StartOperation(request) for _ in range(5)))
@@ -70,7 +70,7 @@ async def test_racing_callers_start_it_once(agent: LoneAgent, caller: Caller) ->
     assert (await caller.finish(request.operation_id)).end.exit_code == 0
 
 
-async def test_an_agent_killed_in_the_middle_of_a_start_loses_nothing(agent: LoneAgent, caller: Caller) -> None:
+async def test_agent_kill_during_start_loses_nothing(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("killed", SLOW)
     operation_id = await caller.start(UP, directory)
     seen = b""
@@ -84,7 +84,7 @@ async def test_an_agent_killed_in_the_middle_of_a_start_loses_nothing(agent: Lon
 
     with pytest.raises(grpc.aio.AioRpcError) as lost:
         await follow_and_kill()
-    # No code of ours: whoever followed doesn't know, and asks again.
+    # No error code: the follower can't know the end, and asks again.
     assert code_of(lost.value) is None
     await asyncio.to_thread(agent.process.start)
     async with agent.called() as anew:
@@ -95,7 +95,7 @@ async def test_an_agent_killed_in_the_middle_of_a_start_loses_nothing(agent: Lon
     assert "Container killed-web-1" in rest.output
 
 
-async def test_a_cut_connection_is_resumed_by_offset(agent: LoneAgent, caller: Caller) -> None:
+async def test_cut_connection_is_resumed_by_offset(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("cut", SLOW)
     operation_id = await caller.start(UP, directory)
     seen = b""
@@ -108,12 +108,12 @@ async def test_a_cut_connection_is_resumed_by_offset(agent: LoneAgent, caller: C
     whole = await caller.finish(operation_id)
     assert rest.end.exit_code == 0
     assert seen + rest.raw == whole.raw
-    # Beyond the end there is nothing but the end.
+    # An offset beyond the end yields only the end.
     beyond = await caller.finish(operation_id, after=len(whole.raw))
     assert beyond.raw == b""
 
 
-async def test_a_start_is_cancelled_and_says_by_whom(agent: LoneAgent, caller: Caller) -> None:
+async def test_start_cancel_records_requester(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("cancelled", SLOW)
     operation_id = await caller.start(UP, directory)
     await eventually_async(
@@ -124,12 +124,12 @@ async def test_a_start_is_cancelled_and_says_by_whom(agent: LoneAgent, caller: C
     assert done.end.end == pb.OPERATION_END_EXITED
     assert done.end.exit_code != 0
     assert done.end.cancelled_by == "tester"
-    # What it had made stays, and is told.
+    # Its containers stay, and are reported.
     assert "db" in {c.service for c in done.end.observed.containers}
     assert await caller.cancel(operation_id) == pb.CANCEL_OUTCOME_ALREADY_ENDED
 
 
-async def test_a_stop_can_not_be_cancelled(agent: LoneAgent, caller: Caller) -> None:
+async def test_stop_cannot_be_cancelled(agent: LoneAgent, caller: Caller) -> None:
     stubborn = f"services: {{web: {{image: '{IMAGE}', stop_grace_period: 4s, command: sleep 1000}}}}\n"
     directory = agent.app("stubborn", stubborn)
     await caller.run(UP, directory)
@@ -141,7 +141,7 @@ async def test_a_stop_can_not_be_cancelled(agent: LoneAgent, caller: Caller) -> 
     assert agent.containers(directory) == {}
 
 
-async def test_an_unknown_operation_is_unknown_and_buried_by_a_cancel(agent: LoneAgent, caller: Caller) -> None:
+async def test_unknown_operation_is_reported_and_buried_by_cancel(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("buried", SLEEPER)
     operation_id = str(uuid4())
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
@@ -156,7 +156,7 @@ async def test_an_unknown_operation_is_unknown_and_buried_by_a_cancel(agent: Lon
     assert agent.containers(directory) == {}
 
 
-async def test_a_second_operation_on_one_app_is_busy(agent: LoneAgent, caller: Caller) -> None:
+async def test_second_operation_on_one_app_is_busy(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("busy", SLOW)
     first = await caller.start(UP, directory)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -181,7 +181,7 @@ async def test_a_second_operation_on_one_app_is_busy(agent: LoneAgent, caller: C
         (pb.OPERATION_KIND_UNSPECIFIED, "{apps}", "invalid_request", grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )
-async def test_what_is_refused_leaves_nothing_in_the_journal(
+async def test_refused_operation_leaves_no_journal_entry(
     agent: LoneAgent,
     caller: Caller,
     kind: pb.OperationKind.ValueType,
@@ -201,7 +201,7 @@ async def test_what_is_refused_leaves_nothing_in_the_journal(
     assert not agent.output_file(operation_id).parent.exists()
 
 
-async def test_an_id_that_is_none_is_refused(agent: LoneAgent, caller: Caller) -> None:
+async def test_invalid_operation_id_is_refused(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("odd-id", SLEEPER)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await caller.start(UP, directory, operation_id="../../etc")
@@ -216,7 +216,7 @@ async def test_an_id_that_is_none_is_refused(agent: LoneAgent, caller: Caller) -
         ("no-image", "services: {a: {image: 'moorage.invalid/not-there:1'}}\n", "moorage.invalid"),
     ],
 )
-async def test_a_start_that_can_not_work_runs_and_says_what_compose_says(
+async def test_start_that_fails_shows_compose_error(
     agent: LoneAgent, caller: Caller, name: str, compose: str | None, said: str
 ) -> None:
     done = await caller.run(UP, agent.app(name, compose))
@@ -226,7 +226,7 @@ async def test_a_start_that_can_not_work_runs_and_says_what_compose_says(
     assert done.end.length == len(done.raw)
 
 
-async def test_a_one_shot_that_exits_0_is_told_as_it_is(agent: LoneAgent, caller: Caller) -> None:
+async def test_one_shot_exit_0_is_reported(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("one-shot", f"{SLEEPER}  migrate: {{image: '{IMAGE}', command: 'true'}}\n")
     assert (await caller.run(UP, directory)).end.exit_code == 0
     async with caller.watch(directory) as watching:

@@ -1,4 +1,4 @@
-"""The host's own policy, on real files."""
+"""The host's policy file, on a real file system."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ def _code(policy: Policy, path: Path | str) -> str:
     return refused.value.code
 
 
-def test_what_lies_in_a_root_is_allowed_there_or_not(file: Path, root: Path) -> None:
+def test_path_in_root_is_allowed_even_if_missing(file: Path, root: Path) -> None:
     policy = Policy(file)
     (root / "app").mkdir()
     assert policy.real_directory(str(root)) == str(root)
@@ -36,7 +36,7 @@ def test_what_lies_in_a_root_is_allowed_there_or_not(file: Path, root: Path) -> 
     assert policy.real_directory(f"{root}/not/there") == str(root / "not" / "there")
 
 
-def test_what_lies_outside_is_not(file: Path, root: Path) -> None:
+def test_path_outside_roots_is_refused(file: Path, root: Path) -> None:
     policy = Policy(file)
     (root / "out").symlink_to("/etc")
     for path in ("/", "/etc", f"{root}-beside", f"{root}/..", f"{root}/out", f"{root}/out/not-there", root.parent):
@@ -45,7 +45,7 @@ def test_what_lies_outside_is_not(file: Path, root: Path) -> None:
         assert _code(policy, path) == "invalid_request"
 
 
-def test_a_root_may_be_a_link_and_may_come_to_point_elsewhere(file: Path, root: Path, tmp_path: Path) -> None:
+def test_root_may_be_symlink_and_may_change_target(file: Path, root: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(root)
     write_policy(file, [str(link)])
@@ -59,12 +59,12 @@ def test_a_root_may_be_a_link_and_may_come_to_point_elsewhere(file: Path, root: 
     assert _code(policy, root / "app") == "path_not_allowed"
 
 
-def test_a_change_counts_from_the_next_question_on(file: Path, root: Path) -> None:
+def test_policy_change_applies_to_next_request(file: Path, root: Path) -> None:
     policy = Policy(file)
     assert _code(policy, "/etc/x") == "path_not_allowed"
     about = file.stat()
     file.write_text(f'allowed_roots = ["{root}", "/etc"]\n')
-    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))  # the size alone tells
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))  # only the size differs
     assert policy.real_directory("/etc/x") == "/etc/x"
     write_policy(file, [])
     assert _code(policy, "/etc/x") == "path_not_allowed"
@@ -83,7 +83,7 @@ def test_a_change_counts_from_the_next_question_on(file: Path, root: Path) -> No
         b"\xff",
     ],
 )
-def test_a_policy_that_can_not_be_right_allows_nothing_and_says_so(file: Path, text: str | bytes) -> None:
+def test_invalid_policy_allows_nothing_and_is_reported(file: Path, text: str | bytes) -> None:
     policy = Policy(file)
     assert policy.roots()
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -91,11 +91,11 @@ def test_a_policy_that_can_not_be_right_allows_nothing_and_says_so(file: Path, t
         assert _code(policy, path) == "policy_unreadable"
 
 
-def test_a_missing_policy_allows_nothing(tmp_path: Path) -> None:
+def test_missing_policy_allows_nothing(tmp_path: Path) -> None:
     assert _code(Policy(tmp_path / "none.toml"), "/srv") == "policy_unreadable"
 
 
-def test_a_policy_without_roots_allows_nothing(file: Path) -> None:
+def test_policy_without_roots_allows_nothing(file: Path) -> None:
     file.write_text("allowed_root = ['/']  # a letter is missing\n")
     assert _code(Policy(file), "/") == "path_not_allowed"
 
@@ -103,7 +103,7 @@ def test_a_policy_without_roots_allows_nothing(file: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["plain", "with space", 'dou"ble', "quo'te", "back\\slash", "new\nline", "ünïcode", "\x7f"]
 )
-def test_any_root_survives_being_written_down(file: Path, tmp_path: Path, name: str) -> None:
+def test_any_root_survives_serialisation(file: Path, tmp_path: Path, name: str) -> None:
     root = tmp_path / name
     write_policy(file, [str(root)])
     assert list(Policy(file).roots()) == [str(root)]

@@ -1,4 +1,4 @@
-"""The process: what keeps it from starting, how it ends, what it shows, what it costs."""
+"""The agent's process: start-up errors, shutdown, status and resource use."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def own(engine: PrivateEngine, sample_image: str, desk: Desk, tmp_path: Path) -> Iterator[LoneAgent]:
-    """Return an enrolled agent of the test's own, not started again here once it ended."""
+    """Return the test's own enrolled agent; the fixture doesn't restart it."""
     assert sample_image == IMAGE
     made = LoneAgent(tmp_path / "own", engine, desk).start()
     yield made
@@ -55,7 +55,7 @@ def own(engine: PrivateEngine, sample_image: str, desk: Desk, tmp_path: Path) ->
 
 @pytest.fixture
 def command(engine: PrivateEngine, tmp_path: Path) -> Command:
-    """Return what runs a command of the agent's to its end, with tmp_path/own/data as its folder."""
+    """Return a function that runs an agent command to its end, with tmp_path/own/data as its folder."""
 
     def run(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -70,7 +70,7 @@ def command(engine: PrivateEngine, tmp_path: Path) -> Command:
     return run
 
 
-def test_a_host_that_is_not_enrolled_does_not_start(command: Command) -> None:
+def test_host_that_is_not_enrolled_does_not_start(command: Command) -> None:
     for name in ("serve", "status"):
         done = command(name)
         assert done.returncode == 1
@@ -78,7 +78,7 @@ def test_a_host_that_is_not_enrolled_does_not_start(command: Command) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_what_keeps_it_from_starting_is_said(own: LoneAgent, command: Command, desk: Desk) -> None:
+def test_startup_failure_is_reported(own: LoneAgent, command: Command, desk: Desk) -> None:
     busy = command("serve")
     assert busy.returncode == 1
     assert f"{own.process.address} can't be listened on" in busy.stderr
@@ -103,7 +103,7 @@ def test_what_keeps_it_from_starting_is_said(own: LoneAgent, command: Command, d
     assert "can't be read" in command("serve").stderr
 
 
-async def test_it_ends_within_two_seconds_and_operations_go_on(own: LoneAgent) -> None:
+async def test_agent_exits_within_two_seconds_and_operations_continue(own: LoneAgent) -> None:
     directory = own.app("going-on", NEVER_HEALTHY)
     async with own.called() as caller, caller.watch(directory):
         operation_id = await caller.start(UP, directory)
@@ -118,12 +118,12 @@ async def test_it_ends_within_two_seconds_and_operations_go_on(own: LoneAgent) -
     await asyncio.to_thread(own.process.start)
     async with own.called() as caller:
         done = await caller.finish(operation_id)
-    # Compose itself saw the service turn unhealthy, seconds after the agent was gone.
+    # Compose itself saw the service turn unhealthy, seconds after the agent's exit.
     assert (done.end.end, done.end.cancelled_by) == (pb.OPERATION_END_EXITED, "")
     assert "unhealthy" in done.output
 
 
-async def test_status_shows_what_is_and_what_is_wrong(own: LoneAgent, command: Command) -> None:
+async def test_status_command_shows_state_and_problems(own: LoneAgent, command: Command) -> None:
     def shown(**environment: str) -> dict[str, str]:
         done = command("status", **environment)
         assert (done.returncode, done.stderr) == (0, "")
@@ -152,7 +152,7 @@ async def test_status_shows_what_is_and_what_is_wrong(own: LoneAgent, command: C
     assert "must be a list" in wrong["allowed roots"]
 
 
-async def test_an_engine_that_is_not_there_is_told_and_refuses_with_a_word(
+async def test_missing_engine_is_reported_and_operations_are_refused(
     engine_folder: Path, desk: Desk, tmp_path: Path
 ) -> None:
     away = PrivateEngine(engine_folder / "agent-away")
@@ -167,7 +167,7 @@ async def test_an_engine_that_is_not_there_is_told_and_refuses_with_a_word(
                 operation_id = str(uuid4())
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await caller.start(kind, directory, operation_id=operation_id)
-                # A code of ours makes it a definite answer, not a lost connection.
+                # An error code makes it a definite reply, not a lost connection.
                 assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
                 assert code_of(refused.value) == "engine_unreachable"
                 with pytest.raises(grpc.aio.AioRpcError) as unknown:
@@ -177,7 +177,7 @@ async def test_an_engine_that_is_not_there_is_told_and_refuses_with_a_word(
         await asyncio.to_thread(lone.process.terminate)
 
 
-def test_old_operations_are_cleared_away_at_the_start(own: LoneAgent) -> None:
+def test_old_operations_are_removed_at_startup(own: LoneAgent) -> None:
     async def run_one() -> str:
         async with own.called() as caller:
             return (await caller.run(UP, own.app(f"cleared-{uuid4().hex}", SLEEPER))).operation_id
@@ -192,14 +192,14 @@ def test_old_operations_are_cleared_away_at_the_start(own: LoneAgent) -> None:
     assert young.exists()
 
 
-def test_an_idle_agent_is_small(own: LoneAgent) -> None:
+def test_idle_agent_uses_little_memory(own: LoneAgent) -> None:
     status = Path(f"/proc/{own.process.process.pid}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert found is not None
     assert int(found[1]) < 80 * 1024
 
 
-def test_the_sweep_begins_without_grpc(tmp_path: Path) -> None:
+def test_sweep_begins_without_grpc(tmp_path: Path) -> None:
     program = (
         "import runpy, sys\n"
         "sys.argv = ['moorage-agent', 'sweep', '--real-directory', sys.argv[1]]\n"
@@ -220,7 +220,7 @@ def test_the_sweep_begins_without_grpc(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_what_ignores_a_cancellation_is_killed_even_if_the_agent_was_restarted_meanwhile(
+async def test_operation_ignoring_cancel_is_killed_despite_agent_restart(
     engine: PrivateEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, restarted: bool
 ) -> None:
     monkeypatch.setattr(compose_runner, "_KILL_AFTER_SECONDS", 0.5)
@@ -244,7 +244,7 @@ async def test_what_ignores_a_cancellation_is_killed_even_if_the_agent_was_resta
     async for item in runner.follow(operation_id, 0):
         items.append(item)
         if len(items) == 1 and restarted:
-            # The agent that sent TERM is gone before it could send KILL.
+            # The agent that sent TERM exits before it can send KILL.
             assert await asyncio.to_thread(journal.cancel, operation_id, "tester") is CancelOutcome.SIGNALLED
             await runner_of_an_agent().resume_cancels()
         elif len(items) == 1:

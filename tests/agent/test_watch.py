@@ -1,4 +1,4 @@
-"""What a watch tells through a real agent: everything at first, then each change, by itself."""
+"""The watch of a real agent: a full snapshot first, then each change, without polling."""
 
 import asyncio
 import random
@@ -26,12 +26,12 @@ services:
 
 @pytest.fixture
 async def client(agent: LoneAgent) -> AsyncIterator[docker.APIClient]:
-    """Reach past the agent, to the Engine itself."""
+    """Return a client of the Engine itself, beside the agent."""
     with closing(docker.APIClient(base_url=agent.engine.host, version="auto")) as made:
         yield made
 
 
-async def test_the_snapshot_tells_of_every_app_and_the_host(agent: LoneAgent, caller: Caller) -> None:
+async def test_snapshot_covers_every_app_and_the_host(agent: LoneAgent, caller: Caller) -> None:
     running, missing, outside = agent.app("shown", HEALTH), agent.apps / "not-there", Path("/etc")
     empty, broken = agent.app("empty", None), agent.app("broken", "servces: {}\n")
     await caller.run(UP, running)
@@ -55,7 +55,7 @@ async def test_the_snapshot_tells_of_every_app_and_the_host(agent: LoneAgent, ca
         assert web.ports[0].endswith("->8080/tcp")
         host = watching.host
         assert (host.engine_reachable, host.engine_problem) == (True, "")
-        # Others of the Engine that is shared count, too.
+        # Other containers of the shared Engine count, too.
         assert host.running_containers >= 1
         assert all((host.uptime, host.boot_id, host.engine_version, host.compose_version, host.agent_version))
         info = (await caller.stub.GetInfo(pb.GetInfoRequest())).host
@@ -63,7 +63,7 @@ async def test_the_snapshot_tells_of_every_app_and_the_host(agent: LoneAgent, ca
         assert info.running_containers >= 1
 
 
-async def test_each_change_shows_without_asking(agent: LoneAgent, caller: Caller, client: docker.APIClient) -> None:
+async def test_watch_sends_each_change_unprompted(agent: LoneAgent, caller: Caller, client: docker.APIClient) -> None:
     directory, other = agent.app("changing", HEALTH), agent.app("other", SLEEPER)
     async with caller.watch(directory, other) as watching:
         assert watching.states(directory) == {}
@@ -91,7 +91,7 @@ async def test_each_change_shows_without_asking(agent: LoneAgent, caller: Caller
         assert watching.states(other) == {}
 
 
-async def test_containers_of_no_app_count_for_the_host_alone(
+async def test_containers_without_app_count_for_host_only(
     agent: LoneAgent, caller: Caller, client: docker.APIClient
 ) -> None:
     directory = agent.app("bystander", SLEEPER)
@@ -107,7 +107,7 @@ async def test_containers_of_no_app_count_for_the_host_alone(
         assert watching.states(directory) == {}
 
 
-async def test_after_a_storm_what_was_told_is_the_truth(
+async def test_watch_is_accurate_after_burst_of_changes(
     agent: LoneAgent, caller: Caller, client: docker.APIClient
 ) -> None:
     service = f"{{image: '{IMAGE}', init: true, stop_grace_period: 0s, command: sleep 1000}}"
@@ -132,25 +132,23 @@ async def test_after_a_storm_what_was_told_is_the_truth(
 
 
 def stir(client: docker.APIClient) -> None:
-    """Make an event that is nobody's: an agent looks at files and policy with each, or after ten seconds."""
+    """Cause an unrelated event: an agent reads files and policy with each, or after ten seconds."""
     client.remove_container(client.create_container(IMAGE, "true"))
 
 
-async def test_a_problem_that_is_mended_is_no_problem_any_more(
-    agent: LoneAgent, caller: Caller, client: docker.APIClient
-) -> None:
+async def test_resolved_problem_is_cleared(agent: LoneAgent, caller: Caller, client: docker.APIClient) -> None:
     directory = agent.app("mended", "servces: {}\n")
     async with caller.watch(directory) as watching:
         assert watching.apps[str(directory)].problem_code == "compose_file_invalid"
         (directory / "compose.yaml").write_text(SLEEPER)
-        # By itself, without an event: within the time of a heartbeat.
+        # Without an event: within the interval of a heartbeat.
         await watching.until(lambda: watching.apps[str(directory)].problem_code == "")
         (directory / "compose.yaml").unlink()
         stir(client)
         await watching.until(lambda: watching.apps[str(directory)].problem_code == "compose_file_missing")
 
 
-async def test_a_start_by_files_that_changed_is_seen_as_this_app_s(agent: LoneAgent, caller: Caller) -> None:
+async def test_start_with_changed_files_is_attributed_to_same_app(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("moved", None)
     for place in ("blue", "green"):
         (directory / place).mkdir()
@@ -159,12 +157,12 @@ async def test_a_start_by_files_that_changed_is_seen_as_this_app_s(agent: LoneAg
     async with caller.watch(directory) as watching:
         (directory / ".env").write_text("COMPOSE_FILE=green/c.yaml\n")
         await asyncio.to_thread(agent.compose, directory, "up", "-d")
-        # Neither name nor directory of these containers is what the watch began with.
+        # Name and directory of these containers differ from those at the start of the watch.
         await watching.until(lambda: watching.states(directory) == {"web": "running"}, timeout=5)
         assert watching.apps[str(directory)].project.name == "green"
 
 
-async def test_an_app_that_falls_out_of_the_policy_shows_nothing_but_that(
+async def test_app_removed_from_policy_shows_only_refusal(
     agent: LoneAgent, caller: Caller, client: docker.APIClient
 ) -> None:
     directory = agent.app("expelled", SLEEPER)
@@ -184,7 +182,7 @@ async def test_an_app_that_falls_out_of_the_policy_shows_nothing_but_that(
         await watching.until(lambda: watching.states(directory) == {"web": "running"})
 
 
-async def test_two_who_watch_are_told_the_same(agent: LoneAgent, caller: Caller) -> None:
+async def test_concurrent_watches_receive_the_same_state(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("twice-watched", SLEEPER)
     async with agent.called() as other, caller.watch(directory) as first, other.watch(directory) as second:
         await caller.run(UP, directory)

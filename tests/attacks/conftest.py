@@ -1,4 +1,4 @@
-"""Both real ways to a host, for what attacks by an app's folder: an agent, and a user behind a real sshd."""
+"""Fixtures for attacks through an app's directory: a real agent, and a user behind a real sshd."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -40,7 +40,7 @@ def lone_sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> I
 
 @pytest.fixture
 async def by_agent(lone_agent: LoneAgent) -> AsyncIterator[Way]:
-    """Return the way by the agent."""
+    """Return the transport through the agent."""
     channels = AgentChannels(ControllerIdentity(lone_agent.desk.authority, SystemClock()).current)
     pid = lone_agent.process.process.identity.id
     yield Way(AgentRig(lone_agent, channels).transport, lone_agent.apps, lone_agent.engine, pid)
@@ -50,7 +50,7 @@ async def by_agent(lone_agent: LoneAgent) -> AsyncIterator[Way]:
 
 @pytest.fixture
 async def by_ssh(lone_sshd: PrivateSshd, engine: PrivateEngine) -> AsyncIterator[Way]:
-    """Return the way by SSH."""
+    """Return the transport over SSH."""
     desk = SshDesk(lone_sshd)
     yield Way(SshRig(desk, engine).transport, lone_sshd.apps, engine, lone_sshd.process.identity.id)
     await desk.pool.close()
@@ -59,6 +59,6 @@ async def by_ssh(lone_sshd: PrivateSshd, engine: PrivateEngine) -> AsyncIterator
 
 @pytest.fixture(params=["agent", "ssh"])
 def way(request: pytest.FixtureRequest) -> Way:
-    """Return each real way in turn."""
+    """Return each real transport in turn."""
     found: Way = request.getfixturevalue(f"by_{request.param}")
     return found

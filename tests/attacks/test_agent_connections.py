@@ -1,4 +1,4 @@
-"""Connections to an agent that bring no certificate: they end soon, and the controller comes through all the while."""
+"""Connections to an agent without a client certificate: they are closed soon, and never block the controller."""
 
 import asyncio
 import socket
@@ -48,7 +48,7 @@ async def test_silent_connections_without_a_certificate_end_within_seconds(agent
         eventually(lambda: files(process_id) < before + 50, timeout=15, what="the files given back")
 
 
-async def test_one_address_holds_a_bounded_number_of_connections(agent: LoneAgent) -> None:
+async def test_connections_per_address_are_bounded(agent: LoneAgent) -> None:
     raise_limit()
     host, port = agent.process.address.rsplit(":", 1)
     with ExitStack() as stack:
@@ -62,7 +62,7 @@ async def test_one_address_holds_a_bounded_number_of_connections(agent: LoneAgen
         eventually(lambda: accepted(agent, "127.0.0.2") == 0, timeout=15, what="silent connections ended")
 
 
-async def test_connections_that_were_closed_count_no_more(agent: LoneAgent) -> None:
+async def test_closed_connections_are_no_longer_counted(agent: LoneAgent) -> None:
     for _ in range(MOST_OF_ADDRESS + 16):
         async with agent.channel() as channel:
             told = await AgentStub(channel).GetInfo(pb.GetInfoRequest(), timeout=10)
@@ -71,7 +71,7 @@ async def test_connections_that_were_closed_count_no_more(agent: LoneAgent) -> N
     assert accepted(agent, "127.0.0.1") == 0
 
 
-async def test_second_agent_that_finds_the_address_taken_leaves_the_first_alone(agent: LoneAgent) -> None:
+async def test_second_agent_on_taken_address_does_not_affect_the_first(agent: LoneAgent) -> None:
     first = agent.process.process
     second = await asyncio.to_thread(
         subprocess.run, first.argv, env=first.environment, capture_output=True, check=False, timeout=30, text=True
@@ -84,7 +84,7 @@ async def test_second_agent_that_finds_the_address_taken_leaves_the_first_alone(
 
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/1.0\r\n\r\n"])
 @pytest.mark.parametrize("reset", [False, True])
-async def test_connections_that_end_before_their_handshake_end_no_agent(
+async def test_connections_closed_before_handshake_do_not_end_agent(
     agent: LoneAgent, said: bytes, *, reset: bool
 ) -> None:
     host, port = agent.process.address.rsplit(":", 1)

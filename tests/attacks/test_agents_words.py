@@ -1,4 +1,4 @@
-"""Every field of whatever an agent can say, with what no honest agent says in it."""
+"""Malicious values in every field that an agent can send."""
 
 import dataclasses
 import math
@@ -56,7 +56,7 @@ READERS: dict[str, Callable[[Any], object]] = {
     "LogsResponse": messages.log_lines,
     "SetDeadlineResponse": lambda _: None,
 }
-"""What reads each answer. A signing request is checked by the authority that signs it."""
+"""The decoder of each reply. The signing authority checks a signing request."""
 UNREAD = frozenset(
     {
         ("StartOperationResponse", "attached"),
@@ -69,7 +69,7 @@ UNREAD = frozenset(
 
 
 def honest(kind: str) -> Message:
-    """Return an answer in which everything is set, and nothing is odd."""
+    """Return a reply with every field set to a valid value."""
     container = pb.Container(id=ID, name="web-1", service="web", image="web", state="running", health="healthy")
     container.restart_policy = "always"
     container.ports.append("80/tcp")
@@ -100,16 +100,16 @@ def honest(kind: str) -> Message:
 
 
 def answers() -> list[str]:
-    """Return the names of all that an agent answers."""
+    """Return the names of all replies of an agent."""
     return sorted({method.output_type.name for method in pb.DESCRIPTOR.services_by_name["Agent"].methods})
 
 
-def test_every_answer_of_the_agent_has_its_reader() -> None:
+def test_every_agent_reply_has_a_decoder() -> None:
     assert answers() == sorted(READERS)
 
 
 @pytest.mark.parametrize("kind", answers())
-def test_every_field_with_anything_in_it_is_bounded_and_clean(kind: str) -> None:
+def test_every_field_is_bounded_and_cleaned(kind: str) -> None:
     tried = set()
     for path, field in fields(honest(kind).DESCRIPTOR):
         outcomes = []
@@ -120,23 +120,23 @@ def test_every_field_with_anything_in_it_is_bounded_and_clean(kind: str) -> None
             spoil(into, field.name)
             outcomes.append(read(kind, message) != before)
         name = (field.containing_type.name, field.name)
-        # Of a message in it, its own fields tell.
+        # Nested messages are covered by their own fields.
         if field.message_type is None or field.is_repeated:
             assert any(outcomes) is (name not in UNREAD), f"{name} is not read, or is read now"
         tried.add((field.containing_type.name, field.name))
-    # None was left out.
+    # None was omitted.
     expected = {(d.name, f.name) for d in descriptors(honest(kind).DESCRIPTOR) for f in d.fields}
     assert tried == expected
 
 
 @pytest.mark.parametrize("kind", answers())
-def test_bytes_that_are_no_message_are_said_to_be_none(kind: str) -> None:
+def test_malformed_message_bytes_are_reported(kind: str) -> None:
     for raw in (b"\xff" * 100, b"\x0a\xff\xff\xff\xff\x0f", b"\x0b", b"\x80" * 20, None, 7):
         with pytest.raises(UntrustedError):
             wire.read(getattr(pb, kind), raw)
 
 
-def test_a_message_of_very_many_fields_is_not_read() -> None:
+def test_message_with_too_many_fields_is_rejected() -> None:
     for raw in (b"\x0a\x00" * 1_900_000, b"\x08\x01" * 1_900_000, b"\x22\x00" * 1_900_000):
         with pytest.raises(UntrustedError, match="fields in a message"):
             wire.read(pb.ListProjectsResponse, raw)
@@ -166,7 +166,7 @@ def descriptors(descriptor: Any) -> set[Any]:  # noqa: ANN401 - of two classes, 
 
 
 def reached(message: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - messages of whatever kind
-    """Return the message in a message that names lead to."""
+    """Return the nested message at a path of names."""
     for name in path:
         message = getattr(message, name)
         if hasattr(message, "add"):
@@ -179,7 +179,7 @@ def reached(message: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - messa
 
 
 def spoilers(field: Any) -> list[Callable[[Any, str], None]]:  # noqa: ANN401 - same
-    """Return what puts odd values into a field."""
+    """Return functions that put malformed values into a field."""
     inner = field.message_type
     if inner is not None and inner.GetOptions().map_entry:
         return [many_keys(inner)]
@@ -191,7 +191,7 @@ def spoilers(field: Any) -> list[Callable[[Any, str], None]]:  # noqa: ANN401 - 
 
 
 def setter(value: object) -> Callable[[Any, str], None]:
-    """Return what sets a field."""
+    """Return a function that sets a field."""
     return lambda message, name: setattr(message, name, value)
 
 
@@ -202,7 +202,7 @@ def many_messages(message: Any, name: str) -> None:  # noqa: ANN401 - same
 
 
 def many_keys(entry: Any) -> Callable[[Any, str], None]:  # noqa: ANN401 - same
-    """Return what fills a map with keys that are none."""
+    """Return a function that fills a map with invalid keys."""
     value = entry.fields_by_name["value"]
 
     def fill(message: Any, name: str) -> None:  # noqa: ANN401 - same
@@ -218,7 +218,7 @@ def many_keys(entry: Any) -> Callable[[Any, str], None]:  # noqa: ANN401 - same
 
 
 def read(kind: str, message: Message) -> object:
-    """Return what is read, and see that it is bounded and clean; or the text of an error, the gate's own."""
+    """Return the decoded reply, checked to be bounded and clean; or the text of the gate's error."""
     try:
         seen = READERS[kind](wire.read(type(message), message.SerializeToString()))
     except UntrustedError as error:
@@ -228,7 +228,7 @@ def read(kind: str, message: Message) -> object:
 
 
 def assert_clean(seen: Any) -> None:  # noqa: ANN401, C901 - whatever is read; one case a type
-    """See that all of it is bounded and clean."""
+    """Assert that all of it is bounded and clean."""
     match seen:
         case Enum() | None | bool() | UUID() | datetime():
             pass

@@ -1,4 +1,4 @@
-"""An app's own folder against the agent: its files are written by developers, and by containers that mount it."""
+"""Malicious app directories on a host with an agent: developers and containers can write their files."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ def running(engine: PrivateEngine, sample_image: str, tmp_path_factory: pytest.T
 
 @pytest.fixture
 def agent(running: LoneAgent) -> Iterator[LoneAgent]:
-    """Return the running agent with the policy that it was enrolled with; what a test leaves of its apps is removed."""
+    """Return the running agent with its original policy; remove its apps after the test."""
     policy = running.data / "policy.toml"
     before = policy.read_bytes()
     yield running
@@ -51,7 +51,7 @@ async def caller(agent: LoneAgent) -> AsyncIterator[Caller]:
 
 
 async def seen(caller: Caller, directory: Path) -> pb.AppObservation:
-    """Return what the agent says of an app that nobody started: it reads its files for that."""
+    """Return the agent's problem of a stopped app, for which it reads the files."""
     reply: pb.GetAppResponse = await caller.stub.GetApp(
         pb.GetAppRequest(app=pb.App(cd_path=str(directory))), timeout=30
     )
@@ -59,7 +59,7 @@ async def seen(caller: Caller, directory: Path) -> pb.AppObservation:
 
 
 async def refusal(caller: Caller, directory: Path) -> tuple[str | None, str]:
-    """Return code and sentence with which a start is refused; looking says the same."""
+    """Return code and sentence of a refused start; an observation gives the same."""
     shown = await seen(caller, directory)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await caller.start(UP, directory)
@@ -71,7 +71,7 @@ async def refusal(caller: Caller, directory: Path) -> tuple[str | None, str]:
 
 
 def program(directory: Path, name: str) -> Path:
-    """Put a program into an app's folder that leaves a file beside itself when it is run; return that file."""
+    """Put a program into an app's directory that creates a file beside itself when run; return that file."""
     mark = directory / f"{name}-was-run"
     made = directory / name
     made.write_text(f"#!/bin/sh\ntouch '{mark}'\nexit 1\n")
@@ -87,7 +87,7 @@ def _git_proxy(directory: Path) -> Path:
     return mark
 
 
-async def test_looking_at_an_app_runs_no_git_in_its_folder(agent: LoneAgent, caller: Caller) -> None:
+async def test_inspection_runs_no_git_in_app_directory(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("git-proxy", 'include: ["git://192.0.2.1/x.git"]\n')
     mark = _git_proxy(directory)
     assert (await refusal(caller, directory))[0] == "remote_resource_not_allowed"
@@ -95,8 +95,8 @@ async def test_looking_at_an_app_runs_no_git_in_its_folder(agent: LoneAgent, cal
 
 
 @pytest.mark.parametrize("name", ["git", "oci"])
-def test_no_dot_env_lets_compose_fetch(tmp_path: Path, name: str) -> None:
-    """The second wall: even a file that nobody looked through."""
+def test_dot_env_cannot_make_compose_fetch(tmp_path: Path, name: str) -> None:
+    """The second line of defence: even for an uninspected file."""
     mark = _git_proxy(tmp_path)
     resource = {"git": "git://192.0.2.1/x.git", "oci": "oci://127.0.0.1:9/x"}[name]
     (tmp_path / "compose.yaml").write_text(f"include: ['{resource}']\n")
@@ -114,7 +114,7 @@ def test_no_dot_env_lets_compose_fetch(tmp_path: Path, name: str) -> None:
     assert not mark.exists()
 
 
-async def test_no_dot_env_makes_compose_read_other_files(agent: LoneAgent, caller: Caller) -> None:
+async def test_dot_env_cannot_redirect_compose_files(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("disabled", "include: ['${X:-/etc/shadow}']\n")
     (directory / ".env").write_text("COMPOSE_DISABLE_ENV_FILE=1\nX=inner.yaml\n")
     (directory / "inner.yaml").write_text(WEB)
@@ -134,12 +134,12 @@ REMOTE = (
 
 
 @pytest.mark.parametrize("text", REMOTE)
-async def test_nothing_is_fetched_from_elsewhere(agent: LoneAgent, caller: Caller, text: str) -> None:
+async def test_remote_resources_are_not_fetched(agent: LoneAgent, caller: Caller, text: str) -> None:
     directory = agent.app(f"remote-{REMOTE.index(text)}", text)
     assert (await refusal(caller, directory))[0] == "remote_resource_not_allowed"
 
 
-async def test_a_provider_runs_only_where_the_policy_lists_it(agent: LoneAgent, caller: Caller) -> None:
+async def test_provider_runs_only_if_listed_in_policy(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("provider", "services: {web: {provider: {type: ./evil}}}\n")
     mark = program(directory, "evil")
     assert (await refusal(caller, directory))[0] == "provider_not_allowed"
@@ -160,7 +160,7 @@ async def test_a_provider_runs_only_where_the_policy_lists_it(agent: LoneAgent, 
         'services: {web: {"pro\\x76ider": {type: "${X:-./evil}"}}}\n',
     ],
 )
-async def test_a_provider_is_found_wherever_it_hides(
+async def test_provider_is_detected_in_every_place(
     agent: LoneAgent, caller: Caller, text: str, request: pytest.FixtureRequest
 ) -> None:
     directory = agent.app(f"hidden-{abs(hash(request.node.name))}", text)
@@ -217,7 +217,7 @@ OUTSIDE: dict[str, tuple[str | None, Callable[[Path, Path], None] | None]] = {
 
 
 @pytest.mark.parametrize("way", OUTSIDE)
-async def test_no_file_outside_the_roots_is_read_or_shown(agent: LoneAgent, caller: Caller, way: str) -> None:
+async def test_file_outside_roots_is_neither_read_nor_shown(agent: LoneAgent, caller: Caller, way: str) -> None:
     secret = agent.folder / "outside" / "secret"
     secret.parent.mkdir(exist_ok=True)
     secret.write_text(SECRET)
@@ -228,7 +228,7 @@ async def test_no_file_outside_the_roots_is_read_or_shown(agent: LoneAgent, call
     assert (await refusal(caller, directory))[0] == "path_not_allowed"
 
 
-async def test_what_the_policy_names_may_be_read(agent: LoneAgent, caller: Caller) -> None:
+async def test_path_named_in_policy_may_be_read(agent: LoneAgent, caller: Caller) -> None:
     outside = agent.folder / "named"
     outside.mkdir()
     (outside / "web.env").write_text("A=1\n")
@@ -250,7 +250,7 @@ async def test_what_the_policy_names_may_be_read(agent: LoneAgent, caller: Calle
         "[{type: bind, source: inner, target: /x}]",
     ],
 )
-async def test_bind_mounts_are_the_policy_s_to_allow(
+async def test_bind_mounts_require_policy_permission(
     agent: LoneAgent, caller: Caller, volumes: str, request: pytest.FixtureRequest
 ) -> None:
     directory = agent.app(f"binds-{abs(hash(request.node.name))}", f"{WEB}    volumes: {volumes}\n")
@@ -262,7 +262,7 @@ async def test_bind_mounts_are_the_policy_s_to_allow(
         assert (await seen(caller, directory)).problem_code == code
 
 
-async def test_a_volume_that_mounts_a_directory_is_a_bind_mount(agent: LoneAgent, caller: Caller) -> None:
+async def test_volume_that_mounts_a_directory_is_a_bind_mount(agent: LoneAgent, caller: Caller) -> None:
     options = "{type: none, o: bind, device: /etc}"
     directory = agent.app("device", f"{WEB}    volumes: ['v:/x']\nvolumes: {{v: {{driver_opts: {options}}}}}\n")
     policy = agent.data / "policy.toml"
@@ -271,7 +271,7 @@ async def test_a_volume_that_mounts_a_directory_is_a_bind_mount(agent: LoneAgent
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", ".env", "inner.yaml", "inner.env"])
-async def test_a_pipe_is_never_waited_for(agent: LoneAgent, caller: Caller, name: str) -> None:
+async def test_named_pipe_never_blocks(agent: LoneAgent, caller: Caller, name: str) -> None:
     text = f"include: [inner.yaml]\n{WEB}    env_file: [{{path: inner.env, required: false}}]\n"
     directory = agent.app(f"pipe-{name}", None if name == "compose.yaml" else text)
     if name != "inner.yaml":
@@ -294,7 +294,7 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("kind", NONSENSE)
-async def test_one_app_s_nonsense_costs_that_app_alone(agent: LoneAgent, caller: Caller, kind: str) -> None:
+async def test_unreadable_app_does_not_affect_others(agent: LoneAgent, caller: Caller, kind: str) -> None:
     directory, other = agent.app(f"nonsense-{kind}", None), agent.app(f"beside-{kind}", SLEEPER)
     (directory / "compose.yaml").write_text(NONSENSE[kind], errors="surrogateescape")
     assert (await refusal(caller, directory))[0] == "unreadable_compose_file"
@@ -303,7 +303,7 @@ async def test_one_app_s_nonsense_costs_that_app_alone(agent: LoneAgent, caller:
     assert told == {str(directory): "unreadable_compose_file", str(other): ""}
 
 
-async def test_a_file_that_changed_after_it_was_read_is_seen(agent: LoneAgent, caller: Caller) -> None:
+async def test_file_changed_after_inspection_is_detected(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("changed", f"include: [inner.yaml]\n{WEB}")
     (directory / "inner.yaml").write_text("services: {}\n")
 
@@ -317,7 +317,7 @@ async def test_a_file_that_changed_after_it_was_read_is_seen(agent: LoneAgent, c
     assert not mark.exists()
 
 
-async def test_usual_apps_go_on_as_before(agent: LoneAgent, caller: Caller) -> None:
+async def test_ordinary_apps_still_work(agent: LoneAgent, caller: Caller) -> None:
     directory = agent.app("team/usual", None)
     (directory / "compose.yaml").write_text(
         f"include: [../common.yaml, {{path: sub/more.yaml, env_file: [web.env]}}]\n{WEB}"

@@ -1,4 +1,4 @@
-"""An app's folder that becomes another one between the look at it and its use."""
+"""An app's directory that is replaced between its inspection and its use."""
 
 from pathlib import Path
 from uuid import uuid4
@@ -22,7 +22,7 @@ from moorage_lab.programs.processes import installed
 from moorage_lab.waiting import eventually_async
 
 
-async def test_a_directory_that_became_a_link_is_not_entered(tmp_path: Path) -> None:
+async def test_directory_replaced_by_symlink_is_not_entered(tmp_path: Path) -> None:
     """Between the check of an operation's directory and its command."""
     journal, elsewhere, app = Journal(tmp_path / "journal"), tmp_path / "elsewhere", tmp_path / "apps" / "app"
     journal.prepare()
@@ -55,8 +55,10 @@ async def test_a_directory_that_became_a_link_is_not_entered(tmp_path: Path) -> 
     assert not (tmp_path / "moved" / "here").exists()
 
 
-async def test_compose_reads_no_directory_that_became_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look through an app's files and Compose."""
+async def test_compose_does_not_read_directory_replaced_by_symlink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the inspection of an app's files and Compose."""
     app, elsewhere = tmp_path / "apps" / "app", tmp_path / "elsewhere"
     app.mkdir(parents=True)
     elsewhere.mkdir()
@@ -76,10 +78,8 @@ async def test_compose_reads_no_directory_that_became_a_link(tmp_path: Path, mon
     assert "not-for-you" not in reading.problem
 
 
-async def test_a_file_that_is_swapped_while_compose_reads_is_not_quoted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Good when it is looked through, and good again when it is looked through once more."""
+async def test_file_swapped_during_compose_read_is_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Valid at the first inspection, and valid again at the second."""
     app, secret = tmp_path / "app", tmp_path / "secret"
     app.mkdir()
     secret.write_text("not-for-you:x:1:\n")
@@ -108,7 +108,7 @@ async def test_a_file_that_is_swapped_while_compose_reads_is_not_quoted(
 
 
 class _Late(Identities):
-    """Reads an app, and then its files are changed."""
+    """Reads an app, and changes its files afterwards."""
 
     async def ask(self, app: WatchedApp) -> AppIdentity:
         identity = await super().ask(app)
@@ -116,9 +116,7 @@ class _Late(Identities):
         return identity
 
 
-async def test_a_file_that_is_swapped_before_the_start_is_looked_through_again(
-    tmp_path: Path, engine: PrivateEngine
-) -> None:
+async def test_file_swapped_before_start_is_inspected_again(tmp_path: Path, engine: PrivateEngine) -> None:
     app, mark, policy = tmp_path / "app", tmp_path / "was-run", tmp_path / "policy.toml"
     app.mkdir()
     (app / "compose.yaml").write_text("services: {a: {image: x}}\n")

@@ -1,4 +1,4 @@
-"""An app's own folder against a host that is reached by SSH, and against its controller."""
+"""Malicious app directories on a host reached by SSH, and their effect on the controller."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ async def desk(sshd: PrivateSshd) -> AsyncIterator[SshDesk]:
 
 
 async def refusal(transport: SshTransport, cd_path: str) -> str:
-    """Return the code with which a start is refused; looking says the same."""
+    """Return the code of a refused start; an observation gives the same."""
     shown = await transport.look(HostApp(cd_path))
     with pytest.raises(HostRefusedError) as refused:
         await transport.start(order(cd_path))
@@ -60,7 +60,7 @@ async def refusal(transport: SshTransport, cd_path: str) -> str:
 
 
 def app_of(desk: SshDesk, text: str | None, **files: str) -> str:
-    """Make an app's folder with these files, and a compose file where there is a text for it."""
+    """Create an app's directory with these files, and a compose file where its text is given."""
     cd_path = ssh_app(desk.sshd, text or "")
     if text is None:
         Path(cd_path, "compose.yaml").unlink()
@@ -70,7 +70,7 @@ def app_of(desk: SshDesk, text: str | None, **files: str) -> str:
 
 
 def program(directory: str, name: str) -> Path:
-    """Put a program into an app's folder that leaves a file beside itself when it is run; return that file."""
+    """Put a program into an app's directory that creates a file beside itself when run; return that file."""
     folder = Path(directory)
     folder.chmod(0o777)
     mark, made = folder / f"{name}-was-run", folder / name
@@ -80,7 +80,7 @@ def program(directory: str, name: str) -> Path:
 
 
 def git_proxy(directory: str) -> Path:
-    """Make a git repository of an app's folder, with a program that git runs to fetch; return what that leaves."""
+    """Make an app's directory a git repository with a program that git runs to fetch; return that program's file."""
     mark = program(directory, "proxy")
     git = [shutil.which("git") or "git", "-C", directory]
     subprocess.run([*git, "init", "--quiet"], check=True, capture_output=True)
@@ -89,14 +89,14 @@ def git_proxy(directory: str) -> Path:
 
 
 @pytest.mark.parametrize("user", ["op", "sudoer"])
-async def test_looking_at_an_app_runs_no_git_in_its_folder(desk: SshDesk, user: str) -> None:
+async def test_inspection_runs_no_git_in_app_directory(desk: SshDesk, user: str) -> None:
     cd_path = ssh_app(desk.sshd, 'include: ["git://192.0.2.1/x.git"]\n')
     mark = git_proxy(cd_path)
     assert await refusal(desk.transport(user), cd_path) == "remote_resource_not_allowed"
     assert not mark.exists()
 
 
-async def test_a_provider_of_the_folder_is_not_run(desk: SshDesk) -> None:
+async def test_provider_in_app_directory_is_not_run(desk: SshDesk) -> None:
     cd_path = ssh_app(desk.sshd, "services: {web: {provider: {type: ./evil}}}\n")
     mark = program(cd_path, "evil")
     assert await refusal(desk.transport(), cd_path) == "provider_not_allowed"
@@ -126,7 +126,7 @@ READ = {
 
 @pytest.mark.parametrize("user", ["op", "sudoer"])
 @pytest.mark.parametrize("way", READ)
-async def test_no_error_shows_a_file_of_somebody_else(desk: SshDesk, sshd: PrivateSshd, way: str, user: str) -> None:
+async def test_errors_do_not_quote_foreign_files(desk: SshDesk, sshd: PrivateSshd, way: str, user: str) -> None:
     """One that the SSH user may read, or that sudo may."""
     secret = sshd.folder / "secret"
     secret.write_text("not-for-you:x y z\n" if way.startswith("env-file") else SECRET)
@@ -139,7 +139,7 @@ async def test_no_error_shows_a_file_of_somebody_else(desk: SshDesk, sshd: Priva
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", ".env", "inner.yaml", "inner.env"])
-async def test_a_pipe_is_never_waited_for(desk: SshDesk, name: str) -> None:
+async def test_named_pipe_never_blocks(desk: SshDesk, name: str) -> None:
     text = f"include: [inner.yaml]\n{WEB}    env_file: [{{path: inner.env, required: false}}]\n"
     files = {"compose.yaml": text, "inner.yaml": "services: {}\n"}
     files.pop(name, None)
@@ -158,7 +158,7 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("kind", NONSENSE)
-async def test_one_app_s_nonsense_costs_that_app_alone(desk: SshDesk, kind: str) -> None:
+async def test_unreadable_app_does_not_affect_others(desk: SshDesk, kind: str) -> None:
     transport, cd_path, other = desk.transport(), ssh_app(desk.sshd, NONSENSE[kind]), ssh_app(desk.sshd, WEB)
     assert await refusal(transport, cd_path) == "unreadable_compose_file"
     async with asyncio.timeout(30), aclosing(watching(transport, cd_path, other)) as items:
@@ -167,7 +167,7 @@ async def test_one_app_s_nonsense_costs_that_app_alone(desk: SshDesk, kind: str)
     assert [app.problem_code for app in snapshot.apps] == ["unreadable_compose_file", ""]
 
 
-async def test_usual_apps_go_on_as_before(desk: SshDesk) -> None:
+async def test_ordinary_apps_still_work(desk: SshDesk) -> None:
     beside = app_of(desk, None, **{"common.yaml": "networks: {default: {}}\n"})
     text = f"include: [../{Path(beside).name}/common.yaml]\n{WEB}"
     volumes = "    env_file: [web.env]\n    volumes: ['./data:/data', '/etc/hostname:/host:ro', '~/x:/y']\n"
@@ -177,7 +177,7 @@ async def test_usual_apps_go_on_as_before(desk: SshDesk) -> None:
         assert (end.kind, end.exit_code) == (EndKind.EXITED, 0), printed
 
 
-async def test_a_host_s_policy_counts_over_ssh(desk: SshDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_host_policy_applies_over_ssh(desk: SshDesk, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, script = desk.sshd.folder / "policy.toml", surveys.script
     monkeypatch.setattr(
         surveys, "script", lambda name: script(name).replace("/etc/moorage-agent/policy.toml", str(policy))

@@ -1,4 +1,4 @@
-"""Compose files that can be read in two ways: none may show the look through them another file than Compose reads."""
+"""Ambiguous Compose files: the inspection reads the same files as Compose, or refuses the app."""
 
 import asyncio
 import subprocess
@@ -90,7 +90,7 @@ HONEST = {
 
 
 def laid_out(tmp_path: Path, files: Mapping[str, str]) -> Path:
-    """Write an app, in the only root, and beside the root the files that it must not get at."""
+    """Write an app in the only root, and forbidden files beside the root."""
     out, app = tmp_path / "out", tmp_path / "root" / "app"
     (out / "deep").mkdir(parents=True)
     (out / "s.env").write_text("SECRET=not-for-you\n")
@@ -109,7 +109,7 @@ def problem(app: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_what_compose_would_read_otherwise_is_refused(name: str, tmp_path: Path) -> None:
+def test_ambiguous_compose_file_is_refused(name: str, tmp_path: Path) -> None:
     app = laid_out(tmp_path.resolve(), ATTACKS[name])
     shown = problem(app)
     assert shown
@@ -121,5 +121,5 @@ def test_what_compose_would_read_otherwise_is_refused(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_what_can_be_read_in_one_way_alone_is_allowed(name: str, tmp_path: Path) -> None:
+def test_unambiguous_compose_file_is_allowed(name: str, tmp_path: Path) -> None:
     assert problem(laid_out(tmp_path.resolve(), HONEST[name])) == ""

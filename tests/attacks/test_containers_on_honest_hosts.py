@@ -1,4 +1,4 @@
-"""Containers that say more than any container should, on a host whose agent is honest: it stays within its limits."""
+"""Containers with oversized output or metadata on an honest host: messages stay within their limits."""
 
 from moorage_agent.docker.watch import HostState, Observation, Snapshot
 from moorage_agent.rpc import convert
@@ -16,7 +16,7 @@ HOST = HostState(engine_problem="", running_containers=1, uptime=1, engine_versi
 
 
 def loud(number: int) -> ContainerState:
-    """Return a container each text of which is as long as an Engine lets it be, or longer."""
+    """Return a container whose texts all have the Engine's maximum length, or more."""
     return clean_state(
         ContainerState(
             id=f"{number:064x}",
@@ -30,13 +30,13 @@ def loud(number: int) -> ContainerState:
 
 
 def app(path: str, containers: int) -> Observation:
-    """Return an app of so many such containers."""
+    """Return an app with so many of these containers."""
     problem = "A compose file says " + "é" * 1_000_000
     identity = AppIdentity(path, path, Project("shop", path), None, "compose_file_invalid", problem)
     return Observation(identity, [loud(n) for n in range(containers)], 1)
 
 
-def test_an_app_of_very_many_loud_containers_fits_into_a_message() -> None:
+def test_app_with_many_verbose_containers_fits_into_message() -> None:
     seen = app("/srv/app", LIMITS.containers)
     (message,) = convert.watch_items(seen, ABOUT)
     raw = message.SerializeToString()
@@ -45,7 +45,7 @@ def test_an_app_of_very_many_loud_containers_fits_into_a_message() -> None:
     assert len(read.containers) == LIMITS.containers  # type: ignore[union-attr]  # it is an observation
 
 
-def test_a_snapshot_that_is_too_large_goes_on_as_changes() -> None:
+def test_oversized_snapshot_continues_as_changes() -> None:
     paths = [f"/srv/{n}" for n in range(60)]
     everything = Snapshot(HOST, [app(path, 10) for path in paths])
     told = list(convert.watch_items(everything, ABOUT))
@@ -55,7 +55,7 @@ def test_a_snapshot_that_is_too_large_goes_on_as_changes() -> None:
     assert named == paths
 
 
-def test_projects_that_are_too_many_are_cut_to_a_message() -> None:
+def test_too_many_projects_are_truncated_to_one_message() -> None:
     found = {Project(f"p{n}", f"/srv/{n}"): ProjectContainers([loud(m) for m in range(5)]) for n in range(300)}
     reply = convert.projects(found)
     assert reply.ByteSize() < LIMITS.message

@@ -1,4 +1,4 @@
-"""What other users of the controller's machine may read: nothing, whatever the umask and whatever was there."""
+"""Other users of the controller's machine can read nothing, whatever the umask and the existing modes."""
 
 import os
 import stat
@@ -19,11 +19,11 @@ def _loose_umask() -> Iterator[None]:
 
 
 def open_to_others(folder: Path) -> list[str]:
-    """Return what group or others may do anything to."""
+    """Return the paths with any permission for group or others."""
     return [str(path) for path in (folder, *folder.rglob("*")) if path.lstat().st_mode & 0o077]
 
 
-async def test_a_loose_umask_opens_nothing_to_others(tmp_path: Path) -> None:
+async def test_loose_umask_exposes_no_file(tmp_path: Path) -> None:
     async with attacked(tmp_path, jwt_secret="", encryption_key="") as world:
         folder = world.settings.moorage_data_dir
         (await world.admin.post("/api/projects", {"name": "x"})).expect(201)
@@ -32,7 +32,7 @@ async def test_a_loose_umask_opens_nothing_to_others(tmp_path: Path) -> None:
         assert open_to_others(folder) == []
 
 
-async def test_what_was_open_to_others_is_closed_at_the_next_start(tmp_path: Path) -> None:
+async def test_exposed_files_are_restricted_at_next_start(tmp_path: Path) -> None:
     async with attacked(tmp_path, jwt_secret="", encryption_key="") as world:
         folder = world.settings.moorage_data_dir
         (folder / "moorage.db.before-0001").touch()
@@ -46,7 +46,7 @@ async def test_what_was_open_to_others_is_closed_at_the_next_start(tmp_path: Pat
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_folder_that_all_users_share_and_a_link_are_left_alone(tmp_path: Path) -> None:
+def test_shared_folder_and_symlink_keep_their_mode(tmp_path: Path) -> None:
     shared = tmp_path / "tmp"
     shared.mkdir()
     shared.chmod(0o1777)

@@ -1,4 +1,4 @@
-"""What an Engine may say of a container, an image or itself, and what the two ways to it make of it."""
+"""Malicious replies of an Engine about containers, images and itself, read by agent and by SSH."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ ROWS = [{"Id": "c" * 64, "State": "running"}]
 
 
 def spoiled(told: Any) -> Iterator[Any]:  # noqa: ANN401 - JSON
-    """Yield it with each part of it in turn replaced by each odd value, and taken away."""
+    """Yield copies with each part in turn replaced by each malformed value, and removed."""
     for path in paths(told):
         for odd in ODD:
             yield changed(told, path, partial(put, odd))
@@ -75,7 +75,7 @@ def changed(told: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None]
 
 
 def assert_clean(state: ContainerState) -> None:
-    """See that a container is bounded and clean."""
+    """Assert that a container is bounded and clean."""
     for text in (state.name, state.service, state.image, *state.ports):
         assert text == clean_line(text, LIMITS.image)
     assert len(state.ports) <= LIMITS.ports
@@ -87,7 +87,7 @@ def assert_clean(state: ContainerState) -> None:
         assert moment is None or moment.tzinfo is not None
 
 
-def test_a_container_of_odd_parts_is_clean_or_not_taken() -> None:
+def test_malformed_container_is_cleaned_or_skipped() -> None:
     taken = 0
     for about in spoiled(ABOUT):
         with suppress(EngineProblemError, UntrustedError), understanding():
@@ -101,20 +101,20 @@ def test_a_container_of_odd_parts_is_clean_or_not_taken() -> None:
 
 
 @pytest.mark.parametrize(("told", "read"), [(INFO, engine._facts), (ROWS, engine._states)])
-def test_facts_and_lists_of_odd_parts_are_one_kind_of_error(told: object, read: Callable[[Any], object]) -> None:
+def test_malformed_facts_and_lists_raise_one_error_type(told: object, read: Callable[[Any], object]) -> None:
     assert read(told)
     for odd in spoiled(told):
         with suppress(EngineProblemError), understanding():
             read(odd)
 
 
-def test_labels_that_nobody_could_have_are_of_no_app() -> None:
+def test_malformed_labels_belong_to_no_app() -> None:
     for label in (PROJECT, DIRECTORY):
         for odd in ("/\0", "A" * 5_000, "\n"):
             assert of_labels({PROJECT: "shop", DIRECTORY: "/srv", label: odd}, str) is None
 
 
-def test_ten_thousand_ports_are_cut_and_told_so() -> None:
+def test_ten_thousand_ports_are_truncated_with_marker() -> None:
     about = copy.deepcopy(ABOUT)
     about["NetworkSettings"] = {"Ports": {f"{n}/udp": [{"HostIp": "", "HostPort": str(n)}] for n in range(10_000)}}
     found = of_inspection(about, str)
@@ -123,7 +123,7 @@ def test_ten_thousand_ports_are_cut_and_told_so() -> None:
     assert found.state.ports[-1] == "…"
 
 
-def test_json_that_would_fill_the_memory_is_not_read() -> None:
+def test_oversized_json_is_rejected() -> None:
     for bomb in (b"[" * 1_000_000, b"[" + b"{}," * 600_000 + b"{}]", b'["' + b'\\"' * 600_000, b"NaN,", b"\xff"):
         with pytest.raises(UntrustedError):
             parse_json(bomb, LIMITS.engine_answer)
@@ -131,7 +131,7 @@ def test_json_that_would_fill_the_memory_is_not_read() -> None:
     assert parse_json(commas, LIMITS.engine_answer)["label"]
 
 
-def test_lines_without_an_end_take_no_more_than_their_limit() -> None:
+def test_unterminated_lines_stay_within_memory_limit() -> None:
     lines = Lines(10)
     assert lines.take(b"one\ntwo") == [b"one"]
     assert lines.take(b"\n" + b"A" * 100) == [b"two", b"A" * 10]
@@ -158,7 +158,7 @@ def in_pieces(stream: bytes, size: int, *, tty: bool) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("tty", [True, False])
-def test_a_line_without_an_end_is_cut_with_a_mark_and_takes_no_more_memory(*, tty: bool) -> None:
+def test_unterminated_line_is_truncated_with_marker(*, tty: bool) -> None:
     parts = Parts(tty=tty)
     head = f"{TIME} ".encode()
     assert list(parts.take(head if tty else b"\x01\0\0\0\xff\xff\xff\xff" + head)) == []
@@ -169,7 +169,7 @@ def test_a_line_without_an_end_is_cut_with_a_mark_and_takes_no_more_memory(*, tt
     assert (time, text) == (TIME, "A" * (LIMITS.log_text - len(CUT)) + CUT)
 
 
-def test_progress_without_an_end_takes_no_more_memory_and_shows_its_last_state() -> None:
+def test_endless_progress_line_is_bounded_and_shows_last_state() -> None:
     parts = Parts(tty=True)
     list(parts.take(f"{TIME} ".encode() + b"B" * 100_000))
     for n in range(2000):
@@ -180,7 +180,7 @@ def test_progress_without_an_end_takes_no_more_memory_and_shows_its_last_state()
 
 @pytest.mark.parametrize("size", [1, 7, 50, 16384, 100_000])
 @pytest.mark.parametrize("tty", [True, False])
-def test_the_entries_of_a_long_line_are_joined_and_none_of_its_characters_is_broken(size: int, *, tty: bool) -> None:
+def test_split_log_line_is_joined_without_breaking_characters(size: int, *, tty: bool) -> None:
     line = ("a" + "é" * 25_000 + "\n").encode()
     pieces = [f"{TIME} ".encode() + line[n : n + 16384] for n in range(0, len(line), 16384)]
     last = f"{LATER} unended".encode()
@@ -188,18 +188,18 @@ def test_the_entries_of_a_long_line_are_joined_and_none_of_its_characters_is_bro
     assert in_pieces(stream, size, tty=tty) == [(TIME, "a" + "é" * 25_000), (LATER, "unended")]
 
 
-def test_the_streams_of_a_container_are_joined_each_for_itself() -> None:
+def test_stdout_and_stderr_lines_are_joined_separately() -> None:
     long = f"{TIME} ".encode() + b"o" * 16384
     stream = entry(long) + entry(f"{LATER} error\n".encode(), 2) + entry(f"{TIME} end\n".encode())
     assert in_pieces(stream, 10, tty=False) == [(LATER, "error"), (TIME, "o" * 16384 + "end")]
 
 
-def test_a_process_that_ends_in_the_middle_of_a_line_ends_it() -> None:
+def test_process_exit_ends_unfinished_line() -> None:
     stream = entry(f"{TIME} unended".encode()) + entry(f"{LATER} next\n".encode())
     assert in_pieces(stream, 5, tty=False) == [(TIME, "unended"), (LATER, "next")]
 
 
-def test_entries_in_any_pieces_are_the_same_lines() -> None:
+def test_log_lines_do_not_depend_on_chunking() -> None:
     lines = [f"2026-01-01T00:00:0{n}Z {'é' * n}\n".encode() for n in range(10)]
     stream = b"".join(map(entry, lines))
     whole = list(Parts(tty=False).take(stream))
@@ -209,7 +209,7 @@ def test_entries_in_any_pieces_are_the_same_lines() -> None:
     assert [text for _, text in whole] == ["é" * n for n in range(10)]
 
 
-def test_texts_are_cut_and_cleaned() -> None:
+def test_texts_are_truncated_and_cleaned() -> None:
     assert clean_text(ESCAPES, 100) == "red\n"
     assert clean_line(ESCAPES + "\tblue", 100) == "red blue"
     assert len(clean_text("A" * 1_000_000, 100)) == 100

@@ -1,4 +1,4 @@
-"""Whatever the order of logins: what opens a host goes to the holder of the pinned key, and only an admin pins anew."""
+"""Logins in any order: credentials go to the holder of the pinned host key only, and only admins replace a pin."""
 
 import asyncio
 import itertools
@@ -77,7 +77,7 @@ def _tried(sshd: PrivateSshd) -> int:
 
 
 class Door(asyncssh.SSHServer):
-    """Takes note of each password that it is given, and by which key it was had."""
+    """Records each received password, with the host key of the connection."""
 
     def __init__(self, key: str, had: list[tuple[str, str]]) -> None:
         self._key = key
@@ -100,7 +100,7 @@ class Door(asyncssh.SSHServer):
 
 
 class Process:
-    """What of a controller's process knows of hosts."""
+    """The parts of a controller process that handle hosts."""
 
     def __init__(self, folder: Path) -> None:
         made = make_settings(folder)
@@ -116,7 +116,7 @@ class Process:
         await self.database.close()
 
     async def log_in(self, server: Server) -> None:
-        """Log in, now: not after the pause that a failed login is followed by."""
+        """Log in immediately, without the pause after a failed login."""
         host = self.pool.host(ssh_target(server))
         host._not_before = 0.0
         with suppress(HostUnreachableError, asyncssh.Error):
@@ -129,7 +129,7 @@ def _no_identity() -> Any:  # noqa: ANN401 - never called: no host has an agent 
 
 
 class Orders(RuleBasedStateMachine):
-    """Two controllers on one database, one server, two addresses; whoever answers there changes at will."""
+    """Two controllers on one database, one server, two addresses; the host behind each address changes."""
 
     folder: Path
     attempts = 0
@@ -151,7 +151,7 @@ class Orders(RuleBasedStateMachine):
         return self.runner.run(work)
 
     async def begin(self) -> None:
-        """Make the database, the server and who answers at its address."""
+        """Create the database, the server and the host at its address."""
         self.home = self.folder / str(next(self.numbers))
         self.home.mkdir()
         self.processes = [Process(self.home), Process(self.home)]
@@ -214,7 +214,7 @@ class Orders(RuleBasedStateMachine):
             await store.change(connection, UUID(int=1), values)
 
     async def store_password(self) -> None:
-        """Store a password that none was before."""
+        """Store a new, unused password."""
         sealed = await self.processes[0].credentials.changed(
             UUID(int=1), None, {"password": f"secret {next(self.secrets)}", "private_key": None, "passphrase": None}
         )
@@ -227,7 +227,7 @@ class Orders(RuleBasedStateMachine):
 
     @rule(place=st.integers(0, 1))
     def key_changes(self, place: int) -> None:
-        """Let somebody else answer at an address."""
+        """Put another host behind an address."""
         self.owners[place] = 1 - self.owners[place]
         self.go(self.listen(place))
 
@@ -238,27 +238,27 @@ class Orders(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 1))
     def process_restarts(self, number: int) -> None:
-        """Start a controller anew."""
+        """Restart a controller."""
         self.go(self.processes[number].close())
         self.processes[number] = Process(self.home)
 
     @rule()
     def server_is_read(self) -> None:
-        """Let a caller read the server, who logs in some time later."""
+        """Read the server for a login at a later time."""
         self.remembered = self.go(self.read())
 
     @rule(number=st.integers(0, 1), late=st.booleans())
     def log_in(self, number: int, *, late: bool) -> None:
-        """Log in, as the server is, or as it was when it was read last."""
+        """Log in with the current server, or with the one read last."""
         self.go(self.logged_in([number], late=late))
 
     @rule(late=st.booleans())
     def both_log_in(self, *, late: bool) -> None:
-        """Log in from both controllers at once."""
+        """Log in from both controllers concurrently."""
         self.go(self.logged_in([0, 1], late=late))
 
     async def logged_in(self, numbers: list[int], *, late: bool) -> None:
-        """Log in, and see to whom the password went."""
+        """Log in, and check which host received the password."""
         before = await self.read()
         self.had.clear()
         type(self).attempts += len(numbers)
@@ -273,7 +273,7 @@ class Orders(RuleBasedStateMachine):
 
     @rule(owner=st.integers(0, 1))
     def admin_accepts(self, owner: int) -> None:
-        """Let an admin accept a key: it counts where the address shows it."""
+        """Accept a key as an admin: it takes effect if the host at the address presents it."""
         self.go(self.accepted(key_text(KEYS[owner])))
 
     async def accepted(self, wanted: str) -> None:
@@ -291,7 +291,7 @@ class Orders(RuleBasedStateMachine):
 
     @invariant()
     def nothing_else_pins(self) -> None:
-        """See that a pinned key is what a login or an admin left."""
+        """Check that the pinned key comes from a login or an admin."""
         assert self.go(self.read()).host_key == self.pinned.host_key
 
     def teardown(self) -> None:
@@ -308,7 +308,7 @@ class Orders(RuleBasedStateMachine):
             await process.close()
 
 
-def test_no_order_of_logins_gives_a_secret_to_another_key(tmp_path: Path) -> None:
+def test_secret_never_reaches_other_key_in_any_login_order(tmp_path: Path) -> None:
     class Here(Orders):
         """The walk, in this test's folder."""
 

@@ -1,4 +1,4 @@
-"""Apps on a file system that hangs cost no other app of their host anything, and can be stopped."""
+"""Apps on a hung file system: they don't affect other apps of their host, and they can be stopped."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ _HUNG = 12
 
 
 class _Told:
-    """What a watch has told last of each app."""
+    """The last state of each app from a watch."""
 
     def __init__(self) -> None:
         self.apps: dict[str, AppObservation] = {}
@@ -73,7 +73,7 @@ def _threads(way: Way) -> int:
     return len(list(Path(f"/proc/{way.process}/task").iterdir()))
 
 
-async def test_apps_on_a_mount_that_hangs_keep_no_neighbour(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_apps_on_hung_mount_do_not_affect_others(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_IDENTITIES_SECONDS", "_PING_SECONDS"):
         monkeypatch.setattr(f"moorage_controller.hosts.ssh.watch.{name}", 2.0)
     place = way.apps / f"mount-{uuid4().hex[:8]}"
@@ -117,7 +117,7 @@ async def _timed(operation: Awaitable[End]) -> float:
     return time.monotonic() - began
 
 
-async def test_an_agent_that_starts_while_a_directory_hangs_stops_its_app(by_agent: Way, lone_agent: LoneAgent) -> None:
+async def test_agent_started_with_hung_directory_stops_its_app(by_agent: Way, lone_agent: LoneAgent) -> None:
     place = by_agent.apps / f"mount-{uuid4().hex[:8]}"
     place.mkdir()
     directory = by_agent.app(SLEEPER, f"{place.name}/x")
@@ -141,7 +141,7 @@ _PIPES = {
 """Files of apps that are named pipes, and what the app's compose file says."""
 
 
-async def test_apps_made_of_named_pipes_are_refused_and_keep_no_neighbour(way: Way) -> None:
+async def test_apps_made_of_named_pipes_are_refused_without_delay_to_others(way: Way) -> None:
     neighbour, apps = way.app(SLEEPER), []
     for name, compose in _PIPES.items():
         directory = way.app(compose)

@@ -1,4 +1,4 @@
-"""Connections that say nothing, or say it slowly, take nobody else's place; real processes with few files to open."""
+"""Silent and slow connections don't exhaust the controller; real processes with a low limit of open files."""
 
 import asyncio
 import socket
@@ -15,7 +15,7 @@ from moorage_lab.programs.controller import ControllerProcess
 from moorage_lab.waiting import eventually
 
 FILES = 300
-"""That many may a process open."""
+"""Limit of open files per process."""
 MANY = 400
 HALF_A_REQUEST = b"GET /healthz HTTP/1.1\r\nHost: here\r\n"
 HALF_A_BODY = (
@@ -55,7 +55,7 @@ def files(process_id: int) -> int:
 
 
 @pytest.mark.parametrize("says", [b"", HALF_A_REQUEST, HALF_A_BODY], ids=["nothing", "half-headers", "half-body"])
-def test_a_crowd_of_connections_leaves_the_controller_serving(controller: ControllerProcess, says: bytes) -> None:
+def test_many_connections_leave_controller_responsive(controller: ControllerProcess, says: bytes) -> None:
     before = files(controller.process.pid)
     with crowd(controller.port, says):
         for _ in range(5):
@@ -69,7 +69,7 @@ def test_a_crowd_of_connections_leaves_the_controller_serving(controller: Contro
 
 @pytest.fixture
 async def address() -> AsyncIterator[tuple[str, int]]:
-    """Return where a server listens that loses its patience soon."""
+    """Return the address of a server with short timeouts."""
 
     async def long(_: web.Request) -> web.Response:
         return web.Response(body=bytes(32 << 20))
@@ -110,31 +110,31 @@ async def lasted(reader: asyncio.StreamReader) -> float:
     return time.monotonic() - began
 
 
-async def test_headers_that_never_end_and_idling_are_cut_off(address: tuple[str, int]) -> None:
+async def test_endless_headers_and_idle_connections_are_closed(address: tuple[str, int]) -> None:
     half, silent = await opened(address, HALF_A_REQUEST), await opened(address)
     seconds = await asyncio.gather(lasted(half), lasted(silent))
     assert 0.4 < seconds[0] < 0.95
     assert 0.9 < seconds[1] < 2
 
 
-async def test_a_slow_answer_is_not_cut_off(address: tuple[str, int]) -> None:
+async def test_slow_reply_is_not_cut_off(address: tuple[str, int]) -> None:
     reader = await opened(address, b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n")
     assert (await reader.readline()).startswith(b"HTTP/1.1 200")
 
 
-async def test_who_takes_nothing_of_a_reply_is_dropped(address: tuple[str, int]) -> None:
+async def test_client_that_reads_no_reply_is_disconnected(address: tuple[str, int]) -> None:
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(address)
         client.sendall(b"GET /long HTTP/1.1\r\nHost: here\r\n\r\n")
-        await asyncio.sleep(1.5)  # the limit is passed: nothing can be looked at that tells it
+        await asyncio.sleep(1.5)  # past the limit: no event signals it
         client.settimeout(5)
         with pytest.raises(ConnectionError):
             drain(client)
 
 
 def drain(client: socket.socket) -> None:
-    """Read what is left. Raises ConnectionError, for an orderly end too where not all had come."""
+    """Read the rest. Raises ConnectionError, also on a regular close before the end of the reply."""
     left = 32 << 20
     while left > 0:
         got = len(client.recv(1 << 20))
@@ -143,7 +143,7 @@ def drain(client: socket.socket) -> None:
         left -= got
 
 
-async def test_one_address_fills_its_own_share_alone(address: tuple[str, int]) -> None:
+async def test_connections_per_address_are_limited(address: tuple[str, int]) -> None:
     busy = b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n"
     mine = [await opened(address, busy) for _ in range(4)]
     await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""A flood of logins, each worth a quarter of a second of a processor, from one customer's network."""
+"""A flood of logins from one customer's network; each costs a quarter of a second of CPU time."""
 
 import asyncio
 import itertools
@@ -21,7 +21,7 @@ async def login(api: Api, address: str, username: str = ADMIN, password: str = P
 
 
 class Flood:
-    """Many connections that guess on and on, each time with another name from another /64 of one /48."""
+    """Many connections that keep guessing, each time with another name from another /64 of one /48."""
 
     def __init__(self, world: World, session: aiohttp.ClientSession) -> None:
         self.told: Counter[int] = Counter()
@@ -41,13 +41,13 @@ class Flood:
                 await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Hang up, all at once."""
+        """Close all connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def test_a_flood_of_logins_from_one_48_keeps_no_admin_waiting(tmp_path: Path) -> None:
+async def test_login_flood_from_one_48_does_not_delay_admin(tmp_path: Path) -> None:
     async with (
         attacked(tmp_path, cost=REAL, trusted_proxies="127.0.0.0/8") as world,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
@@ -61,9 +61,9 @@ async def test_a_flood_of_logins_from_one_48_keeps_no_admin_waiting(tmp_path: Pa
                 began = time.monotonic()
                 (await login(world.nobody, KNOWN)).expect(200)
                 waits.append(time.monotonic() - began)
-            # The machine has other tests to run, too; without a line in front of them each takes 10 s and more.
+            # The machine runs other tests, too; without a queue each login takes 10 s and more.
             assert min(waits) < 2, waits
-            # One from a new address stands in line, but not behind all of the flood.
+            # A login from a new address is queued, but not behind the whole flood.
             began = time.monotonic()
             (await login(world.nobody, ELSEWHERE)).expect(200)
             assert time.monotonic() - began < 20
@@ -73,7 +73,7 @@ async def test_a_flood_of_logins_from_one_48_keeps_no_admin_waiting(tmp_path: Pa
         assert min(flood.waits) >= 1
 
 
-async def test_no_name_is_told_from_another_by_how_long_it_takes(tmp_path: Path) -> None:
+async def test_login_time_does_not_reveal_user_names(tmp_path: Path) -> None:
     async with attacked(tmp_path, cost=REAL, trusted_proxies="127.0.0.0/8") as world:
 
         async def cost(username: str, number: int) -> float:

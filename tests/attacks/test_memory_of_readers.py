@@ -1,4 +1,4 @@
-"""What is kept in memory for readers has an end in bytes: lists, whoever asks for them how, and news, however long."""
+"""Memory per reader is bounded in bytes: lists for any query, and events of any length."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ def kept(cache: Conditional) -> int:
     return bodies.size + sum(len(path) for _, path in cache._kept)
 
 
-async def test_many_users_and_query_strings_fill_no_memory_with_lists(
+async def test_list_cache_is_bounded_for_many_users_and_queries(
     world: World, caches: list[Conditional], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (cache,) = caches
@@ -82,7 +82,7 @@ async def test_many_users_and_query_strings_fill_no_memory_with_lists(
         await world.admin.get(f"/api/apps?limit={n + 1}")
         await world.user.get(f"/api/apps?limit={n + 1}&x={'y' * 4000}")
     assert 0 < kept(cache) <= MIB
-    # Of lists that are alike one is kept.
+    # Equal lists are stored once.
     before = kept(cache)
     for n in range(QUERIES):
         await world.user.get(f"/api/apps?limit=1&x={n}")
@@ -94,7 +94,7 @@ async def test_many_users_and_query_strings_fill_no_memory_with_lists(
     assert (await world.admin.get("/api/apps?limit=2", If_None_Match=etag)).status == 304
 
 
-async def test_what_is_far_too_long_for_an_event_is_told_by_its_id(world: World) -> None:
+async def test_oversized_event_carries_only_the_id(world: World) -> None:
     database = world.database()
     app = await add_app(database)
     async with listening(world.user, "/api/events") as stream:
@@ -107,7 +107,7 @@ async def test_what_is_far_too_long_for_an_event_is_told_by_its_id(world: World)
     await database.close()
 
 
-async def test_news_are_kept_up_to_their_bytes_and_who_is_behind_misses_none(
+async def test_event_buffer_is_bounded_and_lagging_listener_misses_none(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feeds, "_MOST_BYTES", MIB)

@@ -1,4 +1,4 @@
-"""One app's compose file that nobody can make sense of costs that app alone, its host and its neighbours nothing."""
+"""An unreadable Compose file affects its own app only, not its host or the other apps."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ _config = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("nonsense", [_DEEP, _MANY], ids=["deep", "many"])
-async def test_a_neighbour_is_seen_started_and_stopped(way: Way, nonsense: str) -> None:
+async def test_other_apps_are_observed_started_and_stopped(way: Way, nonsense: str) -> None:
     odd, healthy = way.app(nonsense), way.app(SLEEPER)
     async with asyncio.timeout(90), aclosing(watching(way.transport, str(odd), str(healthy))) as items:
         snapshot = await anext(items)
@@ -71,7 +71,7 @@ async def test_a_neighbour_is_seen_started_and_stopped(way: Way, nonsense: str) 
     assert (await way.stop(odd)).exit_code == 0
 
 
-async def test_an_app_that_turns_to_nonsense_is_still_stopped(way: Way) -> None:
+async def test_app_with_broken_compose_file_is_still_stopped(way: Way) -> None:
     directory = way.app(SLEEPER)
     assert (await way.start(directory)).exit_code == 0
     (directory / "compose.yaml").write_text(_DEEP)
@@ -80,7 +80,7 @@ async def test_an_app_that_turns_to_nonsense_is_still_stopped(way: Way) -> None:
 
 
 @given(_config)
-def test_what_compose_prints_is_an_app_or_nonsense(told: object) -> None:
+def test_compose_config_is_parsed_or_reported_unreadable(told: object) -> None:
     reading = read_config(json.dumps(told), "/srv/x", ["/srv/x/compose.yaml"])
     assert (reading.project is None) == (reading.problem_code == UNREADABLE)
     _fits_into_an_order(reading)
@@ -105,7 +105,7 @@ def test_what_compose_prints_is_an_app_or_nonsense(told: object) -> None:
         f'{{"name": "x", "y": {"[" * 100_000}',
     ],
 )
-def test_an_odd_config_is_nonsense(config: str) -> None:
+def test_malformed_config_is_unreadable(config: str) -> None:
     if config == '{"name": "x", "services": []}':
         assert read_config(config, "/srv/x", []).project == Project("x", "/srv/x")
         return
@@ -115,24 +115,24 @@ def test_an_odd_config_is_nonsense(config: str) -> None:
 
 
 @pytest.mark.parametrize("line", ['{"id":' + "[" * 1500, '{"a":' * 2000, "{" + "9" * 5000, '{"id": 1e999, "text": {}}'])
-def test_an_odd_line_of_an_operation_is_shown_as_it_is(line: str) -> None:
+def test_malformed_output_line_is_shown_unchanged(line: str) -> None:
     assert readable(line)
     assert render(f"first\n{line}\nlast").startswith("first\n")
     assert error_sentence(line)
 
 
 @given(_json)
-def test_a_spec_of_any_shape_is_an_order_or_none(told: object) -> None:
+def test_any_order_spec_is_parsed_or_rejected(told: object) -> None:
     for name in ("cd_path", "real_directory", "project", "last_project", "replicas"):
         spec = {"cd_path": "/srv/x", "real_directory": "/srv/x", name: told}
         identity = AppIdentity.from_spec(spec)
         assert identity is None or identity.cd_path
 
 
-async def test_any_fault_in_reading_one_app_is_its_own(tmp_path: Path) -> None:
+async def test_read_error_of_one_app_stays_with_that_app(tmp_path: Path) -> None:
     write_policy(tmp_path / "policy.toml", [str(tmp_path)])
     program = tmp_path / "compose"
-    # For one app it prints a configuration, and for the other one whose environment names an impossible file.
+    # It prints a valid configuration for one app, and for the other one with an impossible environment file.
     program.write_text(
         "#!/bin/sh\n"
         'case "$PWD $*" in\n'
@@ -158,9 +158,7 @@ async def test_any_fault_in_reading_one_app_is_its_own(tmp_path: Path) -> None:
     assert good.project == Project("x", str(tmp_path / "good"))
 
 
-async def test_an_app_that_takes_long_to_read_keeps_no_neighbour(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_slow_read_of_one_app_does_not_delay_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moorage_agent.apps.identities._PATIENCE_SECONDS", 0.3)
     write_policy(tmp_path / "policy.toml", [str(tmp_path)])
     program, slow = tmp_path / "compose", tmp_path / "slow"

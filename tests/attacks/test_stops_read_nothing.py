@@ -1,4 +1,4 @@
-"""A stop neither reads nor runs anything in the app's folder, whatever stands there by then."""
+"""A stop neither reads nor runs anything in the app's directory."""
 
 import asyncio
 import os
@@ -59,7 +59,7 @@ def _gone(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [_provider, _fifo, _fifo_of_settings, _gone])
-async def test_a_stop_works_and_runs_nothing_of_the_folder(way: Way, harm: Callable[[Path], None]) -> None:
+async def test_stop_works_and_runs_nothing_from_app_directory(way: Way, harm: Callable[[Path], None]) -> None:
     directory = way.app(SLEEPER)
     directory.chmod(0o777)
     assert (await way.start(directory)).exit_code == 0
@@ -74,7 +74,7 @@ async def test_a_stop_works_and_runs_nothing_of_the_folder(way: Way, harm: Calla
     assert took < 10, "it waited for what the folder holds"
 
 
-async def test_a_stop_keeps_the_order_and_the_grace_periods(way: Way) -> None:
+async def test_stop_keeps_the_order_and_the_grace_periods(way: Way) -> None:
     directory = way.app(_ORDERLY)
     name = directory.name
     assert (await way.start(directory)).exit_code == 0
@@ -88,7 +88,7 @@ async def test_a_stop_keeps_the_order_and_the_grace_periods(way: Way) -> None:
         told = {"type": "container", "event": "die", "label": f"com.docker.compose.project={name}"}
         events = client.events(since=int(began), until=int(time.time()) + 1, filters=told, decode=True)
         dead = [event["Actor"]["Attributes"] for event in events if event["timeNano"] > began * 1e9]
-        # The Engine may tell of one death twice, the second time while it removes the container.
+        # The Engine may report one exit twice, the second time during the removal of the container.
         deaths = list({each["name"]: each for each in reversed(dead)}.values())[::-1]
         services = [death["com.docker.compose.service"] for death in deaths]
         assert sorted(services) == ["db", "extra", "web", "web"]
@@ -101,8 +101,8 @@ async def test_a_stop_keeps_the_order_and_the_grace_periods(way: Way) -> None:
     assert way.states(directory) == {}
 
 
-def test_down_by_name_reads_nothing_where_it_is_run(engine: PrivateEngine, tmp_path: Path) -> None:
-    # Whoever opened one of these would hang.
+def test_down_by_name_reads_nothing_in_working_directory(engine: PrivateEngine, tmp_path: Path) -> None:
+    # Opening one of these would block.
     for name in ("compose.yaml", "compose.override.yaml", "docker-compose.yml", ".env"):
         os.mkfifo(tmp_path / name)
     done = subprocess.run(
@@ -116,7 +116,7 @@ def test_down_by_name_reads_nothing_where_it_is_run(engine: PrivateEngine, tmp_p
     assert done.returncode == 0, done.stderr
 
 
-def test_a_stop_is_run_in_the_root_directory_by_names_alone() -> None:
+def test_stop_is_run_in_the_root_directory_by_names_alone() -> None:
     identity = AppIdentity("/srv/x", "/srv/x", Project("x", "/srv/x"), Project("old", "/srv/x"))
     others: Mapping[str, str] = {"labelled": "/srv/x", "old": "/srv/y", "--file=x": "/srv/x", "": "/srv/x"}
     containers = [Container(ContainerState("", "", "", "", ""), name, place) for name, place in others.items()]
@@ -129,7 +129,7 @@ def test_a_stop_is_run_in_the_root_directory_by_names_alone() -> None:
         down_command("compose", "--file=x")
 
 
-async def test_no_process_of_a_stop_stands_in_the_folder(by_agent: Way) -> None:
+async def test_stop_processes_do_not_use_app_directory_as_cwd(by_agent: Way) -> None:
     slow = f"services: {{web: {{image: '{IMAGE}', stop_grace_period: 2s, command: sleep 1000}}}}\n"
     directory = by_agent.app(slow)
     assert (await by_agent.start(directory)).exit_code == 0

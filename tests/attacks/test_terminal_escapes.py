@@ -1,4 +1,4 @@
-"""Escape sequences in what hosts, containers and strangers write reach no terminal, and no audit log."""
+"""Escape sequences from hosts, containers and callers reach no terminal and no audit log."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ def evil_row(**fields: object) -> dict[str, object]:
 
 
 class Hostile(BaseHTTPRequestHandler):
-    """A controller whose every text is evil."""
+    """A controller whose texts all contain escape sequences."""
 
     def do_GET(self) -> None:
         """Answer a list, a resource, a text or a stream."""
@@ -61,7 +61,7 @@ class Hostile(BaseHTTPRequestHandler):
             self._json(200, evil_row())
 
     def do_POST(self) -> None:
-        """Take whatever is sent."""
+        """Accept any request body."""
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path.endswith("/login"):
             self._json(200, {"token": "t", "user": {"username": EVIL, "role": EVIL}})
@@ -129,13 +129,13 @@ COMMANDS = [
 
 @pytest.fixture
 def home(url: str, tmp_path: Path) -> dict[str, str]:
-    """Return the environment of somebody who uses the hostile controller."""
+    """Return the environment of a user of the hostile controller."""
     environment = plain_environment(XDG_CONFIG_HOME=str(tmp_path), COLUMNS="400", LINES="60", LC_ALL="C.UTF-8")
     return {**environment, "MOORAGE_URL": url, "MOORAGE_TOKEN": "t", "PYTHONUTF8": "1"}
 
 
 @pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
-def test_no_command_lets_an_escape_through(home: dict[str, str], argv: tuple[str, ...]) -> None:
+def test_every_command_removes_escape_sequences(home: dict[str, str], argv: tuple[str, ...]) -> None:
     text = shown(home, *argv)
     assert text.strip(), "nothing was shown"
     assert STRIPPED.findall(text.replace("\r\n", "\n")) == []
@@ -143,11 +143,11 @@ def test_no_command_lets_an_escape_through(home: dict[str, str], argv: tuple[str
         assert "web | last" in text, "an escape that never ends hides nothing"
 
 
-def test_a_terminal_with_colours_gets_ours_alone(home: dict[str, str], url: str, tmp_path: Path) -> None:
+def test_colour_terminal_gets_only_own_colours(home: dict[str, str], url: str, tmp_path: Path) -> None:
     for argv in (("follow", ID), ("apps",), ("audit",)):
         text = shown(home, *argv, terminal="xterm-256color")
         assert "\x1b]" not in text
-        # Colours, the cursor's way up and back, lines cleared: the progress' own.
+        # Colours, cursor movements and cleared lines: those of the progress display.
         assert set(re.findall(r"\x1b\[[0-9;?]*([A-Za-z])", text)) <= set("mAKlhG")
         assert "\x1b[2J" not in text
         assert "\x1b[31mred" not in text
@@ -158,12 +158,12 @@ def test_a_terminal_with_colours_gets_ours_alone(home: dict[str, str], url: str,
     assert STRIPPED.findall(text.replace("\r\n", "\n")) == []
 
 
-def test_programs_get_the_api_s_own_words(home: dict[str, str]) -> None:
+def test_json_output_keeps_api_text_unchanged(home: dict[str, str]) -> None:
     document: list[dict[str, Any]] = json.loads(shown(home, "servers", "--json"))
     assert document[0]["statusDetail"] == EVIL
 
 
-def test_names_that_could_harm_are_not_completed(home: dict[str, str]) -> None:
+def test_unsafe_names_are_not_completed(home: dict[str, str]) -> None:
     words = {"_MOORAGE_COMPLETE": "zsh_complete", "COMP_WORDS": "moorage start sh", "COMP_CWORD": "2"}
     text = shown({**home, **words})
     assert "shop" in text
@@ -171,7 +171,7 @@ def test_names_that_could_harm_are_not_completed(home: dict[str, str]) -> None:
     assert text.count("shop") == 1
 
 
-def test_cleaning_takes_no_longer_than_the_text_is() -> None:
+def test_cleaning_takes_linear_time() -> None:
     for hostile in ("\x1b]" * 200_000, "\x9d" * 200_000, "\x1b[" + "0" * 200_000, "\x1bP\n" * 100_000):
         assert "\x1b" not in clean.text(hostile)
     assert clean.text("Grüße\t日本 ✔\n") == "Grüße\t日本 ✔\n"
@@ -185,7 +185,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield made
 
 
-async def test_what_callers_make_up_is_kept_clean(world: World) -> None:
+async def test_caller_supplied_text_is_stored_clean(world: World) -> None:
     body = {"username": EVIL, "password": "x"}
     (await world.nobody.post("/api/auth/login", body, User_Agent="curl\x9b5n\x9d52;c;x\x9c")).expect(401)
     (await world.admin.post("/api/projects", {"name": "p"}, User_Agent="\u202egpj.exe")).expect(201)
@@ -199,7 +199,7 @@ async def test_what_callers_make_up_is_kept_clean(world: World) -> None:
     assert "left" in name
 
 
-async def test_a_path_that_callers_make_up_is_logged_as_it_was_sent(world: World) -> None:
+async def test_caller_supplied_path_is_logged_as_sent(world: World) -> None:
     told: SimpleQueue[logging.LogRecord] = SimpleQueue()
     records = QueueHandler(told)
     logging.getLogger().addHandler(records)

@@ -1,4 +1,4 @@
-"""One user, or one host, can't take all streams of a controller; whoever hangs up gives his place back at once."""
+"""One user or host can't take all streams of a controller; a closed stream frees its slot immediately."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ from sse_reader import listening
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """Return a controller, and callers who may open as many connections as they like."""
+    """Return a controller, and callers without a limit of connections."""
     async with (
         attacked(tmp_path) as world,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
@@ -29,7 +29,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def app(world: World) -> tuple[str, FakeHost]:
-    """Return an app that never ends to start, and its host."""
+    """Return an app whose start never ends, and its host."""
     server_id, host = await world.new_host()
     return await world.new_app(server_id), host
 
@@ -41,12 +41,12 @@ async def refused(api: Api, path: str) -> None:
 
 
 async def fill(api: Api, path: str, count: int, streams: AsyncExitStack) -> None:
-    """Open so many streams, and find the next one refused."""
+    """Open so many streams, and assert that the next one is refused."""
     await asyncio.gather(*(streams.enter_async_context(listening(api, path)) for _ in range(count)))
     await refused(api, path)
 
 
-async def test_events_of_one_user_leave_room_for_others_and_come_back(
+async def test_event_streams_per_user_are_limited_and_slots_are_freed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(stream_shares.MOST_OF_USER, Kind.EVENTS, 30)
@@ -64,7 +64,7 @@ async def test_events_of_one_user_leave_room_for_others_and_come_back(
     await eventually_async(let_in, timeout=3, what="the places of those who hung up")
 
 
-async def test_an_output_has_a_share_and_all_streams_have_an_end(
+async def test_output_streams_per_user_and_total_streams_are_limited(
     world: World, app: tuple[str, FakeHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app_id, host = app
@@ -78,7 +78,7 @@ async def test_an_output_has_a_share_and_all_streams_have_an_end(
     host.let_go()
 
 
-async def test_followed_logs_have_a_share_of_each_user_and_host(
+async def test_followed_logs_are_limited_per_user_and_host(
     world: World, app: tuple[str, FakeHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = f"/api/apps/{app[0]}/logs?follow=true"
@@ -91,6 +91,6 @@ async def test_followed_logs_have_a_share_of_each_user_and_host(
             await stream.until("ready")
 
 
-async def test_what_is_refused_by_the_host_holds_no_place(world: World) -> None:
+async def test_refused_stream_holds_no_slot(world: World) -> None:
     for _ in range(stream_shares.MOST_OF_USER[Kind.LOGS] + 1):
         (await world.user.get("/api/apps/00000000-0000-4000-8000-000000000000/logs?follow=true")).expect(404)

@@ -1,4 +1,4 @@
-"""What benchmarks share: an sshd to measure SSH with."""
+"""Fixtures for the benchmarks: an sshd to measure SSH with."""
 
 from collections.abc import Iterator
 from pathlib import Path

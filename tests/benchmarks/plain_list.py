@@ -1,6 +1,6 @@
-"""The list of apps as one writes it in ten minutes: every request asks the database. The yardstick of test_list_apps.
+"""A plain handler that lists apps: every request queries the database. The baseline of test_list_apps.
 
-python plain_list.py DATABASE PORT; nobody is asked who he is.
+Run as `python plain_list.py DATABASE PORT`; it has no authentication.
 """
 
 import re

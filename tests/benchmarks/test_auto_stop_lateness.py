@@ -1,4 +1,4 @@
-"""How late stops reach their hosts where 10,000 apps run and 500 of them end at the same second, and who waits for it.
+"""Lateness of auto-stops with 10,000 running apps, 500 of which end in the same second, and delay of other requests.
 
 The hosts are in memory, everything else is real: the database, its syncs, the clock. Prints numbers, asserts that all
 are stopped, and none before its time.
@@ -32,7 +32,7 @@ _LEAD = timedelta(seconds=90)
 
 
 async def fill(world: World) -> datetime:
-    """Make hosts on which all apps run; return the moment at which some of them end."""
+    """Create hosts on which all apps run; return the common deadline of some of them."""
     now = datetime.now(UTC)
     end = (now + _LEAD).replace(microsecond=0)
     project = project_row()
@@ -63,7 +63,7 @@ async def fill(world: World) -> datetime:
 
 
 def arrivals(world: World) -> dict[str, float]:
-    """Return where it is noted when each stop arrives at its host, in seconds of the epoch."""
+    """Return the arrival time of each stop by directory, in epoch seconds."""
     found: dict[str, float] = {}
 
     def noting(host: FakeHost) -> Callable[[Order], Awaitable[None]]:
@@ -80,14 +80,14 @@ def arrivals(world: World) -> dict[str, float]:
 
 
 async def asked(world: World, app_id: UUID) -> float:
-    """Return the milliseconds for which somebody else waits who writes something."""
+    """Return the wait of another writer, in milliseconds."""
     began = time.perf_counter()
     (await world.admin.put(f"/api/apps/{app_id}", {"domain": str(began)})).expect(200)
     return (time.perf_counter() - began) * 1000
 
 
 async def measure(settings: Settings) -> list[float]:
-    """Let the end come, and print what it was like; return by how many milliseconds each stop was late."""
+    """Wait for the deadline, and print the figures; return the lateness of each stop in milliseconds."""
     world = World(settings)
     end = await fill(world)
     came = arrivals(world)
@@ -127,14 +127,14 @@ def _print(late: list[float], quiet: list[float], busy: list[float]) -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_on_sqlite(tmp_path: Path) -> None:
+async def test_auto_stop_lateness_on_sqlite(tmp_path: Path) -> None:
     late = await measure(make_settings(tmp_path))
     assert len(late) == _HOSTS * _DUE
     assert late[0] >= 0
 
 
 @pytest.mark.timeout(300)
-async def test_on_postgresql(tmp_path: Path, postgres: PrivatePostgres) -> None:
+async def test_auto_stop_lateness_on_postgresql(tmp_path: Path, postgres: PrivatePostgres) -> None:
     late = await measure(make_settings(tmp_path, database_url=postgres.create_database("lateness")))
     assert len(late) == _HOSTS * _DUE
     assert late[0] >= 0

@@ -1,4 +1,4 @@
-"""How long it takes from `docker kill` to the event that a listener reads, over agent and SSH in turns, in one run."""
+"""Latency from `docker kill` to the event at a listener, over agent and SSH in turns, in one run."""
 
 import asyncio
 import statistics
@@ -18,12 +18,12 @@ _ROUNDS = 100
 
 
 def _apps(stack: Stack, sshd: PrivateSshd) -> dict[str, str]:
-    """Make one app over the agent and one over SSH; return their ids by the way."""
+    """Create one app over the agent and one over SSH; return their ids by transport."""
     return {"agent": stack.make_app("over-agent", SLEEPER), "SSH": make_ssh_app(stack, sshd)}
 
 
 async def _told(stream: Listener, app_id: str, status: str) -> float:
-    """Return the moment at which a listener reads that an app has a status."""
+    """Return the time at which a listener receives an app's status."""
     while True:
         event = await stream.next()
         assert event is not None
@@ -33,7 +33,7 @@ async def _told(stream: Listener, app_id: str, status: str) -> float:
 
 
 @pytest.mark.timeout(600)
-async def test_from_a_kill_to_the_event(stack: Stack, sshd: PrivateSshd) -> None:
+async def test_event_latency_after_container_kill(stack: Stack, sshd: PrivateSshd) -> None:
     apps = await asyncio.to_thread(_apps, stack, sshd)
     took: dict[str, list[float]] = {way: [] for way in apps}
     async with aiohttp.ClientSession() as session:

@@ -1,4 +1,4 @@
-"""A list of 1,000 apps, beside a plain handler of the same database, in turns. Prints numbers, asserts none."""
+"""A list of 1,000 apps beside a plain handler on the same database, in turns. Prints numbers, asserts none."""
 
 import asyncio
 import http.client
@@ -27,14 +27,14 @@ _OK, _NOT_MODIFIED = 200, 304
 
 
 class Caller:
-    """One connection that stays open, as a browser's does."""
+    """One persistent connection, like a browser's."""
 
     def __init__(self, port: int, token: str = "") -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port)
         self._headers = {"Authorization": f"Bearer {token}"}
 
     def timed(self, wanted: int, etag: str = "") -> tuple[float, int, str]:
-        """Ask for the list; return how long it took (milliseconds), its length in bytes, and its ETag."""
+        """Request the list; return the duration (milliseconds), its length in bytes, and its ETag."""
         began = time.perf_counter()
         self._connection.request("GET", "/api/apps", headers=self._headers | ({"If-None-Match": etag} if etag else {}))
         reply = self._connection.getresponse()
@@ -86,7 +86,7 @@ def plain(folder: Path) -> Iterator[tuple[Process, int]]:
         process.terminate()
 
 
-def test_a_list_of_a_thousand_apps_beside_a_plain_handler(controller: ControllerProcess, tmp_path: Path) -> None:
+def test_list_of_1000_apps_beside_plain_handler(controller: ControllerProcess, tmp_path: Path) -> None:
     api = controller.admin()
     ours = Caller(controller.port, api.token or "")
     project = api.get("/api/projects").expect(200)[0]["id"]

@@ -1,4 +1,4 @@
-"""What SSH costs: a fresh connection, a pooled one, and a start beside bare Compose, in turns, in one run."""
+"""Cost of SSH: a fresh connection, a pooled one, and a start beside bare Compose, in turns, in one run."""
 
 import asyncio
 import statistics
@@ -20,7 +20,7 @@ def _tell(name: str, seconds: list[float], beside: str = "", other: list[float] 
     tell(told)
 
 
-async def test_a_fresh_connection_beside_a_pooled_one(sshd: PrivateSshd) -> None:
+async def test_fresh_connection_beside_pooled_one(sshd: PrivateSshd) -> None:
     pooled_desk = SshDesk(sshd)
     pooled = pooled_desk.transport()
     await pooled.info()
@@ -37,7 +37,7 @@ async def test_a_fresh_connection_beside_a_pooled_one(sshd: PrivateSshd) -> None
     assert len(took["fresh"]) == _ROUNDS
 
 
-async def test_a_start_over_ssh_beside_bare_compose(stack: Stack, sshd: PrivateSshd) -> None:
+async def test_start_over_ssh_beside_bare_compose(stack: Stack, sshd: PrivateSshd) -> None:
     app_id = await asyncio.to_thread(make_ssh_app, stack, sshd)
     bare = stack.apps / "bare-beside-ssh"
     bare.mkdir()

@@ -1,4 +1,4 @@
-"""What Moorage adds to Compose: the same app by REST and by hand, in turns, in one run. Prints ratios, asserts none."""
+"""Overhead over Compose: the same app by REST and by hand, in turns, in one run. Prints ratios, asserts none."""
 
 import statistics
 import time

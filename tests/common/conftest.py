@@ -1,4 +1,4 @@
-"""A real journal in a temporary folder, run by each shell there is."""
+"""Fixtures for the common package's tests: a real journal in a temporary folder, run by each installed shell."""
 
 import asyncio
 import contextlib
@@ -25,14 +25,14 @@ APPLETS = (
 
 @dataclass(frozen=True)
 class Shell:
-    """A shell that stands in for /bin/sh: what starts it that way, and the PATH its tools are found on."""
+    """A shell in place of /bin/sh: its launcher, and the PATH of its tools."""
 
     launcher: tuple[str, ...]
     path: str
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for `every_shell` once with each."""
+    """Parametrise tests that use `every_shell` with each shell."""
     if "every_shell" in metafunc.fixturenames:
         metafunc.parametrize("shell", SHELLS, indirect=True)
 
@@ -73,7 +73,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def journal(root: Path, shell: Shell, work: Path) -> Iterator[Journal]:
-    """Return a prepared journal whose supervisors run in `shell`; a test that failed leaves nothing running."""
+    """Return a prepared journal whose supervisors run in `shell`; kill leftover commands after the test."""
     journal = Journal(root, launcher=shell.launcher)
     journal.prepare()
     yield journal
@@ -93,7 +93,7 @@ def work(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def order(work: Path, shell: Shell) -> Callable[..., Order]:
-    """Return a maker of orders: it takes a script, run in `work` with a new id, and other values of fields."""
+    """Return a factory of orders: it takes a script, run in `work` with a new id, and overrides of fields."""
 
     def make(script: str = "exit 0", **changes: object) -> Order:
         plain = Order(
@@ -125,9 +125,9 @@ def until() -> Callable[..., Awaitable[None]]:
 
 @pytest.fixture
 def gated(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Return a maker of gates: a folder for the front of PATH, in which a tool waits for the file `open` to be there.
+    """Return a factory of gates: a folder to prepend to PATH, whose tool waits until the file `open` exists.
 
-    Each call of the tool makes the file `arrived` first.
+    Each call of the tool creates the file `arrived` first.
     """
     gates: list[Path] = []
 
@@ -149,7 +149,7 @@ def gated(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.fixture
 def started_elsewhere() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Return a starter of Python programs with a pipe as standard output; what still runs is killed at the end."""
+    """Return a function that starts Python programs with piped standard output; kill running ones at the end."""
     programs: list[subprocess.Popen[str]] = []
 
     def start(text: str, *arguments: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""Whose containers are whose, and which of them a start would leave beside its own."""
+"""Which containers belong to which app, and which of them a start would leave running beside its own."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def _code(app: AppIdentity, container: Container) -> str:
         replace(_WEB, project="by-hand"),
     ],
 )
-def test_start_beside_what_other_files_or_names_started_is_refused(container: Container) -> None:
+def test_start_beside_containers_of_other_files_or_names_is_refused(container: Container) -> None:
     assert _code(_APP, container) == "other_files"
     stopped = replace(container, state=replace(_STATE, state="exited"))
     assert _code(_APP, stopped) == "", "nothing runs that a start would leave beside its own"
@@ -49,24 +49,24 @@ def test_start_beside_what_other_files_or_names_started_is_refused(container: Co
         replace(_WEB, directory="/srv/other", config_files=("/srv/other/prod.yaml",)),
     ],
 )
-def test_start_of_the_same_files_is_none_of_these(container: Container) -> None:
+def test_start_with_same_files_is_accepted(container: Container) -> None:
     assert _code(_APP, container) == ""
 
 
-def test_app_that_says_its_files_may_start_beside_others_of_its_project() -> None:
+def test_app_with_own_files_may_start_beside_others_of_its_project() -> None:
     said = replace(_APP, compose_files=("prod.yaml",), config_files=("/srv/shop/prod.yaml",))
     assert _code(said, _WEB) == ""
     assert _code(said, replace(_WEB, project="by-hand")) == "other_files"
 
 
-def test_app_is_known_by_its_last_project_until_that_has_no_containers_elsewhere() -> None:
+def test_last_project_identifies_app_until_its_containers_are_gone() -> None:
     moved = replace(_APP, real_directory="/srv/new", project=Project("new", "/srv/new"), last_project=_SHOP)
     assert moved.seen_as([_WEB]) == _SHOP
     assert moved.seen_as([]) == moved.project
     assert _APP.seen_as([_WEB]) == _SHOP
 
 
-def test_labels_tell_the_files_and_what_can_t_be_files_tells_nothing() -> None:
+def test_config_files_label_is_parsed_and_malformed_label_is_ignored() -> None:
     labels = {PROJECT: "shop", DIRECTORY: "/srv/shop", CONFIG_FILES: "/srv/shop/a.yaml,/srv/b.yaml"}
     about = {
         "Id": "a" * 64,

@@ -1,4 +1,4 @@
-"""The commands of an operation, and the steps of a stop run for real by each shell there is."""
+"""The commands of an operation; the steps of a stop run in each installed shell."""
 
 import shutil
 import subprocess
@@ -34,14 +34,14 @@ def run(steps: list[list[str]], shell: str, directory: Path | None = None) -> su
     return subprocess.run([*SHELLS[shell], *rest], capture_output=True, check=False, cwd=directory)
 
 
-def test_there_is_a_shell_to_try() -> None:
+def test_at_least_one_shell_is_installed() -> None:
     assert SHELLS
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 @given(arguments=st.lists(words | hostile, max_size=14))
 @settings(max_examples=40, deadline=None)
-def test_every_argument_arrives_as_it_is(shell: str, arguments: list[str]) -> None:
+def test_arguments_are_passed_unchanged(shell: str, arguments: list[str]) -> None:
     step = ["/usr/bin/printf", "%s\\0", "begin", *arguments]
     expected = b"".join(word.encode() + b"\0" for word in ("begin", *arguments))
     ended = run([step, step], shell)
@@ -51,7 +51,7 @@ def test_every_argument_arrives_as_it_is(shell: str, arguments: list[str]) -> No
 @pytest.mark.parametrize("shell", SHELLS)
 @given(codes=st.lists(st.integers(0, 255), max_size=5))
 @settings(max_examples=20, deadline=None)
-def test_each_step_runs_and_the_last_code_counts(shell: str, codes: list[int]) -> None:
+def test_each_step_runs_and_last_exit_code_is_returned(shell: str, codes: list[int]) -> None:
     steps = [["/bin/sh", "-c", f"echo {number}; exit {code}"] for number, code in enumerate(codes)]
     ended = run(steps, shell)
     assert ended.stdout.decode().split() == [str(number) for number in range(len(codes))]
@@ -59,14 +59,14 @@ def test_each_step_runs_and_the_last_code_counts(shell: str, codes: list[int]) -
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_step_that_cannot_run_does_not_keep_the_next_from_running(shell: str, tmp_path: Path) -> None:
+def test_failed_step_does_not_prevent_the_next(shell: str, tmp_path: Path) -> None:
     ended = run([["/no/such/program"], ["touch", "ran"]], shell, tmp_path)
     assert ended.returncode == 0
     assert (tmp_path / "ran").exists()
     assert run([["touch", "ran"], ["/no/such/program"]], shell, tmp_path).returncode == 127
 
 
-def test_the_commands_are_those_of_the_guide() -> None:
+def test_commands_match_the_guide() -> None:
     base = ["compose", "--progress", "json", "--ansi", "never"]
     assert start_command("compose", OperationKind.UP) == [*base, "up", "-d"]
     assert start_command("compose", OperationKind.RESTART) == [
@@ -82,7 +82,7 @@ def test_the_commands_are_those_of_the_guide() -> None:
     assert config_command("compose", environment=True) == ["compose", "config", "--environment"]
 
 
-def test_the_environment_is_clean() -> None:
+def test_environment_is_clean() -> None:
     base = {
         "HOME": "/home/x",
         "DOCKER_HOST": "unix:///x.sock",
@@ -115,12 +115,12 @@ def test_the_environment_is_clean() -> None:
 
 
 @pytest.mark.parametrize("base", [{"HOME": "/srv/app"}, {"HOME": "/root", "DOCKER_CONFIG": "/srv/app/./x/.."}])
-def test_no_app_says_which_programs_docker_has(base: dict[str, str]) -> None:
+def test_app_cannot_choose_docker_plugins(base: dict[str, str]) -> None:
     assert clean_environment("/srv/app", base)["DOCKER_CONFIG"] == "/nonexistent"
     assert clean_environment("/srv/app-beside", base)["DOCKER_CONFIG"] != "/nonexistent"
 
 
-def test_the_environment_is_this_process_s_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_defaults_to_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///mine.sock")
     monkeypatch.setenv("ENCRYPTION_KEY", "secret")
     found = clean_environment("/srv/app")

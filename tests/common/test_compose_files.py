@@ -1,4 +1,4 @@
-"""The walk through an app's files, on files in memory and on what only a walk by itself shows."""
+"""The inspection of an app's Compose files, on files in memory."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def walked(
     links: dict[str, str] | None = None,
     own: Sequence[str] = (),
 ) -> Walked:
-    """Walk through the app in /srv/app of a host that has these files, or through its `own` ones."""
+    """Inspect the app in /srv/app of a host with these files, or its `own` ones."""
     asked: list[str] = []
     walk = walk_app("/srv/app", Variables({"HOME": "/root", "PATH": "/usr/bin"}), "/root", rules, own)
 
@@ -49,7 +49,7 @@ def walked(
 
 
 def code(text: str, rules: Rules = ROOTS, *, files: Mapping[str, str] | None = None) -> str:
-    """Return the code with which an app with this compose file is refused, empty where it isn't."""
+    """Return the refusal code of an app with this compose file, empty where it is accepted."""
     beside = {f"/srv/app/{name}": content for name, content in (files or {}).items()}
     told = walked({"/srv/app/compose.yaml": text} | beside, rules)
     return told.refusal.code if told.refusal is not None else ""
@@ -78,7 +78,7 @@ def service(text: str) -> str:
         "provider: null",
     ],
 )
-def test_what_apps_usually_have_is_allowed(text: str) -> None:
+def test_usual_compose_files_are_allowed(text: str) -> None:
     assert code(service(text)) == ""
 
 
@@ -110,11 +110,11 @@ def test_what_apps_usually_have_is_allowed(text: str) -> None:
         ("provider: !override {type: model}", "provider_not_allowed"),
     ],
 )
-def test_what_leads_out_of_the_roots_is_refused(text: str, expected: str) -> None:
+def test_path_outside_roots_is_refused(text: str, expected: str) -> None:
     assert code(service(text)) == expected
 
 
-def test_an_extended_file_counts_by_its_service_alone() -> None:
+def test_only_extended_service_of_a_file_is_checked() -> None:
     text = service("extends: {file: base.yaml, service: a}")
     base = "services: {a: {image: x, extends: b}, b: {image: x}, c: {provider: {type: x}}}\n"
     assert code(text, files={"base.yaml": base}) == ""
@@ -122,7 +122,7 @@ def test_an_extended_file_counts_by_its_service_alone() -> None:
     assert code(text, files={"base.yaml": hidden}) == "provider_not_allowed"
 
 
-def test_paths_begin_where_compose_has_them_begin() -> None:
+def test_relative_paths_resolve_as_in_compose() -> None:
     files: dict[str, str | bytes] = {
         "/srv/app/.env": "COMPOSE_FILE=sub/a.yaml:b.yaml\n",
         "/srv/app/sub/a.yaml": "include: [{path: inc/c.yaml, project_directory: ../../proj}]\n"
@@ -137,7 +137,7 @@ def test_paths_begin_where_compose_has_them_begin() -> None:
     assert expected <= set(told.files)
 
 
-def test_an_include_has_variables_of_its_own() -> None:
+def test_include_has_its_own_variables() -> None:
     include = "include: [{path: a.yaml, env_file: one.env}, {path: a.yaml, env_file: two.env}]\n"
     inner = service("env_file: '${X}'")
     files = {"a.yaml": inner, "one.env": "X=fine\n", "two.env": "X=/etc/x\n"}
@@ -145,7 +145,7 @@ def test_an_include_has_variables_of_its_own() -> None:
     assert code(include, files=files | {".env": "X=fine\n"}) == ""
 
 
-def test_the_project_s_name_is_known_to_paths() -> None:
+def test_project_name_is_available_in_paths() -> None:
     assert code("name: My-App\n" + service("env_file: './${COMPOSE_PROJECT_NAME}.env'")) == ""
     assert code("name: '${X'\n" + service("env_file: './${COMPOSE_PROJECT_NAME}.env'")) == "path_not_allowed"
     links = {"/srv/app/my-app.env": "/etc/x"}
@@ -155,7 +155,7 @@ def test_the_project_s_name_is_known_to_paths() -> None:
     assert told.refusal.code == "path_not_allowed"
 
 
-def test_circles_come_to_an_end() -> None:
+def test_include_cycle_terminates() -> None:
     assert code("include: [a.yaml]\n", files={"a.yaml": "include: [compose.yaml]\n"}) == ""
     assert code("services: {a: {extends: b}, b: {extends: a}}\n") == ""
     env = {f"{n}.env": f"V{n}=1\n" for n in range(9)}
@@ -163,7 +163,7 @@ def test_circles_come_to_an_end() -> None:
     assert code(f"include: [{entries}]\n", files=env) == "unreadable_compose_file"
 
 
-def test_what_may_be_quoted_lies_in_the_app_s_own_directory_or_a_root() -> None:
+def test_quotable_file_is_in_app_directory_or_root() -> None:
     files: dict[str, str | bytes] = {
         "/srv/app/compose.yaml": "include: [../b/c.yaml]\n",
         "/srv/b/c.yaml": "services: {}\n",
@@ -173,7 +173,7 @@ def test_what_may_be_quoted_lies_in_the_app_s_own_directory_or_a_root() -> None:
     assert not walked({"/srv/app/compose.yaml": service("env_file: ../x")}, Rules(["/srv/app"], ["/srv"])).quotable
 
 
-def test_no_sentence_quotes_a_file() -> None:
+def test_sentences_never_quote_file_contents() -> None:
     files: dict[str, str | bytes] = {"/srv/app/compose.yaml": service("env_file: '/etc/${PASSWORD}'")}
     told = walked(files | {"/srv/app/.env": "PASSWORD=not-for-you\n"})
     assert told.refusal is not None
@@ -181,7 +181,7 @@ def test_no_sentence_quotes_a_file() -> None:
     assert "not-for-you" not in str(told.refusal)
 
 
-def test_what_compose_made_of_all_files_is_looked_at_again() -> None:
+def test_merged_compose_config_is_checked_again() -> None:
     def refused(config: object, rules: Rules) -> str:
         told = run_walk(walk_resolved(json.dumps(config), "/srv/app", rules))
         return told.refusal.code if told.refusal is not None else ""
@@ -203,7 +203,7 @@ def test_what_compose_made_of_all_files_is_looked_at_again() -> None:
         ("type: none, o: bind, device: /srv/data", True),
     ],
 )
-def test_a_volume_s_options_are_a_mount(options: str, *, allowed: bool) -> None:
+def test_volume_driver_options_count_as_bind_mount(options: str, *, allowed: bool) -> None:
     text = f"volumes: {{v: {{driver_opts: {{{options}}}}}}}\n"
     assert code(text, Rules(["/srv"], binds=["/srv"])) == ("" if allowed else "bind_mount_not_allowed")
     assert code(text) == ""
@@ -213,7 +213,7 @@ def test_a_volume_s_options_are_a_mount(options: str, *, allowed: bool) -> None:
 @example(text="? [a]\n: b")
 @example(text="%YAML 1.1\n---\na: b")
 @example(text="a: !!python/object:os.system x")
-def test_no_text_brings_the_parser_down(text: str) -> None:
+def test_parser_survives_arbitrary_text(text: str) -> None:
     try:
         parse(text.encode())
     except UnreadableError as error:
@@ -221,7 +221,7 @@ def test_no_text_brings_the_parser_down(text: str) -> None:
 
 
 @given(content=st.binary(max_size=200))
-def test_no_bytes_bring_the_walk_down(content: bytes) -> None:
+def test_inspection_survives_arbitrary_bytes(content: bytes) -> None:
     for name in (".env", "compose.yaml"):
         told = walked({"/srv/app/compose.yaml": service("env_file: '${A}${B}'"), f"/srv/app/{name}": content})
         assert told.refusal is None or told.refusal.code in {"unreadable_compose_file", "path_not_allowed"}
@@ -233,8 +233,8 @@ _PATH = st.lists(_PART, min_size=1, max_size=6).map("/".join)
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=_PATH, way=st.sampled_from(["include", "extends", "env_file", "file"]))
-def test_what_compose_reads_is_what_was_looked_at(tmp_path: Path, path: str, way: str) -> None:
-    """Compose must never come by what lies outside; whatever it shows, it was allowed to read."""
+def test_compose_reads_exactly_the_inspected_files(tmp_path: Path, path: str, way: str) -> None:
+    """Compose must never read a file outside the roots; everything it shows was allowed."""
     app, outside = tmp_path / "root" / "app", tmp_path / "outside"
     for folder in (app / "a", outside / "a"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -271,12 +271,12 @@ def test_what_compose_reads_is_what_was_looked_at(tmp_path: Path, path: str, way
         "allow_paths = '/etc'\n",
     ],
 )
-def test_a_policy_of_another_shape_is_no_policy(text: str) -> None:
+def test_malformed_policy_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="allow_"):
         parse_rules(f"allowed_roots = ['/srv']\n{text}")
 
 
-def test_a_policy_says_what_it_allows_and_else_it_is_as_before() -> None:
+def test_policy_options_override_defaults() -> None:
     assert parse_rules("allowed_roots = ['/srv']\n") == Rules(("/srv",))
     every = parse_rules(
         "allowed_roots = []\nallow_paths = ['/a']\nallow_providers = ['model']\n"
@@ -285,7 +285,7 @@ def test_a_policy_says_what_it_allows_and_else_it_is_as_before() -> None:
     assert every == Rules((), ("/a",), frozenset({"model"}), remote=True, binds=("/b",))
 
 
-def test_a_large_file_is_not_looked_through_for_ever() -> None:
+def test_large_file_inspection_is_bounded() -> None:
     large = "x: [" + "a, " * 90_000 + "]\n"
     entries = ", ".join(f"{{path: large.yaml, env_file: {n}.env}}" for n in range(20))
     files = {f"{n}.env": f"V{n}=1\n" for n in range(20)} | {"large.yaml": large}
@@ -297,7 +297,7 @@ def test_a_large_file_is_not_looked_through_for_ever() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_files_that_an_app_says_are_its_own_are_read_instead_of_the_usual_ones() -> None:
+def test_own_config_files_replace_default_compose_files() -> None:
     there = {
         "/srv/app/compose.yaml": "services: {web: {provider: {type: evil}}}",
         "/srv/app/.env": "COMPOSE_FILE=/etc/other.yaml",
@@ -319,7 +319,7 @@ def test_files_that_an_app_says_are_its_own_are_read_instead_of_the_usual_ones()
         ("services: {}", {"/srv/app/prod.yaml": "/etc/x.yaml"}, "path_not_allowed"),
     ],
 )
-def test_own_files_are_held_to_the_host_s_policy(content: str, links: dict[str, str], code: str) -> None:
+def test_own_config_files_must_follow_host_policy(content: str, links: dict[str, str], code: str) -> None:
     told = walked({links.get("/srv/app/prod.yaml", "/srv/app/prod.yaml"): content}, links=links, own=["prod.yaml"])
     assert told.refusal is not None
     assert told.refusal.code == code

@@ -1,4 +1,4 @@
-"""What Compose prints, made readable. The raw lines are Compose 5.6.1's."""
+"""Rendering of Compose's output. The raw lines are Compose 5.6.1's."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def test_progress_is_shown_as_lines_without_repetition() -> None:
     ]
 
 
-def test_what_is_not_progress_is_shown_as_it_is() -> None:
+def test_non_progress_output_is_shown_unchanged() -> None:
     raw = 'plain\n{"level":"warning","msg":"the attribute `version` is obsolete"}\n{not json\n[1]\n{"other":1}\n'
     assert render(raw).splitlines() == [
         "plain",
@@ -41,11 +41,11 @@ def test_what_is_not_progress_is_shown_as_it_is() -> None:
     ]
 
 
-def test_terminal_control_is_taken_out() -> None:
+def test_terminal_control_sequences_are_removed() -> None:
     assert render("\x1b[32mgreen\x1b[0m\x1b]0;title\x07 \x1b[2Kline\r\n\x1b[1A\n") == "green line"
 
 
-def test_the_reason_is_the_error_then_the_detail_then_the_last_line() -> None:
+def test_reason_is_the_error_then_the_detail_then_the_last_line() -> None:
     assert error_sentence(FAILED) == "Error response from daemon: pull access denied for nosuch"
     assert error_sentence(FAILED.splitlines()[0]) == "Image nosuch:latest: pull access denied"
     assert error_sentence("first\nno configuration file provided: not found\n\n") == (
@@ -77,18 +77,18 @@ def test_any_json_is_rendered_and_gives_one_line(found: list[dict[str, object]])
 
 
 @pytest.mark.parametrize("line", ['{"id":null}', '{"id":""}', '{"error":true,"message":"  "}', '{"id":" "}'])
-def test_an_entry_that_says_nothing_is_shown_as_it_is(line: str) -> None:
+def test_empty_json_entry_is_shown_unchanged(line: str) -> None:
     assert render(line) == line
     assert error_sentence(line) == " ".join(line.split())
 
 
-def test_control_sequences_inside_json_strings_are_taken_out() -> None:
+def test_control_sequences_in_json_strings_are_removed() -> None:
     line = '{"id":"Container \\u001b[31mx","text":"Started\\u001b[0m\\u0007"}'
     assert render(line) == "Container x Started"
     assert error_sentence('{"error":true,"message":"\\u001b[1mbad\\u001b[0m"}') == "bad"
 
 
-def test_an_error_without_words_falls_back_to_what_was_said_before() -> None:
+def test_empty_error_falls_back_to_previous_output() -> None:
     raw = '{"id":"Image x","status":"Error","details":"no such host"}\n{"error":true,"message":" "}'
     assert error_sentence(raw) == "Image x: no such host"
 
@@ -104,26 +104,26 @@ github.com/docker/compose/v5/pkg/compose.(*composeService).down(0x1)
 """
 
 
-def test_what_compose_asks_stands_on_a_line_of_its_own() -> None:
+def test_compose_prompt_gets_its_own_line() -> None:
     other = ASKED.replace("shop_data", "shop_more")
     raw = f'{ASKED}{other}{{"id":"Container shop-web-1","status":"Done","text":"Running"}}\n'
     assert render(raw).split("\n") == [ASKED, other, "Container shop-web-1 Running"]
     assert error_sentence(f'{ASKED}{{"error":true,"message":"no space"}}') == "no space"
 
 
-def test_an_entry_behind_other_words_is_told_apart_and_words_that_look_like_one_are_not() -> None:
+def test_json_entry_after_text_is_split_and_lookalike_is_kept() -> None:
     assert render('waiting... {"id":"Container x","text":"Started"}') == "waiting...\nContainer x Started"
     for line in ('says {"id":"x"', 'says {"id":"x"} and more', 'says {"name":"x"}', '{"id":' * 100):
         assert render(line) == line
 
 
-def test_a_change_that_was_not_applied_is_told_in_a_sentence() -> None:
+def test_unapplied_change_is_reported_in_a_sentence() -> None:
     (said,) = remarks(render(f'{ASKED}{{"id":"Container shop-web-1","text":"Running"}}\n{ASKED}'))
     assert said.startswith("The change of the volume shop_data was not applied")
     assert remarks(render(UP)) == []
 
 
-def test_a_network_that_is_left_is_told_with_who_uses_it() -> None:
+def test_network_left_in_use_is_reported_with_its_users() -> None:
     busy = '{"id":"Network shop_default","status":"Warning","text":"Resource is still in use"}\n'
     users = '{"id":"Network shop_default","status":"Warning","text":"Still in use","details":"by stranger, other"}\n'
     for raw, by in (
@@ -145,13 +145,13 @@ def test_a_network_that_is_left_is_told_with_who_uses_it() -> None:
         "SIGABRT: abort\nPC=0x492ba1 m=0 sigcode=0\n\ngoroutine 0 gp=0x1feb m=0 mp=0x1fed [idle]:\nruntime.x()\n",
     ],
 )
-def test_a_crash_of_compose_is_known_by_its_own_words_whatever_comes_after(died: str) -> None:
+def test_compose_crash_is_detected_by_its_message(died: str) -> None:
     swept = '{"id":"Container shop-web-1","status":"Done","text":"Removed"}\n'
     for raw in (died, UP + died, UP + died + swept, ASKED + died):
         assert crash(raw, 0) == died.partition("\n")[0]
 
 
-def test_other_words_and_ends_are_no_crash() -> None:
+def test_other_messages_and_exit_codes_are_no_crash() -> None:
     quoted = json.dumps({"id": "Image x", "text": "Building", "details": f"\n{PANIC}"})
     indented = "\n".join(f"web-1 | {line}" for line in PANIC.splitlines())
     for raw in (UP, FAILED, quoted, indented, "panic: at the disco\n", "goroutine 1 [running]:\n", ""):
@@ -160,18 +160,18 @@ def test_other_words_and_ends_are_no_crash() -> None:
     assert crash("", 139) == "exit code 139"
 
 
-def test_of_progress_that_overwrites_its_line_the_last_state_is_shown() -> None:
+def test_overwritten_progress_line_shows_last_state() -> None:
     assert render("copy 10%\rcopy 50%\rcopy 100%\r\nnext\r\n") == "copy 100%\nnext"
     assert render('{"id":"Image x","text":"10%\\r100%","details":"a\\r\\nb"}') == "Image x 100% a\nb"
 
 
-def test_a_directory_of_which_compose_makes_no_name_is_told_what_to_do() -> None:
+def test_directory_without_valid_project_name_gets_advice() -> None:
     said = error_sentence('{"error":true,"message":"project name must not be empty"}') or ""
     assert said.startswith("project name must not be empty: the name of its directory has no Latin letter")
     assert "`name:`" in said
 
 
-def test_the_end_of_a_long_output_begins_with_a_whole_line() -> None:
+def test_truncated_output_begins_with_a_complete_line() -> None:
     data = ('{"id":"Container é","text":"Started"}\n' * 9).encode()
     assert render_end(data, len(data) + 1) == "Container é Started"
     for limit in range(50, 90):

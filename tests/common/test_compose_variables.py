@@ -1,4 +1,4 @@
-"""Variables and files of variables: wherever we say what a text becomes, the pinned Compose says the same."""
+"""Compose variables and env files: every interpolation we resolve equals that of the pinned Compose."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def _fixed(directory: Path) -> Variables:
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(_TEXT, min_size=60, max_size=60))
-def test_what_a_text_becomes_is_what_compose_makes_of_it(tmp_path: Path, texts: list[str]) -> None:
+def test_interpolation_equals_compose(tmp_path: Path, texts: list[str]) -> None:
     (tmp_path / ".env").write_text("A=one\nB=\n")
     variables = _fixed(tmp_path).with_files("A=one\nB=\n")
     told = {}
@@ -79,7 +79,7 @@ def test_what_a_text_becomes_is_what_compose_makes_of_it(tmp_path: Path, texts: 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(_LINE, max_size=4))
-def test_what_a_file_of_variables_says_is_what_compose_reads(tmp_path: Path, lines: list[str]) -> None:
+def test_env_file_parsing_equals_compose(tmp_path: Path, lines: list[str]) -> None:
     text = "\n".join(lines)
     (tmp_path / ".env").write_bytes(text.encode())
     labels = {name: f"${{{name}-unset}}" for name in "ABC"}
@@ -110,11 +110,11 @@ def test_what_a_file_of_variables_says_is_what_compose_reads(tmp_path: Path, lin
         ("A=first\nA=second", "second"),
     ],
 )
-def test_usual_lines_are_read(text: str, value: str) -> None:
+def test_ordinary_env_lines_are_read(text: str, value: str) -> None:
     assert Variables({"PATH": "/usr/bin"}).with_files(text).get("A") == value
 
 
 @pytest.mark.parametrize("text", ['A="\\x41"', "A='open", "A=$", "A=${B?no}", "! A=x", "A=\\n", 'A="x" B=y', "A=\x01"])
-def test_odd_lines_are_not_guessed(text: str) -> None:
+def test_ambiguous_env_lines_are_not_guessed(text: str) -> None:
     with pytest.raises(UnsureError):
         Variables({}).with_files(text).get("A")

@@ -1,4 +1,4 @@
-"""What people are told of the room on a host's disk."""
+"""The warning about free space on a host's disk."""
 
 import pytest
 from moorage_common.journal.disk_room import Room, room_problem
@@ -20,7 +20,7 @@ MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
         (Room(2 * GIB, 4 * TIB, 0, 0), ""),
     ],
 )
-def test_a_disk_that_is_nearly_full_is_told_before_it_is(room: Room, told: str) -> None:
+def test_nearly_full_disk_is_reported_in_advance(room: Room, told: str) -> None:
     problem = room_problem("/var/lib/moorage", room)
     assert bool(problem) == bool(told)
     assert told in problem

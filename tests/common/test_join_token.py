@@ -1,4 +1,4 @@
-"""The join token: what is read, what is refused, what its MAC covers."""
+"""The join token: parsing, refusals, and the fields that its MAC covers."""
 
 import hashlib
 import hmac
@@ -13,12 +13,12 @@ part = st.text(st.characters(codec="ascii", categories=["L", "N"], include_chara
 
 
 @given(part, st.binary(min_size=32, max_size=32), part)
-def test_a_token_is_read_as_it_was_shown(token_id: str, secret: bytes, fingerprint: str) -> None:
+def test_token_round_trips_through_text(token_id: str, secret: bytes, fingerprint: str) -> None:
     token = JoinToken(token_id, secret, fingerprint)
     assert JoinToken.parse(f"  {token}\n") == token
 
 
-def test_secrets_differ_and_do_not_show() -> None:
+def test_secrets_are_unique_and_hidden_in_repr() -> None:
     first, second = JoinToken.make("1", "ab"), JoinToken.make("1", "ab")
     assert first.secret != second.secret
     assert len(first.secret) == 32
@@ -28,12 +28,12 @@ def test_secrets_differ_and_do_not_show() -> None:
 
 
 @given(st.text())
-def test_anything_else_is_refused_with_a_sentence(text: str) -> None:
+def test_malformed_token_is_refused_with_a_sentence(text: str) -> None:
     with pytest.raises(ValueError, match=r"join token.*[.;]"):
         JoinToken.parse(text)
 
 
-def test_a_token_cut_short_is_refused() -> None:
+def test_truncated_token_is_refused() -> None:
     text = str(JoinToken.make("id", "f" * 64))
     moorage, token_id, secret, fingerprint = text.split(".")
     for broken in (
@@ -48,7 +48,7 @@ def test_a_token_cut_short_is_refused() -> None:
             JoinToken.parse(broken)
 
 
-def test_the_proof_is_a_mac_over_all_that_matters() -> None:
+def test_proof_is_a_mac_over_all_fields() -> None:
     token = JoinToken("id", b"s" * 32, "fingerprint")
     message = json.dumps(["id", "fingerprint", "csr", "host:7443", "1.0"]).encode()
     assert token.proof("csr", "host:7443", "1.0") == f"id.{hmac.new(b's' * 32, message, hashlib.sha256).hexdigest()}"

@@ -1,4 +1,4 @@
-"""What a command gets, and what the journal says of it."""
+"""Input of a journalled command, and its record."""
 
 import asyncio
 import json
@@ -64,9 +64,7 @@ def ended(journal: Journal, an_order: Order) -> bool:
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_the_record_holds_the_whole_output_and_the_exit_code(
-    journal: Journal, order: Orders, until: Until
-) -> None:
+async def test_record_holds_complete_output_and_exit_code(journal: Journal, order: Orders, until: Until) -> None:
     an_order = order("printf one; printf two >&2; exit 7", spec={"kind": "restart", "cdPath": "/a b"})
 
     record = await finish(journal, an_order, until)
@@ -81,7 +79,7 @@ async def test_the_record_holds_the_whole_output_and_the_exit_code(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_running_command_is_attached_to(journal: Journal, order: Orders, until: Until, work: Path) -> None:
+async def test_launch_attaches_to_running_command(journal: Journal, order: Orders, until: Until, work: Path) -> None:
     an_order = order("printf begun; while [ ! -e on ]; do sleep 0.01; done; printf over")
     assert await journal.launch(an_order) is Launch.STARTED
     await until(lambda: journal.read_output(an_order.operation_id, 0, 100) == b"begun")
@@ -97,9 +95,7 @@ async def test_a_running_command_is_attached_to(journal: Journal, order: Orders,
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_the_command_gets_its_environment_and_nothing_of_ours(
-    journal: Journal, order: Orders, until: Until, work: Path
-) -> None:
+async def test_command_gets_only_its_own_environment(journal: Journal, order: Orders, until: Until, work: Path) -> None:
     environment = {**order().environment, "SECRET": "a 'b'\n$(c)", "root": "kept", "PWD": "/elsewhere", "CDPATH": "/"}
     an_order = order(argv=["/usr/bin/env", "python3", "-c", TELL], environment=environment)
 
@@ -116,12 +112,14 @@ async def test_the_command_gets_its_environment_and_nothing_of_ours(
     assert (directory, umask, standard_input, leader) == (str(work), mine, "/dev/null", True)
     ignored = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn")), 16)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        # What this process ignores (INT, started in the background), no child can catch again.
+        # A signal that this process ignores (INT, as a background job) can't be caught by a child.
         assert bool(ignored & 1 << number - 1) == (signal.getsignal(number) is signal.SIG_IGN)
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_hostile_words_arrive_as_they_are(journal: Journal, order: Orders, until: Until, work: Path) -> None:
+async def test_hostile_arguments_are_passed_unchanged(
+    journal: Journal, order: Orders, until: Until, work: Path
+) -> None:
     names = [name for name in HOSTILE if name and "/" not in name]
     spec = {f"key {index} {text}": text for index, text in enumerate(HOSTILE)}
     an_order = order(argv=["/usr/bin/printf", "%s\\0", *HOSTILE], spec=spec, project="$(touch injected)'\n")
@@ -139,7 +137,7 @@ async def test_hostile_words_arrive_as_they_are(journal: Journal, order: Orders,
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_command_that_cannot_run_ends_with_a_sentence(journal: Journal, order: Orders, until: Until) -> None:
+async def test_command_that_cannot_run_ends_with_a_sentence(journal: Journal, order: Orders, until: Until) -> None:
     nowhere = order(directory="/no/such 'place'")
     assert (await finish(journal, nowhere, until)).exit_code == 125
     assert b"The directory /no/such 'place' can not be entered" in journal.read_output(nowhere.operation_id, 0, 1000)
@@ -149,11 +147,13 @@ async def test_a_command_that_cannot_run_ends_with_a_sentence(journal: Journal, 
     assert (await finish(journal, order(argv=["/etc/passwd"]), until)).exit_code == 126
 
 
-async def test_a_signal_that_ends_the_command_shows_in_its_code(journal: Journal, order: Orders, until: Until) -> None:
+async def test_exit_code_reflects_terminating_signal(journal: Journal, order: Orders, until: Until) -> None:
     assert (await finish(journal, order("kill -s SEGV $$"), until)).exit_code == 128 + signal.SIGSEGV
 
 
-async def test_twenty_racers_start_it_once(journal: Journal, order: Orders, until: Until, work: Path) -> None:
+async def test_twenty_concurrent_launches_start_command_once(
+    journal: Journal, order: Orders, until: Until, work: Path
+) -> None:
     an_order = order("echo ran >>runs; while [ ! -e on ]; do sleep 0.01; done")
 
     outcomes = await asyncio.gather(*(journal.launch(an_order) for _ in range(20)))
@@ -164,7 +164,7 @@ async def test_twenty_racers_start_it_once(journal: Journal, order: Orders, unti
     assert (work / "runs").read_text() == "ran\n"
 
 
-async def test_the_launcher_goes_before_and_knows_the_id(root: Path, order: Orders, until: Until) -> None:
+async def test_launcher_prefix_runs_with_operation_id(root: Path, order: Orders, until: Until) -> None:
     journal = Journal(root, launcher=["/usr/bin/env", "UNIT=moorage-op-{id}"])
     journal.prepare()
     an_order = order('printf %s "$UNIT"')
@@ -174,7 +174,7 @@ async def test_the_launcher_goes_before_and_knows_the_id(root: Path, order: Orde
     assert journal.read_output(an_order.operation_id, 0, 100).decode() == f"moorage-op-{an_order.operation_id}"
 
 
-async def test_a_launcher_that_fails_is_said(root: Path, order: Orders) -> None:
+async def test_failed_launcher_is_reported(root: Path, order: Orders) -> None:
     for launcher, reason in ((["/no/such/launcher"], "No such file"), (["/bin/sh", "-c", "echo broken >&2"], "broken")):
         journal = Journal(root, launcher=launcher)
         journal.prepare()
@@ -185,12 +185,12 @@ async def test_a_launcher_that_fails_is_said(root: Path, order: Orders) -> None:
         assert journal.read(an_order.operation_id) is None
 
 
-async def test_a_missing_tool_is_named(journal: Journal, order: Orders, work: Path) -> None:
+async def test_missing_tool_is_named(journal: Journal, order: Orders, work: Path) -> None:
     with pytest.raises(JournalError, match="has no command flock"):
         await journal.launch(order(environment={"PATH": str(work)}))
 
 
-async def test_the_environment_shows_in_no_process_list(journal: Journal, order: Orders, work: Path) -> None:
+async def test_environment_is_absent_from_process_list(journal: Journal, order: Orders, work: Path) -> None:
     an_order = order(
         "while [ ! -e on ]; do sleep 0.01; done", environment={**order().environment, "KEY": "s3cr3t-v4lue"}
     )
@@ -218,7 +218,7 @@ def read_bytes(path: Path) -> bytes:
         return b""
 
 
-def test_an_unknown_operation_is_none(journal: Journal, root: Path) -> None:
+def test_unknown_operation_returns_none(journal: Journal, root: Path) -> None:
     unknown = str(uuid.uuid4())
     assert journal.read(unknown) is None
     assert journal.read_output(unknown, 0, 10) == b""
@@ -226,7 +226,7 @@ def test_an_unknown_operation_is_none(journal: Journal, root: Path) -> None:
     assert not list((root / "operations").iterdir())
 
 
-def test_a_journal_that_is_not_there_is_not_an_unknown_operation(tmp_path: Path) -> None:
+def test_missing_journal_differs_from_unknown_operation(tmp_path: Path) -> None:
     with pytest.raises(JournalError) as caught:
         Journal(tmp_path / "nowhere").read(str(uuid.uuid4()))
     assert caught.value.code == "journal_unavailable"
@@ -266,13 +266,13 @@ def test_only_a_canonical_uuid_is_an_id(text: str) -> None:
         {"spec": {"long": "x" * 70_000}},
     ],
 )
-def test_an_order_that_cannot_be_right_is_refused(order: Orders, change: Mapping[str, object]) -> None:
+def test_invalid_order_is_refused(order: Orders, change: Mapping[str, object]) -> None:
     good = order()
     with pytest.raises(ValueError, match=r"\w"):
         replace(good, **change)  # type: ignore[arg-type]  # any field, by name
 
 
-async def test_rights_are_those_of_the_group_alone(root: Path, order: Orders, until: Until) -> None:
+async def test_journal_modes_allow_group_only(root: Path, order: Orders, until: Until) -> None:
     journal = Journal(root, group=os.getgid())
     journal.prepare()
     journal.prepare()

@@ -1,4 +1,4 @@
-"""Cancel, kill, and who gets the signal."""
+"""Cancel and kill: which processes receive the signal."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def bystander() -> Iterator[int]:
-    """Return the pid of a process that leads its own group and has nothing to do with any operation."""
+    """Return the pid of an unrelated process that leads its own group."""
     with subprocess.Popen(["/bin/sleep", "1000"], start_new_session=True) as process:
         yield process.pid
         process.kill()
@@ -59,7 +59,7 @@ async def test_cancel_ends_the_whole_group(journal: Journal, order: Orders, unti
     assert (record.state, record.exit_code, record.cancelled_by) == (State.EXITED, 143, "Ann Other")
 
 
-async def test_kill_ends_what_ignores_a_cancellation(journal: Journal, order: Orders, until: Until, work: Path) -> None:
+async def test_kill_ends_command_that_ignores_cancel(journal: Journal, order: Orders, until: Until, work: Path) -> None:
     an_order = order(f"trap '' TERM; touch deaf; {WAIT}")
     await journal.launch(an_order)
     await until((work / "deaf").exists)
@@ -73,7 +73,7 @@ async def test_kill_ends_what_ignores_a_cancellation(journal: Journal, order: Or
     assert journal.kill(an_order.operation_id) is False
 
 
-async def test_a_command_that_came_through_keeps_its_code(
+async def test_command_that_completes_despite_cancel_keeps_exit_code(
     journal: Journal, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order(f"trap 'touch told' TERM; touch deaf; {WAIT}; exit 0")
@@ -89,7 +89,7 @@ async def test_a_command_that_came_through_keeps_its_code(
     assert (record.state, record.exit_code, record.cancelled_by) == (State.EXITED, 0, "ann")
 
 
-async def test_cancel_comes_too_late(journal: Journal, order: Orders, until: Until) -> None:
+async def test_late_cancel_changes_nothing(journal: Journal, order: Orders, until: Until) -> None:
     an_order = order()
     await journal.launch(an_order)
     await until(lambda: ended(journal, an_order))
@@ -99,7 +99,7 @@ async def test_cancel_comes_too_late(journal: Journal, order: Orders, until: Unt
 
 
 @pytest.mark.parametrize("change", ["start time", "pid"])
-async def test_a_recycled_pid_is_not_signalled(
+async def test_recycled_pid_is_not_signalled(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path, bystander: int, change: str
 ) -> None:
     an_order = order(f"touch begun; {WAIT}")
@@ -122,7 +122,7 @@ async def test_a_recycled_pid_is_not_signalled(
     assert known(journal, an_order).exit_code == 0
 
 
-async def test_an_operation_without_a_living_lock_signals_nobody(
+async def test_operation_without_held_lock_is_not_signalled(
     journal: Journal, root: Path, order: Orders, bystander: int
 ) -> None:
     an_order = order()
@@ -138,7 +138,7 @@ async def test_an_operation_without_a_living_lock_signals_nobody(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_an_unknown_operation_is_buried_and_never_runs(journal: Journal, order: Orders, work: Path) -> None:
+async def test_unknown_operation_is_buried_and_never_runs(journal: Journal, order: Orders, work: Path) -> None:
     an_order = order("touch ran")
 
     assert journal.cancel(an_order.operation_id, "ann") is CancelOutcome.BURIED
@@ -153,7 +153,7 @@ async def test_an_unknown_operation_is_buried_and_never_runs(journal: Journal, o
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_cancellation_during_the_guard_is_kept(journal: Journal, order: Orders, work: Path) -> None:
+async def test_cancellation_during_the_guard_is_kept(journal: Journal, order: Orders, work: Path) -> None:
     an_order = order("touch ran")
     outcomes = []
 
@@ -170,7 +170,7 @@ async def test_a_cancellation_during_the_guard_is_kept(journal: Journal, order: 
     assert not (work / "ran").exists()
 
 
-async def test_a_cancellation_before_the_command_wrote_its_pid_is_kept(
+async def test_cancellation_before_the_command_wrote_its_pid_is_kept(
     journal: Journal, order: Orders, until: Until, work: Path, gated: Callable[[str], Path]
 ) -> None:
     gate = gated("setsid")
@@ -187,7 +187,7 @@ async def test_a_cancellation_before_the_command_wrote_its_pid_is_kept(
     assert not (work / "ran").exists()
 
 
-async def test_a_cancellation_at_any_moment_of_a_start_wins(journal: Journal, order: Orders, until: Until) -> None:
+async def test_cancel_at_any_moment_of_start_wins(journal: Journal, order: Orders, until: Until) -> None:
     for delay in range(0, 40, 2):
         an_order = order("exec sleep 1000")
 
@@ -207,7 +207,7 @@ async def test_a_cancellation_at_any_moment_of_a_start_wins(journal: Journal, or
             assert (launched, record.state, record.exit_code) == (Launch.STARTED, State.EXITED, 143)
 
 
-async def test_two_who_cancel_at_once_leave_one_whole_name(
+async def test_concurrent_cancels_record_one_complete_name(
     journal: Journal, order: Orders, until: Until, work: Path
 ) -> None:
     names = ["a" * 200, "b" * 200, "c" * 200]
@@ -232,7 +232,7 @@ async def test_two_who_cancel_at_once_leave_one_whole_name(
         ("'; touch injected; '", "'; touch injected; '"),
     ],
 )
-async def test_who_cancelled_is_one_line_of_bounded_length(journal: Journal, by: str, shown: str) -> None:
+async def test_canceller_name_is_one_bounded_line(journal: Journal, by: str, shown: str) -> None:
     operation_id = str(uuid.uuid4())
     journal.cancel(operation_id, by)
     record = journal.read(operation_id)
@@ -241,7 +241,7 @@ async def test_who_cancelled_is_one_line_of_bounded_length(journal: Journal, by:
     assert "\n" not in record.reason
 
 
-async def test_the_supervisor_is_not_of_the_signalled_group(
+async def test_supervisor_is_outside_signalled_process_group(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order(f"touch begun; {WAIT}")

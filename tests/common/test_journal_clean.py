@@ -1,4 +1,4 @@
-"""Removing what ended long ago, and nothing else, whoever else is at work."""
+"""Removal of old operations only, beside concurrent starts."""
 
 import asyncio
 import os
@@ -29,7 +29,9 @@ def ended(journal: Journal, an_order: Order) -> bool:
     return record is not None and record.state is not State.RUNNING
 
 
-async def test_what_ended_longer_ago_is_removed(journal: Journal, root: Path, order: Orders, until: Until) -> None:
+async def test_clean_removes_operations_ended_long_ago(
+    journal: Journal, root: Path, order: Orders, until: Until
+) -> None:
     now = SystemClock().now()
     exited, buried, lost = order(), order(), order()
     await journal.launch(exited)
@@ -48,7 +50,7 @@ async def test_what_ended_longer_ago_is_removed(journal: Journal, root: Path, or
     assert not list((root / "operations").iterdir())
 
 
-async def test_what_lives_stays(journal: Journal, order: Orders, until: Until, work: Path) -> None:
+async def test_clean_keeps_running_operations(journal: Journal, order: Orders, until: Until, work: Path) -> None:
     later = SystemClock().now() + 10 * DAY
     running = order(WAIT)
     await journal.launch(running)
@@ -69,7 +71,7 @@ async def test_what_lives_stays(journal: Journal, order: Orders, until: Until, w
     assert sorted(removed) == both
 
 
-async def test_an_attempt_that_never_started_is_removed_as_well(journal: Journal, root: Path, order: Orders) -> None:
+async def test_clean_removes_attempt_that_never_started(journal: Journal, root: Path, order: Orders) -> None:
     an_order = order()
 
     async def guard() -> Refused | None:
@@ -84,7 +86,7 @@ async def test_an_attempt_that_never_started_is_removed_as_well(journal: Journal
     assert not list((root / "operations").iterdir())
 
 
-async def test_a_guard_at_work_keeps_it(journal: Journal, order: Orders, until: Until) -> None:
+async def test_clean_keeps_operation_with_running_guard(journal: Journal, order: Orders, until: Until) -> None:
     an_order = order()
 
     async def guard() -> Refused | None:
@@ -95,7 +97,7 @@ async def test_a_guard_at_work_keeps_it(journal: Journal, order: Orders, until: 
     await until(lambda: ended(journal, an_order))
 
 
-async def test_what_is_not_an_operation_stays(journal: Journal, root: Path, order: Orders, tmp_path: Path) -> None:
+async def test_clean_keeps_foreign_entries(journal: Journal, root: Path, order: Orders, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "exit").touch()
     linked = order().operation_id
@@ -109,7 +111,7 @@ async def test_what_is_not_an_operation_stays(journal: Journal, root: Path, orde
     assert (tmp_path / "outside" / "exit").exists()
 
 
-async def test_a_lock_in_a_removed_folder_is_none(
+async def test_lock_in_removed_folder_is_void(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path, gated: Callable[[str], Path]
 ) -> None:
     gate = gated("flock")
@@ -134,7 +136,7 @@ async def test_a_lock_in_a_removed_folder_is_none(
     assert (work / "runs").read_text() == "ran\nagain\n"
 
 
-def test_a_folder_taken_away_meanwhile_can_not_be_locked(journal: Journal, root: Path, order: Orders) -> None:
+def test_concurrently_removed_folder_cannot_be_locked(journal: Journal, root: Path, order: Orders) -> None:
     operations, name = root / "operations", order().operation_id
     journal.bury(name, "gone", "Gone.")
     parent = open_folder(str(operations))
@@ -151,7 +153,7 @@ def test_a_folder_taken_away_meanwhile_can_not_be_locked(journal: Journal, root:
     os.close(parent)
 
 
-async def test_cleaning_and_starting_at_once_lose_no_run(
+async def test_concurrent_clean_and_launch_lose_no_run(
     journal: Journal, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order("echo ran >>runs")

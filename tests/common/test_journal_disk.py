@@ -1,4 +1,4 @@
-"""A disk that is full before a start, fills up during the command, or is full when a loss is to be written down."""
+"""A disk that is full before a start, fills up during the command, or is full when a loss is recorded."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ WAIT = "while [ ! -e on ]; do sleep 0.01; done"
 
 @pytest.fixture(params=["tmpfs", "ext4"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """Return a journal's folder on a small disk of its own."""
+    """Return a journal's folder on its own small disk."""
     disk, mount = tmp_path / "disk", shutil.which("mount") or ""
     disk.mkdir()
     if request.param == "tmpfs":
@@ -32,12 +32,12 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         subprocess.run([shutil.which("mkfs.ext4") or "/usr/sbin/mkfs.ext4", "-q", "-m", "0", image], check=True)
         subprocess.run([mount, "-o", "loop", image, disk], check=True)
     yield disk
-    # Lazily: a supervisor that is just ending may still have its folder there.
+    # Lazily: a supervisor that is about to exit may still have its folder there.
     subprocess.run([shutil.which("umount") or "/bin/umount", "--lazy", disk], check=True)
 
 
 def fill(disk: Path, leave: int = 0) -> Path:
-    """Fill the disk but for about `leave` bytes; removing the returned file makes room again."""
+    """Fill the disk except for about `leave` bytes; removal of the returned file frees it again."""
     filler, rest = disk / "filler", disk / "rest"
     rest.write_bytes(b"x" * leave)
     with filler.open("ab", buffering=0) as file:
@@ -72,7 +72,7 @@ def no_room(disk: Path) -> bool:
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_full_disk_starts_nothing_and_says_so(
+async def test_full_disk_prevents_start_and_is_reported(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order("touch ran")
@@ -94,7 +94,7 @@ async def test_a_full_disk_starts_nothing_and_says_so(
     assert (work / "ran").exists()
 
 
-async def test_with_any_room_left_it_is_either_started_whole_or_full(
+async def test_launch_with_little_room_starts_completely_or_reports_full(
     journal: Journal, root: Path, order: Orders, until: Until
 ) -> None:
     outcomes = set()
@@ -116,7 +116,7 @@ async def test_with_any_room_left_it_is_either_started_whole_or_full(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_disk_that_fills_up_loses_no_exit_code(
+async def test_disk_that_fills_up_loses_no_exit_code(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order(f"printf before; touch begun; {WAIT}; echo after; exit 9")
@@ -135,7 +135,7 @@ async def test_a_disk_that_fills_up_loses_no_exit_code(
     assert b"beforeafter\n".startswith(output)
 
 
-async def test_a_command_that_fills_the_disk_itself_can_be_cancelled(
+async def test_command_that_fills_the_disk_itself_can_be_cancelled(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order("dd if=/dev/zero bs=65536; touch filled; sleep 1000")
@@ -150,7 +150,7 @@ async def test_a_command_that_fills_the_disk_itself_can_be_cancelled(
     assert (known(journal, an_order).exit_code, known(journal, an_order).cancelled_by) == (143, "Ann Other")
 
 
-async def test_a_loss_on_a_full_disk_is_known_and_written_down(
+async def test_lost_run_on_full_disk_is_known_and_recorded_later(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order("touch begun; exec sleep 1000")

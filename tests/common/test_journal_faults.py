@@ -74,7 +74,7 @@ def processes_of(an_order: Order) -> list[int]:
 
 
 @pytest.mark.parametrize("end", ["killed", "after its loop"])
-async def test_the_command_outlives_who_started_it(
+async def test_command_outlives_its_starter(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path, started_elsewhere: Programs, end: str
 ) -> None:
     an_order = order(f"printf before; {WAIT}; printf after; exit 5")
@@ -93,7 +93,7 @@ async def test_the_command_outlives_who_started_it(
     assert journal.read_output(an_order.operation_id, 0, 100) == b"beforeafter"
 
 
-async def test_a_starter_killed_before_it_decided_leaves_nothing(
+async def test_starter_killed_before_decision_leaves_nothing(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path, started_elsewhere: Programs
 ) -> None:
     an_order = order("echo ran >>runs")
@@ -112,9 +112,7 @@ async def test_a_starter_killed_before_it_decided_leaves_nothing(
     assert (work / "runs").read_text() == "ran\n"
 
 
-async def test_a_launch_given_up_before_it_decided_leaves_nothing(
-    journal: Journal, order: Orders, until: Until
-) -> None:
+async def test_launch_cancelled_before_decision_leaves_nothing(journal: Journal, order: Orders, until: Until) -> None:
     reached = asyncio.Event()
 
     async def guard() -> Refused | None:
@@ -134,7 +132,7 @@ async def test_a_launch_given_up_before_it_decided_leaves_nothing(
 
 @pytest.mark.usefixtures("every_shell")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE])
-async def test_a_signal_to_the_supervisor_loses_nothing(
+async def test_signal_to_the_supervisor_loses_nothing(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path, number: signal.Signals
 ) -> None:
     an_order = order(f"{WAIT}; printf whole; exit 3")
@@ -149,7 +147,7 @@ async def test_a_signal_to_the_supervisor_loses_nothing(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_the_command_outlives_its_supervisor_and_is_lost_then(
+async def test_command_without_supervisor_continues_and_ends_as_lost(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order(f"echo ran >>runs; {WAIT}; printf done; rm on")
@@ -169,7 +167,7 @@ async def test_the_command_outlives_its_supervisor_and_is_lost_then(
     assert (work / "runs").read_text() == "ran\n"
 
 
-async def test_a_command_without_its_supervisor_can_be_cancelled(
+async def test_command_without_its_supervisor_can_be_cancelled(
     journal: Journal, root: Path, order: Orders, until: Until
 ) -> None:
     an_order = order("sleep 1000")
@@ -184,7 +182,9 @@ async def test_a_command_without_its_supervisor_can_be_cancelled(
     assert known(journal, an_order).cancelled_by == "ann"
 
 
-async def test_everything_killed_is_lost(journal: Journal, root: Path, order: Orders, until: Until, work: Path) -> None:
+async def test_operation_with_all_processes_killed_is_lost(
+    journal: Journal, root: Path, order: Orders, until: Until, work: Path
+) -> None:
     an_order = order("echo ran >>runs; printf some; exec sleep 1000")
     await journal.launch(an_order)
     await until(lambda: journal.read_output(an_order.operation_id, 0, 10) == b"some")
@@ -199,7 +199,7 @@ async def test_everything_killed_is_lost(journal: Journal, root: Path, order: Or
 
 @pytest.mark.usefixtures("every_shell")
 @pytest.mark.parametrize("first", ["read", "launch", "bury", "cancel", "kill"])
-async def test_after_a_power_cut_it_is_lost_whoever_looks_first(
+async def test_operation_is_lost_after_power_cut_for_any_reader(
     journal: Journal, root: Path, order: Orders, work: Path, first: str
 ) -> None:
     an_order = order("echo ran >>runs")
@@ -238,7 +238,7 @@ TORN = [
 
 @pytest.mark.usefixtures("every_shell")
 @pytest.mark.parametrize("by", ["read", "the supervisor"])
-async def test_only_a_whole_record_of_a_whole_output_is_accepted(
+async def test_only_complete_record_of_complete_output_is_accepted(
     journal: Journal, root: Path, order: Orders, by: str
 ) -> None:
     for text in (*TORN, WHOLE):
@@ -257,7 +257,7 @@ async def test_only_a_whole_record_of_a_whole_output_is_accepted(
         assert (folder / "exit").read_text() == (WHOLE if text == WHOLE else WHOLE.replace("exited", "lost  ")), text
 
 
-async def test_a_torn_record_waits_for_the_lock(journal: Journal, root: Path, order: Orders) -> None:
+async def test_torn_record_waits_for_the_lock(journal: Journal, root: Path, order: Orders) -> None:
     an_order = order()
     folder = files_of(root, an_order)
     folder.mkdir()
@@ -271,9 +271,7 @@ async def test_a_torn_record_waits_for_the_lock(journal: Journal, root: Path, or
     assert known(journal, an_order).state is State.LOST
 
 
-async def test_a_damaged_tombstone_still_keeps_it_from_running(
-    journal: Journal, root: Path, order: Orders, work: Path
-) -> None:
+async def test_damaged_tombstone_still_prevents_start(journal: Journal, root: Path, order: Orders, work: Path) -> None:
     an_order = order("echo ran >>runs")
     journal.bury(an_order.operation_id, "gone", "Gone.")
     (files_of(root, an_order) / "exit").write_text("1 bur")
@@ -281,7 +279,7 @@ async def test_a_damaged_tombstone_still_keeps_it_from_running(
     assert not (work / "runs").exists()
 
 
-async def test_what_a_command_leaves_running_does_not_hold_its_record_back(
+async def test_background_process_of_command_does_not_delay_record(
     journal: Journal, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order(f"(setsid sh -c '{WAIT}; printf late') & printf done")

@@ -1,4 +1,4 @@
-"""The locks of directory and project, the guard, tombstones, and what lies in the journal's folder that shouldn't."""
+"""Locks of directory and project, the guard, tombstones, and foreign entries in the journal's folder."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ def ended(journal: Journal, an_order: Order) -> bool:
 
 @pytest.mark.usefixtures("every_shell")
 @pytest.mark.parametrize("lock", ["directory", "project"])
-async def test_one_operation_at_a_time(
+async def test_second_operation_on_same_app_is_busy(
     journal: Journal, order: Orders, until: Until, tmp_path: Path, work: Path, lock: str
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -54,12 +54,12 @@ async def test_one_operation_at_a_time(
     assert await journal.launch(order(app_directory=same, project="web")) is Launch.STARTED
 
 
-async def test_the_next_operation_may_follow_at_once(
+async def test_next_operation_may_follow_immediately(
     journal: Journal, order: Orders, until: Until, tmp_path: Path
 ) -> None:
     slow = tmp_path / "slow"
     slow.mkdir()
-    # The last thing a supervisor does, its record of the end being there already.
+    # The last step of a supervisor, after its record of the end.
     (slow / "sync").write_text(
         f'#!/bin/sh\n[ "$*" != . ] || until [ -e \'{slow}/open\' ]; do sleep 0.01; done\nexec /bin/sync "$@"\n'
     )
@@ -83,7 +83,7 @@ async def test_different_apps_do_not_wait_for_each_other(
     await until(lambda: ended(journal, first))
 
 
-async def test_the_directory_stays_locked_while_the_command_lives(
+async def test_directory_stays_locked_while_the_command_lives(
     journal: Journal, root: Path, order: Orders, until: Until, work: Path
 ) -> None:
     first = order(f"touch begun; {WAIT}")
@@ -100,7 +100,7 @@ async def test_the_directory_stays_locked_while_the_command_lives(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_the_guard_refuses(journal: Journal, order: Orders, work: Path) -> None:
+async def test_guard_refusal_prevents_start(journal: Journal, order: Orders, work: Path) -> None:
     an_order = order("touch ran")
     calls = []
 
@@ -119,7 +119,7 @@ async def test_the_guard_refuses(journal: Journal, order: Orders, work: Path) ->
     assert not (work / "ran").exists()
 
 
-async def test_a_guard_that_fails_leaves_the_operation_unstarted(
+async def test_guard_that_fails_leaves_the_operation_unstarted(
     journal: Journal, order: Orders, until: Until, work: Path
 ) -> None:
     an_order = order("touch ran")
@@ -136,7 +136,7 @@ async def test_a_guard_that_fails_leaves_the_operation_unstarted(
     await until((work / "ran").exists)
 
 
-async def test_the_guard_decides_under_the_locks(journal: Journal, order: Orders, until: Until, work: Path) -> None:
+async def test_guard_decides_under_the_locks(journal: Journal, order: Orders, until: Until, work: Path) -> None:
     first, other = order("echo ran >>runs"), order()
     again: list[asyncio.Task[Launch]] = []
 
@@ -154,7 +154,7 @@ async def test_the_guard_decides_under_the_locks(journal: Journal, order: Orders
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_tombstone_keeps_it_from_ever_running(journal: Journal, order: Orders, work: Path) -> None:
+async def test_tombstone_prevents_any_later_start(journal: Journal, order: Orders, work: Path) -> None:
     an_order = order("touch ran")
 
     record = journal.bury(an_order.operation_id, "moved", "It went to another\nhost.")
@@ -166,7 +166,9 @@ async def test_a_tombstone_keeps_it_from_ever_running(journal: Journal, order: O
     assert not (work / "ran").exists()
 
 
-async def test_what_runs_or_ran_is_not_buried(journal: Journal, order: Orders, until: Until, work: Path) -> None:
+async def test_running_or_ended_operation_is_not_buried(
+    journal: Journal, order: Orders, until: Until, work: Path
+) -> None:
     an_order = order(WAIT)
     await journal.launch(an_order)
     assert journal.bury(an_order.operation_id, "gone", "Gone.").state is State.RUNNING
@@ -175,9 +177,7 @@ async def test_what_runs_or_ran_is_not_buried(journal: Journal, order: Orders, u
     assert journal.bury(an_order.operation_id, "gone", "Gone.").state is State.EXITED
 
 
-async def test_burying_waits_for_one_that_is_just_being_started(
-    journal: Journal, order: Orders, until: Until, work: Path
-) -> None:
+async def test_bury_waits_for_concurrent_start(journal: Journal, order: Orders, until: Until, work: Path) -> None:
     an_order = order(WAIT)
     burials: list[asyncio.Task[Record]] = []
 
@@ -192,7 +192,7 @@ async def test_burying_waits_for_one_that_is_just_being_started(
     await until(lambda: ended(journal, an_order))
 
 
-async def test_burying_and_starting_at_once_has_one_winner(
+async def test_concurrent_bury_and_start_have_one_winner(
     journal: Journal, order: Orders, until: Until, work: Path
 ) -> None:
     for delay in range(0, 30, 3):
@@ -210,7 +210,7 @@ async def test_burying_and_starting_at_once_has_one_winner(
         (work / "runs").unlink(missing_ok=True)
 
 
-async def test_a_code_is_one_word(journal: Journal, order: Orders) -> None:
+async def test_error_code_is_one_word(journal: Journal, order: Orders) -> None:
     with pytest.raises(ValueError, match="snake_case"):
         journal.bury(str(uuid.uuid4()), "two words", "No.")
 
@@ -224,7 +224,7 @@ async def test_a_code_is_one_word(journal: Journal, order: Orders) -> None:
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_links_are_not_followed(journal: Journal, root: Path, order: Orders, tmp_path: Path) -> None:
+async def test_symlinks_are_not_followed(journal: Journal, root: Path, order: Orders, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("untouched")
@@ -256,7 +256,7 @@ async def test_links_are_not_followed(journal: Journal, root: Path, order: Order
     assert (outside / "file").read_text() == "untouched"
 
 
-async def test_a_pipe_in_the_place_of_a_file_hangs_nobody(journal: Journal, root: Path, order: Orders) -> None:
+async def test_named_pipe_instead_of_file_blocks_no_reader(journal: Journal, root: Path, order: Orders) -> None:
     an_order = order()
     folder = root / "operations" / an_order.operation_id
     folder.mkdir()
@@ -269,7 +269,7 @@ async def test_a_pipe_in_the_place_of_a_file_hangs_nobody(journal: Journal, root
 
 
 @pytest.mark.parametrize("name", ["operations", "locks"])
-def test_a_folder_that_is_a_link_is_refused(tmp_path: Path, name: str) -> None:
+def test_symlinked_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o755)
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / name).symlink_to(tmp_path / "elsewhere")
@@ -292,7 +292,7 @@ def shared() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-async def test_members_of_the_group_share_it(shared: Path, order: Orders, until: Until) -> None:
+async def test_journal_is_shared_by_group_members(shared: Path, order: Orders, until: Until) -> None:
     setpriv = shutil.which("setpriv")
     assert setpriv is not None
     work = shared / "work"

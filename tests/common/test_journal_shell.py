@@ -1,4 +1,4 @@
-"""The journal as a shell on its host works it: the same files, and the same answers as the journal's own."""
+"""The journal's shell implementation: it reads and writes the same files and gives the same results."""
 
 import asyncio
 import os
@@ -23,26 +23,26 @@ HOSTILE = 'anna\'; touch /tmp/owned; $(touch owned) `touch owned` "x" \\ é'
 
 
 class Started(Protocol):
-    """A shell that stands in for /bin/sh."""
+    """A shell in place of /bin/sh."""
 
     launcher: tuple[str, ...]
     path: str
 
 
 class ByShell:
-    """The journal's calls, each in a shell of its own."""
+    """The journal's calls, each in a new shell."""
 
     def __init__(self, root: Path, shell: Started) -> None:
         self.root = str(root)
         self._shell = shell
 
     def look(self, *orders: Order, after: int = 0, limit: int = 1000) -> list[Look]:
-        """Return what a look at each finds."""
+        """Return the state and new output of each operation."""
         calls = [journal_shell.look_call(self.root, o.operation_id, after, limit) for o in orders]
         return journal_shell.parse_outputs(self._run("\n".join(calls)), len(calls), 1 << 20)
 
     def show(self, operation_id: str) -> Record | None:
-        """Return all that is known of one."""
+        """Return the record of an operation."""
         return journal_shell.read_record(operation_id, self._run(journal_shell.show_call(self.root, operation_id)))
 
     def cancel(self, operation_id: str, by: str = "anna") -> str:
@@ -50,7 +50,7 @@ class ByShell:
         return self._run(journal_shell.cancel_call(self.root, operation_id, by)).decode().strip()
 
     def clean(self, days: int) -> list[str]:
-        """Remove what is older; returns the ids."""
+        """Remove older operations; returns their ids."""
         return self._run(journal_shell.clean_call(self.root, days)).decode().split()
 
     def _run(self, call: str) -> bytes:
@@ -93,7 +93,7 @@ async def test_output_is_read_by_offset_while_it_runs_and_afterwards(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_record_is_the_same_as_the_journal_s_own(
+async def test_record_equals_that_of_python_journal(
     journal: Journal, by_shell: ByShell, order: Orders, until: Until, work: Path
 ) -> None:
     held, failed, refused = order(HOLD), order("echo no; exit 7", app_directory="/a"), order(app_directory="/b")
@@ -114,7 +114,7 @@ async def test_a_record_is_the_same_as_the_journal_s_own(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_lost_run_is_found_out_and_written_down(
+async def test_lost_run_is_detected_and_recorded(
     journal: Journal, by_shell: ByShell, order: Orders, until: Until, root: Path
 ) -> None:
     lost = order("sleep 600")
@@ -134,7 +134,7 @@ async def test_a_lost_run_is_found_out_and_written_down(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_cancellation_ends_the_group_and_says_who_did_it(
+async def test_cancel_ends_process_group_and_records_requester(
     journal: Journal, by_shell: ByShell, order: Orders, until: Until, work: Path
 ) -> None:
     held = order(HOLD)
@@ -151,7 +151,7 @@ async def test_a_cancellation_ends_the_group_and_says_who_did_it(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_what_ignores_a_cancellation_is_killed_ten_seconds_later_whoever_is_gone(
+async def test_command_ignoring_cancel_is_killed_after_ten_seconds(
     journal: Journal, by_shell: ByShell, order: Orders, until: Until
 ) -> None:
     deaf = order(STUBBORN)
@@ -168,7 +168,7 @@ async def test_what_ignores_a_cancellation_is_killed_ten_seconds_later_whoever_i
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_what_never_came_is_buried_and_never_runs(
+async def test_missing_operation_gets_tombstone_and_never_runs(
     journal: Journal, by_shell: ByShell, order: Orders, work: Path
 ) -> None:
     late = order("touch ran")
@@ -184,7 +184,7 @@ async def test_what_never_came_is_buried_and_never_runs(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_a_cancellation_during_the_guard_is_kept(
+async def test_cancellation_during_the_guard_is_kept(
     journal: Journal, by_shell: ByShell, order: Orders, work: Path
 ) -> None:
     guarded = order("touch ran")
@@ -199,7 +199,7 @@ async def test_a_cancellation_during_the_guard_is_kept(
 
 
 @pytest.mark.usefixtures("every_shell")
-async def test_what_ended_longer_ago_is_removed_and_what_lives_stays(
+async def test_clean_removes_old_operations_and_keeps_running_ones(
     journal: Journal, by_shell: ByShell, order: Orders, until: Until, root: Path, work: Path
 ) -> None:
     old, young, held = order(app_directory="/a"), order(app_directory="/b"), order(HOLD)
@@ -225,7 +225,7 @@ async def test_what_ended_longer_ago_is_removed_and_what_lives_stays(
 
 
 @pytest.mark.parametrize("place", ["spec", "lock", "exit"])
-def test_a_link_in_the_journal_leads_nobody_elsewhere(
+def test_symlink_in_journal_is_not_followed(
     journal: Journal, by_shell: ByShell, root: Path, tmp_path: Path, place: str
 ) -> None:
     del journal

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, into a file that may be moved away, and never the end of the program."""
+"""Logs: one JSON object per line, into a file that may be rotated; logging errors never end the program."""
 
 import io
 import json
@@ -27,13 +27,13 @@ def _as_before() -> Iterator[None]:
 
 
 def lines(text: str) -> list[Any]:
-    """Return what was logged."""
+    """Return the log lines."""
     return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Callable[[], tuple[Any, Path, io.StringIO]]:
-    """Return what begins to log into a file and a stream."""
+    """Return a function that starts logging into a file and a stream."""
 
     def made() -> tuple[Any, Path, io.StringIO]:
         path, stream = tmp_path / "app.log", io.StringIO()
@@ -59,7 +59,7 @@ def test_every_line_is_in_the_file_and_on_the_stream(begin: Callable[[], tuple[A
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_a_file_that_was_moved_away_is_begun_anew(begin: Callable[[], tuple[Any, Path, io.StringIO]]) -> None:
+def test_rotated_log_file_is_reopened(begin: Callable[[], tuple[Any, Path, io.StringIO]]) -> None:
     log, path, _ = begin()
     log.info("first")
     path.rename(path.with_suffix(".log.1"))
@@ -71,7 +71,7 @@ def test_a_file_that_was_moved_away_is_begun_anew(begin: Callable[[], tuple[Any,
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_a_file_that_is_cut_short_in_place_goes_on(begin: Callable[[], tuple[Any, Path, io.StringIO]]) -> None:
+def test_truncated_log_file_is_continued(begin: Callable[[], tuple[Any, Path, io.StringIO]]) -> None:
     log, path, _ = begin()
     log.info("first")
     os.truncate(path, 0)
@@ -79,7 +79,9 @@ def test_a_file_that_is_cut_short_in_place_goes_on(begin: Callable[[], tuple[Any
     assert [line["event"] for line in lines(path.read_text())] == ["second"]
 
 
-def test_a_folder_that_is_gone_ends_nothing(begin: Callable[[], tuple[Any, Path, io.StringIO]], tmp_path: Path) -> None:
+def test_missing_log_folder_does_not_end_program(
+    begin: Callable[[], tuple[Any, Path, io.StringIO]], tmp_path: Path
+) -> None:
     log, path, stream = begin()
     path.unlink()
     tmp_path.rename(tmp_path.with_name("elsewhere"))
@@ -90,17 +92,17 @@ def test_a_folder_that_is_gone_ends_nothing(begin: Callable[[], tuple[Any, Path,
     assert [line["event"] for line in lines(path.read_text())] == ["and_again"]
 
 
-def test_a_file_that_can_t_be_written_is_told_at_once(tmp_path: Path) -> None:
+def test_unwritable_log_file_is_reported_immediately(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         logging.configure("info", file=tmp_path / "no" / "app.log")
 
 
 @pytest.mark.parametrize(("text", "sane"), [("a-b_c.1", True), ("", False), ("x" * 129, False), ("a b", False)])
-def test_what_may_be_a_request_s_id(text: str, sane: bool) -> None:  # noqa: FBT001 - a case's answer
+def test_request_id_format_is_checked(text: str, sane: bool) -> None:  # noqa: FBT001 - a case's answer
     assert logging.is_request_id(text) is sane
 
 
-def test_the_request_s_id_is_that_of_the_work_at_hand() -> None:
+def test_log_line_has_request_id_of_current_task() -> None:
     assert logging.request_id() == ""
     with structlog.contextvars.bound_contextvars(request_id="abc"):
         assert logging.request_id() == "abc"

@@ -1,4 +1,4 @@
-"""What containers say about an app."""
+"""The status and health of an app, from its containers."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ containers = st.builds(
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_an_app_runs_while_one_container_holds_resources(state: str) -> None:
+def test_app_is_running_while_one_container_is_alive(state: str) -> None:
     alive = state in {"running", "restarting", "paused", "removing"}
     expected = AppStatus.RUNNING if alive else AppStatus.STOPPED
     assert observed_status([DONE, replace(UP, state=state)]) is expected
@@ -62,7 +62,7 @@ def test_an_app_runs_while_one_container_holds_resources(state: str) -> None:
         ([replace(UP, health="unhealthy"), FAILED], Health.UNHEALTHY),
     ],
 )
-def test_the_worst_word_wins(found: list[ContainerState], health: Health) -> None:
+def test_worst_container_state_determines_health(found: list[ContainerState], health: Health) -> None:
     assert judge(found, {}).health is health
 
 
@@ -84,7 +84,7 @@ def test_the_worst_word_wins(found: list[ContainerState], health: Health) -> Non
         ([replace(UP, service="gone")], {"a": 0}, Health.UNKNOWN),
     ],
 )
-def test_a_service_with_too_few_containers_is_seen(
+def test_too_few_containers_degrade_health(
     found: list[ContainerState], replicas: dict[str, int], health: Health
 ) -> None:
     assert judge(found, replicas).health is health
@@ -126,7 +126,7 @@ AT_NOON = datetime(2026, 5, 6, 12, 0, 30, tzinfo=UTC)
         ),
     ],
 )
-def test_a_health_that_isn_t_good_has_a_reason(found: list[ContainerState], reason: str | None) -> None:
+def test_bad_health_has_a_reason(found: list[ContainerState], reason: str | None) -> None:
     assert judge(found, {}).reason == reason
     assert judge(found[::-1], {}).reason == reason
 
@@ -153,14 +153,14 @@ RESTARTED = replace(UP, restarts=3, started_at=STARTED_AT)
         (replace(RESTARTED, started_at=None), 10**6, True),
     ],
 )
-def test_what_was_restarted_counts_once_something_shows_that_it_stays_up(
+def test_restarted_container_counts_as_looping_until_it_stays_up(
     container: ContainerState, seconds: int, *, expected: bool
 ) -> None:
     assert is_restart_looping(container, int(STARTED_AT.timestamp()) + seconds) is expected
 
 
 @given(st.lists(containers, max_size=5))
-def test_the_order_does_not_matter_and_nothing_stopped_is_healthy(found: list[ContainerState]) -> None:
+def test_container_order_is_irrelevant_and_stopped_app_is_never_healthy(found: list[ContainerState]) -> None:
     assert judge(found[::-1], {}).health is judge(found, {}).health
     assert observed_status(found[::-1]) is observed_status(found)
     if judge(found, {}).health is not Health.UNKNOWN:

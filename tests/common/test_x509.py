@@ -1,4 +1,4 @@
-"""Keys, requests, and what an enrolment may bring back."""
+"""Keys, certificate requests, and the checks of an enrolment reply."""
 
 import datetime as dt
 
@@ -44,13 +44,13 @@ def certificate(
     return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def test_a_key_survives_being_written_down() -> None:
+def test_key_survives_pem_serialisation() -> None:
     key = new_key()
     assert key.curve.name == "secp256r1"
     assert key_from_pem(key_to_pem(key)).private_numbers() == key.private_numbers()
 
 
-def test_another_kind_of_key_is_refused() -> None:
+def test_unsupported_key_type_is_refused() -> None:
     pem = rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -59,14 +59,14 @@ def test_another_kind_of_key_is_refused() -> None:
             key_from_pem(text)
 
 
-def test_a_request_is_signed_by_its_key() -> None:
+def test_request_is_signed_by_its_key() -> None:
     key = new_key()
     request = x509.load_pem_x509_csr(signing_request(key, "host-1"))
     assert request.is_signature_valid
     assert request.public_key() == key.public_key()
 
 
-def test_a_certificate_tells_its_names_and_its_end() -> None:
+def test_certificate_names_and_expiry_are_read() -> None:
     key = new_key()
     name = agent_name("4f1c")
     pem = certificate("agent", key, "ca", new_key(), [name, "other"])
@@ -77,7 +77,7 @@ def test_a_certificate_tells_its_names_and_its_end() -> None:
     assert fingerprint(pem) == x509.load_pem_x509_certificate(pem).fingerprint(hashes.SHA256()).hex()
 
 
-def test_only_the_announced_authority_s_certificate_for_this_key_is_taken() -> None:
+def test_only_certificate_of_pinned_authority_for_own_key_is_accepted() -> None:
     ca_key, key = new_key(), new_key()
     ca = certificate("ca", ca_key, "ca", ca_key)
     good = certificate("agent", key, "ca", ca_key)

@@ -1,4 +1,4 @@
-"""The ways to a host: a fake one, a real agent, a real sshd, on a real Engine. All have to pass the same tests."""
+"""The implementations of HostTransport: a fake host, a real agent, a real sshd; the last two on a real Engine."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ async def fake() -> AsyncIterator[Rig]:
 
 @pytest.fixture
 async def agent(enrolled_agent: LoneAgent) -> AsyncIterator[Rig]:
-    """Return a real agent, reached as the controller reaches it."""
+    """Return a real agent, called like the controller calls it."""
     channels = AgentChannels(ControllerIdentity(enrolled_agent.desk.authority, SystemClock()).current)
     yield AgentRig(enrolled_agent, channels)
     await channels.close()

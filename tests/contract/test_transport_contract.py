@@ -1,4 +1,4 @@
-"""What services count on, whatever the way to a host: see the docstrings of HostTransport."""
+"""The contract that services rely on, for every implementation: see the docstrings of HostTransport."""
 
 import asyncio
 import time
@@ -37,11 +37,11 @@ ALL = LogsWanted()
 
 
 def facts(end: End) -> tuple[object, ...]:
-    """Return what of an end must be the same whenever it is asked for; the look at the containers is made anew."""
+    """Return the fields of an end that never change; the observation of the containers is repeated."""
     return (end.kind, end.exit_code, end.length, end.cancelled_by, end.code, end.reason)
 
 
-async def test_a_host_tells_its_facts(rig: Rig) -> None:
+async def test_host_info_is_returned(rig: Rig) -> None:
     await rig.transport.connect()
     info = await rig.transport.info()
     assert isinstance(info, HostInfo)
@@ -53,7 +53,7 @@ async def test_a_host_tells_its_facts(rig: Rig) -> None:
     assert rig.transport.name == rig.name
 
 
-async def test_a_start_is_followedto_its_end_with_what_there_is_afterwards(rig: Rig) -> None:
+async def test_followed_start_ends_with_final_observation(rig: Rig) -> None:
     cd_path = rig.app()
     output, end = await run(rig.transport, order(cd_path))
     assert output
@@ -76,19 +76,19 @@ async def test_a_start_is_followedto_its_end_with_what_there_is_afterwards(rig: 
     assert (await rig.transport.info()).running_containers == before - 1
 
 
-async def test_a_second_start_of_the_same_id_attaches(rig: Rig) -> None:
+async def test_second_start_of_the_same_id_attaches(rig: Rig) -> None:
     sent = order(rig.app())
     await rig.transport.start(sent)
     await rig.transport.start(sent)
     first, end = await followed(rig.transport, sent.operation_id)
     await rig.transport.start(sent)
     assert (await followed(rig.transport, sent.operation_id))[0] == first
-    # What ran twice would have printed twice.
+    # A second run would have printed twice.
     assert end.length == len(first)
     assert first.count(b'"Starting"') <= 1
 
 
-async def test_following_twice_tells_the_same_and_from_an_offset_the_rest(rig: Rig) -> None:
+async def test_repeated_follow_yields_same_output_from_any_offset(rig: Rig) -> None:
     sent = order(rig.app())
     whole, end = await run(rig.transport, sent)
     again, same = await followed(rig.transport, sent.operation_id)
@@ -98,14 +98,14 @@ async def test_following_twice_tells_the_same_and_from_an_offset_the_rest(rig: R
         assert (rest, facts(same)) == (whole[after:], facts(end))
 
 
-async def test_two_may_follow_at_once(rig: Rig) -> None:
+async def test_concurrent_followers_get_the_same_output(rig: Rig) -> None:
     sent = order(rig.app())
     await rig.transport.start(sent)
     one, other = await asyncio.gather(*(followed(rig.transport, sent.operation_id) for _ in range(2)))
     assert (one[0], facts(one[1])) == (other[0], facts(other[1]))
 
 
-async def test_who_stops_following_changes_nothing(rig: Rig) -> None:
+async def test_follower_that_stops_changes_nothing(rig: Rig) -> None:
     sent = order(rig.app())
     await rig.transport.start(sent)
     async with aclosing(rig.transport.follow(sent.operation_id, 0)) as items:
@@ -115,14 +115,14 @@ async def test_who_stops_following_changes_nothing(rig: Rig) -> None:
     assert (end.kind, end.exit_code) == (EndKind.EXITED, 0)
 
 
-async def test_an_operation_nobody_sent_is_unknown(rig: Rig) -> None:
+async def test_unsent_operation_is_unknown(rig: Rig) -> None:
     with pytest.raises(HostRefusedError) as caught:
         await followed(rig.transport, uuid4())
     assert caught.value.code == "operation_unknown"
     assert caught.value.sentence.endswith(".")
 
 
-async def test_a_cancelled_start_ends_and_says_who_did_it(rig: Rig) -> None:
+async def test_cancelled_start_ends_with_requester(rig: Rig) -> None:
     sent = order(rig.slow_app())
     await rig.transport.start(sent)
     assert await rig.transport.cancel(sent.operation_id, "anna") is CancelOutcome.SIGNALLED
@@ -133,7 +133,7 @@ async def test_a_cancelled_start_ends_and_says_who_did_it(rig: Rig) -> None:
     assert (await followed(rig.transport, sent.operation_id))[1].cancelled_by == "anna"
 
 
-async def test_a_cancel_of_what_never_came_keeps_it_from_ever_starting(rig: Rig) -> None:
+async def test_cancel_of_missing_operation_prevents_its_start(rig: Rig) -> None:
     cd_path = rig.app()
     sent = order(cd_path)
     assert await rig.transport.cancel(sent.operation_id, "anna") is CancelOutcome.BURIED
@@ -149,7 +149,7 @@ async def test_a_cancel_of_what_never_came_keeps_it_from_ever_starting(rig: Rig)
     assert [list(app.containers) for app in snapshot.apps] == [[]]
 
 
-async def test_a_stop_can_t_be_cancelled(rig: Rig) -> None:
+async def test_stop_cannot_be_cancelled(rig: Rig) -> None:
     sent = order(rig.app(), OperationKind.DOWN)
     await rig.transport.start(sent)
     with pytest.raises(HostRefusedError) as caught:
@@ -160,14 +160,14 @@ async def test_a_stop_can_t_be_cancelled(rig: Rig) -> None:
 
 
 async def first_word(transport: HostTransport, *paths: str) -> Snapshot:
-    """Return a watch's first word."""
+    """Return a watch's first item."""
     async with asyncio.timeout(PATIENCE), aclosing(watching(transport, *paths)) as items:
         snapshot = await anext(items)
     assert isinstance(snapshot, Snapshot)
     return snapshot
 
 
-async def test_a_watch_begins_with_everything_and_tells_of_each_death(rig: Rig) -> None:
+async def test_watch_begins_with_snapshot_and_reports_each_exit(rig: Rig) -> None:
     cd_path, idle = rig.app(), rig.app()
     await run(rig.transport, order(cd_path))
     async with asyncio.timeout(PATIENCE), aclosing(watching(rig.transport, cd_path, idle)) as items:
@@ -189,14 +189,14 @@ async def test_a_watch_begins_with_everything_and_tells_of_each_death(rig: Rig) 
 
 
 async def next_of(items: AsyncGenerator[WatchItem, None], cd_path: str) -> AppObservation:
-    """Return the next that a watch tells of an app."""
+    """Return a watch's next item about an app."""
     async for item in items:
         if isinstance(item, AppObservation) and item.cd_path == cd_path:
             return item
     raise AssertionError("the watch ended")
 
 
-async def test_a_watch_tells_of_an_app_that_was_started_meanwhile(rig: Rig) -> None:
+async def test_watch_reports_app_started_later(rig: Rig) -> None:
     cd_path = rig.app()
     async with asyncio.timeout(PATIENCE), aclosing(watching(rig.transport, cd_path)) as items:
         assert isinstance(await anext(items), Snapshot)
@@ -205,7 +205,7 @@ async def test_a_watch_tells_of_an_app_that_was_started_meanwhile(rig: Rig) -> N
             pass
 
 
-async def test_a_look_sees_what_there_is_now(rig: Rig) -> None:
+async def test_observation_shows_current_containers(rig: Rig) -> None:
     cd_path = rig.app()
     assert list((await rig.transport.look(HostApp(cd_path))).containers) == []
     await run(rig.transport, order(cd_path))
@@ -217,7 +217,7 @@ async def test_a_look_sees_what_there_is_now(rig: Rig) -> None:
     assert (container.alive, container.exit_code) == (False, 137)
 
 
-async def test_projects_are_listed_with_their_directory_whether_they_run_or_not(rig: Rig) -> None:
+async def test_projects_are_listed_with_directory_running_or_not(rig: Rig) -> None:
     cd_path = rig.app()
     assert cd_path not in [found.project.directory for found in await rig.transport.projects()]
     await run(rig.transport, order(cd_path))
@@ -234,7 +234,7 @@ async def read_logs(rig: Rig, cd_path: str, wanted: LogsWanted = ALL) -> list[Lo
 
 
 async def talking(rig: Rig, cd_path: str) -> list[LogLine]:
-    """Start an app that writes, and return its lines once all are there."""
+    """Start an app that writes logs, and return its lines once all have arrived."""
     await run(rig.transport, order(cd_path))
     lines: list[LogLine] = []
 
@@ -246,7 +246,7 @@ async def talking(rig: Rig, cd_path: str) -> list[LogLine]:
     return lines
 
 
-async def test_logs_are_read_in_order_and_only_as_far_as_they_are_wanted(rig: Rig) -> None:
+async def test_logs_are_read_in_order_up_to_requested_tail(rig: Rig) -> None:
     cd_path = rig.talker()
     lines = await talking(rig, cd_path)
     assert tuple(line.text for line in lines) == SAYS
@@ -263,7 +263,7 @@ async def test_logs_are_read_in_order_and_only_as_far_as_they_are_wanted(rig: Ri
     assert caught.value.code == "service_not_found"
 
 
-async def test_followed_logs_go_on_through_a_restart_and_nothing_comes_twice(rig: Rig) -> None:
+async def test_followed_logs_continue_through_restart_without_duplicates(rig: Rig) -> None:
     cd_path = rig.talker()
     before = await talking(rig, cd_path)
     seen: list[LogLine] = []
@@ -279,7 +279,7 @@ async def test_followed_logs_go_on_through_a_restart_and_nothing_comes_twice(rig
     assert await read_logs(rig, cd_path, LogsWanted(since=before[-1].time, tail=-1)) == seen[2:]
 
 
-async def test_logs_that_are_followed_from_a_line_on_begin_after_it(rig: Rig) -> None:
+async def test_followed_logs_resume_after_given_line(rig: Rig) -> None:
     cd_path = rig.talker()
     lines = await talking(rig, cd_path)
     wanted = LogsWanted(tail=-1, since=lines[1].time, follow=True)
@@ -287,7 +287,7 @@ async def test_logs_that_are_followed_from_a_line_on_begin_after_it(rig: Rig) ->
         assert list(await anext(batches)) == lines[2:]
 
 
-async def test_a_host_that_isn_t_there_is_told_within_seconds(rig: Rig) -> None:
+async def test_unreachable_host_is_reported_within_seconds(rig: Rig) -> None:
     began = time.monotonic()
     with pytest.raises(HostUnreachableError) as caught:
         await rig.nowhere.connect()
@@ -298,7 +298,7 @@ async def test_a_host_that_isn_t_there_is_told_within_seconds(rig: Rig) -> None:
     assert time.monotonic() - began < 12
 
 
-async def test_once_something_may_have_been_sent_nothing_is_claimed(rig: Rig) -> None:
+async def test_call_that_may_have_been_sent_raises_contact_lost(rig: Rig) -> None:
     """Only `connect` and `info` say "nothing was sent"; all others say "not known"."""
     sent = order(rig.app())
     with pytest.raises(ContactLostError):
@@ -320,7 +320,7 @@ async def known(rig: Rig, cd_path: str) -> dict[UUID, int]:
     return dict(seen.deadlines)
 
 
-async def test_a_deadline_is_kept_where_there_is_an_agent_and_refused_where_there_is_none(rig: Rig) -> None:
+async def test_deadline_is_kept_by_agent_and_refused_elsewhere(rig: Rig) -> None:
     cd_path, app_id, run_id = rig.app(), uuid4(), uuid4()
     app, hour = HostApp(cd_path), timedelta(hours=1)
     assert (await rig.transport.info()).keeps_deadlines == (rig.name == "agent")

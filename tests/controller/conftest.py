@@ -1,4 +1,4 @@
-"""A controller in this process, on fake hosts, for each test; and a database of its own for each test of the store.
+"""Fixtures for the controller's tests: an in-process controller on fake hosts, and a database per store test.
 
 Each such test runs twice: on SQLite, and on a real PostgreSQL.
 """
@@ -27,7 +27,7 @@ Kind = Literal["sqlite", "postgresql"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what stores anything once on either database; a file says with SQLITE_ONLY why one is enough for it."""
+    """Parametrise tests of stored data with both databases; SQLITE_ONLY in a file states why SQLite suffices."""
     marked = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
     if "database_kind" in metafunc.fixturenames and "database_kind" not in marked:
         kinds = get_args(Kind)[:1] if hasattr(metafunc.module, "SQLITE_ONLY") else get_args(Kind)
@@ -36,14 +36,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def database_kind(request: pytest.FixtureRequest) -> Kind:
-    """Return which database a test is on."""
+    """Return the kind of the test's database."""
     found: Kind = request.param
     return found
 
 
 @pytest.fixture(scope="session")
 def templates() -> dict[Kind, Settings]:
-    """Return where templates are kept: tests go to and fro between the databases."""
+    """Return the cache of templates, by kind: tests alternate between the databases."""
     return {}
 
 
@@ -54,7 +54,7 @@ def template(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Settings:
-    """Return the settings of a migrated database with two users in it, to be copied."""
+    """Return the settings of a migrated database with two users, as a template for copies."""
     if database_kind in templates:
         return templates[database_kind]
     folder = tmp_path_factory.mktemp("template")
@@ -77,7 +77,7 @@ def template(
 
 @pytest.fixture(scope="session")
 def copies(template: Settings) -> Iterator[Copies]:
-    """Return what makes the settings of a copy of the template, with its data in a folder."""
+    """Return the factory of copies of the template, each with its data in a folder."""
     loop = asyncio.new_event_loop()
     copies = Copies(template, loop)
     yield copies
@@ -87,7 +87,7 @@ def copies(template: Settings) -> Iterator[Copies]:
 
 @pytest.fixture
 def settings(copies: Copies, tmp_path: Path) -> Iterator[Settings]:
-    """Return the settings of a controller on a migrated database with the two users, which is the test's own."""
+    """Return the settings of a controller on the test's own migrated database with the two users."""
     settings = copies.make(tmp_path / "data")
     yield settings
     copies.drop(settings)
@@ -109,7 +109,7 @@ async def database(settings: Settings, clock: FakeClock) -> AsyncIterator[Databa
 
 @pytest.fixture
 async def world(settings: Settings) -> AsyncIterator[World]:
-    """Return a controller that runs, with both users logged in."""
+    """Return a running controller, with both users logged in."""
     world = World(settings)
     try:
         yield await world.start()
@@ -119,7 +119,7 @@ async def world(settings: Settings) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def host(world: World) -> FakeHost:
-    """Return the one host that a world has."""
+    """Return the only host of the world."""
     return (await world.new_host())[1]
 
 
@@ -133,7 +133,7 @@ async def app_id(world: World, host: FakeHost) -> str:
 
 @pytest.fixture
 def logs() -> Iterator[io.StringIO]:
-    """Return what is logged from here on, as the program logs it: JSON lines, debug and up."""
+    """Return the log from here on, in the program's format: JSON lines, level debug and above."""
     root = standard_logging.getLogger()
     handlers, level = root.handlers, root.level
     stream = io.StringIO()
@@ -145,7 +145,7 @@ def logs() -> Iterator[io.StringIO]:
 
 @pytest.fixture
 def steady_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have retries come when they are said to."""
+    """Disable the jitter of retries."""
     monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
 
 
@@ -159,7 +159,7 @@ async def timed_app_id(world: World, host: FakeHost) -> str:
 
 @pytest.fixture
 async def running_app_id(world: World, timed_app_id: str) -> str:
-    """Return that app, which runs from now on."""
+    """Return that app, started."""
     (await world.user.post(f"/api/apps/{timed_app_id}/start")).expect(200)
     await settle()
     return timed_app_id

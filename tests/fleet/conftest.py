@@ -1,4 +1,4 @@
-"""Whole hosts for tests: each boots systemd, with sshd and an Engine of its own."""
+"""Fixtures for the fleet tests: complete hosts that boot systemd, with sshd and their own Engine."""
 
 import fcntl
 import subprocess
@@ -25,7 +25,7 @@ def fleet(engine: PrivateEngine, engine_folder: Path) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="session")
 def bundles() -> Path:
-    """Return the folder of two bundles made of this tree: its own version, and OLD, which differs by its name alone."""
+    """Return the folder of two bundles of this tree: its own version, and OLD, which differs only in its name."""
     return bundles_of("agent", ("agent/moorage_agent",), [version("moorage-agent"), OLD])
 
 
@@ -38,11 +38,11 @@ def controller_bundle(bundles: Path) -> Path:
 
 
 def bundles_of(program: str, sources: Sequence[str], releases: Sequence[str]) -> Path:
-    """Make a program's bundles where they are older than what they are made of; return their folder."""
+    """Build a program's bundles where they are older than their sources; return their folder."""
     dist = ROOT / ".cache" / "bundles"
     dist.mkdir(parents=True, exist_ok=True)
     with (dist / f"{program}.lock").open("w") as lock:
-        # The other half of a test run waits for it rather than making it again.
+        # A parallel test run waits for it instead of building it again.
         fcntl.flock(lock, fcntl.LOCK_EX)
         places = (*sources, *_SOURCES)
         files = [path for place in places for path in (ROOT / place).rglob("*") if "__pycache__" not in path.parts]
@@ -57,7 +57,7 @@ def bundles_of(program: str, sources: Sequence[str], releases: Sequence[str]) ->
 
 @pytest.fixture(scope="module")
 def desk(fleet: Fleet, bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """Return a controller of this machine, which has the bundles, and the fleet's key."""
+    """Return a controller on this machine, with the bundles and the fleet's key."""
     made = Desk(tmp_path_factory.mktemp("desk"), fleet, bundles)
     made.start()
     yield made

@@ -1,4 +1,4 @@
-"""A bare Docker host becomes a member by one call, and stops being one by another."""
+"""A bare Docker host becomes a member by one call, and leaves by another."""
 
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -12,10 +12,10 @@ from running_stack import SLEEPER, SLOW
 pytestmark = pytest.mark.timeout(600)
 
 CHANGING = ("/var/cache",)
-"""What changes by itself."""
+"""Paths that change by themselves."""
 
 
-def test_five_hosts_at_once(desk: Desk, fleet: Fleet) -> None:
+def test_five_hosts_are_installed_concurrently(desk: Desk, fleet: Fleet) -> None:
     hosts = fleet.add(5)
     users = ["root", "admin", "root", "admin", "root"]
     servers = [desk.add_server(host, user) for host, user in zip(hosts, users, strict=True)]
@@ -31,7 +31,7 @@ def test_five_hosts_at_once(desk: Desk, fleet: Fleet) -> None:
     assert len(names) == 5, "each has a name of its own"
     entries = desk.api.get("/api/audit-logs?action=AGENT_INSTALL&limit=100").expect(200)["logs"]
     assert {entry["resourceId"] for entry in entries} >= set(servers)
-    # The same call again changes nothing, and says so.
+    # The repeated call changes nothing, and reports that.
     again = desk.install(servers[1])
     assert "is enrolled as" in again["output"]
     assert hosts[1].run("moorage-agent", "status").splitlines()[0] in names
@@ -39,7 +39,7 @@ def test_five_hosts_at_once(desk: Desk, fleet: Fleet) -> None:
         host.remove()
 
 
-def test_a_user_without_root_is_told_and_goes_on_over_ssh(desk: Desk, fleet: Fleet) -> None:
+def test_user_without_root_is_reported_and_server_stays_on_ssh(desk: Desk, fleet: Fleet) -> None:
     host = fleet.add()[0]
     server_id = desk.add_server(host, "ops")
     before = files_of(host)
@@ -55,7 +55,7 @@ def test_a_user_without_root_is_told_and_goes_on_over_ssh(desk: Desk, fleet: Fle
     host.remove()
 
 
-def test_an_upgrade_touches_no_app_and_no_operation_and_a_broken_one_comes_back(desk: Desk, fleet: Fleet) -> None:
+def test_upgrade_keeps_apps_running_and_broken_one_rolls_back(desk: Desk, fleet: Fleet) -> None:
     old = desk.use(OLD)
     host, server_id = desk.member(fleet, "admin")
     assert desk.server(server_id)["agentVersion"] == old
@@ -71,7 +71,7 @@ def test_an_upgrade_touches_no_app_and_no_operation_and_a_broken_one_comes_back(
     ended = desk.wait_operation(start)
     assert (ended["state"], ended["exitCode"]) == ("succeeded", 0)
     assert container.strip() in host.run("docker", "ps", "--quiet", "--no-trunc")
-    # What doesn't start is taken back, and the one before answers again.
+    # A build that doesn't start is rolled back, and the previous one serves again.
     desk.use_broken(new)
     failed = desk.api.post(f"/api/servers/{server_id}/agent")
     assert (failed.status, failed.json["code"]) == (502, "install_failed")
@@ -86,12 +86,12 @@ def test_an_upgrade_touches_no_app_and_no_operation_and_a_broken_one_comes_back(
     host.remove()
 
 
-def test_a_removal_leaves_nothing(desk: Desk, fleet: Fleet) -> None:
+def test_agent_removal_leaves_nothing(desk: Desk, fleet: Fleet) -> None:
     host = fleet.add()[0]
     server_id = desk.add_server(host)
     before = files_of(host)
     new = desk.use(version("moorage-agent"))
-    # One that doesn't work on a bare host leaves it bare.
+    # A broken build on a bare host leaves it bare.
     desk.use_broken(new)
     failed = desk.api.post(f"/api/servers/{server_id}/agent")
     assert failed.json["code"] == "agent_broken", failed.json
@@ -107,7 +107,7 @@ def test_a_removal_leaves_nothing(desk: Desk, fleet: Fleet) -> None:
     host.remove()
 
 
-def test_a_power_cut_in_the_middle_and_then_again(desk: Desk, fleet: Fleet) -> None:
+def test_installation_completes_after_power_cut_and_second_call(desk: Desk, fleet: Fleet) -> None:
     host, server_id, operation = half_installed(desk, fleet)
     host.power_off()
     ended = desk.wait_operation(operation)
@@ -120,13 +120,13 @@ def test_a_power_cut_in_the_middle_and_then_again(desk: Desk, fleet: Fleet) -> N
     host.remove()
 
 
-def test_the_next_controller_goes_on_with_an_installation(desk: Desk, fleet: Fleet) -> None:
+def test_next_controller_continues_installation(desk: Desk, fleet: Fleet) -> None:
     host, server_id, operation = half_installed(desk, fleet)
     desk.controller.kill()
     desk.controller.start()
     assert desk.wait_operation(operation)["state"] == "succeeded"
     desk.wait_server(server_id, status="online", connection="agent")
-    # Where it can't be reached any more, its name can be forgotten all the same.
+    # The name of an unreachable host can still be removed.
     host.power_off()
     refused = desk.api.delete(f"/api/servers/{server_id}/agent")
     assert refused.status == 503, refused.json
@@ -148,5 +148,5 @@ def half_installed(desk: Desk, fleet: Fleet) -> tuple[Host, str, str]:
 
 
 def left_of(now: set[str], before: set[str]) -> set[str]:
-    """Return what there is more than before, and less."""
+    """Return the added and the removed entries."""
     return {path for path in now ^ before if not path.startswith(CHANGING)}

@@ -1,4 +1,4 @@
-"""The bundle runs whatever the C library of a host is, and takes nothing from it."""
+"""The bundle runs with any C library of the host, and loads no library from it."""
 
 import io
 import re
@@ -87,7 +87,7 @@ def libraries_of(container: Container, command: str) -> dict[str, set[str]]:
     return found
 
 
-def test_it_says_who_it_is_and_finds_names(bare: tuple[Container, str]) -> None:
+def test_bundle_prints_its_version_and_resolves_names(bare: tuple[Container, str]) -> None:
     container, agent = bare
     assert succeed(container, agent, "--version") == f"moorage-agent {Path(agent).parent.name}\n"
     put(container, "token", str(JoinToken.make(str(uuid4()), "0" * 64)))
@@ -97,7 +97,7 @@ def test_it_says_who_it_is_and_finds_names(bare: tuple[Container, str]) -> None:
     assert (code, b"The controller refused: HTTP status" in output) == (1, True), output
 
 
-async def test_it_serves_and_takes_no_library_of_the_host(bare: tuple[Container, str]) -> None:
+async def test_bundle_serves_without_host_libraries(bare: tuple[Container, str]) -> None:
     container, agent = bare
     issuer = Issuer()
     answer = issuer.answer(succeed(container, agent, "request-certificate"))

@@ -1,4 +1,4 @@
-"""The controller as a Debian package, on a host that boots systemd: from its installation to its purge."""
+"""The controller's Debian package on a host that boots systemd: from installation to purge."""
 
 import subprocess
 import sys
@@ -70,7 +70,7 @@ class Place:
         return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
 
     def open(self) -> None:
-        """Have it listen where this machine reaches it."""
+        """Configure an address that this machine can reach."""
         self.host.run("sed", "-i", "s/^HOST=.*/HOST=0.0.0.0/", SETTINGS)
         self.host.run("systemctl", "restart", "moorage-controller")
 
@@ -83,7 +83,7 @@ class Place:
         return self.host.run("systemctl", "show", "--value", "--property", what, unit).strip()
 
 
-def test_from_its_installation_to_its_purge(host: Host, tmp_path: Path) -> None:
+def test_controller_package_installs_serves_and_purges(host: Host, tmp_path: Path) -> None:
     place, before = Place(host), files_of(host)
     assert "the first admin is admin, with the password in" in place.install(OLD)
     assert place.state("moorage-controller") == "active"
@@ -111,7 +111,7 @@ def test_from_its_installation_to_its_purge(host: Host, tmp_path: Path) -> None:
     assert "The backups in" in host.run("dpkg", "--purge", "moorage-controller")
     assert host.succeeds("test", "-d", BACKUPS)
     host.run("rm", "-r", BACKUPS)
-    # Engine, app and agent of this host leave what they leave anywhere.
+    # Expected leftovers of Engine, app and agent.
     left = {path for path in files_of(host) - before if "moorage-controller" in path}
     assert left == set()
 
@@ -137,7 +137,7 @@ def runs_an_app_on_this_host(place: Place) -> None:
 
 
 def a_backup_is_made_proved_and_carried_away(place: Place) -> None:
-    """Run the nightly backup, and see that it keeps what it should and that a hook that fails loses nothing."""
+    """Run the nightly backup; check its retention, and that a failing hook loses nothing."""
     host, unit = place.host, "moorage-controller-backup.service"
     host.run("install", "-o", "moorage-controller", "/dev/null", f"{BACKUPS}/moorage-old")
     host.run("touch", "-d", "30 days ago", f"{BACKUPS}/moorage-old")

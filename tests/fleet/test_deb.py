@@ -1,4 +1,4 @@
-"""The agent as a Debian package, on a host that boots systemd: installed, upgraded in mid-operation, and purged."""
+"""The agent's Debian package on a host that boots systemd: installed, upgraded during an operation, purged."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parents[2]
 APP = Path("/srv/slow")
 HELD = SLOW.replace("sleep 10; touch /ready; ", "").replace("retries: 60", "retries: 600")
-"""Its start goes on until somebody makes /ready in db."""
+"""Its start continues until /ready is created in db."""
 DROP_IN = "/etc/systemd/system/moorage-agent.service.d/only.conf"
 
 
@@ -53,7 +53,7 @@ def status(host: Host) -> Any:  # noqa: ANN401 - JSON
 
 
 def enrol(host: Host, issuer: Issuer) -> str:
-    """Enrol the host, and return what the agent was answered."""
+    """Enrol the host, and return the reply to the agent."""
     answer = issuer.answer(host.run("moorage-agent", "request-certificate"))
     host.write("/root/answer", answer)
     accept = "moorage-agent accept-certificate --controller https://controller.example --listen 0.0.0.0:7443"
@@ -61,7 +61,7 @@ def enrol(host: Host, issuer: Issuer) -> str:
     return answer
 
 
-async def test_a_package_from_its_installation_to_its_purge(host: Host) -> None:
+async def test_agent_package_installs_upgrades_and_purges(host: Host) -> None:
     before = files_of(host)
     install(host, OLD)
     assert host.run("systemctl", "is-enabled", "moorage-agent").strip() == "enabled"
@@ -77,7 +77,7 @@ async def test_a_package_from_its_installation_to_its_purge(host: Host) -> None:
     async with issuer.calls(f"{host.address}:7443", answer) as caller:
         operation_id = await caller.start(UP, APP)
 
-    # A build that doesn't start: dpkg says so, and the one before goes on.
+    # A build that doesn't start: dpkg reports it, and the previous one continues.
     host.write(
         DROP_IN, f'[Service]\nExecStartPre=/bin/sh -c "test $(readlink /opt/moorage-agent/current) = {old_build}"\n'
     )

@@ -1,4 +1,4 @@
-"""The controller's image, built on a base that debootstrap made: it runs as nobody, on a read-only file system."""
+"""The controller's image, on a base from debootstrap: it runs as nobody, on a read-only file system."""
 
 import tarfile
 import tempfile
@@ -38,7 +38,7 @@ def client(engine: PrivateEngine, fleet: Fleet, controller_bundle: Path) -> dock
     return client
 
 
-def test_it_serves_as_nobody_on_a_read_only_file_system(client: docker.DockerClient) -> None:
+def test_image_serves_as_nobody_on_read_only_file_system(client: docker.DockerClient) -> None:
     base, image = client.images.get(HOST_IMAGE), client.images.get(IMAGE)
     assert image.attrs["Size"] - base.attrs["Size"] < 260 * 2**20
     container = client.containers.run(
@@ -69,6 +69,6 @@ def test_it_serves_as_nobody_on_a_read_only_file_system(client: docker.DockerCli
         container.remove(force=True, v=True)
 
 
-def test_it_starts_with_no_default_secret(client: docker.DockerClient) -> None:
+def test_image_refuses_to_start_without_secrets(client: docker.DockerClient) -> None:
     with pytest.raises(docker.errors.ContainerError, match="missing_secret"):
         client.containers.run(IMAGE, remove=True)

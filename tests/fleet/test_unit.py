@@ -1,4 +1,4 @@
-"""The agent as a systemd service: operations outlive it, a hang ends it, and a reboot brings it back."""
+"""The agent as a systemd service: operations outlive it, the watchdog ends a hang, a reboot restores it."""
 
 import pytest
 from fleet_controller import Desk
@@ -24,7 +24,7 @@ def main_pid(host: Host) -> str:
     return host.run("systemctl", "show", "--property", "MainPID", "--value", "moorage-agent").strip()
 
 
-def test_an_operation_outlives_the_service(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_operation_outlives_the_service(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     app_id = desk.add_app(host, server_id, "outlives", SLOW)
     start = desk.api.post(f"/api/apps/{app_id}/start", headers={"Prefer": "respond-async"}).expect(202)["id"]
@@ -43,7 +43,7 @@ def test_an_operation_outlives_the_service(desk: Desk, joined: tuple[Host, str])
     assert host.run("docker", "ps", "--quiet") == ""
 
 
-def test_a_service_that_hangs_is_started_anew(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_hung_service_is_restarted(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     host.write("/etc/systemd/system/moorage-agent.service.d/quick.conf", "[Service]\nWatchdogSec=3\n")
     host.run("systemctl", "daemon-reload")
@@ -57,7 +57,7 @@ def test_a_service_that_hangs_is_started_anew(desk: Desk, joined: tuple[Host, st
     desk.wait_server(server_id, status="online", connection="agent")
 
 
-def test_a_reboot_brings_all_back_and_keeps_the_deadline(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_reboot_restores_agent_and_keeps_deadline(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     app_id = desk.add_app(host, server_id, "rebooted", RESTARTED)
     started = desk.api.post(f"/api/apps/{app_id}/start", {"timeout": 30}).expect(200)
@@ -69,7 +69,7 @@ def test_a_reboot_brings_all_back_and_keeps_the_deadline(desk: Desk, joined: tup
     desk.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_directory_outside_the_policy_is_refused_and_audited(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_directory_outside_the_policy_is_refused_and_audited(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     host.write("/opt/elsewhere/compose.yaml", RESTARTED)
     body = {"name": "elsewhere", "projectId": desk.project_id, "serverId": server_id, "cdPath": "/opt/elsewhere"}
@@ -79,13 +79,13 @@ def test_a_directory_outside_the_policy_is_refused_and_audited(desk: Desk, joine
     assert "/etc/moorage-agent/policy.toml" in refused.json["detail"]
     entry = desk.api.get("/api/audit-logs?action=START&limit=1").expect(200)["logs"][0]
     assert entry["resourceId"] == app_id
-    # A change of the policy counts at once.
+    # A change of the policy takes effect immediately.
     host.write("/etc/moorage-agent/policy.toml", 'allowed_roots = ["/srv", "/opt/elsewhere"]\n')
     desk.api.post(f"/api/apps/{app_id}/start").expect(200)
     desk.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_host_that_lost_its_certificate_is_repaired_by_one_call(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_host_that_lost_its_certificate_is_repaired_by_one_call(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     before = host.run("moorage-agent", "status").splitlines()[0]
     host.run("rm", "/var/lib/moorage/pki/agent.pem")
@@ -97,17 +97,17 @@ def test_a_host_that_lost_its_certificate_is_repaired_by_one_call(desk: Desk, jo
     assert host.run("moorage-agent", "status").splitlines()[0] != before, "the old name opens nothing any more"
 
 
-def test_the_registry_login_of_root_is_used(desk: Desk, joined: tuple[Host, str]) -> None:
+def test_registry_login_of_root_is_used(desk: Desk, joined: tuple[Host, str]) -> None:
     host, server_id = joined
     host.write("/root/.docker/config.json", '{"auths": "no object"}\n')
     app_id = desk.add_app(host, server_id, "logged-in", RESTARTED)
     refused = desk.api.post(f"/api/apps/{app_id}/start")
     host.run("rm", "-r", "/root/.docker")
-    # Compose reads it: a broken one is complained of.
+    # Compose reads it, and reports a broken one.
     assert "/root/.docker" in str(refused.json)
 
 
-def test_what_the_service_may_do_is_little(joined: tuple[Host, str]) -> None:
+def test_service_exposure_is_low(joined: tuple[Host, str]) -> None:
     host, _ = joined
     last = host.run("systemd-analyze", "security", "--no-pager", "moorage-agent").splitlines()[-1]
     exposure = float(last.partition(": ")[2].split()[0])

@@ -1,4 +1,4 @@
-"""Auto-stop on a real host: where it is worth it the controller's clock is moved, everything else is as it is."""
+"""Auto-stop on a real host; some tests shift the controller's clock, everything else is real."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from moorage_lab.waiting import eventually, eventually_async
 from running_stack import DEAF, IMAGE, SLEEPER, Stack
 
 
-async def test_an_app_is_stopped_at_its_deadline_and_not_before(member: Member) -> None:
+async def test_app_is_stopped_at_its_deadline_and_not_before(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("timed", SLEEPER, 2)
@@ -30,7 +30,7 @@ async def test_an_app_is_stopped_at_its_deadline_and_not_before(member: Member) 
         assert entry["userId"] is None
 
 
-async def test_a_full_disk_keeps_no_app_running(member: Member) -> None:
+async def test_full_disk_does_not_prevent_auto_stop(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("full", SLEEPER, 2)
@@ -41,7 +41,7 @@ async def test_a_full_disk_keeps_no_app_running(member: Member) -> None:
             assert len(await member.auto_stops(app_id)) == 1
 
 
-async def test_a_failed_start_that_left_containers_is_stopped_too(member: Member) -> None:
+async def test_leftovers_of_failed_start_are_stopped(member: Member) -> None:
     broken = f"  broken: {{image: '{IMAGE}', command: /not/there, depends_on: [web]}}\n"
     async with member.controller():
         await member.join()
@@ -53,7 +53,7 @@ async def test_a_failed_start_that_left_containers_is_stopped_too(member: Member
         assert len(await member.auto_stops(app_id)) == 1
 
 
-async def test_what_became_due_while_the_controller_was_away_is_stopped_at_its_start(member: Member) -> None:
+async def test_run_due_during_controller_downtime_is_stopped_at_startup(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("late", SLEEPER, 3)
@@ -67,7 +67,7 @@ async def test_what_became_due_while_the_controller_was_away_is_stopped_at_its_s
         assert entry["data"]["secondsLate"] > 3000
 
 
-async def test_a_host_that_was_away_over_the_deadline_is_stopped_when_it_is_back(member: Member) -> None:
+async def test_host_unavailable_at_deadline_is_stopped_on_return(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("away", SLEEPER, 1)
@@ -82,7 +82,7 @@ async def test_a_host_that_was_away_over_the_deadline_is_stopped_when_it_is_back
         assert len(await member.auto_stops(app_id)) == 1
 
 
-async def test_a_stop_that_the_engine_could_not_do_is_tried_again(member: Member) -> None:
+async def test_stop_that_failed_in_engine_is_retried(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("stubborn", SLEEPER, 1)
@@ -93,7 +93,7 @@ async def test_a_stop_that_the_engine_could_not_do_is_tried_again(member: Member
         member.engine.hang()
         try:
             member.clock.shift(61)
-            # A change has auto-stop look at once: 30 seconds later the host is known to be of no use, and left alone.
+            # A change triggers auto-stop immediately: 30 seconds later the host is known to be unusable, and skipped.
             await member.call("PUT", f"/api/apps/{app_id}", {"name": "stubborn"})
             await eventually_async(failed, timeout=60, what="a stop that failed")
             shown = await member.call("GET", f"/api/apps/{app_id}")
@@ -107,7 +107,7 @@ async def test_a_stop_that_the_engine_could_not_do_is_tried_again(member: Member
         assert len(await member.auto_stops(app_id)) == 1
 
 
-async def test_what_ignores_the_signal_and_has_lost_its_file_is_stopped_all_the_same(member: Member) -> None:
+async def test_app_ignoring_sigterm_without_compose_file_is_stopped(member: Member) -> None:
     async with member.controller():
         await member.join()
         app_id = await member.start_app("deaf", DEAF, 1)
@@ -124,7 +124,7 @@ def auto_stops(stack: Stack, app_id: str) -> list[dict[str, Any]]:
 
 
 def wait_until(moment: int) -> None:
-    """Return as soon as a moment (epoch milliseconds) has come."""
+    """Wait until a time (epoch milliseconds)."""
     eventually(lambda: time.time() * 1000 >= moment, timeout=90, what="the moment")
 
 
@@ -133,7 +133,7 @@ def in_seconds(seconds: float) -> int:
     return round((time.time() + seconds) * 1000)
 
 
-def test_a_controller_that_is_killed_at_the_deadline_does_it_when_it_is_back(stack: Stack) -> None:
+def test_controller_killed_at_deadline_stops_app_after_restart(stack: Stack) -> None:
     app_id = stack.make_app("killed-at", SLEEPER)
     stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     moment = in_seconds(2)
@@ -148,8 +148,8 @@ def test_a_controller_that_is_killed_at_the_deadline_does_it_when_it_is_back(sta
 
 
 @pytest.mark.timeout(240)
-def test_where_the_controller_is_gone_the_agent_does_it_a_minute_late_and_tells(stack: Stack) -> None:
-    """And it was killed itself over the deadline."""
+def test_agent_stops_app_a_minute_late_without_controller(stack: Stack) -> None:
+    """The agent, too, was killed over the deadline."""
     app_id = stack.make_app("gone", SLEEPER)
     stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     moment = in_seconds(4)
@@ -177,7 +177,7 @@ def test_where_the_controller_is_gone_the_agent_does_it_a_minute_late_and_tells(
     assert (operation["kind"], operation["actor"], operation["state"]) == ("down", "agent", "succeeded")
 
 
-def test_an_engine_that_is_down_at_the_deadline_is_waited_for(stack: Stack) -> None:
+def test_auto_stop_waits_for_engine_down_at_deadline(stack: Stack) -> None:
     app_id = stack.make_app("no-engine-then", SLEEPER.replace("init: true", "init: true, restart: always"))
     stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     moment = in_seconds(4)

@@ -1,4 +1,4 @@
-"""A controller that is lost, and one that takes its place from the backup: the agents and the users notice nothing."""
+"""A lost controller and its replacement from the backup, without a change for agents and users."""
 
 import subprocess
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ def run(verb: str, file: Path, folder: Path, environment: Mapping[str, str]) -> 
     return done.stdout
 
 
-def test_from_sqlite_to_postgresql_and_back_with_an_app_that_runs(
+def test_backup_moves_to_postgresql_and_back_with_a_running_app(
     stack: Stack, postgres_url: str, tmp_path: Path
 ) -> None:
     password = stack.controller.admin_password
     app_id = stack.make_app("kept", SLEEPER)
     started = stack.api.post(f"/api/apps/{app_id}/start").expect(200)
-    # Made in the data folder on the first start: what the backup leaves out, and says so.
+    # Generated in the data folder on the first start: the backup excludes it, and reports that.
     key = (stack.controller.folder / "data" / "encryption_key").read_text().strip()
     environment: dict[str, str] = {}
     for name, url in (("on-postgresql", postgres_url), ("on-sqlite", "")):

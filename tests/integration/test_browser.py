@@ -1,4 +1,4 @@
-"""A dashboard's whole work in a real browser, from another origin; and what a stranger's page gets: nothing."""
+"""A dashboard in a real browser, from another origin; a page of an unknown origin gets nothing."""
 
 import json
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def dashboard(page: Page, origin: str, stack: Stack) -> Dashboard:
     return made
 
 
-def test_servers_and_projects_are_made_read_changed_and_removed(dashboard: Dashboard) -> None:
+def test_dashboard_creates_reads_updates_and_deletes_resources(dashboard: Dashboard) -> None:
     for path, made_of, change in (
         ("/api/servers", {"name": "web 1", "address": "192.0.2.1"}, {"sshPort": 2222}),
         ("/api/projects", {"name": "QMS", "description": "a"}, {"description": "b"}),
@@ -74,7 +74,7 @@ def test_servers_and_projects_are_made_read_changed_and_removed(dashboard: Dashb
         assert dashboard.fetch("GET", one).expect(404)["code"] in {"server_not_found", "project_not_found"}
 
 
-def test_an_app_is_made_started_stopped_and_removed_and_the_token_ends(dashboard: Dashboard, stack: Stack) -> None:
+def test_dashboard_runs_app_lifecycle_and_logout(dashboard: Dashboard, stack: Stack) -> None:
     folder = stack.apps / "browser"
     folder.mkdir()
     (folder / "compose.yaml").write_text(SLEEPER)
@@ -96,7 +96,7 @@ def test_an_app_is_made_started_stopped_and_removed_and_the_token_ends(dashboard
     assert dashboard.fetch("GET", "/api/auth/verify").expect(401)["code"] == "bad_token"
 
 
-def test_a_script_reads_the_headers_it_needs(dashboard: Dashboard, stack: Stack) -> None:
+def test_script_reads_the_headers_it_needs(dashboard: Dashboard, stack: Stack) -> None:
     listed = dashboard.fetch("GET", "/api/projects?limit=1", X_Request_Id="from-a-page")
     assert listed.headers["x-total-count"] == str(len(stack.api.get("/api/projects").expect(200)))
     assert listed.headers["x-request-id"] == "from-a-page"
@@ -116,7 +116,7 @@ def test_a_script_reads_the_headers_it_needs(dashboard: Dashboard, stack: Stack)
     assert int(replies[-1].headers["retry-after"]) >= 1
 
 
-def test_the_browser_asked_first(dashboard: Dashboard, stack: Stack) -> None:
+def test_browser_sends_preflight_requests(dashboard: Dashboard, stack: Stack) -> None:
     dashboard.fetch("GET", "/api/projects").expect(200)
     log = [json.loads(line) for line in stack.controller.process.log.read_text().splitlines() if line.startswith("{")]
     asked = [entry for entry in log if entry.get("method") == "OPTIONS"]
@@ -124,11 +124,11 @@ def test_the_browser_asked_first(dashboard: Dashboard, stack: Stack) -> None:
     assert {entry["status"] for entry in asked} == {204}
 
 
-def test_a_stranger_s_page_reads_nothing_and_changes_nothing(page: Page, dashboard: Dashboard, stack: Stack) -> None:
+def test_page_of_unknown_origin_reads_and_changes_nothing(page: Page, dashboard: Dashboard, stack: Stack) -> None:
     before = stack.api.get("/api/projects").expect(200)
     with served() as elsewhere:
         stranger = Dashboard(page, elsewhere, stack.controller.url)
-        # Without a token, and nothing to ask first about: it is answered, and the browser hides the answer.
+        # A simple request without a token: it is answered, and the browser hides the reply.
         assert stranger.call("GET", "/healthz") is None
         stranger.token = dashboard.token
         assert stranger.call("GET", "/api/projects") is None
@@ -138,7 +138,7 @@ def test_a_stranger_s_page_reads_nothing_and_changes_nothing(page: Page, dashboa
     assert stack.api.get("/api/projects").expect(200) == before
 
 
-def test_the_page_of_the_api_calls_it_and_nobody_else(page: Page, stack: Stack) -> None:
+def test_docs_page_calls_only_the_api(page: Page, stack: Stack) -> None:
     asked: list[str] = []
     complaints: list[str] = []
     page.on("request", lambda request: asked.append(request.url))

@@ -13,7 +13,7 @@ from pseudo_terminal import Terminal
 from running_stack import IMAGE, SLOW, Stack
 
 HELD = SLOW.replace("sleep 10; touch /ready; ", "").replace("retries: 60", "retries: 600")
-"""Its start goes on until somebody makes /ready in db."""
+"""Its start continues until /ready is created in db."""
 CHATTY = f"""\
 services:
   web:
@@ -26,7 +26,7 @@ services:
 
 @pytest.fixture
 def home(stack: Stack, tmp_path: Path) -> dict[str, str]:
-    """Return the environment of somebody who is logged in."""
+    """Return the environment of a logged-in user."""
     environment = plain_environment(XDG_CONFIG_HOME=str(tmp_path), TERM="xterm", COLUMNS="120", LINES="40")
     argv = [installed("moorage"), "login", stack.controller.url, "-u", ADMIN, "--password-file", "-"]
     subprocess.run(
@@ -45,7 +45,7 @@ def terminal(home: dict[str, str], *argv: str) -> Iterator[Terminal]:
         made.close()
 
 
-def test_ctrl_c_leaves_a_start_running_and_says_how_to_come_back(stack: Stack, home: dict[str, str]) -> None:
+def test_ctrl_c_leaves_start_running_with_advice_to_resume(stack: Stack, home: dict[str, str]) -> None:
     app_id = stack.make_app("held", HELD)
     with terminal(home, "start", "held") as shown:
         shown.shows("Container held-db-1")
@@ -56,7 +56,7 @@ def test_ctrl_c_leaves_a_start_running_and_says_how_to_come_back(stack: Stack, h
     assert stack.app(app_id)["status"] == "starting"
     with terminal(home, "follow", operation_id) as shown:
         shown.shows("held-db-1")
-        # The controller goes away and comes back meanwhile: the terminal goes on where it was.
+        # The controller restarts meanwhile: the terminal continues at the same position.
         stack.controller.restart()
         docker = ["docker", "--host", stack.engine.host, "exec", "held-db-1", "touch", "/ready"]
         subprocess.run(docker, check=True)

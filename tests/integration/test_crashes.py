@@ -1,4 +1,4 @@
-"""Whoever is killed in the middle of an operation, the operation goes on, ends, and is told whole."""
+"""Crashes of agent or controller during an operation: it continues, ends, and its output is complete."""
 
 import threading
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def _kill_both(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("crash", [_kill_controller, _kill_agent, _kill_both])
-def test_a_start_survives_a_crash_in_its_middle(stack: Stack, crash: Callable[[Stack], None]) -> None:
+def test_start_survives_crash_in_progress(stack: Stack, crash: Callable[[Stack], None]) -> None:
     name = crash.__name__.strip("_").replace("_", "-")
     app_id = stack.make_app(name, SLOW, autoStopTimeout=9)
     operation_id = _begin(stack, app_id)
@@ -57,13 +57,13 @@ def test_a_start_survives_a_crash_in_its_middle(stack: Stack, crash: Callable[[S
     assert shown["stopAt"] == shown["startedAt"] + 9 * 60_000
     assert stack.containers(stack.apps / name, running=True) == ["db", "web"]
     stack.wait_online()
-    # A second start finds nothing to do: everything was made once.
+    # A second start changes nothing: everything was created once.
     again = stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     assert not any("Created" in line for line in progress(again["output"]))
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_caller_gets_the_whole_output_though_the_agent_was_killed_meanwhile(stack: Stack) -> None:
+def test_caller_gets_complete_output_despite_agent_kill(stack: Stack) -> None:
     app_id = stack.make_app("whole", SLOW)
     replies: list[dict[str, object]] = []
 
@@ -84,21 +84,21 @@ def test_a_caller_gets_the_whole_output_though_the_agent_was_killed_meanwhile(st
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_start_is_cancelled_on_the_host(stack: Stack) -> None:
+def test_start_is_cancelled_on_the_host(stack: Stack) -> None:
     app_id = stack.make_app("cancelled", SLOW)
     operation_id = _begin(stack, app_id)
     stack.api.post(f"/api/operations/{operation_id}/cancel").expect(200)
     shown = stack.wait_app(app_id, operationId=None, timeout=30)
     assert stack.operation(operation_id)["state"] == "cancelled"
     assert "cancelled by admin" in shown["lastError"]
-    # What it had started by then runs, and so has a deadline.
+    # The containers started by then run, and so have a deadline.
     assert shown["status"] == "running"
     assert shown["stopAt"] is not None
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
     assert stack.containers(stack.apps / "cancelled") == []
 
 
-def test_two_starts_join_and_a_stop_in_between_is_refused(stack: Stack) -> None:
+def test_second_start_joins_and_stop_is_refused_meanwhile(stack: Stack) -> None:
     app_id = stack.make_app("joined", SLOW)
     operation_id = _begin(stack, app_id)
     stop = stack.api.post(f"/api/apps/{app_id}/stop").expect(409)
@@ -109,7 +109,7 @@ def test_two_starts_join_and_a_stop_in_between_is_refused(stack: Stack) -> None:
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_logged_out_token_is_dead_after_a_restart_too(stack: Stack) -> None:
+def test_logged_out_token_stays_revoked_after_restart(stack: Stack) -> None:
     guest = stack.controller.admin()
     guest.get("/api/auth/verify").expect(200)
     guest.post("/api/auth/logout").expect(200)

@@ -1,4 +1,4 @@
-"""An app is what its directory is now, whether an agent or SSH reaches its host."""
+"""An app follows its current directory, by agent and by SSH."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from transport_rigs import remove_ssh_apps
 
 @dataclass(frozen=True)
 class Place:
-    """A server of a stack, and the folder in which its apps lie."""
+    """A server of a stack, and the folder of its apps."""
 
     stack: Stack
     server_id: str
     apps: Path
 
     def make_app(self, name: str, compose: str | None, directory: Path | None = None) -> str:
-        """Write a compose file, none where it is None, and make the app; return its id."""
+        """Write a compose file, none where it is None, and create the app; return its id."""
         return self.stack.make_app(name, compose, directory or self.apps / name, serverId=self.server_id)
 
     def start(self, app_id: str) -> None:
@@ -61,7 +61,7 @@ def place(places: dict[str, Place], request: pytest.FixtureRequest) -> Place:
     return places[str(request.param)]
 
 
-def test_app_that_is_moved_has_nothing_of_its_old_directory(place: Place) -> None:
+def test_moved_app_keeps_nothing_of_old_directory(place: Place) -> None:
     old, gone = place.apps / "moved-from", place.apps / "moved-to"
     moved = place.make_app("moved", SLEEPER, old)
     place.start(moved)
@@ -78,7 +78,7 @@ def test_app_that_is_moved_has_nothing_of_its_old_directory(place: Place) -> Non
     place.stop(successor)
 
 
-def test_app_that_was_started_with_other_files_says_which_are_its_own(place: Place) -> None:
+def test_app_started_with_other_files_gets_own_config_files(place: Place) -> None:
     directory = place.apps / "adopted"
     directory.mkdir()
     (directory / "prod.yaml").write_text(SLEEPER.replace("web:", "prod:"))
@@ -101,14 +101,14 @@ def test_app_that_was_started_with_other_files_says_which_are_its_own(place: Pla
     assert place.running(directory) == ["prod"]
     place.stop(app_id)
     assert place.running(directory) == []
-    # Without a say of its own Compose looks for them again.
+    # Without own files, Compose searches for its defaults again.
     place.stack.api.put(f"/api/apps/{app_id}", {"composeFiles": []}).expect(200)
     place.start(app_id)
     assert place.running(directory) == ["web"]
     place.stop(app_id)
 
 
-def test_directory_that_is_renamed_while_its_app_runs(place: Place) -> None:
+def test_directory_renamed_while_app_runs_is_handled(place: Place) -> None:
     old, new = place.apps / "before-rename", place.apps / "after-rename"
     app_id = place.make_app("renamed", SLEEPER, old)
     path, moved = f"/api/apps/{app_id}", {"cdPath": str(new)}
@@ -128,7 +128,7 @@ def test_directory_that_is_renamed_while_its_app_runs(place: Place) -> None:
     place.stop(app_id)
 
 
-def test_link_to_another_app_s_directory_is_seen_by_the_host(place: Place) -> None:
+def test_symlink_to_directory_of_other_app_is_detected(place: Place) -> None:
     real, link = place.apps / "shared-place", place.apps / "shared-link"
     place.make_app("first", SLEEPER, real)
     link.symlink_to(real)

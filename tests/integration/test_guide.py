@@ -1,4 +1,4 @@
-"""The backend guide (docs/guide.md), held to: what every dashboard calls, called as the guide writes it.
+"""docs/guide.md against the API: every dashboard call, called as documented.
 
 `GUIDE` has the fields and types that the guide gives each reply. We may reply with more fields, never with fewer or
 with others in their place.
@@ -27,7 +27,7 @@ def number(value: object) -> bool:
 
 
 def millis(value: object) -> bool:
-    """Tell milliseconds of our days from seconds, and from text."""
+    """Whether a value is current epoch milliseconds, not seconds or text."""
     return type(value) is int and 10**12 < value < 10**13
 
 
@@ -119,7 +119,7 @@ NEW = {"name": "Production Server 1", "address": "192.168.1.100", "sshUser": "ro
 
 
 class Caller:
-    """Calls what the guide documents, and remembers what was called."""
+    """Calls documented endpoints, and records the calls."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -143,7 +143,7 @@ class Caller:
 
 
 def misfits(told: object, shape: Shape, inside: str = "") -> list[str]:
-    """Return the fields that are missing or of another type than the guide's, with what they are."""
+    """Return the fields that are missing or differ from the guide's type, with their values."""
     if not isinstance(told, dict):
         return [f"{inside}: no object"]
     wrong = []
@@ -156,7 +156,7 @@ def misfits(told: object, shape: Shape, inside: str = "") -> list[str]:
     return wrong
 
 
-def test_every_endpoint_of_the_guide_replies_as_the_guide_shows(stack: Stack) -> None:
+def test_every_documented_endpoint_replies_as_documented(stack: Stack) -> None:
     # The guide's own credentials, so that its first request can be sent letter for letter.
     change = {"currentPassword": stack.controller.admin_password, "newPassword": CREDENTIALS["password"]}
     stack.api.post("/api/auth/password", change).expect(200)
@@ -176,7 +176,7 @@ def test_every_endpoint_of_the_guide_replies_as_the_guide_shows(stack: Stack) ->
 
 
 def claims(token: str) -> dict[str, Any]:
-    """Read a token's claims; whether its signature is right is not asked here."""
+    """Read a token's claims, without a check of its signature."""
     part = token.split(".")[1]
     read: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     return read
@@ -188,7 +188,7 @@ def check_servers(caller: Caller, stack: Stack) -> None:
     changed = caller.call("PUT /api/servers/:id", {**NEW, "name": "Renamed", "sshPort": 2222}, of=made["id"])
     assert (changed["id"], changed["name"], changed["sshPort"]) == (made["id"], "Renamed", 2222)
     caller.call("DELETE /api/servers/:id", of=made["id"])
-    # The one with an agent, as somebody who follows the guide would have made it.
+    # The server with an agent, as created by following the guide.
     caller.call("PUT /api/servers/:id", {"sshUser": "root"}, of=stack.server_id)
     caller.call("GET /api/servers/:id/status", of=stack.server_id)
     assert [row["id"] for row in caller.call("GET /api/servers")] == [stack.server_id]

@@ -1,4 +1,4 @@
-"""How an app is, and why: the same by agent and by SSH, beside a real Engine."""
+"""Health of an app and its reason: the same by agent and by SSH, on a real Engine."""
 
 import re
 import socket
@@ -37,7 +37,7 @@ class Place:
         return self.stack.make_app(name, compose(**services), self.apps / name, serverId=self.server_id)
 
     def write(self, name: str, **services: str) -> None:
-        """Write an app's compose file anew."""
+        """Rewrite an app's compose file."""
         (self.apps / f"{name}-{self.way}" / "compose.yaml").write_text(compose(**services))
 
     def post(self, app_id: str, verb: str, status: int = 200) -> Any:  # noqa: ANN401 - JSON
@@ -89,9 +89,7 @@ def client(engine: PrivateEngine) -> Iterator[docker.APIClient]:
         yield made
 
 
-def test_what_is_paused_or_stopped_by_hand_is_named_and_a_start_lets_it_go_on(
-    place: Place, client: docker.APIClient
-) -> None:
+def test_manually_paused_or_stopped_service_is_named_until_start(place: Place, client: docker.APIClient) -> None:
     app_id = place.app("held", web=SLEEPER, db=ENDS_WELL)
     place.post(app_id, "start")
     place.stack.wait_app(app_id, health="healthy", healthDetail=None)
@@ -116,7 +114,7 @@ def test_what_is_paused_or_stopped_by_hand_is_named_and_a_start_lets_it_go_on(
     place.post(app_id, "stop")
 
 
-def test_a_start_that_leaves_nothing_running_says_what_it_came_to(place: Place) -> None:
+def test_start_that_leaves_nothing_running_reports_result(place: Place) -> None:
     job = f"{{{SERVICE}, command: 'true'}}"
     app_id = place.app("comes-to", job=job, other=job)
     started = place.post(app_id, "start")
@@ -146,7 +144,7 @@ def test_a_start_that_leaves_nothing_running_says_what_it_came_to(place: Place) 
         assert (app["lastResult"], app["lastError"]) == ("nothing_started", None)
 
 
-def test_a_service_that_left_the_file_is_an_orphan_and_a_restart_removes_it(place: Place) -> None:
+def test_service_removed_from_file_is_orphan_until_restart(place: Place) -> None:
     port = free_port()
     publishes = SLEEPER.replace("init:", f"ports: ['127.0.0.1:{port}:80'], init:")
     app_id = place.app("renamed", web=publishes, db=SLEEPER)
@@ -183,7 +181,7 @@ def test_a_service_that_left_the_file_is_an_orphan_and_a_restart_removes_it(plac
     place.post(other, "stop")
 
 
-def test_an_orphan_that_dies_degrades_nothing_and_a_service_of_a_profile_is_none(
+def test_dead_orphan_does_not_degrade_app_and_profile_is_no_orphan(
     places: dict[str, Place], client: docker.APIClient
 ) -> None:
     place = places["agent"]
@@ -208,7 +206,7 @@ def test_an_orphan_that_dies_degrades_nothing_and_a_service_of_a_profile_is_none
     place.post(app_id, "stop")
 
 
-def test_a_service_that_a_program_of_the_host_provides_needs_no_container_to_be_healthy(
+def test_provider_service_is_healthy_without_container(
     places: dict[str, Place],
 ) -> None:
     place = places["agent"]

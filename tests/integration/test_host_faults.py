@@ -1,4 +1,4 @@
-"""Hosts that don't answer, and hosts whose disk is full."""
+"""Hosts that don't answer, and hosts with a full disk."""
 
 import time
 
@@ -7,7 +7,7 @@ from moorage_lab.waiting import eventually
 from running_stack import SLEEPER, Stack
 
 
-def test_an_unreachable_agent_is_told_at_once(stack: Stack) -> None:
+def test_unreachable_agent_is_reported_immediately(stack: Stack) -> None:
     app_id = stack.make_app("unreachable", SLEEPER)
     stack.agent.kill()
     try:
@@ -30,7 +30,7 @@ def test_an_unreachable_agent_is_told_at_once(stack: Stack) -> None:
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_full_disk_under_the_journal_says_so(stack: Stack) -> None:
+def test_full_journal_disk_is_reported(stack: Stack) -> None:
     app_id = stack.make_app("full", SLEEPER)
     running = stack.make_app("crammed", SLEEPER)
     stack.api.post(f"/api/apps/{running}/start").expect(200)
@@ -54,7 +54,7 @@ def test_a_full_disk_under_the_journal_says_so(stack: Stack) -> None:
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_an_engine_that_is_down_is_said_and_seen(stack: Stack) -> None:
+def test_engine_outage_and_recovery_are_reported(stack: Stack) -> None:
     app_id = stack.make_app("no-engine", SLEEPER)
     stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     stack.engine.kill()
@@ -62,7 +62,7 @@ def test_an_engine_that_is_down_is_said_and_seen(stack: Stack) -> None:
         stack.wait_server(status="offline")
         refused = stack.api.post(f"/api/apps/{app_id}/stop").expect(503)
         assert refused["code"] == "engine_unreachable"
-        # Not known is not stopped.
+        # Unknown doesn't mean stopped.
         shown = stack.app(app_id)
         assert (shown["status"], shown["health"]) == ("running", "unknown")
         assert shown["stopAt"] is not None

@@ -1,4 +1,4 @@
-"""What an hour does to a join token, and a day to a login; on a real agent, with the controller's clock moved."""
+"""Expiry of a join token after an hour and of a login after a day; a real agent, the controller's clock shifted."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ import pytest
 from controller_and_agent import Member
 
 
-async def test_a_join_token_expires_after_an_hour(member: Member) -> None:
+async def test_join_token_expires_after_an_hour(member: Member) -> None:
     async with member.controller():
         await member.make_server()
         token = await member.join_token()
@@ -17,7 +17,7 @@ async def test_a_join_token_expires_after_an_hour(member: Member) -> None:
         await member.join()
 
 
-async def test_a_login_expires_after_a_day(member: Member) -> None:
+async def test_login_expires_after_a_day(member: Member) -> None:
     async with member.controller():
         member.clock.shift(24 * 3600 - 60)
         await member.call("GET", "/api/auth/verify", expect=200)

@@ -1,4 +1,4 @@
-"""Starts watched live on a real host: over thousands of lines, and from another controller."""
+"""Live output of starts on a real host: thousands of lines, and from another controller."""
 
 import asyncio
 import subprocess
@@ -41,7 +41,7 @@ def begin(stack: Stack, app_id: str) -> str:
     return operation_id
 
 
-async def test_a_start_is_seen_while_it_goes_on(stack: Stack) -> None:
+async def test_start_output_is_streamed_live(stack: Stack) -> None:
     app_id = await asyncio.to_thread(stack.make_app, "seen", SLOW)
     operation_id = await asyncio.to_thread(begin, stack, app_id)
     async with watching(stack.controller, stack.api.token, f"/api/operations/{operation_id}/output") as stream:
@@ -54,7 +54,7 @@ async def test_a_start_is_seen_while_it_goes_on(stack: Stack) -> None:
     (await asyncio.to_thread(stack.api.post, f"/api/apps/{app_id}/stop")).expect(200)
 
 
-async def test_twenty_thousand_lines_come_whole_in_order_and_once(stack: Stack) -> None:
+async def test_twenty_thousand_lines_arrive_completely_in_order(stack: Stack) -> None:
     words = "".join(f"${{MISSING_{n:05d}}}" for n in range(LINES))
     app_id = await asyncio.to_thread(stack.make_app, "talks", f'x-words: "{words}"\n{SLEEPER}')
     operation_id = await asyncio.to_thread(begin, stack, app_id)
@@ -93,9 +93,7 @@ def shared(postgres: PrivatePostgres, engine: PrivateEngine, sample_image: str, 
         made.stop()
 
 
-async def test_a_second_controller_shows_the_output_and_takes_the_operation_over_when_the_first_dies(
-    shared: Stack, tmp_path: Path
-) -> None:
+async def test_second_controller_streams_output_and_takes_over_operation(shared: Stack, tmp_path: Path) -> None:
     second = ControllerProcess(
         tmp_path / "second", admin_password=shared.controller.admin_password, environment=shared.environment
     )
@@ -125,7 +123,7 @@ async def test_a_second_controller_shows_the_output_and_takes_the_operation_over
         await asyncio.to_thread(second.process.terminate)
 
 
-async def test_what_one_controller_changes_the_listeners_of_another_hear(shared: Stack, tmp_path: Path) -> None:
+async def test_listeners_receive_changes_of_another_controller(shared: Stack, tmp_path: Path) -> None:
     second = ControllerProcess(tmp_path / "second", environment=shared.environment)
     await asyncio.to_thread(second.start)
     try:
@@ -143,7 +141,7 @@ async def test_what_one_controller_changes_the_listeners_of_another_hear(shared:
         await asyncio.to_thread(second.process.terminate)
 
 
-async def test_listeners_who_read_nothing_hold_up_nobody(stack: Stack) -> None:
+async def test_stalled_listeners_do_not_delay_others(stack: Stack) -> None:
     app_id = await asyncio.to_thread(stack.make_app, "held", SLEEPER)
     deaf = [await asyncio.open_connection("127.0.0.1", stack.controller.port, limit=1) for _ in range(20)]
     for _, writer in deaf:
@@ -160,7 +158,7 @@ async def test_listeners_who_read_nothing_hold_up_nobody(stack: Stack) -> None:
         writer.close()
 
 
-async def test_followed_logs_leave_nothing_open_when_the_reader_goes(stack: Stack) -> None:
+async def test_followed_logs_leave_nothing_open_after_disconnect(stack: Stack) -> None:
     app_id = await asyncio.to_thread(
         stack.make_app, "logged", SLEEPER.replace("sleep 1000", "sh -c 'while sleep 0.2; do echo tick; done'")
     )
@@ -184,13 +182,13 @@ async def test_followed_logs_leave_nothing_open_when_the_reader_goes(stack: Stac
             assert event is not None
             assert event.data == "logged-web-1 | tick"
         assert sockets() >= before + READERS
-    # Looks at the Engine keep a connection or two of their own, as they like.
+    # Observations of the Engine may hold one or two connections.
     closed = before + READERS // 2
     await eventually_async(lambda: sockets() < closed, timeout=40, what="the agent's sockets closed")
     (await asyncio.to_thread(stack.api.post, f"/api/apps/{app_id}/stop")).expect(200)
 
 
-def test_what_the_host_s_policy_forbids_isn_t_shown(stack: Stack) -> None:
+def test_app_forbidden_by_host_policy_is_not_shown(stack: Stack) -> None:
     app_id = stack.make_app("elsewhere", None, Path("/etc"))
     for path in ("services", "logs"):
         reply = stack.api.get(f"/api/apps/{app_id}/{path}")

@@ -1,4 +1,4 @@
-"""A real controller on a real PostgreSQL, which crashes under it: the same process goes on when it is back."""
+"""A real controller on a real PostgreSQL that crashes: the same process continues after its recovery."""
 
 import subprocess
 import threading
@@ -17,7 +17,7 @@ BACK_WITHIN = 5.0
 
 @pytest.fixture
 def server(engine_folder: Path) -> Iterator[PrivatePostgres]:
-    """Return a PostgreSQL of this test's own: it is going to be crashed."""
+    """Return this test's own PostgreSQL, which it crashes."""
     with PrivatePostgres(engine_folder / "postgres-crashed") as private:
         yield private
 
@@ -32,7 +32,7 @@ def controller(server: PrivatePostgres, tmp_path: Path) -> Iterator[ControllerPr
 
 
 class Writer:
-    """Makes projects one after another, and remembers which of them were acknowledged."""
+    """Creates projects one after another, and records the acknowledged ones."""
 
     def __init__(self, controller: ControllerProcess) -> None:
         self._api = controller.admin()
@@ -50,7 +50,7 @@ class Writer:
                 self.refused.append((reply.status, reply.json["code"]))
 
     def wait_for(self, more: int) -> None:
-        """Return when so many more were acknowledged."""
+        """Wait until so many more are acknowledged."""
         wanted = len(self.acknowledged) + more
         eventually(lambda: len(self.acknowledged) >= wanted, timeout=BACK_WITHIN, what=f"{more} more writes")
 
@@ -63,9 +63,7 @@ class Writer:
         self._thread.join(30)
 
 
-def test_a_crash_of_the_database_costs_seconds_and_nothing_that_was_acknowledged(
-    server: PrivatePostgres, controller: ControllerProcess
-) -> None:
+def test_database_crash_loses_no_acknowledged_write(server: PrivatePostgres, controller: ControllerProcess) -> None:
     with pytest.raises(ProcessDiedError, match="run `moorage-controller migrate` first"):
         controller.start()
     migrate = [installed("moorage-controller"), "migrate"]

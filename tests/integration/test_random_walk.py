@@ -1,4 +1,4 @@
-"""A random walk on a real host: whatever is asked and killed, what is told in the end is what the Engine has.
+"""A random walk of requests and kills on a real host: the final status equals the Engine's.
 
 MOORAGE_WALK_SEED and MOORAGE_WALK_STEPS choose another walk; a failure names its seed and what was done.
 """
@@ -43,7 +43,7 @@ def walked(engine: PrivateEngine, sample_image: str, tmp_path: Path) -> Iterator
 
 
 class Walk:
-    """One walk through what can be done to two apps, and to those who run them."""
+    """A random walk of actions on two apps, the controller and the agent."""
 
     def __init__(self, stack: Stack, seed: int) -> None:
         self.stack = stack
@@ -71,7 +71,7 @@ class Walk:
             self.acknowledged.add(reply.json["id"])
 
     def cancel(self, name: str) -> None:
-        """Cancel what is in flight on an app."""
+        """Cancel the operation in flight on an app."""
         operation_id = self.stack.app(self.apps[name])["operationId"]
         if operation_id is not None:
             reply: Reply = self.stack.api.post(f"/api/operations/{operation_id}/cancel")
@@ -87,7 +87,7 @@ class Walk:
         self._containers(name, lambda client, container: client.remove_container(container, force=True))
 
     def by_hand(self, name: str) -> None:
-        """Start the app by hand, unless somebody works on it."""
+        """Start the app manually, unless an operation is in flight."""
         if self.stack.app(self.apps[name])["operationId"] is None:
             self.done.append(f"up by hand {name}")
             self.stack.compose(self.stack.apps / name, "up", "-d")
@@ -121,7 +121,7 @@ class Walk:
         self.ended = {key: each for key, each in found.items() if each["state"] in END}
 
     def settle(self) -> None:
-        """Wait until nothing is in flight, and compare what is told with what the Engine has."""
+        """Wait until nothing is in flight, and compare the API with the Engine."""
         self.stack.wait_online()
         eventually(lambda: not self._in_flight(), timeout=60, what="the end of all operations")
         for name in self.apps:
@@ -142,7 +142,7 @@ class Walk:
 
 
 @pytest.mark.timeout(600)
-def test_a_random_walk_ends_in_what_is_true(walked: Stack) -> None:
+def test_random_walk_ends_with_true_status(walked: Stack) -> None:
     seed = int(os.environ.get("MOORAGE_WALK_SEED", "20261123"))
     steps = int(os.environ.get("MOORAGE_WALK_STEPS", "12"))
     walk = Walk(walked, seed)

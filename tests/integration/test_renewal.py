@@ -1,4 +1,4 @@
-"""What three months do to an agent's certificate: on a real agent, with the controller's clock moved.
+"""Renewal of an agent's certificate over three months: on a real agent, with the controller's clock shifted.
 
 A real agent's clock can't be moved, so the controller begins in the past and comes to the present.
 """
@@ -18,7 +18,7 @@ def identity(member: Member) -> bytes:
     return (member.agent.folder / "data" / "pki" / "agent.pem").read_bytes()
 
 
-async def test_a_certificate_is_renewed_at_two_thirds_without_a_restart(member: Member) -> None:
+async def test_certificate_is_renewed_at_two_thirds_without_a_restart(member: Member) -> None:
     member.clock.shift(-65 * DAY)
     async with member.controller():
         await member.join()
@@ -35,14 +35,14 @@ async def test_a_certificate_is_renewed_at_two_thirds_without_a_restart(member: 
         assert x509.dns_names(identity(member)) == name
         assert member.agent.process.identity == pid
         assert not list((member.agent.folder / "data" / "pki").glob("pending-*"))
-        # After a restart of both, the new one is all there is: the next login is by it.
+        # After a restart of both, only the new one exists: the next login uses it.
         await asyncio.to_thread(member.agent.restart)
         member.api = await asyncio.to_thread(member.api.login, "admin", "correct horse battery")
         await member.wait_for(f"/api/servers/{member.server_id}", status="online", connection="agent")
         assert (await member.call("GET", f"/api/apps/{app_id}"))["id"] == app_id
 
 
-async def test_a_host_that_was_away_too_long_is_told_what_repairs_it(member: Member) -> None:
+async def test_host_with_expired_certificate_gets_repair_advice(member: Member) -> None:
     member.clock.shift(-100 * DAY)
     async with member.controller():
         await member.make_server()

@@ -1,4 +1,4 @@
-"""A caller who hears nothing of a killed controller sends his requests again, and has everything once."""
+"""Retries after a controller was killed before its reply: every request takes effect once."""
 
 import threading
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def controller(tmp_path: Path) -> Iterator[ControllerProcess]:
         yield running
 
 
-def test_requests_that_a_kill_cut_off_create_once(controller: ControllerProcess) -> None:
+def test_requests_interrupted_by_controller_kill_create_once(controller: ControllerProcess) -> None:
     admin = controller.admin()
     sent: list[str] = []
     heard: dict[str, object] = {}

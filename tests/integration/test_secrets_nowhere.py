@@ -1,4 +1,4 @@
-"""What opens a host is nowhere to be read: not in a reply, the database, its journal, the log, or a command line."""
+"""SSH credentials appear nowhere: no reply, database, journal, log or command line."""
 
 import asyncio
 import base64
@@ -30,19 +30,19 @@ with warnings.catch_warnings(action="ignore"):
 
 
 def forms(secret: bytes) -> Iterator[bytes]:
-    """Yield how a secret may be written: as it is, escaped, in hex, and in base64 at each of three positions."""
+    """Yield the forms of a secret: plain, escaped, in hex, and in base64 at each of three positions."""
     yield secret
     escaped = secret.replace(b"\\", b"\\\\")
     yield escaped
     yield escaped.replace(b'"', b'\\"')
     yield secret.hex().encode()
     for before in range(3):
-        # Without the ends, which depend on what stands beside.
+        # Without the ends, which depend on the neighbouring bytes.
         yield base64.b64encode(b"\0" * before + secret)[4:-4].rstrip(b"=")
 
 
 def needles() -> dict[bytes, str]:
-    """Return what must not be found, with what it is a part of."""
+    """Return the searched texts, each with the name of its secret."""
     found: dict[bytes, str] = {}
     texts = {"the passphrase": PASSPHRASE, "the password": PASSWORD, "a wrong passphrase": WRONG}
     for name, text in texts.items():
@@ -75,15 +75,15 @@ def processes() -> bytes:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return all that the controller has written."""
+    """Return all bytes that the controller has written."""
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class Listening(Api):
-    """An API that looks at each reply, and at all command lines when it came."""
+    """An API client that searches each reply, and all command lines at that time."""
 
     def request(self, *args: object, **kwargs: object) -> Reply:
-        """Send a request, and look."""
+        """Send a request, and search its reply."""
         reply = super().request(*args, **kwargs)  # type: ignore[arg-type]  # passed on as they came
         assert told(repr((reply.json, reply.headers)).encode()) == set(), args
         assert told(processes()) == set(), args
@@ -91,7 +91,7 @@ class Listening(Api):
 
 
 def _a_day_s_work(api: Api) -> list[str]:
-    """Send secrets in every way there is, rightly and wrongly, and look at all that tells of servers."""
+    """Send secrets through every route, valid and invalid, and read all resources about servers."""
     new = {"name": "keyed", "address": "192.0.2.1", "sshUser": "root"}
     whole = {"sshPrivateKey": LOCKED, "sshPassphrase": PASSPHRASE, "sshPassword": PASSWORD}
     once = {"Idempotency-Key": "one"}
@@ -140,7 +140,7 @@ def _listening(controller: ControllerProcess) -> Api:
     return Listening(controller.url, controller.admin().token)
 
 
-def test_the_search_finds_what_is_there() -> None:
+def test_secret_search_finds_planted_secret() -> None:
     assert told(b"nothing in here") == set()
     for secret in (PASSPHRASE, PASSWORD, WRONG):
         for at in range(4):
@@ -152,7 +152,7 @@ def test_the_search_finds_what_is_there() -> None:
     assert told(base64.b64decode("".join(PLAIN.splitlines()[1:-1]))) == {"the key"}
 
 
-def test_no_secret_of_a_server_can_be_read_anywhere(tmp_path: Path) -> None:
+def test_server_secrets_are_readable_nowhere(tmp_path: Path) -> None:
     with _controller(tmp_path) as controller:
         ids = _a_day_s_work(_listening(controller))
         while_it_runs = files(tmp_path)
@@ -177,7 +177,7 @@ def test_no_secret_of_a_server_can_be_read_anywhere(tmp_path: Path) -> None:
     assert kept == SshCredentials(LOCKED, PASSPHRASE, PASSWORD), "and all of it was there all the time"
 
 
-def test_the_key_that_was_made_in_the_data_folder_is_changed_as_the_readme_says(tmp_path: Path) -> None:
+def test_generated_encryption_key_is_rotated_as_documented(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with _controller(tmp_path) as controller:
         server = {"name": "s", "address": "192.0.2.1", "sshPassword": PASSWORD}

@@ -1,4 +1,4 @@
-"""A server without an agent, through the whole of a real controller."""
+"""A server without an agent, through a real controller."""
 
 import time
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def whole(sshd: PrivateSshd, tmp_path: Path) -> Iterator[SshStack]:
         made.controller.process.terminate()
 
 
-def test_an_app_is_started_seen_and_stopped_without_an_agent(whole: SshStack, engine: PrivateEngine) -> None:
+def test_app_is_started_observed_and_stopped_without_agent(whole: SshStack, engine: PrivateEngine) -> None:
     server_id = whole.add_server()
     server = whole.wait(f"/api/servers/{server_id}", status="online")
     assert (server["connection"], server["hasCredentials"], server["agentVersion"]) == ("ssh", True, None)
@@ -90,7 +90,7 @@ def test_an_app_is_started_seen_and_stopped_without_an_agent(whole: SshStack, en
     whole.wait(f"/api/apps/{app_id}", status="stopped", stopAt=None)
 
 
-def test_a_controller_killed_in_the_middle_of_a_start_finds_it_again(whole: SshStack) -> None:
+def test_controller_killed_during_start_resumes_it(whole: SshStack) -> None:
     server_id = whole.add_server()
     whole.wait(f"/api/servers/{server_id}", status="online")
     app_id = whole.make_app(server_id, SLOW)
@@ -106,7 +106,7 @@ def test_a_controller_killed_in_the_middle_of_a_start_finds_it_again(whole: SshS
     whole.wait(f"/api/apps/{app_id}", status="running")
 
 
-def test_a_changed_host_key_is_offline_with_the_reason_until_an_admin_accepts_it(whole: SshStack) -> None:
+def test_changed_host_key_turns_server_offline_until_accepted(whole: SshStack) -> None:
     server_id = whole.add_server()
     path = f"/api/servers/{server_id}"
     first = whole.wait(path, status="online")["hostKeyFingerprint"]
@@ -133,7 +133,7 @@ def test_a_changed_host_key_is_offline_with_the_reason_until_an_admin_accepts_it
     assert [entry["data"] for entry in logs] == expected
 
 
-def test_credentials_that_are_mended_open_the_host_at_once(whole: SshStack) -> None:
+def test_corrected_credentials_take_effect_immediately(whole: SshStack) -> None:
     server_id = whole.add_server(sshUser="nobody-here")
     path = f"/api/servers/{server_id}"
 

@@ -1,4 +1,4 @@
-"""Status and health beside a real Engine: what is told is what there is, and why."""
+"""Status and health on a real Engine: they match the containers, with a reason."""
 
 import re
 import time
@@ -25,7 +25,7 @@ def start(stack: Stack, name: str, compose: str) -> str:
     return app_id
 
 
-def test_a_killed_container_degrades_the_app_and_the_last_one_stops_it_with_the_reason(stack: Stack) -> None:
+def test_killed_container_degrades_app_and_last_one_stops_it(stack: Stack) -> None:
     app_id = start(stack, "falls", PAIR)
     stack.wait_app(app_id, status="running", health="healthy")
     with closing(container(stack, "falls-db-1")) as client:
@@ -42,16 +42,16 @@ def test_a_killed_container_degrades_the_app_and_the_last_one_stops_it_with_the_
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_an_app_whose_containers_are_removed_by_hand_is_stopped(stack: Stack) -> None:
+def test_app_with_manually_removed_containers_is_stopped(stack: Stack) -> None:
     app_id = start(stack, "removed", SLEEPER)
     stack.compose(stack.apps / "removed", "down")
     app = stack.wait_app(app_id, status="stopped")
-    # Whichever is seen first: that it was ended, or that it is gone.
+    # Either its exit or its removal is seen first.
     assert re.fullmatch(r"Web exited with code \d+\.|Its containers were removed\.", app["lastError"])
     assert app["stopAt"] is None
 
 
-def test_a_one_shot_that_did_its_work_is_done_and_one_that_failed_is_broken(stack: Stack) -> None:
+def test_one_shot_exit_0_is_healthy_and_failure_is_degraded(stack: Stack) -> None:
     job = PAIR.replace("command: sleep 1000", "command: 'true'", 1)
     app_id = start(stack, "job", job)
     stack.wait_app(app_id, status="running", health="healthy")
@@ -61,7 +61,7 @@ def test_a_one_shot_that_did_its_work_is_done_and_one_that_failed_is_broken(stac
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_health_check_that_fails_makes_it_unhealthy(stack: Stack) -> None:
+def test_failing_health_check_makes_app_unhealthy(stack: Stack) -> None:
     check = """
     healthcheck: {test: ["CMD", "test", "-e", "/fine"], interval: 1s, timeout: 5s, retries: 1, start_period: 0s}
 """
@@ -73,7 +73,7 @@ def test_a_health_check_that_fails_makes_it_unhealthy(stack: Stack) -> None:
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_missing_replicas_are_counted(stack: Stack) -> None:
+def test_missing_replicas_degrade_app(stack: Stack) -> None:
     app_id = start(stack, "scaled", f"services:\n  web:\n    {BASE}\n    command: sleep 1000\n    scale: 3\n")
     stack.wait_app(app_id, status="running", health="healthy")
     with closing(container(stack, "scaled-web-2")) as client:
@@ -84,7 +84,7 @@ def test_missing_replicas_are_counted(stack: Stack) -> None:
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_restart_loop_is_degraded_all_the_while(stack: Stack) -> None:
+def test_restart_loop_stays_degraded(stack: Stack) -> None:
     loop = f"services:\n  web:\n    {BASE}\n    restart: always\n    command: sh -c 'sleep 0.5; exit 1'\n"
     app_id = start(stack, "loops", loop)
     stack.wait_app(app_id, status="running", health="degraded")
@@ -103,13 +103,13 @@ def test_a_restart_loop_is_degraded_all_the_while(stack: Stack) -> None:
     assert stack.containers(stack.apps / "loops") == []
 
 
-def test_a_stack_that_was_started_by_hand_is_found_and_made_an_app_with_its_real_start(stack: Stack) -> None:
+def test_manually_started_project_is_adopted_with_real_start_time(stack: Stack) -> None:
     directory = stack.apps / "by-hand"
     directory.mkdir()
     (directory / "compose.yaml").write_text(PAIR)
     stack.compose(directory, "up", "-d")
     began = time.time()
-    time.sleep(2)  # so that its start and its adoption can be told apart
+    time.sleep(2)  # so that its start and its adoption differ
     path = f"/api/servers/{stack.server_id}/discover"
     (found,) = [each for each in stack.api.get(path).expect(200) if each["name"] == "by-hand"]
     assert found == {
@@ -136,7 +136,7 @@ def test_a_stack_that_was_started_by_hand_is_found_and_made_an_app_with_its_real
     assert stack.containers(directory) == []
 
 
-def test_a_stack_that_is_started_by_hand_in_an_app_s_directory_has_a_deadline(stack: Stack) -> None:
+def test_manual_start_in_app_directory_gets_deadline(stack: Stack) -> None:
     app_id = stack.make_app("hand-started", SLEEPER, autoStopTimeout=3)
     stack.compose(stack.apps / "hand-started", "up", "-d")
     app = stack.wait_app(app_id, status="running")
@@ -144,7 +144,7 @@ def test_a_stack_that_is_started_by_hand_in_an_app_s_directory_has_a_deadline(st
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_a_host_that_can_t_be_asked_flips_nothing_to_stopped(stack: Stack) -> None:
+def test_unreachable_host_keeps_app_status(stack: Stack) -> None:
     app_id = start(stack, "unasked", SLEEPER)
     before = stack.wait_app(app_id, status="running", health="healthy")
     stack.agent.terminate()

@@ -1,4 +1,4 @@
-"""Apps as they are found in the field: odd directories, odd compose files, and ones that don't work."""
+"""Apps as found in the field: unusual directories, unusual Compose files, and broken ones."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def _stop(stack: Stack, app_id: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["with space", "quo'te", 'dou"ble', "semi; touch x", "$(touch x)", "ünïcode", "-dash"])
-def test_a_directory_of_any_name(stack: Stack, name: str) -> None:
+def test_directory_with_any_name_works(stack: Stack, name: str) -> None:
     directory = stack.apps / "odd" / name
     app_id = stack.make_app(f"odd {name}", f"name: odd{name.encode().hex()}\n{SLEEPER}", directory)
     _start(stack, app_id)
@@ -27,7 +27,7 @@ def test_a_directory_of_any_name(stack: Stack, name: str) -> None:
     assert not list(stack.apps.rglob("x"))
 
 
-def test_a_symlinked_directory(stack: Stack) -> None:
+def test_symlinked_directory_works(stack: Stack) -> None:
     real = stack.apps / "real-place"
     link = stack.apps / "link"
     real.mkdir()
@@ -39,7 +39,7 @@ def test_a_symlinked_directory(stack: Stack) -> None:
     assert stack.containers(real) == []
 
 
-def test_a_compose_file_named_in_dot_env(stack: Stack) -> None:
+def test_compose_file_named_in_dot_env_works(stack: Stack) -> None:
     directory = stack.apps / "elsewhere"
     (directory / "deploy").mkdir(parents=True)
     (directory / ".env").write_text("COMPOSE_FILE=deploy/prod.yaml\n")
@@ -52,7 +52,7 @@ def test_a_compose_file_named_in_dot_env(stack: Stack) -> None:
     assert stack.containers(directory) == []
 
 
-def test_a_name_that_changes_between_start_and_stop(stack: Stack) -> None:
+def test_project_name_changed_after_start_is_still_stopped(stack: Stack) -> None:
     app_id = stack.make_app("renamed", f"name: before\n{SLEEPER}")
     _start(stack, app_id)
     (stack.apps / "renamed" / "compose.yaml").write_text(f"name: after\n{SLEEPER}")
@@ -60,7 +60,7 @@ def test_a_name_that_changes_between_start_and_stop(stack: Stack) -> None:
     assert stack.containers(stack.apps / "renamed") == []
 
 
-def test_a_compose_file_that_is_gone_at_the_stop(stack: Stack) -> None:
+def test_stop_works_without_compose_file(stack: Stack) -> None:
     app_id = stack.make_app("gone", SLEEPER)
     _start(stack, app_id)
     (stack.apps / "gone" / "compose.yaml").unlink()
@@ -68,11 +68,11 @@ def test_a_compose_file_that_is_gone_at_the_stop(stack: Stack) -> None:
     assert stack.containers(stack.apps / "gone") == []
 
 
-def test_two_directories_of_one_name_leave_each_other_alone(stack: Stack) -> None:
+def test_directories_with_same_name_stay_separate(stack: Stack) -> None:
     first_directory, second_directory = stack.apps / "a" / "twin", stack.apps / "b" / "twin"
     first = stack.make_app("twin a", SLEEPER, first_directory)
     second_directory.mkdir(parents=True)
-    # While there is no file in it nobody knows what its project is called.
+    # Without a Compose file in it, the project's name is unknown.
     second = stack.make_app("twin b", None, second_directory)
     (second_directory / "compose.yaml").write_text(SLEEPER)
     third = {
@@ -99,7 +99,7 @@ def test_two_directories_of_one_name_leave_each_other_alone(stack: Stack) -> Non
     _stop(stack, second)
 
 
-def test_a_profiled_service_and_a_one_off_container_go_with_the_stop(stack: Stack) -> None:
+def test_stop_removes_profiled_service_and_one_off_container(stack: Stack) -> None:
     extra = f"  extra: {{image: '{IMAGE}', init: true, stop_grace_period: 0s, command: sleep 1000, profiles: [x]}}\n"
     app_id = stack.make_app("profiled", SLEEPER + extra)
     directory = stack.apps / "profiled"
@@ -111,7 +111,7 @@ def test_a_profiled_service_and_a_one_off_container_go_with_the_stop(stack: Stac
     assert stack.containers(directory) == []
 
 
-def test_a_one_shot_that_exits_0_is_done_not_broken(stack: Stack) -> None:
+def test_one_shot_exit_0_is_done_and_not_degraded(stack: Stack) -> None:
     app_id = stack.make_app("one-shot", f"{SLEEPER}  migrate: {{image: '{IMAGE}', command: 'true'}}\n")
     _start(stack, app_id)
     assert stack.wait_app(app_id, health="healthy")["lastError"] is None
@@ -126,9 +126,7 @@ def test_a_one_shot_that_exits_0_is_done_not_broken(stack: Stack) -> None:
         ("no-image", "services: {a: {image: 'moorage.invalid/not-there:1'}}\n", "moorage.invalid"),
     ],
 )
-def test_a_start_that_cannot_work_says_what_compose_said(
-    stack: Stack, name: str, compose: str | None, said: str
-) -> None:
+def test_start_that_fails_shows_compose_error(stack: Stack, name: str, compose: str | None, said: str) -> None:
     (stack.apps / name).mkdir()
     app_id = stack.make_app(name, compose)
     failed = stack.api.post(f"/api/apps/{app_id}/start").expect(502)
@@ -141,7 +139,7 @@ def test_a_start_that_cannot_work_says_what_compose_said(
     assert stack.operation(failed["operationId"])["state"] == "failed"
 
 
-def test_a_directory_that_is_not_there(stack: Stack) -> None:
+def test_missing_directory_is_reported(stack: Stack) -> None:
     app_id = stack.make_app("nowhere", None)
     failed = stack.api.post(f"/api/apps/{app_id}/start").expect(502)
     assert failed["code"] == "directory_missing"
@@ -149,7 +147,7 @@ def test_a_directory_that_is_not_there(stack: Stack) -> None:
     _stop(stack, app_id)
 
 
-def test_a_start_of_which_one_service_fails_leaves_a_run_with_a_deadline(stack: Stack) -> None:
+def test_partially_failed_start_leaves_a_run_with_deadline(stack: Stack) -> None:
     broken = f"  broken: {{image: '{IMAGE}', command: /not/there, depends_on: [web]}}\n"
     app_id = stack.make_app("half", f"{SLEEPER}{broken}", autoStopTimeout=5)
     failed = stack.api.post(f"/api/apps/{app_id}/start").expect(502)
@@ -163,7 +161,7 @@ def test_a_start_of_which_one_service_fails_leaves_a_run_with_a_deadline(stack: 
 
 
 @pytest.mark.parametrize("outside", ["/etc", "/", "{apps}-beside", "{apps}/way-out"])
-def test_a_directory_outside_the_allowed_roots(stack: Stack, outside: str) -> None:
+def test_directory_outside_allowed_roots_is_refused(stack: Stack, outside: str) -> None:
     way_out = stack.apps / "way-out"
     if not way_out.is_symlink():
         way_out.symlink_to("/etc")

@@ -1,4 +1,4 @@
-"""Who may be a member, and whom an agent obeys."""
+"""Membership and trust: which hosts may enrol, and which controllers an agent obeys."""
 
 import socket
 import ssl
@@ -32,7 +32,7 @@ def _second_agent(stack: Stack, folder: Path) -> tuple[AgentProcess, str]:
 
 
 def _call_as(stack: Stack, certificate: bytes, key: bytes) -> grpc.RpcError:
-    """Call the agent with somebody's certificate, and return how it refused."""
+    """Call the agent with another certificate, and return its refusal."""
     ca = (stack.agent.folder / "data" / "pki" / "ca.crt").read_bytes()
     credentials = grpc.ssl_channel_credentials(ca, key, certificate)
     options = [("grpc.ssl_target_name_override", _agent_name(stack.agent)), ("grpc.use_local_subchannel_pool", 1)]
@@ -42,7 +42,7 @@ def _call_as(stack: Stack, certificate: bytes, key: bytes) -> grpc.RpcError:
         return refused.value
 
 
-def test_the_agent_obeys_no_other_agent(stack: Stack, tmp_path: Path) -> None:
+def test_agent_refuses_other_agents(stack: Stack, tmp_path: Path) -> None:
     other, _ = _second_agent(stack, tmp_path / "other")
     pki = other.folder / "data" / "pki"
     error = _call_as(stack, (pki / "agent.pem").read_bytes(), (pki / "agent.pem").read_bytes())
@@ -50,14 +50,14 @@ def test_the_agent_obeys_no_other_agent(stack: Stack, tmp_path: Path) -> None:
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_the_agent_obeys_no_controller_of_another_authority(stack: Stack) -> None:
+def test_agent_refuses_controller_of_other_authority(stack: Stack) -> None:
     stranger, _ = Authority.create(datetime.now(UTC))
     certificate, key = stranger.issue_controller(datetime.now(UTC))
     assert _call_as(stack, certificate, key).code() is grpc.StatusCode.UNAVAILABLE
     assert stack.api.get(f"/api/servers/{stack.server_id}/status").expect(200)["status"] == "online"
 
 
-def test_the_agent_shakes_no_hands_without_a_certificate(stack: Stack) -> None:
+def test_agent_refuses_handshake_without_certificate(stack: Stack) -> None:
     context = ssl.create_default_context()
     context.load_verify_locations(stack.agent.folder / "data" / "pki" / "ca.crt")
     context.set_alpn_protocols(["h2"])
@@ -72,17 +72,17 @@ def test_the_agent_shakes_no_hands_without_a_certificate(stack: Stack) -> None:
             return tls.recv(1024)
 
     with suppress(ssl.SSLError, ConnectionError):
-        # TLS 1.3 tells a client of its refusal only when it reads; not one byte of HTTP/2 comes back.
+        # With TLS 1.3 a client learns of its refusal only when it reads; no byte of HTTP/2 comes back.
         assert speak() == b""
 
 
-def test_a_re_enrolled_host_is_known_by_its_new_name_alone(stack: Stack, tmp_path: Path) -> None:
+def test_re_enrolled_host_is_accepted_only_by_its_new_name(stack: Stack, tmp_path: Path) -> None:
     agent, server_id = _second_agent(stack, tmp_path / "twice")
     agent.start()
     path = f"/api/servers/{server_id}"
     eventually(lambda: stack.api.get(path).json["status"] == "online", timeout=20, what="the second agent online")
     old = _agent_name(agent)
-    # A second enrolment elsewhere takes the server over: the first one's certificate opens nothing any more.
+    # A second enrolment elsewhere takes over the server: the first certificate is refused from then on.
     successor = AgentProcess(tmp_path / "successor", stack.engine, allow_roots=[stack.apps], port=agent.port)
     successor.enroll(stack.controller.url, stack.join_token(server_id))
     assert _agent_name(successor) != old
@@ -92,7 +92,7 @@ def test_a_re_enrolled_host_is_known_by_its_new_name_alone(stack: Stack, tmp_pat
         eventually(lambda: stack.api.get(path).json["status"] == "online", timeout=30, what="the new agent online")
 
 
-def test_a_join_token_is_good_once(stack: Stack, tmp_path: Path) -> None:
+def test_join_token_is_accepted_once(stack: Stack, tmp_path: Path) -> None:
     server = stack.api.post("/api/servers", {"name": "once", "address": "127.0.0.1"}).expect(201)["id"]
     token = stack.join_token(server)
     AgentProcess(tmp_path / "first", stack.engine, allow_roots=[]).enroll(stack.controller.url, token)
@@ -101,7 +101,7 @@ def test_a_join_token_is_good_once(stack: Stack, tmp_path: Path) -> None:
         thief.enroll(stack.controller.url, token)
 
 
-def test_a_newer_join_token_voids_the_older_one(stack: Stack, tmp_path: Path) -> None:
+def test_newer_join_token_voids_the_older_one(stack: Stack, tmp_path: Path) -> None:
     server = stack.api.post("/api/servers", {"name": "newer", "address": "127.0.0.1"}).expect(201)["id"]
     older, newer = stack.join_token(server), stack.join_token(server)
     host = AgentProcess(tmp_path / "host", stack.engine, allow_roots=[])
@@ -110,7 +110,7 @@ def test_a_newer_join_token_voids_the_older_one(stack: Stack, tmp_path: Path) ->
     host.enroll(stack.controller.url, newer)
 
 
-def test_a_join_token_of_another_controller_or_altered_is_refused(stack: Stack, tmp_path: Path) -> None:
+def test_foreign_or_altered_join_token_is_refused(stack: Stack, tmp_path: Path) -> None:
     host = AgentProcess(tmp_path / "host", stack.engine, allow_roots=[])
     token = JoinToken.parse(stack.join_token())
     forged = JoinToken.make(token.id, token.ca_fingerprint)
@@ -123,13 +123,13 @@ def test_a_join_token_of_another_controller_or_altered_is_refused(stack: Stack, 
         host.enroll(stack.controller.url, "hello")
 
 
-def test_an_expired_login_opens_nothing(stack: Stack) -> None:
+def test_expired_login_is_refused(stack: Stack) -> None:
     token = Api(stack.controller.url, "not.a.token")
     assert token.get("/api/apps").expect(401)["code"] == "bad_token"
     assert Api(stack.controller.url).get("/api/apps").expect(401)["code"] == "no_token"
 
 
-def test_the_key_stays_on_the_host_for_its_owner_alone(stack: Stack) -> None:
+def test_private_key_stays_on_host_with_owner_only_mode(stack: Stack) -> None:
     pki = stack.agent.folder / "data" / "pki"
     assert (pki / "agent.pem").stat().st_mode & 0o777 == 0o600
     assert pki.stat().st_mode & 0o777 == 0o700
@@ -140,7 +140,7 @@ def test_the_key_stays_on_the_host_for_its_owner_alone(stack: Stack) -> None:
     assert not [f for f in data.rglob("*") if f.is_file() and secret in f.read_bytes()]
 
 
-def test_an_app_below_a_root_that_was_taken_out_of_the_policy_is_refused(stack: Stack) -> None:
+def test_app_under_root_removed_from_policy_is_refused(stack: Stack) -> None:
     app_id = stack.make_app("ruled-out", SLEEPER)
     policy = stack.agent.folder / "data" / "policy.toml"
     before = policy.read_text()

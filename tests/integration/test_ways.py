@@ -1,4 +1,4 @@
-"""A server without an agent, and one whose agent is away: the same operations by SSH, and nothing twice."""
+"""Servers without an agent or with an unavailable one: the same operations by SSH, and nothing twice."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def wait_server(stack: Stack, server_id: str = "", **wanted: object) -> Any:  # 
     return eventually(right, timeout=60, what=f"the server {wanted}")
 
 
-def test_a_server_without_an_agent_does_all_that_one_with_an_agent_does(stack: Stack, sshd: PrivateSshd) -> None:
+def test_server_without_agent_supports_all_operations(stack: Stack, sshd: PrivateSshd) -> None:
     body = {"name": "bare", "address": "127.0.0.1", **ssh(sshd, "op")}
     made = stack.api.post("/api/servers", body).expect(201)
     shown = wait_server(stack, made["id"], status="online", connection="ssh", statusDetail=None)
@@ -89,7 +89,7 @@ def _bare(stack: Stack, sshd: PrivateSshd) -> str:
 
 
 @pytest.mark.parametrize("way", ["agent", "ssh"])
-def test_what_a_start_and_a_stop_have_not_done_is_in_their_messages(
+def test_warnings_of_start_and_stop_are_in_their_messages(
     stack: Stack, sshd: PrivateSshd, way: str, engine: PrivateEngine
 ) -> None:
     server_id, apps = (stack.server_id, stack.apps) if way == "agent" else (_bare(stack, sshd), sshd.apps)
@@ -122,7 +122,7 @@ def test_what_a_start_and_a_stop_have_not_done_is_in_their_messages(
     assert f"The network {name}_default was left, since it is used by stranger-{way}:" in stopped["message"]
 
 
-def test_a_compose_that_crashes_is_a_failure_that_says_so(stack: Stack) -> None:
+def test_compose_crash_is_reported_as_failure(stack: Stack) -> None:
     app_id = stack.make_app("crashes", SLOW)
     operation = stack.api.post(f"/api/apps/{app_id}/start", headers={"Prefer": "respond-async"}).expect(202)["id"]
     out = stack.journal(operation) / "out"
@@ -165,7 +165,7 @@ _STUBBORN = f"""\
     stop_grace_period: 4s
     command: sh -c "trap '' TERM; while :; do sleep 1; done"
 """
-"""Of its containers one ends at once when its Engine does, and keeps that waiting for another."""
+"""One of its containers exits immediately when its Engine stops; another one delays the Engine's exit."""
 
 
 def _running(stack: Stack, place: Path, services: list[str]) -> None:
@@ -176,7 +176,7 @@ def _running(stack: Stack, place: Path, services: list[str]) -> None:
     eventually(right, timeout=40, what=f"{services} in {place}")
 
 
-def test_a_start_says_that_the_engine_went_away_in_its_middle(stack: Stack, sshd: PrivateSshd) -> None:
+def test_engine_outage_during_start_is_reported(stack: Stack, sshd: PrivateSshd) -> None:
     body = {"name": "restarted", "address": "127.0.0.1", **ssh(sshd, "op")}
     bare = wait_server(stack, stack.api.post("/api/servers", body).expect(201)["id"], status="online")["id"]
     places = {"by-agent": (stack.server_id, stack.apps / "by-agent"), "by-ssh": (bare, sshd.apps / "by-ssh")}
@@ -197,7 +197,7 @@ def test_a_start_says_that_the_engine_went_away_in_its_middle(stack: Stack, sshd
         stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_ssh_takes_over_a_start_of_an_agent_that_is_killed_in_its_middle(stack: Stack) -> None:
+def test_ssh_takes_over_start_of_killed_agent(stack: Stack) -> None:
     wait_server(stack, status="online", connection="agent")
     app_id = stack.make_app("taken-over", SLOW)
     operation = stack.api.post(f"/api/apps/{app_id}/start", headers=_ASYNC).expect(202)["id"]
@@ -213,7 +213,7 @@ def test_ssh_takes_over_a_start_of_an_agent_that_is_killed_in_its_middle(stack: 
     assert (ended["state"], ended["exitCode"], ended["transport"]) == ("succeeded", 0, "ssh")
     assert stack.containers(stack.apps / "taken-over", running=True) == ["db", "web"]
     assert out.read_text().count("Container taken-over-web-1 Started") <= 1, "it ran once"
-    # What is begun now is begun over SSH, in the agent's journal: the agent knows of it when it is back.
+    # New operations go over SSH into the agent's journal: the agent knows them after its return.
     stop = stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
     assert stack.operation(stop["operationId"])["transport"] == "ssh"
     assert (stack.journal(stop["operationId"]) / "exit").exists()
@@ -225,12 +225,12 @@ def test_ssh_takes_over_a_start_of_an_agent_that_is_killed_in_its_middle(stack: 
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_an_ssh_user_who_can_t_write_in_the_agent_s_journal_is_no_way_round_it(stack: Stack, sshd: PrivateSshd) -> None:
+def test_ssh_user_without_journal_access_cannot_bypass_agent(stack: Stack, sshd: PrivateSshd) -> None:
     app_id = stack.make_app("not-around", SLEEPER)
     stack.agent.kill()
     operations = stack.agent.folder / "data" / "operations"
     operations.chmod(0o700)
-    # Who is logged in already would find out by himself: a login asks.
+    # An open connection would detect it by itself; a new login checks it.
     stack.api.put(f"/api/servers/{stack.server_id}", ssh(sshd, "other")).expect(200)
     try:
         sentence = "can't write in the journal of the host's agent"

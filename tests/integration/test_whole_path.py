@@ -7,7 +7,7 @@ import docker
 from running_stack import IMAGE, SLEEPER, Stack
 
 
-def test_an_app_is_started_shown_and_stopped(stack: Stack) -> None:
+def test_app_is_started_shown_and_stopped(stack: Stack) -> None:
     app_id = stack.make_app("plain", SLEEPER, appUrl="http://127.0.0.1:8080", autoStopTimeout=30)
     before = int(time.time() * 1000)
     asked = {"X-Request-Id": "ticket-42"}
@@ -54,7 +54,7 @@ def test_an_app_is_started_shown_and_stopped(stack: Stack) -> None:
     assert {"START", "STOP"} <= {e["action"] for e in stack.api.get("/api/audit-logs").expect(200)["logs"]}
 
 
-def test_a_restart_makes_new_containers_and_begins_a_new_run(stack: Stack) -> None:
+def test_restart_creates_new_containers_and_a_new_run(stack: Stack) -> None:
     app_id = stack.make_app("again", SLEEPER)
     first = stack.api.post(f"/api/apps/{app_id}/start").expect(200)
     second = stack.api.post(f"/api/apps/{app_id}/restart").expect(200)
@@ -64,12 +64,12 @@ def test_a_restart_makes_new_containers_and_begins_a_new_run(stack: Stack) -> No
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_what_happens_on_the_host_shows_without_asking(stack: Stack) -> None:
+def test_host_changes_are_shown_without_polling(stack: Stack) -> None:
     app_id = stack.make_app("watched", SLEEPER, autoStopTimeout=7)
-    # Started by hand, behind Moorage's back: it gets a run, and so a deadline.
+    # Started manually, without Moorage: it gets a run, and so a deadline.
     stack.compose(stack.apps / "watched", "up", "-d")
     shown = stack.wait_app(app_id, status="running")
-    # It shows its real start; its time counts from when it was found.
+    # It shows its real start; its run counts from the discovery.
     assert 0 <= shown["stopAt"] - shown["startedAt"] - 7 * 60_000 < 5_000
     client = docker.APIClient(base_url=stack.engine.host, version="auto")
     client.kill("watched-web-1")
@@ -79,7 +79,7 @@ def test_what_happens_on_the_host_shows_without_asking(stack: Stack) -> None:
     assert [e["data"]["to"] for e in changes] == ["stopped", "running"]
 
 
-def test_health_follows_the_containers(stack: Stack) -> None:
+def test_health_follows_container_states(stack: Stack) -> None:
     compose = f"""\
 services:
   web:
@@ -97,7 +97,7 @@ services:
     stack.api.post(f"/api/apps/{app_id}/stop").expect(200)
 
 
-def test_the_server_status_is_of_a_check_made_now(stack: Stack) -> None:
+def test_server_status_comes_from_a_fresh_check(stack: Stack) -> None:
     before = int(time.time() * 1000)
     status = stack.api.get(f"/api/servers/{stack.server_id}/status").expect(200)
     assert status["status"] == "online"

@@ -1,4 +1,4 @@
-"""Private Engines: real ones, side by side, that leave the machine as it was."""
+"""Private Engines: real ones, side by side, that leave the machine unchanged."""
 
 import ipaddress
 import os
@@ -63,7 +63,7 @@ def _firewall() -> str:
 
 @pytest.fixture
 def docker0() -> Iterator[Path]:
-    """Return where the kernel shows the bridge of this machine's own Engine; one is made where there is none."""
+    """Return the kernel's path of the bridge of this machine's own Engine; create the bridge where it is missing."""
     shown = Path("/sys/class/net/docker0")
     made = not shown.exists()
     if made:
@@ -74,7 +74,7 @@ def docker0() -> Iterator[Path]:
 
 
 def _check_networking(own: PrivateEngine) -> None:
-    """See that a published port answers on this machine, and a name in the containers' own network."""
+    """Assert that a published port answers on this machine, and a name in the containers' network."""
     text = own.folder.name
     with closing(own.client()) as client:
         port = _serve(client, text)
@@ -92,7 +92,7 @@ def test_two_engines_serve_side_by_side(engine: PrivateEngine, second: PrivateEn
         _check_networking(own)
 
 
-def test_a_restart_stops_containers_and_starts_those_that_want_it(second: PrivateEngine) -> None:
+def test_engine_restart_restarts_containers_by_their_policy(second: PrivateEngine) -> None:
     with closing(second.client()) as client:
         sleep = ["sleep", "600"]
         client.containers.run(SAMPLE_IMAGE, sleep, name="stays", init=True, detach=True)
@@ -105,7 +105,7 @@ def test_a_restart_stops_containers_and_starts_those_that_want_it(second: Privat
         assert client.containers.get("stays").status == "exited"
 
 
-def test_after_a_crash_it_comes_back_with_its_containers_known(second: PrivateEngine) -> None:
+def test_engine_knows_its_containers_after_crash(second: PrivateEngine) -> None:
     with closing(second.client()) as client:
         client.containers.run(SAMPLE_IMAGE, ["sleep", "600"], name="one", init=True, detach=True)
     second.kill()
@@ -115,7 +115,7 @@ def test_after_a_crash_it_comes_back_with_its_containers_known(second: PrivateEn
         assert client.containers.get("one").status == "exited"
 
 
-def test_the_machine_is_left_as_it_was(engine_folder: Path, docker0: Path) -> None:
+def test_private_engine_leaves_machine_unchanged(engine_folder: Path, docker0: Path) -> None:
     before = (docker0 / "ifindex").read_text()
     private = PrivateEngine(engine_folder / "engine3")
     with private:
@@ -135,7 +135,7 @@ def test_the_machine_is_left_as_it_was(engine_folder: Path, docker0: Path) -> No
     assert not private.folder.exists()
 
 
-def test_what_a_killed_owner_left_is_cleaned_up(engine_folder: Path) -> None:
+def test_leftovers_of_killed_owner_are_removed(engine_folder: Path) -> None:
     folder = engine_folder / "engine4"
     program = textwrap.dedent(f"""
         import os, signal
@@ -159,7 +159,7 @@ def test_what_a_killed_owner_left_is_cleaned_up(engine_folder: Path) -> None:
     again.remove()
 
 
-def test_the_sample_image_is_made_once_and_runs(engine: PrivateEngine, sample_image: str) -> None:
+def test_sample_image_is_built_once_and_runs(engine: PrivateEngine, sample_image: str) -> None:
     with closing(engine.client()) as client:
         first = client.images.get(sample_image).id
         assert ensure_sample_image(engine) == sample_image
@@ -168,9 +168,7 @@ def test_the_sample_image_is_made_once_and_runs(engine: PrivateEngine, sample_im
         assert said.decode().split() == ["root", "/www", "fine"]
 
 
-def test_an_engine_is_found_where_one_answers_and_only_there(
-    monkeypatch: pytest.MonkeyPatch, engine: PrivateEngine
-) -> None:
+def test_engine_is_found_only_where_one_answers(monkeypatch: pytest.MonkeyPatch, engine: PrivateEngine) -> None:
     monkeypatch.setenv("DOCKER_HOST", engine.host)
     found = find_engine()
     assert found is not None
@@ -180,7 +178,7 @@ def test_an_engine_is_found_where_one_answers_and_only_there(
     assert find_engine() is None
 
 
-def test_one_that_hangs_can_be_stopped_all_the_same(second: PrivateEngine) -> None:
+def test_hung_engine_can_be_stopped(second: PrivateEngine) -> None:
     second.hang()
     second.stop()
     assert not second.alive

@@ -1,4 +1,4 @@
-"""The private PostgreSQL: it keeps what was committed over a crash, and never outlives who started it."""
+"""The private PostgreSQL: it keeps committed data across a crash, and never outlives its owner."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_was_committed_is_there_after_a_crash_under_the_same_url(engine_folder: Path) -> None:
+def test_committed_data_survives_crash_under_same_url(engine_folder: Path) -> None:
     with PrivatePostgres(engine_folder / "crashing") as server:
         url = server.create_database("one")
         server.run("psql", "-d", url, "-c", "CREATE TABLE kept AS SELECT 42 AS number")
@@ -26,7 +26,7 @@ def test_what_was_committed_is_there_after_a_crash_under_the_same_url(engine_fol
         assert server.run("psql", "-At", "-d", url, "-c", "SELECT number FROM kept") == "42\n"
 
 
-def test_it_ends_when_the_process_that_started_it_is_killed(engine_folder: Path) -> None:
+def test_postgres_ends_when_its_owner_is_killed(engine_folder: Path) -> None:
     folder = engine_folder / "orphaned"
     subprocess.run([sys.executable, "-c", _STARTER, str(folder)], check=False, timeout=60)
     left = Pid.read(folder / "postgres.pid")

@@ -1,4 +1,4 @@
-"""Children, their records, and waits."""
+"""Child processes, their records, and waits."""
 
 import signal
 import sys
@@ -20,7 +20,7 @@ Start = Callable[[str], Process]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Return what starts a Python program as a child; whatever still runs is killed at the end."""
+    """Return a function that starts a Python program as a child; kill running ones at the end."""
     children: list[Process] = []
 
     def begin(program: str) -> Process:
@@ -37,34 +37,34 @@ def start(tmp_path: Path) -> Iterator[Start]:
             child.kill()
 
 
-def test_a_child_sees_only_the_environment_it_is_given(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_sees_only_the_environment_it_is_given(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_OURS", "x")
     child = start("import os; print(os.environ.get('WORD'), os.environ.get('SECRET_OF_OURS'))")
     eventually(lambda: not child.alive)
     assert child.log_tail() == "given None"
 
 
-def test_a_wait_tells_of_a_death_with_the_end_of_the_log(start: Start) -> None:
+def test_wait_reports_process_exit_with_log_tail(start: Start) -> None:
     child = start("raise SystemExit('the disk is on fire')")
     with pytest.raises(ProcessDiedError, match=r"ended with code 1.*\n.*the disk is on fire"):
         child.wait_until(lambda: False, timeout=10, what="never")
 
 
-def test_a_wait_that_is_too_long_shows_the_log(start: Start) -> None:
+def test_wait_timeout_shows_the_log(start: Start) -> None:
     child = start(_STUBBORN)
     child.wait_until(lambda: "ready" in child.log_tail(), timeout=10, what="the word")
     with pytest.raises(NotInTimeError, match=r"the moon didn't come true within 0\.2 s(?s:.*)ready"):
         child.wait_until(lambda: False, timeout=0.2, what="the moon")
 
 
-def test_one_that_ignores_term_is_killed_after_its_grace(start: Start) -> None:
+def test_process_ignoring_sigterm_is_killed_after_grace_period(start: Start) -> None:
     child = start(_STUBBORN)
     child.wait_until(lambda: "ready" in child.log_tail(), timeout=10, what="the word")
     assert child.terminate(grace=0.2) == -signal.SIGKILL
     assert not child.alive
 
 
-def test_a_leftover_is_ended_by_the_next_start(start: Start) -> None:
+def test_leftover_process_is_ended_by_next_start(start: Start) -> None:
     first = start("import time; time.sleep(60)")
     left = first.identity
     second = start("import time; time.sleep(60)")
@@ -72,7 +72,7 @@ def test_a_leftover_is_ended_by_the_next_start(start: Start) -> None:
     assert second.alive
 
 
-def test_a_record_of_somebody_else_s_id_ends_nobody(start: Start, tmp_path: Path) -> None:
+def test_stale_pid_record_ends_no_other_process(start: Start, tmp_path: Path) -> None:
     child = start("import time; time.sleep(60)")
     was = child.identity
     Pid(was.id, was.started - 1, was.boot).write(tmp_path / "other.pid")
@@ -91,7 +91,7 @@ def test_descendants_are_found_below_a_process(start: Start) -> None:
     assert not any(pid.alive for pid in found)
 
 
-def test_a_port_is_free_until_somebody_listens(start: Start) -> None:
+def test_port_is_free_until_a_process_listens(start: Start) -> None:
     port = free_port()
     assert port_is_free(port)
     start(f"import http.server; http.server.HTTPServer(('127.0.0.1', {port}), None).serve_forever()")
@@ -99,7 +99,7 @@ def test_a_port_is_free_until_somebody_listens(start: Start) -> None:
     assert not port_is_free(port)
 
 
-async def test_waits_count_errors_as_not_yet_and_keep_the_last_one() -> None:
+async def test_wait_treats_errors_as_pending_and_keeps_the_last() -> None:
     calls: Iterator[OSError | str] = iter([OSError("not there"), "", "there"])
 
     def look() -> str:

@@ -1,4 +1,4 @@
-"""`make run`, as a person uses it: started, typed into, interrupted, killed, started again."""
+"""`make run` as a person uses it: started, used, interrupted, killed, started again."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def folder(engine_folder: Path) -> Path:
 
 @pytest.fixture
 def start(folder: Path) -> Iterator[Start]:
-    """Return what starts a run in one and the same folder, on ports of its own, with no Engine in DOCKER_HOST."""
+    """Return a function that starts runs in one folder, on their own ports, with no Engine in DOCKER_HOST."""
     environment = plain_environment(
         PORT=str(free_port()), AGENT_PORT=str(free_port()), DOCKER_HOST=f"unix://{os.devnull}", PYTHONUNBUFFERED="1"
     )
@@ -49,7 +49,7 @@ def _command_line(folder: Path) -> list[str]:
 
 
 def _until_ready(run: Process) -> tuple[str, str, Api]:
-    """Wait until it says what to type; return the app's path in the API, its page, and the API as the admin."""
+    """Wait for the printed instructions; return the app's API path, its page, and the API as the admin."""
     run.wait_until(lambda: "Ctrl-C ends it all" in run.log_tail(), timeout=90, what="what to type next")
     text = run.log.read_text()
     url, page = (_first(pattern, text) for pattern in (r"Moorage runs at (\S+)", r"sample app +(\S+)"))
@@ -68,7 +68,7 @@ def _start_number(page: str) -> str:
     return _first(r"start number (\d+)", str(Api(page).get("/").expect(200)))
 
 
-def test_it_runs_the_sample_app_and_cleans_up_after_itself(start: Start) -> None:
+def test_make_run_runs_sample_app_and_cleans_up(start: Start) -> None:
     run = start()
     app, page, api = _until_ready(run)
     started = api.post(f"{app}/start", {"timeout": 2}).expect(200)
@@ -89,7 +89,7 @@ def test_it_runs_the_sample_app_and_cleans_up_after_itself(start: Start) -> None
     assert eventually(lambda: _start_number(page)) == "2"
 
 
-def test_after_a_kill_the_next_one_clears_away_what_was_left(start: Start) -> None:
+def test_make_run_removes_leftovers_of_killed_run(start: Start) -> None:
     run = start()
     app, page, api = _until_ready(run)
     api.post(f"{app}/start", {"timeout": 2}).expect(200)
@@ -108,7 +108,7 @@ def test_after_a_kill_the_next_one_clears_away_what_was_left(start: Start) -> No
     assert again.exit_code == 0
 
 
-def test_it_ends_with_the_reason_when_a_part_dies(start: Start) -> None:
+def test_make_run_ends_with_reason_when_a_part_dies(start: Start) -> None:
     run = start()
     _until_ready(run)
     controller = next(pid for pid in descendants(run.identity) if "moorage-controller" in _command(pid.id))
@@ -122,7 +122,7 @@ def _command(number: int) -> str:
     return Path(f"/proc/{number}/cmdline").read_text()
 
 
-def test_it_refuses_a_busy_port_with_a_sentence(start: Start, folder: Path) -> None:
+def test_make_run_refuses_busy_port_with_a_sentence(start: Start, folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         other = Process(
@@ -139,7 +139,7 @@ def test_it_refuses_a_busy_port_with_a_sentence(start: Start, folder: Path) -> N
     assert start().alive
 
 
-def test_a_second_one_in_the_same_folder_is_refused(start: Start, folder: Path) -> None:
+def test_second_make_run_in_same_folder_is_refused(start: Start, folder: Path) -> None:
     first = start()
     first.wait_until(first.log_tail, timeout=30, what="a first word")
     second = Process(

@@ -1,4 +1,4 @@
-"""The Compose file for production: right by Compose, and without a secret it starts with nothing."""
+"""The Compose file for production: valid by Compose, and it refuses to start without secrets."""
 
 import subprocess
 from pathlib import Path
@@ -20,7 +20,7 @@ def config(env_file: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(argv, env=plain_environment(), capture_output=True, text=True, check=False)
 
 
-def test_it_is_right_once_the_example_is_filled_in(tmp_path: Path) -> None:
+def test_compose_file_is_valid_with_filled_in_example(tmp_path: Path) -> None:
     example = (PACKAGING / "compose.env.example").read_text()
     (tmp_path / "empty").write_text(example)
     refused = config(tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""A bundle is made of wheels with known hashes, or not at all."""
+"""A bundle consists of wheels with known hashes only."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ bundle.install(Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
 
-def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
+def test_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
     wheel = _wheel(tmp_path, "print('as it was published')\n")
     requirements = tmp_path / "requirements.txt"
     requirements.write_text(f"cargo==1.0 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
@@ -33,7 +33,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "bad").glob("lib/python*/site-packages/cargo.py"))
 
 
-def test_a_requirement_without_a_hash_is_refused(tmp_path: Path) -> None:
+def test_requirement_without_a_hash_is_refused(tmp_path: Path) -> None:
     _wheel(tmp_path, "")
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("cargo==1.0\n")
@@ -44,13 +44,13 @@ def test_a_requirement_without_a_hash_is_refused(tmp_path: Path) -> None:
 
 def _make(folder: Path, requirements: Path, name: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-c", _MAKE, str(ROOT / "packaging"), str(requirements), str(folder / name)]
-    # No index and no cache: what is in the folder is all there is.
+    # No index and no cache: pip sees only the folder.
     environment = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_NO_CACHE_DIR": "1", "PATH": "/usr/bin:/bin"}
     return subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, timeout=60)
 
 
 def _wheel(folder: Path, code: str) -> Path:
-    """Write a wheel of one module, whole in itself: its RECORD fits."""
+    """Write a consistent wheel of one module, with a matching RECORD."""
     files = {
         "cargo.py": code,
         "cargo-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: cargo\nVersion: 1.0\n",

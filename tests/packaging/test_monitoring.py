@@ -1,4 +1,4 @@
-"""Prometheus' rules and the Grafana board: right by promtool, and of metrics that there are."""
+"""The Prometheus rules and the Grafana dashboard: valid by promtool, and based on existing metrics."""
 
 import json
 import re
@@ -35,19 +35,19 @@ def told() -> set[str]:
 
 
 def expressions(document: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
-    """Yield all expressions of a board."""
+    """Yield all expressions of a dashboard."""
     for panel in document["panels"]:
         for target in panel["targets"]:
             yield target["expr"]
 
 
 @pytest.mark.parametrize("argv", [("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")])
-def test_promtool_finds_the_rules_right(tool: str, argv: tuple[str, ...]) -> None:
+def test_promtool_accepts_the_rules(tool: str, argv: tuple[str, ...]) -> None:
     done = subprocess.run([tool, *argv], cwd=PLACE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_rules_and_board_ask_for_metrics_that_there_are() -> None:
+def test_rules_and_dashboard_use_existing_metrics() -> None:
     board = json.loads((PLACE / "dashboard.json").read_text())
     rules = re.findall(r"expr: (.*)", (PLACE / "rules.yaml").read_text())
     asked = {name for text in (*rules, *expressions(board)) for name in re.findall(r"moorage_\w+", text)}
@@ -55,7 +55,7 @@ def test_rules_and_board_ask_for_metrics_that_there_are() -> None:
     assert asked <= told(), asked - told()
 
 
-def test_the_board_s_expressions_can_be_read(tool: str, tmp_path: Path) -> None:
+def test_dashboard_expressions_are_valid_promql(tool: str, tmp_path: Path) -> None:
     board = json.loads((PLACE / "dashboard.json").read_text())
     rules = [{"record": f"panel:{n}", "expr": text} for n, text in enumerate(expressions(board))]
     (tmp_path / "board.json").write_text(json.dumps({"groups": [{"name": "board", "rules": rules}]}))

@@ -1,4 +1,4 @@
-"""Hosts that are reached by SSH, of every strange kind."""
+"""Fixtures for the SSH tests: hosts with sshd in many configurations."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ SHELLS = ("dash", "bash", "fish", "tcsh", "ash")
 
 @pytest.fixture(scope="session")
 def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
-    """Return an sshd with a user for each strangeness."""
+    """Return an sshd with a user for each peculiarity."""
     assert sample_image
     folder = short_folder / "hosts"
     shells = {name: f"/usr/bin/{name}" for name in SHELLS} | {"ash": f"{folder.resolve()}/shells/ash"}
@@ -49,7 +49,7 @@ StartSshd = Callable[..., PrivateSshd]
 
 @pytest.fixture
 def start_sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[StartSshd]:
-    """Return what starts an sshd of the test's own, with lines of sshd_config."""
+    """Return a function that starts the test's own sshd with lines of sshd_config."""
     assert sample_image
     with ExitStack() as stack:
 

@@ -1,4 +1,4 @@
-"""Disks of a lab host that are full, small, or may hold no programs."""
+"""Disks of a lab host that are full, small, or mounted noexec."""
 
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def fill(file: Path) -> None:
 
 @contextmanager
 def small_disk(sshd: PrivateSshd, place: Path, options: str = "size=256k") -> Iterator[Path]:
-    """Mount a small disk there, as the lab's sshd sees it."""
+    """Mount a small disk at `place`, in the mount namespace of the lab's sshd."""
     about = place.stat()
     options = f"{options},uid={about.st_uid},gid={about.st_gid},mode=0700"
     inside = ["nsenter", "--target", str(sshd.process.pid), "--mount", "--"]

@@ -1,4 +1,4 @@
-"""What if the connection dies here? Operations go on, nothing is left behind, nobody claims what he can't know."""
+"""Connection loss at every step: operations continue, nothing is left behind, and no unknown state is claimed."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ StartSshd = Callable[..., PrivateSshd]
 
 
 def processes(sshd: PrivateSshd, user: str) -> list[str]:
-    """Return the command lines of all that runs as a user."""
+    """Return the command lines of a user's processes."""
     found = []
     for number in running(sshd, user):
         with suppress(OSError):
@@ -46,7 +46,7 @@ def processes(sshd: PrivateSshd, user: str) -> list[str]:
 
 
 def running(sshd: PrivateSshd, user: str) -> list[int]:
-    """Return the ids of all that runs as a user, and is more than a zombie."""
+    """Return the ids of a user's processes, without zombies."""
     found = []
     for folder in Path("/proc").iterdir():
         with suppress(OSError):
@@ -57,14 +57,14 @@ def running(sshd: PrivateSshd, user: str) -> list[int]:
 
 
 def kill_all(sshd: PrivateSshd, user: str) -> bool:
-    """Kill all that runs as a user; False while there is still something, that has just begun perhaps."""
+    """Kill a user's processes; False while any are left, such as ones that have just started."""
     for number in running(sshd, user):
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
     return not running(sshd, user)
 
 
-async def test_a_start_goes_on_when_all_connections_are_killed_and_leaves_nothing_behind(
+async def test_start_survives_dropped_connections_without_leftovers(
     start_sshd: StartSshd,
 ) -> None:
     sshd = start_sshd()
@@ -89,7 +89,7 @@ async def test_a_start_goes_on_when_all_connections_are_killed_and_leaves_nothin
     await eventually_async(lambda: not processes(sshd, "op"), what="nothing of ours left on the host")
 
 
-async def test_another_controller_finds_the_operation_again_by_its_id(start_sshd: StartSshd) -> None:
+async def test_other_controller_attaches_to_operation_by_id(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     first, second = SshDesk(sshd), SshDesk(sshd)
     sent = order(ssh_app(sshd, FEW_SECONDS))
@@ -103,9 +103,7 @@ async def test_another_controller_finds_the_operation_again_by_its_id(start_sshd
     await second.pool.close()
 
 
-async def test_a_connection_cut_before_go_was_said_starts_nothing(
-    desk: SshDesk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_connection_cut_before_go_starts_nothing(desk: SshDesk, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = desk.transport()
     cd_path = ssh_app(desk.sshd)
     await transport.connect()
@@ -127,7 +125,7 @@ async def test_a_connection_cut_before_go_was_said_starts_nothing(
     assert [list(app.containers) for app in snapshot.apps] == [[]]
 
 
-async def test_all_killed_on_the_host_is_a_lost_run(start_sshd: StartSshd) -> None:
+async def test_operation_with_all_processes_killed_is_lost(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     desk = SshDesk(sshd)
     sent = order(ssh_app(sshd, SLOW))
@@ -139,7 +137,7 @@ async def test_all_killed_on_the_host_is_a_lost_run(start_sshd: StartSshd) -> No
     await desk.pool.close()
 
 
-async def test_a_network_that_swallows_everything_is_noticed_and_survived(start_sshd: StartSshd) -> None:
+async def test_network_blackhole_is_detected_and_survived(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     desk = SshDesk(sshd)
     transport = desk.transport()
@@ -160,7 +158,7 @@ async def test_a_network_that_swallows_everything_is_noticed_and_survived(start_
     await desk.pool.close()
 
 
-async def test_two_sessions_are_enough_for_everything_at_once(start_sshd: StartSshd) -> None:
+async def test_two_sessions_suffice_for_concurrent_work(start_sshd: StartSshd) -> None:
     sshd = start_sshd("MaxSessions 2")
     desk = SshDesk(sshd)
     transport = desk.transport()
@@ -189,7 +187,7 @@ async def test_two_sessions_are_enough_for_everything_at_once(start_sshd: StartS
     await desk.pool.close()
 
 
-async def test_fifty_starts_at_once(start_sshd: StartSshd) -> None:
+async def test_fifty_concurrent_starts_succeed(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     desk = SshDesk(sshd)
     transport = desk.transport()
@@ -212,7 +210,7 @@ async def next_host(items: AsyncGenerator[WatchItem, None], *, reachable: bool) 
     raise AssertionError("the watch ended")
 
 
-async def test_an_engine_that_hangs_is_told_and_seen_again(desk: SshDesk, engine: PrivateEngine) -> None:
+async def test_hung_engine_and_recovery_are_reported(desk: SshDesk, engine: PrivateEngine) -> None:
     transport = desk.transport()
     cd_path = ssh_app(desk.sshd)
     sent = order(cd_path)
@@ -237,7 +235,7 @@ async def until_host_is_back(items: AsyncGenerator[WatchItem, None]) -> AsyncGen
             return
 
 
-async def test_a_death_shows_within_a_second(desk: SshDesk, engine: PrivateEngine) -> None:
+async def test_container_exit_shows_within_a_second(desk: SshDesk, engine: PrivateEngine) -> None:
     transport = desk.transport()
     cd_path = ssh_app(desk.sshd)
     sent = order(cd_path)
@@ -256,7 +254,7 @@ async def test_a_death_shows_within_a_second(desk: SshDesk, engine: PrivateEngin
     assert time.monotonic() - began < 1
 
 
-async def test_credentials_that_change_cut_nothing_off(start_sshd: StartSshd) -> None:
+async def test_credential_change_interrupts_no_operation(start_sshd: StartSshd) -> None:
     sshd = start_sshd(users=(LabUser("op"),))
     desk = SshDesk(sshd)
     server = uuid4()
@@ -273,14 +271,14 @@ async def test_credentials_that_change_cut_nothing_off(start_sshd: StartSshd) ->
     await desk.pool.close()
 
 
-async def test_a_shell_that_runs_many_scripts_stays_as_it_was(start_sshd: StartSshd) -> None:
+async def test_shell_running_many_scripts_does_not_grow(start_sshd: StartSshd) -> None:
     desk = SshDesk(start_sshd())
     async with desk.transport()._host.site() as site:
         first = (await site.link.run_in_shell('printf "%s" "$PATH"')).text
         for _ in range(20):
             await site.link.run_in_shell(":")
-        # Growing with each, it would be too long for the kernel after two thousand: no program could be started.
+        # If it grew with each script, it would exceed the kernel's limit after two thousand: no program could start.
         assert (await site.link.run_in_shell('printf "%s" "$PATH"')).text == first
-        # And where none can be, a question about a path has an end all the same.
+        # And where none can start, a query of a path still ends.
         assert (await site.link.run_in_shell("PATH=/nowhere; mo_real /srv/x/y", seconds=5)).fields == ["/srv/x/y"]
     await desk.pool.close()

@@ -1,4 +1,4 @@
-"""Hosts without an agent whose disk takes nothing more: a stop needs no room, a start is refused beforehand."""
+"""Hosts without an agent on a full disk: a stop needs no room, a start is refused beforehand."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -36,7 +36,7 @@ async def desk(small: tuple[PrivateSshd, SmallDisk]) -> AsyncIterator[SshDesk]:
 
 
 async def stopped(transport: SshTransport, cd_path: str) -> bytes:
-    """Send a stop twice, see that it ends well, and return what it printed."""
+    """Send a stop twice, assert its success, and return its output."""
     stop = order(cd_path, OperationKind.DOWN)
     for _ in range(2):
         await transport.start(stop)
@@ -50,7 +50,7 @@ async def stopped(transport: SshTransport, cd_path: str) -> bytes:
 
 
 @pytest.mark.parametrize("way", FULL)
-async def test_a_stop_needs_no_room_and_a_start_is_refused(
+async def test_stop_needs_no_room_and_a_start_is_refused(
     small: tuple[PrivateSshd, SmallDisk], desk: SshDesk, way: str
 ) -> None:
     (sshd, disk), before = small, desk.transport()
@@ -58,7 +58,7 @@ async def test_a_stop_needs_no_room_and_a_start_is_refused(
     for cd_path in cd_paths:
         assert (await run(before, order(cd_path)))[1].exit_code == 0
     with disk.full(way):
-        # Over a connection that is older than the trouble, and one that meets it.
+        # Over a connection from before the fault, and one from after it.
         for transport, cd_path in zip((before, desk.transport()), cd_paths, strict=True):
             with pytest.raises(HostRefusedError) as refused:
                 await transport.start(order(cd_path))
@@ -80,7 +80,7 @@ async def test_a_stop_needs_no_room_and_a_start_is_refused(
 
 
 @pytest.mark.parametrize("way", FULL[:2])
-async def test_a_stop_without_a_journal_waits_for_a_start_that_can_be_cancelled(
+async def test_stop_without_journal_waits_for_cancellable_start(
     small: tuple[PrivateSshd, SmallDisk], desk: SshDesk, way: str
 ) -> None:
     (sshd, disk), transport = small, desk.transport()
@@ -95,10 +95,10 @@ async def test_a_stop_without_a_journal_waits_for_a_start_that_can_be_cancelled(
         await stopped(transport, cd_path)
 
 
-async def test_a_home_that_can_t_be_written_keeps_nobody_from_a_stop(
+async def test_stop_works_with_read_only_home(
     small: tuple[PrivateSshd, SmallDisk], desk: SshDesk, engine: PrivateEngine
 ) -> None:
-    """Nothing was ever stored there, and the host has no Compose of its own: the labels alone say what to stop."""
+    """Nothing was ever stored there, and the host has no Compose of its own: only the labels identify the app."""
     sshd, disk = small
     cd_path = ssh_app(sshd)
     compose(engine, Path(cd_path), "up", "-d")

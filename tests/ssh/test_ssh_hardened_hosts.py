@@ -1,4 +1,4 @@
-"""Hosts that were hardened, or are small: what they allow works, and what can never succeed is said within seconds."""
+"""Hardened and minimal hosts: permitted operations work, and impossible ones are reported within seconds."""
 
 import asyncio
 import subprocess
@@ -38,7 +38,7 @@ _WITHIN_SECONDS = 10.0
 
 
 async def unreachable(desk: SshDesk, user: str = "op") -> HostUnreachableError:
-    """Return what a check and a start are told of, which is the same, and within seconds."""
+    """Return the common error of a check and a start, which comes within seconds."""
     told = []
     for question in (desk.transport(user).info, desk.transport(user).connect):
         began = time.monotonic()
@@ -61,7 +61,7 @@ async def whole_life(desk: SshDesk) -> None:
     await desk.pool.close()
 
 
-async def test_dropbear_will_do(engine: PrivateEngine, sample_image: str, short_folder: Path) -> None:
+async def test_dropbear_is_supported(engine: PrivateEngine, sample_image: str, short_folder: Path) -> None:
     assert sample_image
     with PrivateDropbear(short_folder / uuid4().hex[:8], engine, [LabUser("op")]) as host:
         try:
@@ -77,29 +77,29 @@ async def test_dropbear_will_do(engine: PrivateEngine, sample_image: str, short_
         ("MaxSessions 1",),
     ],
 )
-async def test_a_server_that_allows_little_will_do(start_sshd: StartSshd, options: tuple[str, ...]) -> None:
+async def test_restricted_sshd_is_supported(start_sshd: StartSshd, options: tuple[str, ...]) -> None:
     await whole_life(SshDesk(start_sshd(*options)))
 
 
-async def test_one_session_and_no_forwarding_are_too_little(start_sshd: StartSshd) -> None:
+async def test_one_session_without_forwarding_is_refused(start_sshd: StartSshd) -> None:
     error = await unreachable(SshDesk(start_sshd("MaxSessions 1", "DisableForwarding yes")))
     assert error.code == "ssh_sessions_too_few"
     assert "MaxSessions" in error.sentence
     assert "AllowStreamLocalForwarding" in error.sentence
 
 
-async def test_no_session_at_all_is_told(start_sshd: StartSshd) -> None:
+async def test_sshd_without_sessions_is_reported(start_sshd: StartSshd) -> None:
     error = await unreachable(SshDesk(start_sshd("MaxSessions 0")))
     assert error.code == "ssh_sessions_too_few"
 
 
-async def test_a_user_for_files_alone_is_told(start_sshd: StartSshd) -> None:
+async def test_sftp_only_user_is_reported(start_sshd: StartSshd) -> None:
     error = await unreachable(SshDesk(start_sshd("ForceCommand internal-sftp", "Subsystem sftp internal-sftp")))
     assert error.code == "no_shell"
     assert "ForceCommand" in error.sentence
 
 
-async def test_an_expired_password_is_told(start_sshd: StartSshd) -> None:
+async def test_expired_password_is_reported(start_sshd: StartSshd) -> None:
     user = LabUser("op", password="old", expired=True)  # noqa: S106 - of a user that lives as long as the test
     desk = SshDesk(start_sshd(users=(user,)))
     desk.credentials = SshCredentials(password="old")  # noqa: S106 - the lab's
@@ -108,7 +108,7 @@ async def test_an_expired_password_is_told(start_sshd: StartSshd) -> None:
     assert "set a new one" in error.sentence
 
 
-async def test_a_host_without_a_tool_is_told(start_sshd: StartSshd) -> None:
+async def test_missing_tool_on_host_is_reported(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     with no_program(sshd, "flock"):
         error = await unreachable(SshDesk(sshd))
@@ -118,7 +118,7 @@ async def test_a_host_without_a_tool_is_told(start_sshd: StartSshd) -> None:
 
 @contextmanager
 def no_program(sshd: PrivateSshd, name: str) -> Iterator[None]:
-    """Take a program away from the lab's sshd."""
+    """Hide a program from the lab's sshd."""
     inside = ["nsenter", "--target", str(sshd.process.pid), "--mount", "--"]
     subprocess.run([*inside, "mount", "--bind", "/dev/null", f"/usr/bin/{name}"], check=True)
     try:
@@ -127,7 +127,7 @@ def no_program(sshd: PrivateSshd, name: str) -> Iterator[None]:
         subprocess.run([*inside, "umount", "--lazy", f"/usr/bin/{name}"], check=True)
 
 
-async def test_a_home_without_programs_is_told_before_anything_is_started(start_sshd: StartSshd) -> None:
+async def test_noexec_home_is_reported_before_any_start(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     desk, home = SshDesk(sshd), sshd.home("op")
     with small_disk(sshd, home, "noexec,size=64m"):
@@ -143,7 +143,7 @@ async def test_a_home_without_programs_is_told_before_anything_is_started(start_
     await desk.pool.close()
 
 
-async def test_a_home_that_can_t_be_written_ends_a_start_within_seconds(start_sshd: StartSshd) -> None:
+async def test_read_only_home_ends_start_within_seconds(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     desk = SshDesk(sshd)
     with small_disk(sshd, sshd.home("op"), "ro,size=64m"):
@@ -153,7 +153,7 @@ async def test_a_home_that_can_t_be_written_ends_a_start_within_seconds(start_ss
     await desk.pool.close()
 
 
-async def test_where_no_program_can_be_uploaded_the_host_s_own_compose_will_do(start_sshd: StartSshd) -> None:
+async def test_host_compose_is_used_when_upload_is_impossible(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     desk = SshDesk(sshd)
     await desk.transport().connect()
@@ -173,7 +173,7 @@ async def refused_start(desk: SshDesk) -> HostRefusedError:
 
 
 @pytest.mark.parametrize("options", [(), ("AllowStreamLocalForwarding no",)])
-async def test_a_channel_that_the_host_closes_is_opened_anew_without_a_word(
+async def test_channel_closed_by_host_is_reopened_silently(
     start_sshd: StartSshd, engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     sshd = start_sshd("ChannelTimeout *=2s", *options)
@@ -187,7 +187,7 @@ async def test_a_channel_that_the_host_closes_is_opened_anew_without_a_word(
     async with transport._host.site() as site:
         closed = _count_closed(monkeypatch, site.link)
         await eventually_async(lambda: closed() >= 3, what="channels that the host closes")
-    # Between them the long-lived shell has gone, too.
+    # Meanwhile the long-lived shell was closed, too.
     assert (await transport.look(HostApp(cd_path))).containers
     with closing(docker.APIClient(base_url=engine.host, version="auto")) as client:
         await asyncio.to_thread(client.kill, end.observed.containers[0].id)
@@ -211,7 +211,7 @@ def _last_status(items: list[WatchItem]) -> str:
 
 
 def _count_closed(monkeypatch: pytest.MonkeyPatch, link: HostSession) -> Callable[[], int]:
-    """Return what counts how often the stream of the Engine's events was opened from now on."""
+    """Return a counter of the openings of the Engine's event stream from now on."""
     opened, events = [0], link.engine.events
 
     def counting(since: int) -> AsyncGenerator[str, None]:
@@ -222,7 +222,7 @@ def _count_closed(monkeypatch: pytest.MonkeyPatch, link: HostSession) -> Callabl
     return lambda: opened[0]
 
 
-async def test_a_slow_login_shell_is_told_and_may_be_waited_for(start_sshd: StartSshd) -> None:
+async def test_slow_login_shell_is_reported_and_wait_is_configurable(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     (sshd.home("op") / ".bashrc").write_text("sleep 2\n")
     error = await unreachable(SshDesk(sshd, login_shell_seconds=1))

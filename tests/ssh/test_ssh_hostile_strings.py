@@ -1,4 +1,4 @@
-"""Names that would be commands if any shell ever saw them bare."""
+"""Names that would be commands if a shell saw them unquoted."""
 
 import asyncio
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
-    """Return an sshd whose users' login shells write down what they are called with."""
+    """Return an sshd whose users' login shells record their arguments."""
     assert sample_image
     folder = (short_folder / "hostile").resolve()
     users = [LabUser(f"u-{name}", f"{folder}/shells/logged-{name}") for name in SHELLS]
@@ -76,7 +76,7 @@ def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterat
 
 
 async def outcome(transport: SshTransport, cd_path: str) -> tuple[str, End]:
-    """Start what is in a directory; return what was printed, and the end."""
+    """Start the app in a directory; return its output and its end."""
     sent = Order(uuid4(), OperationKind.UP, HostApp(cd_path))
     await transport.start(sent)
     raw = b""
@@ -88,12 +88,12 @@ async def outcome(transport: SshTransport, cd_path: str) -> tuple[str, End]:
 
 
 def owned(home: Path) -> list[Path]:
-    """Return what a name that was run as a command would have made."""
+    """Return the files that a name run as a command would have created."""
     return [path for path in (*home.rglob("*owned*"), *Path("/").glob("owned*")) if path.is_file()]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-async def test_no_name_is_ever_a_command(sshd: PrivateSshd, shell: str) -> None:
+async def test_hostile_name_is_never_run_as_command(sshd: PrivateSshd, shell: str) -> None:
     desk = SshDesk(sshd)
     transport = desk.transport(f"u-{shell}")
     place = sshd.apps / shell
@@ -103,7 +103,7 @@ async def test_no_name_is_ever_a_command(sshd: PrivateSshd, shell: str) -> None:
     async with asyncio.timeout(150):
         ends = await asyncio.gather(*(outcome(transport, f"{place}/{name}") for name in HOSTILE))
     for name, (output, end) in zip(HOSTILE, ends, strict=True):
-        # Compose itself ran, in the right directory, and found no file there.
+        # Compose ran in the right directory, and found no file there.
         assert (end.kind, end.exit_code) == (EndKind.EXITED, 1), (name, output)
         assert "no configuration file provided" in output, name
         assert end.observed is not None
@@ -115,7 +115,7 @@ async def test_no_name_is_ever_a_command(sshd: PrivateSshd, shell: str) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-async def test_an_app_with_such_a_name_lives_and_is_stopped(sshd: PrivateSshd, shell: str) -> None:
+async def test_app_with_hostile_name_is_started_and_stopped(sshd: PrivateSshd, shell: str) -> None:
     desk = SshDesk(sshd)
     transport = desk.transport(f"u-{shell}")
     name = f"{shell} $(touch owned) `touch owned` ' \" \\ ! é;&|"
@@ -137,7 +137,7 @@ async def test_an_app_with_such_a_name_lives_and_is_stopped(sshd: PrivateSshd, s
 
 
 @pytest.mark.parametrize("cd_path", ["/srv/a\nb", "/srv/a\rb", "/srv/\0", "relative", "", "/srv/\udcff"])
-async def test_what_can_t_be_a_directory_is_refused(desk: SshDesk, cd_path: str) -> None:
+async def test_invalid_directory_is_refused(desk: SshDesk, cd_path: str) -> None:
     with pytest.raises(HostRefusedError) as caught:
         await desk.transport("u-bash").start(Order(uuid4(), OperationKind.UP, HostApp(cd_path)))
     assert caught.value.code == "invalid_request"

@@ -1,4 +1,4 @@
-"""Who is let in, who answers there, and what is said where it fails."""
+"""SSH login: authentication, host keys, and the sentences for failures."""
 
 import asyncio
 import socket
@@ -29,12 +29,12 @@ async def refusal(transport: SshTransport) -> HostUnreachableError:
     return caught.value
 
 
-async def test_a_password_opens_a_host(desk: SshDesk) -> None:
+async def test_password_login_succeeds(desk: SshDesk) -> None:
     desk.credentials = SshCredentials(password="pass'word $(x) é")  # noqa: S106 - the lab's
     assert (await desk.transport("secret").info()).engine_reachable
 
 
-async def test_a_key_with_a_passphrase_opens_a_host(desk: SshDesk) -> None:
+async def test_key_with_passphrase_login_succeeds(desk: SshDesk) -> None:
     key = asyncssh.import_private_key(desk.sshd.key.read_text())
     sealed = key.export_private_key("openssh", passphrase="two words").decode()  # noqa: S106 - the lab's
     desk.credentials = SshCredentials(private_key=sealed, passphrase="two words")  # noqa: S106 - the lab's
@@ -45,7 +45,7 @@ async def test_a_key_with_a_passphrase_opens_a_host(desk: SshDesk) -> None:
     assert "two words" not in str(error)
 
 
-async def test_the_wrong_key_or_password_is_told_and_never_shown(desk: SshDesk) -> None:
+async def test_wrong_key_or_password_is_reported_without_secrets(desk: SshDesk) -> None:
     stranger = asyncssh.generate_private_key("ssh-ed25519").export_private_key().decode()
     desk.credentials = SshCredentials(private_key=stranger, password="hunter2")  # noqa: S106 - the lab's
     error = await refusal(desk.transport("secret"))
@@ -56,7 +56,7 @@ async def test_the_wrong_key_or_password_is_told_and_never_shown(desk: SshDesk) 
     assert (await refusal(desk.transport())).code == "no_credentials"
 
 
-async def test_a_host_key_is_pinned_at_first_sight_and_a_changed_one_refused_until_it_is_accepted(
+async def test_host_key_is_pinned_at_first_login_and_change_is_refused(
     start_sshd: StartSshd,
 ) -> None:
     sshd = start_sshd()
@@ -78,13 +78,13 @@ async def test_a_host_key_is_pinned_at_first_sight_and_a_changed_one_refused_unt
         assert fingerprint(sshd.host_key) in error.sentence
         assert fingerprint(first) in error.sentence
     assert desk.pinned[server] == first
-    # What an admin's acceptance does:
+    # The effect of an admin's acceptance:
     desk.pinned[server] = sshd.host_key
     await transport().connect()
     await desk.pool.close()
 
 
-async def test_a_host_with_several_keys_may_show_any_of_them_but_must_prove_the_pinned_one(
+async def test_host_with_several_keys_must_prove_the_pinned_one(
     start_sshd: StartSshd,
 ) -> None:
     sshd = start_sshd()
@@ -103,7 +103,7 @@ async def test_a_host_with_several_keys_may_show_any_of_them_but_must_prove_the_
     await desk.pool.close()
 
 
-async def test_two_at_first_sight_pin_one_key(desk: SshDesk) -> None:
+async def test_concurrent_first_logins_pin_one_key(desk: SshDesk) -> None:
     """Another controller was first, and saw another key."""
     other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
 
@@ -115,7 +115,7 @@ async def test_two_at_first_sight_pin_one_key(desk: SshDesk) -> None:
     await pool.close()
 
 
-async def test_a_port_that_accepts_and_says_nothing_is_given_up_within_seconds(desk: SshDesk) -> None:
+async def test_silent_port_times_out_within_seconds(desk: SshDesk) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -125,12 +125,12 @@ async def test_a_port_that_accepts_and_says_nothing_is_given_up_within_seconds(d
     assert time.monotonic() - began < 12
 
 
-async def test_an_address_that_there_is_not(desk: SshDesk) -> None:
+async def test_unresolvable_address_is_reported(desk: SshDesk) -> None:
     target = replace(desk.target(), address="no-such-host.invalid")
     assert "no-such-host.invalid" in (await refusal(SshTransport(desk.pool.host(target)))).sentence
 
 
-async def test_one_connection_serves_all_and_ends_when_nobody_needs_it(desk: SshDesk) -> None:
+async def test_shared_connection_serves_all_and_closes_when_idle(desk: SshDesk) -> None:
     pool = SshPool(desk._access_of, desk._pin, idle_seconds=0.2)
     tried: list[DurationSample] = []
     pool.tried.connect(tried.append)
@@ -146,8 +146,8 @@ async def test_one_connection_serves_all_and_ends_when_nobody_needs_it(desk: Ssh
     await pool.close()
 
 
-async def test_many_servers_are_logged_into_a_few_at_a_time(start_sshd: StartSshd) -> None:
-    """MaxStartups 3 drops a fourth login at once; the pool never has more than two under way."""
+async def test_concurrent_logins_to_many_servers_are_limited(start_sshd: StartSshd) -> None:
+    """MaxStartups 3 drops a fourth concurrent login; the pool never has more than two in progress."""
     sshd = start_sshd("MaxStartups 3:100:3")
     desk = SshDesk(sshd)
     pool = SshPool(desk._access_of, desk._pin, connects_at_once=2)
@@ -157,7 +157,7 @@ async def test_many_servers_are_logged_into_a_few_at_a_time(start_sshd: StartSsh
     await pool.close()
 
 
-async def test_who_asks_all_the_time_does_not_knock_all_the_time(start_sshd: StartSshd) -> None:
+async def test_repeated_requests_do_not_repeat_failed_login(start_sshd: StartSshd) -> None:
     sshd = start_sshd(users=(LabUser("op"),))
     desk = SshDesk(sshd)
     desk.credentials = SshCredentials(password="wrong")  # noqa: S106 - the lab's
@@ -169,7 +169,7 @@ async def test_who_asks_all_the_time_does_not_knock_all_the_time(start_sshd: Sta
     assert {each.result for each in tried} == {"ssh_login_refused"}
     assert len(tried) < 5
     assert sshd.process.log.read_text().count("Failed password") < 5
-    # Corrected credentials count at once.
+    # Corrected credentials take effect immediately.
     desk.credentials = SshCredentials(private_key=sshd.key.read_text())
     await desk.transport().connect()
     await desk.pool.close()
@@ -183,7 +183,7 @@ def _open_connections(sshd: PrivateSshd) -> int:
     return sshd.connections
 
 
-async def test_a_key_pinned_in_the_middle_of_a_login_cuts_nobody_off(desk: SshDesk) -> None:
+async def test_key_pinned_during_login_interrupts_no_connection(desk: SshDesk) -> None:
     pinned, go_on = asyncio.Event(), asyncio.Event()
 
     async def pin(target: SshTarget, host_key: str) -> str:
@@ -196,7 +196,7 @@ async def test_a_key_pinned_in_the_middle_of_a_login_cuts_nobody_off(desk: SshDe
     target = desk.target()
     first = asyncio.create_task(SshTransport(pool.host(target)).connect())
     await pinned.wait()
-    # Whoever reads the server now finds the key, which the login under way doesn't know of yet.
+    # Readers of the server see the key now; the login in progress doesn't know it yet.
     other = pool.host(replace(target, host_key=desk.pinned[target.server_id]))
     assert other is pool.host(target)
     second = asyncio.create_task(SshTransport(other).connect())
@@ -205,7 +205,7 @@ async def test_a_key_pinned_in_the_middle_of_a_login_cuts_nobody_off(desk: SshDe
     await pool.close()
 
 
-async def test_who_waits_for_a_login_that_is_given_up_hears_of_it(desk: SshDesk) -> None:
+async def test_waiter_of_retired_host_gets_error(desk: SshDesk) -> None:
     pinned = asyncio.Event()
 
     async def pin(target: SshTarget, host_key: str) -> str:
@@ -219,7 +219,7 @@ async def test_who_waits_for_a_login_that_is_given_up_hears_of_it(desk: SshDesk)
     waiting = asyncio.create_task(SshTransport(host).connect())
     await pinned.wait()
     await host.retire()
-    # Ended without a word, an operation's follower or a host's watcher would be missed by nobody.
+    # A silently ended follower or watcher would go unnoticed.
     with pytest.raises(HostUnreachableError, match="ask again"):
         await asyncio.wait_for(waiting, 20)
     await pool.close()

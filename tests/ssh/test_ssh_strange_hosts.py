@@ -1,4 +1,4 @@
-"""Hosts as they are found: each strangeness either works or is said in one sentence."""
+"""Hosts as found in the field: each peculiarity either works or is reported in one sentence."""
 
 import asyncio
 import shutil
@@ -59,11 +59,11 @@ async def refusal(transport: SshTransport, cd_path: str) -> HostRefusedError:
 
 
 @pytest.mark.parametrize("user", [f"u-{name}" for name in SHELLS] + ["noisy"])
-async def test_every_login_shell_will_do(desk: SshDesk, user: str) -> None:
+async def test_every_login_shell_is_supported(desk: SshDesk, user: str) -> None:
     assert "Started" in await whole_life(desk.transport(user), ssh_app(desk.sshd))
 
 
-async def test_compose_is_uploaded_once_and_said_so(desk: SshDesk, start_sshd: StartSshd) -> None:
+async def test_compose_is_uploaded_once_and_reported(desk: SshDesk, start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     own = SshDesk(sshd)
     assert "Uploaded to the host: 31 MiB" in await whole_life(own.transport(), ssh_app(sshd))
@@ -80,14 +80,14 @@ async def test_compose_is_uploaded_once_and_said_so(desk: SshDesk, start_sshd: S
     del desk
 
 
-async def test_a_user_without_a_shell_is_told(desk: SshDesk) -> None:
+async def test_user_without_shell_is_reported(desk: SshDesk) -> None:
     with pytest.raises(HostUnreachableError) as caught:
         await desk.transport("nologin").connect()
     assert caught.value.code == "no_shell"
     assert "This account is currently not available" in caught.value.sentence
 
 
-async def test_a_user_who_may_not_use_docker_is_told(desk: SshDesk) -> None:
+async def test_user_without_docker_access_is_reported(desk: SshDesk) -> None:
     transport = desk.transport("poor")
     info = await transport.info()
     assert not info.engine_reachable
@@ -100,7 +100,7 @@ async def test_a_user_who_may_not_use_docker_is_told(desk: SshDesk) -> None:
     assert snapshot.host.engine_problem == info.engine_problem
 
 
-async def test_docker_by_sudo_alone_will_do_where_the_host_has_its_own_compose(desk: SshDesk) -> None:
+async def test_docker_by_sudo_works_with_host_compose(desk: SshDesk) -> None:
     transport = desk.transport("sudoer")
     with docker_plugin(desk.sshd):
         info = await transport.info()
@@ -108,8 +108,8 @@ async def test_docker_by_sudo_alone_will_do_where_the_host_has_its_own_compose(d
         await whole_life(transport, ssh_app(desk.sshd))
 
 
-async def test_a_start_by_sudo_can_be_cancelled(desk: SshDesk) -> None:
-    """Sudo passes the signal on."""
+async def test_start_by_sudo_can_be_cancelled(desk: SshDesk) -> None:
+    """Sudo forwards the signal."""
     transport = desk.transport("sudoer")
     sent = Order(uuid4(), OperationKind.UP, HostApp(ssh_app(desk.sshd, SLOW)))
     with docker_plugin(desk.sshd):
@@ -130,7 +130,7 @@ def begun(sshd: PrivateSshd, sent: Order) -> bool:
     return Path(f"/proc/{int(process.split()[1])}/cmdline").read_bytes().startswith(b"sudo")
 
 
-async def test_docker_by_sudo_without_a_compose_of_the_host_s_own_is_told(desk: SshDesk) -> None:
+async def test_docker_by_sudo_without_host_compose_is_reported(desk: SshDesk) -> None:
     info = await desk.transport("sudoer").info()
     error = await refusal(desk.transport("sudoer"), ssh_app(desk.sshd))
     assert (error.code, error.sentence) == ("compose_missing", info.engine_problem)
@@ -138,7 +138,7 @@ async def test_docker_by_sudo_without_a_compose_of_the_host_s_own_is_told(desk: 
 
 
 @pytest.mark.parametrize("options", [("AllowStreamLocalForwarding no",), ("DisableForwarding yes", "MaxSessions 2")])
-async def test_a_server_that_forwards_nothing_will_do(start_sshd: StartSshd, options: tuple[str, ...]) -> None:
+async def test_sshd_without_forwarding_is_supported(start_sshd: StartSshd, options: tuple[str, ...]) -> None:
     sshd = start_sshd(*options)
     desk = SshDesk(sshd)
     transport = desk.transport()
@@ -146,7 +146,7 @@ async def test_a_server_that_forwards_nothing_will_do(start_sshd: StartSshd, opt
     await desk.pool.close()
 
 
-async def test_where_sessions_are_few_only_some_logs_are_followed_at_once(start_sshd: StartSshd) -> None:
+async def test_few_sessions_limit_concurrently_followed_logs(start_sshd: StartSshd) -> None:
     sshd = start_sshd("DisableForwarding yes")
     desk = SshDesk(sshd)
     transport = desk.transport()
@@ -165,7 +165,7 @@ async def test_where_sessions_are_few_only_some_logs_are_followed_at_once(start_
     await desk.pool.close()
 
 
-async def test_a_home_that_can_t_be_written_is_told(desk: SshDesk) -> None:
+async def test_unwritable_home_is_reported(desk: SshDesk) -> None:
     home = desk.sshd.home("locked-in")
     shutil.chown(home, 0, 0)
     error = await refusal(desk.transport("locked-in"), ssh_app(desk.sshd))
@@ -173,7 +173,7 @@ async def test_a_home_that_can_t_be_written_is_told(desk: SshDesk) -> None:
     assert f"can't write in {home}/.local/state/moorage" in error.sentence
 
 
-async def test_a_full_disk_is_told_and_starts_nothing(start_sshd: StartSshd, engine: PrivateEngine) -> None:
+async def test_full_disk_is_reported_and_starts_nothing(start_sshd: StartSshd, engine: PrivateEngine) -> None:
     sshd = start_sshd()
     desk = SshDesk(sshd)
     cd_path = ssh_app(sshd)
@@ -191,7 +191,7 @@ async def test_a_full_disk_is_told_and_starts_nothing(start_sshd: StartSshd, eng
     del engine
 
 
-async def test_a_host_without_docker_is_told(start_sshd: StartSshd) -> None:
+async def test_host_without_docker_is_reported(start_sshd: StartSshd) -> None:
     sshd = start_sshd("SetEnv DOCKER_HOST=unix:///nonexistent/docker.sock")
     desk = SshDesk(sshd)
     info = await desk.transport().info()
@@ -200,7 +200,7 @@ async def test_a_host_without_docker_is_told(start_sshd: StartSshd) -> None:
     await desk.pool.close()
 
 
-async def test_what_was_mended_on_a_host_is_seen_without_anybody_s_help(start_sshd: StartSshd) -> None:
+async def test_repaired_host_is_detected_automatically(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
     late = sshd.folder / "late.sock"
     sshd.stop()

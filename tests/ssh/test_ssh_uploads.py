@@ -1,4 +1,4 @@
-"""Files to a host: whole or not at all, through nothing but a shell."""
+"""Uploads to a host: complete or not at all, through a shell only."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,7 @@ def folder(sshd: PrivateSshd, name: str) -> Path:
 
 
 async def send(link: HostSession, path: Path, content: bytes = CONTENT, digest: str = DIGEST) -> list[int]:
-    """Upload, and return what was told of its progress."""
+    """Upload, and return the reported progress."""
     told: list[int] = []
 
     async def progress(arrived: int) -> None:
@@ -46,7 +46,7 @@ def stored(path: str) -> tuple[bytes, int, int] | None:
     return file.read_bytes(), file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777
 
 
-async def test_an_upload_arrives_whole_and_only_once(desk: SshDesk) -> None:
+async def test_upload_arrives_completely_and_only_once(desk: SshDesk) -> None:
     place = folder(desk.sshd, "whole") / "a file's name"
     async with desk.transport()._host.site() as site:
         told = await send(site.link, place)
@@ -58,7 +58,7 @@ async def test_an_upload_arrives_whole_and_only_once(desk: SshDesk) -> None:
     assert list(place.parent.iterdir()) == [place]
 
 
-async def test_two_who_send_the_same_get_one_whole_file(desk: SshDesk) -> None:
+async def test_concurrent_uploads_of_same_file_produce_one_complete_file(desk: SshDesk) -> None:
     place = folder(desk.sshd, "two") / "program"
     async with desk.transport()._host.site() as one, desk.transport()._host.site() as other:
         told = await asyncio.gather(send(one.link, place), send(other.link, place))
@@ -67,7 +67,7 @@ async def test_two_who_send_the_same_get_one_whole_file(desk: SshDesk) -> None:
     assert list(place.parent.iterdir()) == [place]
 
 
-async def test_what_arrived_before_a_cut_is_not_sent_again(desk: SshDesk) -> None:
+async def test_interrupted_upload_resumes_without_resending(desk: SshDesk) -> None:
     place = folder(desk.sshd, "cut") / "program"
     async with desk.transport()._host.site() as site:
 
@@ -84,13 +84,13 @@ async def test_what_arrived_before_a_cut_is_not_sent_again(desk: SshDesk) -> Non
     assert place.read_bytes() == CONTENT
 
 
-async def test_what_is_not_as_it_was_sent_is_thrown_away(desk: SshDesk) -> None:
+async def test_corrupted_upload_is_discarded(desk: SshDesk) -> None:
     place = folder(desk.sshd, "other") / "program"
     async with desk.transport()._host.site() as site:
         with pytest.raises(UploadFailedError, match="did not arrive whole"):
             await send(site.link, place, CONTENT[:-1] + b"x")
         assert list(place.parent.iterdir()) == []
-        # And an upload that broke off is no beginning of another file.
+        # And a partial upload isn't resumed for another file.
         part = place.parent / f"{place.name}.{DIGEST}.part"
         part.write_bytes(b"x" * (len(CONTENT) + 1))
         shutil.chown(part, desk.sshd.uid("op"))
@@ -98,7 +98,7 @@ async def test_what_is_not_as_it_was_sent_is_thrown_away(desk: SshDesk) -> None:
     assert place.read_bytes() == CONTENT
 
 
-async def test_an_agent_s_bundle_arrives_in_a_folder_of_its_own(desk: SshDesk) -> None:
+async def test_agent_bundle_is_uploaded_to_its_own_folder(desk: SshDesk) -> None:
     told: list[int] = []
 
     async def progress(arrived: int) -> None:
@@ -113,7 +113,7 @@ async def test_an_agent_s_bundle_arrives_in_a_folder_of_its_own(desk: SshDesk) -
         assert stored(path) is None
 
 
-async def test_a_disk_that_is_too_small_is_told_and_left_as_it_was(desk: SshDesk) -> None:
+async def test_too_small_disk_is_reported_and_left_unchanged(desk: SshDesk) -> None:
     place = folder(desk.sshd, "small")
     with small_disk(desk.sshd, place, "size=1m") as disk:
         async with desk.transport()._host.site() as site:

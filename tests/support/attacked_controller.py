@@ -20,7 +20,7 @@ _CHEAP, REAL = 4, 12
 
 @asynccontextmanager
 async def attacked(folder: Path, *, cost: int = _CHEAP, **settings: object) -> AsyncIterator[World]:
-    """Start a controller whose two users' passwords have that cost; both are logged in."""
+    """Start a controller with both users logged in; their password hashes have the given bcrypt cost."""
     world = World(make_settings(folder / "data", **settings))
     world.settings.moorage_data_dir.mkdir(parents=True, exist_ok=True)
     made = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(cost)).decode()
@@ -39,7 +39,7 @@ async def attacked(folder: Path, *, cost: int = _CHEAP, **settings: object) -> A
 
 @contextmanager
 def _logs_of_production() -> Iterator[None]:
-    """Log as the program does: what tests log by default costs more than the requests."""
+    """Log like the program: the tests' default logging costs more than the requests."""
     root = standard_logging.getLogger()
     handlers, level = root.handlers, root.level
     logging.configure("info", stream=io.StringIO())

@@ -1,4 +1,4 @@
-"""Hosts that were taken over, as programs of their own: an agent, an Engine, an sshd that say what no honest one does.
+"""Compromised hosts as separate programs: an agent, an Engine and an sshd with malicious replies.
 
 Run as `python attackers.py agent|engine|sshd CONFIG`, a JSON file. An agent with `mode` `good` is an honest one whose
 apps run, and that notes in `notes` when a stop of each arrives.
@@ -25,7 +25,7 @@ _SECOND = 1.0
 
 
 def container(cd_path: str, state: str, **more: Any) -> pb.Container:  # noqa: ANN401 - fields of a message
-    """Return an honest container, or a less honest one."""
+    """Return an honest container, or a malicious one."""
     name = cd_path.rsplit("/", 1)[-1]
     fields = {"id": f"{abs(hash(cd_path)):064x}", "name": f"{name}-web-1", "service": "web", "image": "web", **more}
     return pb.Container(state=state, **fields)
@@ -43,7 +43,7 @@ class Agent:
         self._changed = threading.Condition()
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """Return what answers the calls."""
+        """Return the RPC handlers."""
         calls: dict[str, Callable[..., Any]] = {
             "GetInfo": self.info, "StartOperation": self.start, "CancelOperation": self.nothing,
             "SetDeadline": self.nothing, "GetApp": self.app, "ListProjects": self.projects,
@@ -60,7 +60,7 @@ class Agent:
         return grpc.method_handlers_generic_handler("moorage.agent.v1.Agent", found)
 
     def info(self, _request: object, _context: grpc.ServicerContext) -> bytes:
-        """Tell the host's facts."""
+        """Return the host's facts."""
         return pb.GetInfoResponse(host=self._host()).SerializeToString()
 
     def nothing(self, _request: object, _context: grpc.ServicerContext) -> bytes:
@@ -68,7 +68,7 @@ class Agent:
         return b""
 
     def start(self, request: pb.StartOperationRequest, _context: grpc.ServicerContext) -> bytes:
-        """Note when a stop comes, and stop."""
+        """Record the arrival of a stop, and stop."""
         path = request.app.cd_path
         with self._notes.open("a") as notes:
             notes.write(json.dumps([path, time.time(), request.kind]) + "\n")
@@ -79,7 +79,7 @@ class Agent:
         return b""
 
     def follow(self, request: pb.FollowOperationRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Tell the end at once; or print without end."""
+        """Return the end immediately, or print endlessly."""
         after = request.after
         while self.mode == "output" and context.is_active():
             data = b"x" * 1_000_000
@@ -113,7 +113,7 @@ class Agent:
                 yield self._change(path)
 
     def logs(self, _request: object, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Write without end; note when the caller is gone."""
+        """Write endlessly; record when the caller disconnects."""
         line = pb.LogLine(time="2026-01-01T00:00:00.000000000Z", container="web-1", service="web", text="A" * 3_900_000)
         large = pb.LogsResponse(lines=[line]).SerializeToString()
         short = pb.LogLine(time=line.time, container=line.container, service=line.service, text=ESCAPES)
@@ -133,7 +133,7 @@ class Agent:
                 self._changed.wait(_SECOND)
             for path in paths:
                 if not self._running[path] and not told[path]:
-                    self._running[path] = True  # somebody starts it by hand again
+                    self._running[path] = True  # a manual restart
                 if told[path] != self._running[path]:
                     told[path] = self._running[path]
                     yield pb.WatchResponse(app=self._seen(path)).SerializeToString()
@@ -158,8 +158,8 @@ class Agent:
 
 
 def agent(config: dict[str, Any]) -> None:
-    """Serve an agent for ever."""
-    # As many at once as there are: a stream holds a thread.
+    """Serve an agent until killed."""
+    # As many threads as streams: each stream holds one.
     server = grpc.server(ThreadPoolExecutor(64), handlers=[Agent(config).handlers()])
     key, certificate, ca = (Path(config[name]).read_bytes() for name in ("key", "certificate", "ca"))
     credentials = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
@@ -169,7 +169,7 @@ def agent(config: dict[str, Any]) -> None:
 
 
 class Engine:
-    """An Engine on a socket; `mode` says of what it has no end."""
+    """An Engine on a socket; `mode` selects its endless reply."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.mode: str = config["mode"]
@@ -181,8 +181,8 @@ class Engine:
         }
 
     async def serve(self) -> None:
-        """Serve for ever."""
-        os.umask(0)  # whoever logs in may use it
+        """Serve until killed."""
+        os.umask(0)  # every login may use it
         server = await asyncio.start_unix_server(self._talk, self._socket)
         await server.serve_forever()
 
@@ -207,7 +207,7 @@ class Engine:
             },
         }  # fmt: skip
         if path.startswith("/events"):
-            # Lines first, then one without an end.
+            # Endless lines, or one endless line.
             yield b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
             event = json.dumps({"Actor": {"ID": "c" * 64}}).encode() + b"\n"
             async for part in _endless(event if self.mode != "lines" else b"A" * 65536):
@@ -231,7 +231,7 @@ class Engine:
 
 
 async def sshd(config: dict[str, Any]) -> None:
-    """Serve SSH for ever: whoever logs in is printed to without end, on both streams."""
+    """Serve SSH until killed: every session prints endlessly, on both streams."""
 
     async def print_on(process: asyncssh.SSHServerProcess[bytes]) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""What the tests of backup and restore share: databases to fill, to back up, to restore into, and to compare."""
+"""Helpers for the tests of backup and restore: databases to fill, back up, restore into, and compare."""
 
 import asyncio
 from collections.abc import Mapping
@@ -35,13 +35,13 @@ SECRET = "the host's own password"  # noqa: S105 - a test's
 
 @dataclass(frozen=True)
 class Place:
-    """Where a controller keeps what it knows: its folder, and on PostgreSQL the database's URL."""
+    """A controller's storage: its data folder, and on PostgreSQL the database's URL."""
 
     folder: Path
     url: str = ""
 
     def run(self, verb: str, file: Path, **environment: str) -> Result:
-        """Run `moorage-controller backup | restore` as an admin does, but for the process; blocking."""
+        """Run `moorage-controller backup | restore` in this process; blocking."""
         return CliRunner().invoke(cli.main, [verb, str(file)], env={**self.environment, **environment})
 
     @property
@@ -59,7 +59,7 @@ class Place:
         return Database(url, FakeClock())
 
     async def everything(self) -> Mapping[str, Any]:
-        """Return the rows of all tables that are kept."""
+        """Return the rows of all tables that a backup contains."""
         database = self.open()
         try:
             async with database.read() as connection:
@@ -73,13 +73,13 @@ class Place:
 
 
 def done(result: Result) -> str:
-    """Return what a run printed that ended well."""
+    """Return the output of a run that succeeded."""
     assert result.exit_code == 0, result.output
     return result.output
 
 
 def refused(result: Result, code: str) -> str:
-    """Return the sentence of a run that ended with that code."""
+    """Return the sentence of a run that failed with that code."""
     assert (result.exit_code, type(result.exception)) == (1, SystemExit), result.exception
     assert f"({code})" in result.output, result.output
     return result.output.splitlines()[-1]
@@ -113,7 +113,7 @@ async def fill(database: Database) -> None:
 
 
 async def add_pair(database: Database) -> None:
-    """Store a project and the audit entry of it in one transaction: no moment has one without the other."""
+    """Store a project and its audit entry in one transaction: no snapshot has one without the other."""
     project = project_row()
     async with database.write() as connection:
         await projects.add(connection, project)
@@ -121,7 +121,7 @@ async def add_pair(database: Database) -> None:
 
 
 async def pairs(database: Database) -> tuple[int, int]:
-    """Return how many projects and how many of their audit entries there are."""
+    """Return the number of projects and of their audit entries."""
     async with database.read() as connection:
         entries = select(func.count()).select_from(audit_logs).where(audit_logs.c.action == "PAIR")
         count = select(func.count()).select_from(projects_table)

@@ -1,4 +1,4 @@
-"""What benchmarks measure with, and how they tell what they found."""
+"""Measurements of the benchmarks, and their printed figures."""
 
 from moorage_lab.programs.sshd import PrivateSshd
 from moorage_lab.waiting import eventually
@@ -11,7 +11,7 @@ def tell(figure: str) -> None:
 
 
 def make_ssh_app(stack: Stack, sshd: PrivateSshd) -> str:
-    """Make a server that is reached over SSH and an app on it; return the app's id."""
+    """Create a server reached over SSH and an app on it; return the app's id."""
     body = {"name": "bare", "address": "127.0.0.1", "sshUser": "op", "sshPort": sshd.port}
     body["sshPrivateKey"] = sshd.key.read_text()
     server_id = stack.api.post("/api/servers", body).expect(201)["id"]

@@ -1,4 +1,4 @@
-"""The controller's part in a bootstrap, played by a test: it signs what an agent asks for, and calls it afterwards."""
+"""The controller's part in a bootstrap: it signs the agent's certificate request, and calls the agent."""
 
 import json
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from moorage_controller.pki.authority import Authority
 
 
 class Issuer:
-    """An authority of a test's own."""
+    """A certificate authority for one test."""
 
     def __init__(self) -> None:
         now = datetime.now(UTC)
@@ -22,7 +22,7 @@ class Issuer:
         self._certificate, self._key = self.authority.issue_controller(now)
 
     def answer(self, csr: str) -> str:
-        """Return what `accept-certificate` reads, for what `request-certificate` printed."""
+        """Return the input of `accept-certificate` for the output of `request-certificate`."""
         name = x509.agent_name(str(uuid4()))
         certificate = self.authority.issue_agent(csr.encode(), name, datetime.now(UTC)).decode()
         ca = self.authority.certificate_pem.decode()
@@ -30,7 +30,7 @@ class Issuer:
 
     @asynccontextmanager
     async def calls(self, address: str, answer: str) -> AsyncIterator[Caller]:
-        """Call the agent at HOST:PORT that took that answer."""
+        """Call the agent at HOST:PORT that accepted that reply."""
         credentials = grpc.ssl_channel_credentials(self.authority.certificate_pem, self._key, self._certificate)
         options = (("grpc.ssl_target_name_override", json.loads(answer)["agentName"]), ("grpc.enable_http_proxy", 0))
         async with grpc.aio.secure_channel(address, credentials, options) as channel:

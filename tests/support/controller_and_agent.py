@@ -1,4 +1,4 @@
-"""A controller in the test's own process, with a clock that can be moved, and a real agent beside it."""
+"""A controller in the test's own process, with a clock that can be shifted, and a real agent."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -77,7 +77,7 @@ class Member:
         return reply.expect(*(() if expect is None else (expect,)))
 
     async def wait_for(self, path: str, *, within: float = 60, **wanted: object) -> dict[str, Any]:
-        """Wait until a resource's fields are as wanted, for that many seconds at most."""
+        """Wait until a resource's fields equal `wanted`; at most `seconds`."""
 
         async def right() -> dict[str, Any] | None:
             shown: dict[str, Any] = await self.call("GET", path)
@@ -87,7 +87,7 @@ class Member:
         return await eventually_async(right, timeout=within, what=f"{path} {wanted}")
 
     async def running(self, name: str) -> list[str]:
-        """Ask the Engine itself for the names of a directory's running containers."""
+        """Query the Engine for the names of a directory's running containers."""
 
         def ask() -> list[str]:
             client = docker.APIClient(base_url=self.engine.host, version="auto")

@@ -1,4 +1,4 @@
-"""A dashboard for tests: a page served at an origin of its own, whose script calls the API in a real browser."""
+"""A dashboard for tests: a page at an origin of its own, whose script calls the API in a real browser."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def served() -> Iterator[str]:
-    """Serve the page; yields its origin. Its host is another than the API's, so that it is of another site too."""
+    """Serve the page; yields its origin. Its host differs from the API's, so it is cross-site."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     thread = threading.Thread(target=server.serve_forever, name="dashboard")
     thread.start()
@@ -54,7 +54,7 @@ def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("google-chrome")
     assert path is not None, "install the package chromium (`make test` does)"
     with sync_playwright() as playwright:
-        # Its sandbox can't be had by root, whom the tests run as; it sees nothing but these pages.
+        # Chromium's sandbox doesn't work for root, the tests' user; the browser sees only these pages.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
             yield browser
@@ -64,7 +64,7 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply as a page's script can read it: only the headers that CORS lets it see, in lower case."""
+    """A reply as a page's script can read it: only the headers that CORS exposes, in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -86,7 +86,7 @@ class Dashboard:
         self.token: str | None = None
 
     def call(self, method: str, path: str, body: object = None, **headers: str) -> Reply | None:
-        """Let the page's script fetch; None where the browser fails it. Headers are named with underscores."""
+        """Fetch in the page's script; None where the browser blocks it. Header names use underscores."""
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if self.token is not None:
             sent.setdefault("Authorization", f"Bearer {self.token}")
@@ -102,9 +102,9 @@ class Dashboard:
         return Reply(got["status"], got["headers"], got["text"])
 
     def fetch(self, method: str, path: str, body: object = None, **headers: str) -> Reply:
-        """Fetch what the browser lets through, if need be twice.
+        """Fetch with one retry.
 
-        Chromium cuts requests where a network interface comes or goes, and the Engines of other tests make such.
+        Chromium aborts requests when a network interface appears or disappears, which other tests' Engines cause.
         """
         reply = self.call(method, path, body, **headers) or self.call(method, path, body, **headers)
         assert reply is not None, f"the browser refused {method} {path}"

@@ -1,4 +1,4 @@
-"""Copies of a filled database, one for each test: faster than to migrate, and nothing of another test is in it."""
+"""Copies of a filled database, one per test: faster than migrations, and isolated from other tests."""
 
 import asyncio
 import shutil
@@ -38,13 +38,13 @@ class Copies:
             self._execute(f"DROP DATABASE {_name(settings)} WITH (FORCE)")
 
     def cut_off(self, settings: Settings) -> None:
-        """Let nobody connect to PostgreSQL's copy any more, and throw out whoever is connected."""
+        """Forbid connections to PostgreSQL's copy, and terminate the open ones."""
         name = _name(settings)
         self._execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         self._execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")  # noqa: S608 - our own name
 
     def give_back(self, settings: Settings) -> None:
-        """Let everybody connect again."""
+        """Allow connections again."""
         self._execute(f"ALTER DATABASE {_name(settings)} ALLOW_CONNECTIONS true")
 
     def _execute(self, statement: str) -> None:

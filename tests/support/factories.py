@@ -1,4 +1,4 @@
-"""Makers of what tests begin with: rows, a controller in this process on fake hosts, and a client of its API."""
+"""Factories for tests: rows, an in-process controller on fake hosts, and a client of its API."""
 
 import json
 from collections import Counter
@@ -117,7 +117,7 @@ def app_row(project_id: UUID, server_id: UUID, **changes: Any) -> App:  # noqa: 
 
 
 def operation_row(app: App, **changes: Any) -> Operation:  # noqa: ANN401 - any field
-    """Return a start of an app that was recorded and not sent yet."""
+    """Return a start of an app, recorded and not sent yet."""
     plain = Operation(
         id=uuid4(),
         kind="up",
@@ -156,7 +156,7 @@ class Reply:
 
 
 class Api:
-    """The API as one caller sees it."""
+    """A client of the API with one token."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, token: str | None) -> None:
         self.session = session
@@ -172,7 +172,7 @@ class Api:
         data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Send a body as JSON, or `data` as it is. A reply that is a stream is not read: it may never end."""
+        """Send a body as JSON, or `data` unchanged. A streamed reply is not read: it may never end."""
         sent = dict(headers or {})
         if self.token is not None:
             sent.setdefault("Authorization", f"Bearer {self.token}")
@@ -205,7 +205,7 @@ def _dashed(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def make_settings(folder: Path, **changes: object) -> Settings:
-    """Return the settings of a controller on any free port, with its data in a folder."""
+    """Return the settings of a controller on a free port, with its data in a folder."""
     plain: dict[str, object] = {
         "port": 0,
         "moorage_data_dir": folder,
@@ -214,14 +214,14 @@ def make_settings(folder: Path, **changes: object) -> Settings:
         "admin_password": PASSWORD,
         "public_url": "https://moorage.example.com",
         "operation_limit_minutes": LIMIT // 60,
-        # Tests ask faster than people do; those of the limit set it.
+        # Tests send requests faster than people do; tests of the limit set it.
         "rate_limit_per_minute": 0,
     }
     return Settings.model_validate({**plain, **changes})
 
 
 class World:
-    """A controller on fake hosts, under a clock that stands still; it can be ended and started again."""
+    """A controller on fake hosts, with a clock that only tests move; it can be stopped and restarted."""
 
     def __init__(self, settings: Settings) -> None:
         self.clock = FakeClock()
@@ -236,7 +236,7 @@ class World:
         self._made: Counter[str] = Counter()
 
     async def start(self, clock: Clock | None = None) -> Self:
-        """Start the controller, and log both users in the first time; by another clock the database's own decides."""
+        """Start the controller, and log both users in the first time; with another clock the database's time counts."""
         decides = clock is None
         made = Controller(self.settings, clock or self.clock, hosts=lambda *_: self.hosts, clock_decides=decides)
         self._controller = await made.__aenter__()
@@ -252,7 +252,7 @@ class World:
         return self
 
     async def stop(self) -> None:
-        """End the controller; the hosts go on."""
+        """Stop the controller; the hosts keep running."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -261,7 +261,7 @@ class World:
             self._controller = None
 
     async def restart(self) -> None:
-        """End the controller, and start it again on the same data."""
+        """Stop the controller, and start it again on the same data."""
         await self.stop()
         await self.start()
 
@@ -271,11 +271,11 @@ class World:
         await self.hosts.close()
 
     def database(self) -> Database:
-        """Open the controller's database from beside; close it after use."""
+        """Open a second connection to the controller's database; close it after use."""
         return open_database(self.settings, self.clock, clock_decides=True)
 
     async def stored(self) -> bytes:
-        """Return all that the database holds, for a search: SQLite's files, or PostgreSQL's rows as text."""
+        """Return the database's contents for a search: SQLite's files, or PostgreSQL's rows as text."""
         if self.settings.sqlite_path is not None:
             return b"".join(path.read_bytes() for path in self.settings.moorage_data_dir.glob("moorage.db*"))
         database = self.database()
@@ -286,13 +286,13 @@ class World:
         return "\n".join(row[0] for row in rows).encode()
 
     async def new_server(self, **fields: object) -> str:
-        """Make a server through the API; return its id."""
+        """Create a server through the API; return its id."""
         body = {"name": "Production Server 1", "address": "192.168.1.100", **fields}
         server_id: str = (await self.admin.post("/api/servers", body)).expect(201)["id"]
         return server_id
 
     async def new_host(self, endpoint: str = ENDPOINT, **fields: object) -> tuple[str, FakeHost]:
-        """Make a server, enrol a fake host for it with a join token, and wait until it is watched."""
+        """Create a server, enrol a fake host for it with a join token, and wait until it is watched."""
         host = self.hosts.add(endpoint)
         server_id = await self.new_server(**fields)
         made = (await self.admin.post(f"/api/servers/{server_id}/enrollment-token")).expect(201)
@@ -305,7 +305,7 @@ class World:
         return server_id, host
 
     async def new_app(self, server_id: str, **fields: object) -> str:
-        """Make an app (and a project for it, where none is given) through the API; return its id."""
+        """Create an app (and a project for it, where none is given) through the API; return its id."""
         project_id = fields.pop("projectId", None)
         if project_id is None:
             project_id = (await self.admin.post("/api/projects", {"name": "Shop"})).expect(201)["id"]
@@ -350,7 +350,7 @@ class World:
 
 
 async def add_users(database: Database) -> None:
-    """Make the admin and the plain user that a World logs in."""
+    """Create the admin and the plain user that a World logs in."""
     async with database.write() as connection:
         await users.add(connection, user_row(ADMIN, "admin"))
         await users.add(connection, user_row(USER))

@@ -1,4 +1,4 @@
-"""A Docker host that lives in memory: apps' containers, a journal of operations, and switches for what can go wrong."""
+"""A Docker host in memory: apps' containers, a journal of operations, and switches for faults."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -29,10 +29,10 @@ from moorage_controller.hosts.transport import (
 
 
 class FakeHost:
-    """A Docker host in memory, with a journal, and switches for what can go wrong.
+    """A Docker host in memory, with a journal, and switches for faults.
 
-    Switches: `reachable`, `silent` (connections stand but nothing answers), `engine_problem`, `lose_start`, `cut_after`
-    (bytes after which one follow breaks), `refusal`, `plans`, and `hold`/`let_go` for commands that take long.
+    Switches: `reachable`, `silent` (connections stay open without replies), `engine_problem`, `lose_start`, `cut_after`
+    (bytes after which one follow breaks), `refusal`, `plans`, and `hold`/`let_go` for long-running commands.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class FakeHost:
         self._changed = Change()
         self._watches: dict[asyncio.Queue[WatchItem | None], set[str]] = {}
         self.on_deadline: Callable[[], Awaitable[object]] | None = None
-        """Done once, as soon as a deadline was kept that somebody set."""
+        """Called once, after the next explicitly set deadline was kept."""
         self.deadlines: dict[UUID, tuple[str, Deadline]] = {}
         """By app, its directory and what its agent knows."""
         self.stops: dict[UUID, UUID] = {}
@@ -66,7 +66,7 @@ class FakeHost:
 
     @property
     def reachable(self) -> bool:
-        """Whether the network to it works; switching it off breaks all that is under way."""
+        """Whether the network to it works; setting it to False breaks all open calls."""
         return self._reachable
 
     @reachable.setter
@@ -90,7 +90,7 @@ class FakeHost:
 
     @property
     def disk_problem(self) -> str:
-        """A sentence while the host's disk is full, or nearly; then its agent keeps no deadlines."""
+        """A sentence while the host's disk is full or nearly full; its agent then keeps no deadlines."""
         return self._disk_problem
 
     @disk_problem.setter
@@ -100,7 +100,7 @@ class FakeHost:
 
     @property
     def commands(self) -> list[tuple[OperationKind, str]]:
-        """The commands that were really run, in order: kind and directory."""
+        """The commands that ran, in order: kind and directory."""
         return [(run.order.kind, run.order.app.cd_path) for run in self.journal.values() if run.order and run.starts]
 
     def break_connections(self) -> None:
@@ -111,7 +111,7 @@ class FakeHost:
         self._changed.tell()
 
     def app(self, cd_path: str) -> FakeApp:
-        """Return the app in a directory; there is one in each."""
+        """Return the app in a directory; every directory has one."""
         return self.apps.setdefault(self._links.get(cd_path, cd_path), FakeApp())
 
     def link(self, path: str, directory: str) -> None:
@@ -119,7 +119,7 @@ class FakeHost:
         self._links[path] = directory
 
     def hold(self) -> None:
-        """Let no command end until `let_go`, unless it is terminated."""
+        """Block all commands until `let_go`, unless they are terminated."""
         self._open = False
 
     def let_go(self) -> None:
@@ -133,13 +133,13 @@ class FakeHost:
         self._changed.tell()
 
     def say(self, cd_path: str, data: bytes) -> None:
-        """Have the command that runs in a directory print something."""
+        """Print output of the running command in a directory."""
         for run in self.journal.values():
             if run.end is None and run.order is not None and run.order.app.cd_path == cd_path:
                 self._print(run, data)
 
     def lose_runs(self) -> None:
-        """Lose every running command as a power cut does: the journal knows that it began, not how it ended."""
+        """Lose every running command as in a power cut: the journal has its start, without its end."""
         for run in self.journal.values():
             if run.end is None and run.task is not None:
                 run.task.cancel()
@@ -147,9 +147,9 @@ class FakeHost:
         self._changed.tell()
 
     def set_running(self, cd_path: str, services: Sequence[str], others: Sequence[str] = ()) -> None:
-        """Make these services' containers run, those of all others be exited, and tell the watchers.
+        """Set these services' containers to running, all others to exited, and notify the watchers.
 
-        `others` have containers too, besides those that are there.
+        `others` are services that get exited containers in addition to the existing ones.
         """
         app = self.app(cd_path)
         project = PurePosixPath(cd_path).name
@@ -185,7 +185,7 @@ class FakeHost:
         )
 
     def keep(self, cd_path: str, deadline: Deadline) -> None:
-        """Keep a deadline; an older one than what is known changes nothing."""
+        """Keep a deadline; an older number changes nothing."""
         known = self.deadlines.get(deadline.app_id)
         if known is None or deadline.number >= known[1].number:
             self.deadlines[deadline.app_id] = (cd_path, deadline)
@@ -233,7 +233,7 @@ class FakeHost:
         self._changed.tell()
 
     async def read_logs(self, cd_path: str, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
-        """Yield what containers wrote, and what they write from here on where that is wanted."""
+        """Yield the containers' log lines, and with `follow` the later ones."""
         app, cuts = self.app(cd_path), self._cuts
         position = len(app.logs)
         if wanted.service and wanted.service not in {c.service for c in app.containers}:
@@ -254,7 +254,7 @@ class FakeHost:
                 yield batch
 
     def push(self, observation: AppObservation) -> None:
-        """Send an observation to all who watch that app."""
+        """Send an observation to all watchers of that app."""
         if not self._engine_problem:
             for queue, paths in self._watches.items():
                 if observation.cd_path in paths:
@@ -265,7 +265,7 @@ class FakeHost:
             queue.put_nowait(item)
 
     async def launch(self, order: Order) -> None:
-        """Start a command, or attach to it; what a start meets once it has arrived."""
+        """Start a command, or attach to it; the host's side of a start."""
         if self.on_start is not None:
             await self.on_start(order)
         known = self.journal.get(order.operation_id)
@@ -299,7 +299,7 @@ class FakeHost:
         if leaves is None:
             leaves = () if order.kind is OperationKind.DOWN or code else services
         if order.kind is OperationKind.DOWN:
-            # What `down` took away is gone, not exited, and its logs with it.
+            # Containers removed by `down` are gone, not exited, and so are their logs.
             self.app(path).logs = [line for line in self.app(path).logs if line.service in leaves]
             self.app(path).containers = [c for c in self.app(path).containers if c.service in leaves]
         self.set_running(path, leaves, services if leaves and order.kind is not OperationKind.DOWN else ())

@@ -1,4 +1,4 @@
-"""What a fake host is made of: apps, what commands do, and the runs in its journal."""
+"""Parts of a fake host: apps, plans of commands, and the runs in its journal."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -9,24 +9,24 @@ from moorage_controller.hosts.transport import End, Order
 
 
 class Change:
-    """Wakes all who wait, as often as it is told."""
+    """Wakes all waiters on every notification."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def tell(self) -> None:
-        """Wake them."""
+        """Wake all waiters."""
         self._event.set()
         self._event = asyncio.Event()
 
     async def wait(self) -> None:
-        """Return as soon as it is told."""
+        """Wait for the next notification."""
         await self._event.wait()
 
 
 @dataclass
 class FakeApp:
-    """An app's directory on a fake host: the services its compose file has, and the containers there are."""
+    """An app's directory on a fake host: the services of its compose file, and its containers."""
 
     services: tuple[str, ...] = ("web", "db")
     containers: list[ContainerState] = field(default_factory=list)
@@ -37,7 +37,7 @@ class FakeApp:
 
 @dataclass(frozen=True)
 class Plan:
-    """How commands of a kind go: what they print, how they end, and which services then have running containers."""
+    """Behaviour of commands of a kind: output, exit code, and the services with running containers afterwards."""
 
     exit_code: int = 0
     output: bytes = b""
@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass
 class FakeRun:
-    """An operation in a fake host's journal. `starts` counts the commands that were run: never more than one."""
+    """An operation in a fake host's journal. `starts` counts the commands that ran: at most one."""
 
     order: Order | None
     output: bytearray = field(default_factory=bytearray)
@@ -61,7 +61,7 @@ class FakeRun:
 
 @dataclass
 class Refusal:
-    """A definite no to starts; one that the journal takes down as a tombstone, or one it can't."""
+    """A definite refusal of starts, which the journal records as a tombstone where it can."""
 
     code: str
     sentence: str

@@ -1,4 +1,4 @@
-"""Stand-ins that behave like the real thing: a clock that tests move, and ways to hosts that live in memory.
+"""Fakes that behave like the real thing: a clock that tests move, and transports to hosts in memory.
 
 The fake transport passes the same contract tests as an agent on a real Engine (tests/contract).
 """
@@ -68,12 +68,12 @@ _OUTSIDE = frozenset(
 
 
 async def settle() -> None:
-    """Return once every task waits for something that only the test, or the clock, can bring; nothing is timed here."""
+    """Return once every task waits for the test or the clock; nothing is timed here."""
     quiet = 0
     for _ in range(_MOST_ROUNDS):
         working = {future for task in asyncio.all_tasks() if (future := _future_from_outside(task)) is not None}
         if working:
-            # To wait for it itself: turning round meanwhile would only keep it from its work.
+            # Waits for the future itself: polling would only slow down its thread.
             await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
             quiet = 0
         await asyncio.sleep(0)
@@ -84,7 +84,7 @@ async def settle() -> None:
 
 
 def _future_from_outside(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
-    """Return what a task waits for where a thread, or PostgreSQL, works on it."""
+    """Return a task's awaited future where a thread or PostgreSQL completes it."""
     inner: Any = task.get_coro()
     outside = False
     while inner is not None:
@@ -101,12 +101,12 @@ def _future_from_outside(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
 
 
 def _is_awaited(thing: object) -> bool:
-    # By what they can do: the driver's own coroutines, and the iterator of a future, are of compiled types.
+    # By attributes: the driver's own coroutines, and the iterator of a future, have compiled types.
     return isinstance(thing, Coroutine | Generator | AsyncGenerator | asyncio.Future)
 
 
 class FakeClock:
-    """A clock that stands still until a test moves it. It counts whole microseconds: no rounding ever adds up."""
+    """A clock that only tests move. It counts whole microseconds, to avoid rounding errors."""
 
     def __init__(self, start: datetime = EPOCH) -> None:
         self._start = start
@@ -127,11 +127,11 @@ class FakeClock:
         return self.monotonic()
 
     def jump(self, seconds: float) -> None:
-        """Set the wall time, as NTP or somebody does; no time passes."""
+        """Set the wall time, as NTP does; no time passes."""
         self._start += timedelta(seconds=seconds)
 
     async def sleep(self, seconds: float) -> None:
-        """Return once the clock was moved by that much."""
+        """Sleep until the clock has been moved by that much."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return
@@ -141,11 +141,11 @@ class FakeClock:
         await future
 
     def advance(self, seconds: float) -> None:
-        """Move wall and monotonic time at once, and wake those whose time has come, in order."""
+        """Move wall and monotonic time in one step, and wake the due sleepers, in order."""
         self._move_to(self._passed + round(seconds * _SECOND))
 
     async def run(self, seconds: float) -> None:
-        """Let that much time pass as it really does: each sleeper wakes at its own moment, and acts before the next."""
+        """Let time pass in small steps: each sleeper wakes at its own time, and acts before the next."""
         end = self._passed + round(seconds * _SECOND)
         await settle()
         while (due := self._next()) is not None and due <= end:
@@ -168,7 +168,7 @@ class FakeClock:
 
 
 class FakeTransport:
-    """The way to a fake host; fails as an agent's does."""
+    """The transport to a fake host; it fails like an agent's."""
 
     name = "agent"
 
@@ -227,7 +227,7 @@ class FakeTransport:
         return self._host.projects()
 
     async def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
-        """Yield batches of what an app's containers write."""
+        """Yield batches of the log lines of an app's containers."""
         await self._arrive()
         async for batch in self._host.read_logs(app.cd_path, wanted):
             yield batch
@@ -268,7 +268,7 @@ class FakeHosts:
         return self.hosts[endpoint]
 
     def transport(self, server: HostAddress) -> HostTransport:
-        """Return the way to a server's host. Raises HostUnreachableError where there is none."""
+        """Return the transport to a server's host. Raises HostUnreachableError where there is none."""
         endpoint = server.api_endpoint
         if not endpoint or not server.agent_name:
             raise HostUnreachableError("This server has no agent yet.", "no_agent")

@@ -1,4 +1,4 @@
-"""A controller beside a fleet of hosts, and what an admin does with it."""
+"""A controller beside a fleet of hosts, with the calls of an admin."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ _LISTING = f"find / -xdev {' '.join(f'-path {path} -prune -o' for path in _SKIPP
 
 
 class Desk:
-    """A controller process with an agent's bundle to install. `use` changes that, and starts it anew."""
+    """A controller process with an agent's bundle to install. `use` selects another bundle, and restarts it."""
 
     def __init__(self, folder: Path, fleet: Fleet, bundles: Path) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class Desk:
             self.controller.terminate()
 
     def use(self, release: str) -> str:
-        """Have another bundle installed from now on, and return its build."""
+        """Select another bundle for installations, and return its build."""
         found = self._bundles / f"moorage-agent-{release}-linux-x86_64.tar.gz"
         self._put(found.read_bytes())
         with tarfile.open(found) as tar:
@@ -61,7 +61,7 @@ class Desk:
         return first.name
 
     def use_broken(self, build: str) -> None:
-        """Have a bundle installed whose service ends at once; for all else it leaves the work to `build`."""
+        """Select a bundle whose service exits immediately; all other commands are delegated to `build`."""
         program = (
             f"#!/bin/sh\ncase $1 in --version) echo 'moorage-agent {BROKEN}' ;; serve) echo 'It is broken.'; exit 3 ;; "
             f'*) exec /opt/moorage-agent/{build}/moorage-agent "$@" ;; esac\n'
@@ -111,7 +111,7 @@ class Desk:
         return self.api.get(f"/api/servers/{server_id}").expect(200)
 
     def wait_server(self, server_id: str, *, timeout: float = 60, **wanted: object) -> Any:  # noqa: ANN401 - JSON
-        """Wait until a server's fields are as wanted."""
+        """Wait until a server's fields equal the given ones."""
         return self._wait_for(f"/api/servers/{server_id}", timeout, wanted)
 
     def add_app(self, host: Host, server_id: str, name: str, compose: str) -> str:
@@ -125,7 +125,7 @@ class Desk:
         return self.api.get(f"/api/apps/{app_id}").expect(200)
 
     def wait_app(self, app_id: str, *, timeout: float = 60, **wanted: object) -> Any:  # noqa: ANN401 - JSON
-        """Wait until an app's fields are as wanted."""
+        """Wait until an app's fields equal the given ones."""
         return self._wait_for(f"/api/apps/{app_id}", timeout, wanted)
 
     def wait_operation(self, operation_id: str, *, timeout: float = 120) -> Any:  # noqa: ANN401 - JSON

@@ -1,4 +1,4 @@
-"""Disks of a test's own that take nothing more: no bytes, no files, or that can only be read."""
+"""Disks for one test: without free bytes, without free inodes, or read-only."""
 
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ _ROOMY = "size=256m,nr_inodes=100000,rw"
 
 
 class SmallDisk:
-    """A tmpfs over an empty folder, whose owner and mode it takes over; `inside` is what an argv there begins with."""
+    """A tmpfs over an empty folder, with its owner and mode; `inside` is a prefix for commands run there."""
 
     def __init__(self, folder: Path, inside: Sequence[str] = ()) -> None:
         self.folder = folder
@@ -28,12 +28,12 @@ class SmallDisk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Unmount it, as soon as nobody uses it any more."""
+        """Unmount it once no process uses it."""
         self.run("umount", "--lazy", str(self.folder))
 
     @contextmanager
     def full(self, way: str) -> Iterator[None]:
-        """Have it take nothing, in one of the ways, until the end."""
+        """Make it full in the given way until the context ends."""
         eventually(lambda: self._fills(way), timeout=20, what=f"a full disk ({way})")
         try:
             yield
@@ -41,7 +41,7 @@ class SmallDisk:
             self.remount(_ROOMY)
 
     def _fills(self, way: str) -> bool:
-        """Fill it; False where somebody took room, or wrote, just now."""
+        """Fill it; False where another process used space or wrote meanwhile."""
         told = self.run("stat", "-f", "-c", "%S %b %f %c %d", self.folder)
         size, blocks, free, files, free_files = map(int, told.split())
         used = {"bytes": f"size={(blocks - free) * size}", "files": f"nr_inodes={files - free_files}"}
@@ -63,6 +63,6 @@ class SmallDisk:
 
 @contextmanager
 def covered(folder: Path) -> Iterator[None]:
-    """Put an empty disk that is full over a folder."""
+    """Mount an empty, full disk over a folder."""
     with SmallDisk(folder) as disk, disk.full("files"):
         yield

@@ -1,4 +1,4 @@
-"""What tests ask of a way to a host: orders, what becomes of them, and what is seen meanwhile."""
+"""Calls of a transport that tests share: orders, their ends, and observations."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -35,5 +35,5 @@ async def run(transport: HostTransport, sent: Order) -> tuple[bytes, End]:
 
 
 def watching(transport: HostTransport, *paths: str) -> AsyncGenerator[WatchItem, None]:
-    """Watch the apps in some directories; to be closed by whoever has seen enough."""
+    """Watch the apps in some directories; the caller closes the generator."""
     return transport.watch([HostApp(path) for path in paths])

@@ -1,4 +1,4 @@
-"""A real agent with the test in the controller's place: it enrols the agent, and calls it as a controller does."""
+"""A real agent with the test in the controller's place: it enrols the agent, and calls it by gRPC."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ _CALL_SECONDS = 30.0
 
 
 class Desk:
-    """`/api/enroll` over a real authority, served from a thread of its own. `requests` holds what came in."""
+    """`/api/enroll` with a real authority, served from its own thread. `requests` holds the received bodies."""
 
     def __init__(self) -> None:
         self.authority, _ = Authority.create(datetime.now(UTC))
@@ -101,7 +101,7 @@ class Desk:
 
 @dataclass(frozen=True)
 class Done:
-    """An operation that ended: what it printed, and how it ended."""
+    """An ended operation: its output and its end."""
 
     operation_id: str
     raw: bytes
@@ -109,7 +109,7 @@ class Done:
 
     @property
     def output(self) -> str:
-        """What it printed, as text."""
+        """The output, as text."""
         return self.raw.decode()
 
 
@@ -134,14 +134,14 @@ class Caller:
         return operation_id
 
     async def follow(self, operation_id: str, after: int = 0) -> AsyncIterator[pb.FollowOperationResponse]:
-        """Yield what comes."""
+        """Yield the received messages."""
         async for reply in self.stub.FollowOperation(
             pb.FollowOperationRequest(operation_id=operation_id, after=after), timeout=120
         ):
             yield reply
 
     async def finish(self, operation_id: str, after: int = 0) -> Done:
-        """Follow an operation to its end; every batch must begin where the one before ended."""
+        """Follow an operation to its end; every batch must begin at the end of the previous one."""
         raw = b""
         async for reply in self.follow(operation_id, after):
             if reply.WhichOneof("content") == "end":
@@ -174,14 +174,14 @@ class Caller:
 
 @dataclass
 class Watching:
-    """What a watch has told so far."""
+    """The state received from a watch so far."""
 
     call: Any
     host: pb.Host = field(default_factory=pb.Host)
     apps: dict[str, pb.AppObservation] = field(default_factory=dict)
 
     async def read(self) -> None:
-        """Take in the next message."""
+        """Apply the next message."""
         reply = await self.call.read()
         assert isinstance(reply, pb.WatchResponse), "the watch ended"
         match reply.WhichOneof("content"):
@@ -194,7 +194,7 @@ class Watching:
                 self.apps[reply.app.cd_path] = reply.app
 
     async def until(self, right: Callable[[], bool], *, timeout: float = 15) -> None:  # noqa: ASYNC109  # tells what was seen
-        """Read on until what was told is right."""
+        """Read messages until a condition holds."""
         try:
             async with asyncio.timeout(timeout):
                 while not right():
@@ -203,7 +203,7 @@ class Watching:
             raise AssertionError(f"not within {timeout} s; told so far: {self.host} {self.apps}") from None
 
     def states(self, directory: Path) -> dict[str, str]:
-        """Return the Engine's word for each service of an app."""
+        """Return the Engine's container state for each service of an app."""
         return {c.service: c.state for c in self.apps[str(directory)].containers}
 
 
@@ -253,21 +253,21 @@ class LoneAgent:
         return directory
 
     def output_file(self, operation_id: str) -> Path:
-        """Return where the journal keeps what an operation printed."""
+        """Return the journal's output file of an operation."""
         return self.data / "operations" / operation_id / "out"
 
     def containers(self, directory: Path) -> dict[str, str]:
-        """Ask the Engine itself: name to state, of the containers that come from a directory or below it."""
+        """Query the Engine: name to state, for the containers of a directory or below it."""
         real = str(directory.resolve())
         rows = self._rows()
         return {row["Names"][0][1:]: row["State"] for row in rows if row["Labels"][DIRECTORY_LABEL].startswith(real)}
 
     def compose(self, directory: Path, *arguments: str) -> None:
-        """Run Compose by hand, as somebody on the host would."""
+        """Run Compose manually on the host."""
         compose(self.engine, directory, *arguments)
 
     def clear(self) -> None:
-        """Remove what is left of all apps, paused or not."""
+        """Remove all containers of the apps, including paused ones."""
         with_client = docker.APIClient(base_url=self.engine.host, version="auto")
         for row in self._rows():
             if row["Labels"][DIRECTORY_LABEL].startswith(str(self.apps)):
@@ -284,7 +284,7 @@ class LoneAgent:
 
 
 def compose(engine: Engine, directory: Path, *arguments: str) -> str:
-    """Run Compose by hand, as somebody on the host would; returns what it printed."""
+    """Run Compose manually on the host; returns its output."""
     done = subprocess.run(
         [installed("docker-compose"), *arguments],
         cwd=directory,
@@ -298,7 +298,7 @@ def compose(engine: Engine, directory: Path, *arguments: str) -> str:
 
 
 def code_of(error: grpc.aio.AioRpcError) -> str | None:
-    """Return the stable word of a refusal, None where there is none."""
+    """Return the error code of a refusal, None where there is none."""
     metadata: Any = error.trailing_metadata() or ()
     return next((str(value) for key, value in metadata if key == "moorage-code"), None)
 

@@ -1,4 +1,4 @@
-"""A command on a pseudo-terminal, as somebody sits before it."""
+"""A command on a pseudo-terminal, with input and output as on a person's terminal."""
 
 import os
 import pty
@@ -10,11 +10,11 @@ from moorage_lab.waiting import eventually
 
 
 class Terminal:
-    """A command on a pseudo-terminal: what it has shown so far, and its exit code at its end."""
+    """A command on a pseudo-terminal: its output so far, and its exit code."""
 
     def __init__(self, argv: list[str], environment: Mapping[str, str]) -> None:
         self._master, slave = pty.openpty()
-        # A run in the background ignores Ctrl-C, and all that it starts does.
+        # A background job ignores Ctrl-C, and so do its children.
         argv = ["/usr/bin/env", "--default-signal=INT", *argv]
         self._child = subprocess.Popen(
             argv, stdin=slave, stdout=slave, stderr=slave, env=dict(environment), start_new_session=True
@@ -40,7 +40,7 @@ class Terminal:
         """Wait for its end and return its exit code."""
 
         def over() -> bool:
-            self._read()  # or it would wait for who reads
+            self._read()  # otherwise it would wait for a reader
             return self._child.poll() is not None
 
         eventually(over, timeout=60, what="the command's end")

@@ -1,4 +1,4 @@
-"""A controller on two fake hosts, as a random walk finds it: what its steps are done with."""
+"""A controller on two fake hosts, and the actions of the random walk."""
 
 import asyncio
 import itertools
@@ -42,7 +42,7 @@ class Walk(RuleBasedStateMachine):
         self.go(self.begin())
 
     def go(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something, and let everything come to rest."""
+        """Run a coroutine, and let all tasks settle."""
 
         async def whole() -> T:
             result = await work
@@ -73,7 +73,7 @@ class Walk(RuleBasedStateMachine):
         return self.hosts[0 if n < 2 else 1]
 
     def touched(self, host: FakeHost) -> None:
-        """Note that something was done on a host beside the network: its apps may run or not."""
+        """Record that a host was changed directly: its apps may run or not."""
         for n, app_id in enumerate(self.app_ids):
             if self.host_of(n) is host:
                 self.must_run.discard(app_id)
@@ -83,7 +83,7 @@ class Walk(RuleBasedStateMachine):
         return round(self.world.clock.now().timestamp() * 1000)
 
     def note_what_must_run(self, host: FakeHost) -> None:
-        """Remember which apps of a host run, and have nothing in flight."""
+        """Record the apps of a host that run without an operation in flight."""
         if host.engine_problem or host.silent:
             return
         for n, app_id in enumerate(self.app_ids):
@@ -92,7 +92,7 @@ class Walk(RuleBasedStateMachine):
                 self.must_run.add(app_id)
 
     async def mend(self) -> None:
-        """Make all hosts well."""
+        """Clear all faults of the hosts."""
         for host in self.hosts:
             host.silent, host.refusal, host.lose_start = False, None, ""
             host.plans.clear()
@@ -104,7 +104,7 @@ class Walk(RuleBasedStateMachine):
             self.touched(host)
 
     def in_flight(self) -> list[Any]:
-        """Return the operations whose end isn't known."""
+        """Return the operations without a known end."""
         return [each for each in self.operations() if each["state"] not in END]
 
     def operations(self) -> list[Any]:

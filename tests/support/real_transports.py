@@ -1,4 +1,4 @@
-"""A real way to a real host, with the folder in which its apps lie."""
+"""A real transport to a real host, with the folder of its apps."""
 
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _DIRECTORY = "com.docker.compose.project.working_dir"
 
 @dataclass(frozen=True)
 class Way:
-    """A host: `transport` reaches it, below `apps` its apps lie; `process` is one that sees its mounts."""
+    """A host: its `transport`, the folder `apps` of its apps, and a `process` in its mount namespace."""
 
     transport: HostTransport
     apps: Path
@@ -31,15 +31,15 @@ class Way:
         return directory
 
     def states(self, directory: Path) -> dict[str, str]:
-        """Ask the Engine itself: the states of a directory's containers, by name."""
+        """Query the Engine: the states of a directory's containers, by name."""
         with closing(docker.APIClient(base_url=self.engine.host, version="auto")) as client:
             rows = client.containers(all=True, filters={"label": f"{_DIRECTORY}={directory}"})
         return {row["Names"][0][1:]: row["State"] for row in rows}
 
     async def start(self, directory: Path) -> End:
-        """Start an app, and return how that ended."""
+        """Start an app, and return the operation's end."""
         return (await run(self.transport, order(str(directory))))[1]
 
     async def stop(self, directory: Path) -> End:
-        """Stop an app, and return how that ended."""
+        """Stop an app, and return the operation's end."""
         return (await run(self.transport, order(str(directory), OperationKind.DOWN)))[1]

@@ -1,4 +1,4 @@
-"""A whole Moorage for tests: a real controller, a real agent, a real Engine, and apps of the test's own making."""
+"""A complete Moorage for tests: a real controller, a real agent, a real Engine, and the test's own apps."""
 
 import subprocess
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ services:
     command: sleep 1000
     depends_on: {{db: {{condition: service_healthy}}}}
 """
-"""A start that takes more than ten seconds: time enough to kill somebody in the middle of it."""
+"""A start that takes more than ten seconds: enough time to kill a process during it."""
 NEVER_HEALTHY = f"""\
 services:
   web:
@@ -43,7 +43,7 @@ services:
     image: {IMAGE}
     depends_on: {{web: {{condition: service_healthy}}}}
 """
-"""Its start goes on for about ten seconds, and fails."""
+"""Its start takes about ten seconds, and fails."""
 DEAF = f"""\
 services:
   web:
@@ -70,7 +70,7 @@ class Stack:
     project_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Lay out, but start nothing."""
+        """Create the folders without starting anything."""
         self.apps = self.folder / "apps"
         self.controller = ControllerProcess(
             # Tests poll faster than people do.
@@ -98,7 +98,7 @@ class Stack:
         self.wait_online()
 
     def stop(self) -> None:
-        """Take down what the tests left, then end both."""
+        """Remove leftovers of the tests, then stop both."""
         client = docker.APIClient(base_url=self.engine.host, version="auto")
         for row in client.containers(all=True, filters={"label": "com.docker.compose.project"}):
             if row["Labels"]["com.docker.compose.project.working_dir"].startswith(str(self.folder)):
@@ -114,7 +114,7 @@ class Stack:
         return str(self.api.post(path).expect(201)["token"])
 
     def wait_online(self) -> None:
-        """Wait until the controller sees the agent, and the agent its Engine."""
+        """Wait until the controller reaches the agent, and the agent its Engine."""
         self.wait_server(status="online")
 
     def wait_server(self, *, status: str) -> None:
@@ -137,7 +137,7 @@ class Stack:
         return shown
 
     def wait_app(self, app_id: str, *, timeout: float = 45, **wanted: object) -> dict[str, Any]:
-        """Wait until the app's fields are as wanted."""
+        """Wait until the app's fields equal the given ones."""
 
         def right() -> dict[str, Any] | None:
             shown = self.app(app_id)
@@ -152,7 +152,7 @@ class Stack:
         return shown
 
     def containers(self, directory: Path, *, running: bool = False) -> list[str]:
-        """Ask the Engine itself for the services of the containers that come from a directory or below it."""
+        """Query the Engine for the services of the containers of a directory or below it."""
         client = docker.APIClient(base_url=self.engine.host, version="auto")
         rows = client.containers(all=not running, filters={"label": "com.docker.compose.project"})
         client.close()
@@ -162,7 +162,7 @@ class Stack:
         return sorted(x["com.docker.compose.service"] for x in ours)
 
     def compose(self, directory: Path, *arguments: str) -> None:
-        """Run Compose by hand, as somebody on the host would."""
+        """Run Compose manually on the host."""
         environment = plain_environment(DOCKER_HOST=self.engine.host)
         argv = [installed("docker-compose"), *arguments]
         subprocess.run(argv, cwd=directory, env=environment, check=True, capture_output=True, timeout=60)

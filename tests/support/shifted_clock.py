@@ -1,4 +1,4 @@
-"""A clock that goes like the machine's, until a test moves it ahead: for real hosts, which can't be moved."""
+"""A clock that runs with the machine's and can be shifted ahead, for tests with real hosts."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 
 class ShiftedClock:
-    """The machine's clock plus an offset; `shift` wakes whoever sleeps, to look at the time again."""
+    """The machine's clock plus an offset; `shift` wakes all sleepers to check the time again."""
 
     def __init__(self) -> None:
         self._offset = 0.0
@@ -32,7 +32,7 @@ class ShiftedClock:
         return self.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Return when this clock has gone on by that much."""
+        """Sleep until this clock has advanced by that much."""
         until = self.monotonic() + seconds
         while (left := until - self.monotonic()) > 0:
             with suppress(TimeoutError):

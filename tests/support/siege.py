@@ -1,4 +1,4 @@
-"""A real controller with an honest host and a hostile one, and what it is like for the others meanwhile."""
+"""A real controller with an honest host and a hostile one, and measurements of the honest side."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from moorage_lab.programs.processes import Process
 from moorage_lab.waiting import eventually
 
 SECONDS = float(os.environ.get("MOORAGE_ATTACK_SECONDS", "5"))
-"""How long an attack lasts. With 100 and more, runs of a minute end meanwhile, and it is seen how late."""
+"""Seconds of an attack. From 100 on, runs of a minute end during it, and their lateness is measured."""
 _APPS = 5
 _ATTACKERS = Path(__file__).parent / "attackers.py"
 _MIB = 1 << 20
@@ -31,7 +31,7 @@ _MIB = 1 << 20
 
 @dataclass
 class Figures:
-    """Memory in MiB: before the attack, at most, and after it; milliseconds of reads; seconds of lateness of stops."""
+    """Memory in MiB before, at peak and after the attack; read latencies in ms; lateness of stops in seconds."""
 
     before: float = 0.0
     peak: float = 0.0
@@ -41,12 +41,12 @@ class Figures:
 
     @property
     def grown(self) -> float:
-        """By how many MiB it grew at most."""
+        """The peak memory growth in MiB."""
         return self.peak - self.before
 
     @property
     def p99(self) -> float:
-        """The milliseconds within which 99 of 100 reads were answered."""
+        """The 99th percentile of read latencies in milliseconds."""
         return statistics.quantiles(self.reads, n=100)[98]
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Siege:
                 process.kill()
 
     def add_agent(self, mode: str) -> str:
-        """Enrol an agent as an honest one does, and start it; returns the server's id."""
+        """Enrol an agent like an honest one, and start it; returns the server's id."""
         port, folder = free_port(), self.folder / mode
         folder.mkdir()
         server = self.api.post("/api/servers", {"name": mode, "address": "127.0.0.1"}).expect(201)["id"]
@@ -100,7 +100,7 @@ class Siege:
         csr, endpoint = x509.signing_request(key, "Moorage agent").decode(), f"127.0.0.1:{port}"
         body = {"token": token.proof(csr, endpoint, "1"), "csr": csr, "endpoint": endpoint, "version": "1"}
         config = {"mode": mode, "port": port, "notes": str(folder / "notes")}
-        # It listens before it is known, so that nobody finds it away.
+        # It listens before it is registered, so that no check fails.
         answer = self.api.post("/api/enroll", body).expect()
         for name, pem in (
             ("key", x509.key_to_pem(key)),
@@ -143,7 +143,7 @@ class Siege:
 
     @contextmanager
     def measured(self) -> Iterator[Figures]:
-        """Measure while the attack inside lasts: it has to begin there, and `SECONDS` are waited at its end."""
+        """Measure during the attack that the body begins; waits `SECONDS` at its end."""
         figures, over = Figures(), threading.Event()
         reader = self.controller.admin()
         for _ in range(50):
@@ -167,7 +167,7 @@ class Siege:
         sys.stdout.write(f"\n{figures}\n")
 
     def notes(self, mode: str) -> list[tuple[str, float, int]]:
-        """Return what an agent has noted."""
+        """Return an agent's notes."""
         file = self.folder / mode / "notes"
         return [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -191,7 +191,7 @@ class Siege:
                         self._stops.setdefault(f"{app['cdPath']} {app['stopAt']}", app["stopAt"] / 1000)
 
     def _lateness(self) -> list[float]:
-        """Return by how much each stop came late to the honest host."""
+        """Return the lateness of each stop at the honest host."""
         came = self.notes("good")
         late = []
         for name, stop_at in self._stops.items():

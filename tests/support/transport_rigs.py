@@ -1,4 +1,4 @@
-"""Hosts for the contract of HostTransport, a fake and two real ones, with what tests do to them from beside."""
+"""Rigs for the contract of HostTransport: a fake host and two real ones, with direct access to each."""
 
 from contextlib import closing
 from pathlib import Path
@@ -73,7 +73,7 @@ FEW_SECONDS = SLOW.replace('["CMD", "test", "-e", "/never"]', '["CMD", "test", "
 
 
 class Rig(Protocol):
-    """A host, the way to it, and what tests do to it from beside."""
+    """A host, its transport, and direct manipulations by tests."""
 
     name: str
     transport: HostTransport
@@ -81,13 +81,13 @@ class Rig(Protocol):
     """The way to a host that isn't there."""
 
     def app(self) -> str:
-        """Make an app with one service, `web`; return its directory."""
+        """Create an app with one service, `web`; return its directory."""
 
     def slow_app(self) -> str:
-        """Make an app whose `up` doesn't end by itself."""
+        """Create an app whose `up` doesn't end by itself."""
 
     def talker(self) -> str:
-        """Make an app with one service, `web`, that writes SAYS as soon as it is started."""
+        """Create an app with one service, `web`, that writes SAYS at its start."""
 
     async def kill_containers(self, cd_path: str) -> None:
         """Kill an app's containers."""
@@ -106,18 +106,18 @@ class FakeRig:
         self.nowhere: HostTransport = FakeTransport(lost, clock)
 
     def app(self) -> str:
-        """Make an app with one service, `web`; return its directory."""
+        """Create an app with one service, `web`; return its directory."""
         path = f"/srv/{uuid4()}"
         self.host.app(path).services = ("web",)
         return path
 
     def slow_app(self) -> str:
-        """Make an app whose `up` doesn't end by itself."""
+        """Create an app whose `up` doesn't end by itself."""
         self.host.hold()
         return self.app()
 
     def talker(self) -> str:
-        """Make an app that writes SAYS."""
+        """Create an app that writes SAYS."""
         path = self.app()
         self.host.app(path).says = SAYS
         return path
@@ -140,15 +140,15 @@ class AgentRig:
         self.nowhere: HostTransport = AgentTransport(channels.get(absent, agent.name), absent)
 
     def app(self) -> str:
-        """Make an app with one service, `web`; return its directory."""
+        """Create an app with one service, `web`; return its directory."""
         return str(self._agent.app(str(uuid4()), QUICK))
 
     def slow_app(self) -> str:
-        """Make an app whose `up` doesn't end by itself."""
+        """Create an app whose `up` doesn't end by itself."""
         return str(self._agent.app(str(uuid4()), SLOW))
 
     def talker(self) -> str:
-        """Make an app that writes SAYS."""
+        """Create an app that writes SAYS."""
         return str(self._agent.app(str(uuid4()), TALKER))
 
     async def kill_containers(self, cd_path: str) -> None:
@@ -162,7 +162,7 @@ class AgentRig:
 
 
 class SshDesk:
-    """The controller's side of a host that is reached by SSH: what opens it, and the host keys that were pinned."""
+    """The controller's side of a host reached by SSH: credentials, and pinned host keys."""
 
     def __init__(self, sshd: PrivateSshd, login_shell_seconds: float = 5.0) -> None:
         self.sshd = sshd
@@ -171,12 +171,12 @@ class SshDesk:
         self.pool = SshPool(self._access_of, self._pin, login_shell_seconds=login_shell_seconds)
 
     def target(self, user: str = "op", server_id: UUID | None = None, port: int | None = None) -> SshTarget:
-        """Return where a user of the host is reached."""
+        """Return the SSH target of a user of the host."""
         server_id = server_id or uuid4()
         return SshTarget(server_id, "127.0.0.1", port or self.sshd.port, user, self.pinned.get(server_id, ""))
 
     def transport(self, user: str = "op", port: int | None = None) -> SshTransport:
-        """Return a way to the host as that user, over a connection of its own."""
+        """Return a transport to the host as that user, over a separate connection."""
         return SshTransport(self.pool.host(self.target(user, port=port)))
 
     async def _access_of(self, server_id: UUID) -> SshAccess:
@@ -198,15 +198,15 @@ class SshRig:
         self.nowhere: HostTransport = desk.transport(user, port=free_port())
 
     def app(self, compose: str = QUICK) -> str:
-        """Make an app with one service, `web`; return its directory."""
+        """Create an app with one service, `web`; return its directory."""
         return ssh_app(self._desk.sshd, compose)
 
     def slow_app(self) -> str:
-        """Make an app whose `up` doesn't end by itself."""
+        """Create an app whose `up` doesn't end by itself."""
         return self.app(SLOW)
 
     def talker(self) -> str:
-        """Make an app that writes SAYS."""
+        """Create an app that writes SAYS."""
         return self.app(TALKER)
 
     async def kill_containers(self, cd_path: str) -> None:
@@ -217,7 +217,7 @@ class SshRig:
 
 
 def ssh_app(sshd: PrivateSshd, compose: str = QUICK, name: str = "") -> str:
-    """Make the directory of an app that the users of an sshd can read."""
+    """Create an app's directory that the users of an sshd can read."""
     directory = sshd.apps / (name or str(uuid4()))
     directory.mkdir()
     (directory / "compose.yaml").write_text(compose)
@@ -225,7 +225,7 @@ def ssh_app(sshd: PrivateSshd, compose: str = QUICK, name: str = "") -> str:
 
 
 def remove_ssh_apps(sshd: PrivateSshd, engine: PrivateEngine) -> None:
-    """Remove the containers that come from the apps of an sshd."""
+    """Remove the containers of the apps of an sshd."""
     label = "com.docker.compose.project.working_dir"
     with closing(docker.APIClient(base_url=engine.host, version="auto")) as client:
         for row in client.containers(all=True, filters={"label": label}):

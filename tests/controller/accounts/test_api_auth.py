@@ -1,4 +1,4 @@
-"""Logging in and out: who gets a token, and from when on it is dead."""
+"""Login and logout: issue and revocation of login tokens."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ async def login(world: World, username: str = ADMIN, password: str = PASSWORD) -
     return Api(world.nobody.session, world.nobody.url, reply["token"])
 
 
-async def test_a_login_is_the_guide_s(world: World) -> None:
+async def test_login_reply_matches_the_guide(world: World) -> None:
     reply = await world.nobody.post("/api/auth/login", {"username": ADMIN, "password": PASSWORD})
     body = reply.expect(200)
     assert body.keys() == {"user", "token"}
@@ -26,12 +26,12 @@ async def test_a_login_is_the_guide_s(world: World) -> None:
     assert verified == {"user": body["user"]}
 
 
-async def test_a_plain_user_is_told_his_role(world: World) -> None:
+async def test_verify_reply_has_role_of_plain_user(world: World) -> None:
     verified = (await world.user.get("/api/auth/verify")).expect(200)
     assert (verified["user"]["username"], verified["user"]["role"]) == (USER, "user")
 
 
-async def test_a_wrong_password_and_an_unknown_user_are_answered_alike(world: World) -> None:
+async def test_wrong_password_and_unknown_user_get_the_same_reply(world: World) -> None:
     wrong = await world.nobody.post("/api/auth/login", {"username": ADMIN, "password": "wrong"})
     unknown = await world.nobody.post("/api/auth/login", {"username": "nobody at all", "password": PASSWORD})
     bodies = [reply.expect(401, "bad_credentials") for reply in (wrong, unknown)]
@@ -44,7 +44,7 @@ async def test_a_wrong_password_and_an_unknown_user_are_answered_alike(world: Wo
     assert headers[0] == headers[1]
 
 
-async def test_no_other_password_is_right(world: World) -> None:
+async def test_similar_password_is_refused(world: World) -> None:
     for password in ["", "wrong", "x" * 100_000, PASSWORD + "\0", "\0", "é" * 72, PASSWORD.upper()]:
         reply = await world.nobody.post("/api/auth/login", {"username": ADMIN, "password": password})
         reply.expect(401, "bad_credentials")
@@ -52,12 +52,12 @@ async def test_no_other_password_is_right(world: World) -> None:
 
 
 @pytest.mark.parametrize("username", ["", "x" * 100_000, "admin\0", "a' OR 1=1 --", "\u202eadmin", "\U0001f6a2"])
-async def test_no_other_name_is_known(world: World, username: str) -> None:
+async def test_similar_user_name_is_refused(world: World, username: str) -> None:
     reply = await world.nobody.post("/api/auth/login", {"username": username, "password": PASSWORD})
     reply.expect(401, "bad_credentials")
 
 
-async def test_a_deactivated_user_is_as_unknown_and_his_tokens_are_dead(world: World) -> None:
+async def test_deactivated_user_is_rejected_like_unknown_user(world: World) -> None:
     database = world.database()
     async with database.write() as connection:
         await connection.execute(update(users_table).where(users_table.c.username == USER).values(is_active=False))
@@ -67,7 +67,7 @@ async def test_a_deactivated_user_is_as_unknown_and_his_tokens_are_dead(world: W
     await database.close()
 
 
-async def test_tokens_of_a_deleted_or_demoted_user_are_dead_at_once(world: World) -> None:
+async def test_tokens_of_deleted_or_demoted_user_are_revoked_immediately(world: World) -> None:
     database = world.database()
     async with database.write() as connection:
         await users.add(connection, user_row("second", "admin"))
@@ -80,7 +80,7 @@ async def test_tokens_of_a_deleted_or_demoted_user_are_dead_at_once(world: World
     await database.close()
 
 
-async def test_a_logout_kills_that_token_and_no_other(world: World) -> None:
+async def test_logout_revokes_only_that_token(world: World) -> None:
     first, second = await login(world), await login(world)
     assert (await first.post("/api/auth/logout")).expect(200) == {"success": True}
     (await first.get("/api/auth/verify")).expect(401, "bad_token")
@@ -88,7 +88,7 @@ async def test_a_logout_kills_that_token_and_no_other(world: World) -> None:
     (await second.get("/api/auth/verify")).expect(200)
 
 
-async def test_a_token_that_was_logged_out_stays_dead_after_a_restart_and_others_live_on(world: World) -> None:
+async def test_logged_out_token_stays_revoked_after_restart(world: World) -> None:
     gone = await login(world)
     (await gone.post("/api/auth/logout")).expect(200)
     await world.restart()
@@ -97,7 +97,7 @@ async def test_a_token_that_was_logged_out_stays_dead_after_a_restart_and_others
     (await world.admin.get("/api/auth/verify")).expect(200)
 
 
-async def test_a_token_lasts_a_day_to_the_second(world: World) -> None:
+async def test_token_lasts_a_day_to_the_second(world: World) -> None:
     world.clock.advance(24 * 3600 - 1)
     (await world.admin.get("/api/auth/verify")).expect(200)
     world.clock.advance(1)
@@ -106,14 +106,14 @@ async def test_a_token_lasts_a_day_to_the_second(world: World) -> None:
     assert reply.headers["WWW-Authenticate"] == "Bearer"
 
 
-async def test_what_is_no_token_is_told_from_a_bad_one(world: World) -> None:
+async def test_missing_token_differs_from_bad_token(world: World) -> None:
     for header in ("", "Bearer", "Bearer ", "Basic YWRtaW46YWRtaW4="):
         (await world.nobody.get("/api/auth/verify", Authorization=header)).expect(401, "no_token")
     for header in ("Bearer null", "Bearer undefined", "Bearer a.b.c", "Bearer x y"):
         (await world.nobody.get("/api/auth/verify", Authorization=header)).expect(401, "bad_token")
 
 
-async def test_a_role_is_never_taken_from_the_token_alone(world: World) -> None:
+async def test_role_is_never_taken_from_the_token_alone(world: World) -> None:
     me = (await world.user.get("/api/auth/verify")).expect(200)["user"]["id"]
     database = world.database()
     async with database.read() as connection:
@@ -126,7 +126,7 @@ async def test_a_role_is_never_taken_from_the_token_alone(world: World) -> None:
     (await api.get("/api/auth/verify")).expect(401, "bad_token")
 
 
-async def test_logins_and_their_failures_are_in_the_audit_log_with_where_from(world: World) -> None:
+async def test_logins_and_failures_are_audited_with_address(world: World) -> None:
     await world.nobody.post("/api/auth/login", {"username": ADMIN, "password": "wrong"}, User_Agent="curl/8")
     await world.nobody.post("/api/auth/login", {"username": "x" * 5000, "password": "wrong"}, User_Agent="y" * 5000)
     out = await login(world)
@@ -141,6 +141,6 @@ async def test_logins_and_their_failures_are_in_the_audit_log_with_where_from(wo
     assert all(entry["userId"] == entry["resourceId"] for entry in logins)
 
 
-async def test_many_logins_at_once_all_succeed(world: World) -> None:
+async def test_concurrent_logins_all_succeed(world: World) -> None:
     apis = await asyncio.gather(*(login(world, USER) for _ in range(20)))
     assert len({api.token for api in apis}) == 20

@@ -1,4 +1,4 @@
-"""Every route and every role, from the route table itself: a new route is tested the moment it is there."""
+"""Every route with every role, from the route table itself: a new route is tested without a new test."""
 
 import uuid
 
@@ -26,26 +26,26 @@ def of(role: Role) -> list[Route]:
 
 
 async def answer(api: Api, route: Route, data: bytes | None, headers: dict[str, str] | None = None) -> tuple[int, str]:
-    """Return status and code of what a caller gets."""
+    """Return status and code of a caller's reply."""
     reply = await api.send(route.method, path(route), data=data, headers=headers)
     body = reply.json if reply.text else None
     return reply.status, body.get("code", "") if isinstance(body, dict) else ""
 
 
-async def test_without_a_token_no_one_gets_in(world: World) -> None:
+async def test_protected_routes_require_a_token(world: World) -> None:
     for route in of(Role.USER) + of(Role.ADMIN):
         assert await answer(world.nobody, route, b"{}") == (401, "no_token"), route
         headers = {"Authorization": "Bearer x.y.z"}
         assert await answer(world.nobody, route, b"{}", headers) == (401, "bad_token"), route
 
 
-async def test_a_plain_user_is_refused_what_is_an_admin_s_whatever_he_sends(world: World) -> None:
+async def test_plain_user_is_refused_on_admin_routes_with_any_body(world: World) -> None:
     for route in of(Role.ADMIN):
         for data in (b"{}", b"{", b"[]", None):
             assert await answer(world.user, route, data) == (403, "forbidden"), route
 
 
-async def test_a_plain_user_gets_what_is_a_user_s(world: World) -> None:
+async def test_plain_user_may_call_user_routes(world: World) -> None:
     # Logging out comes last: it ends what the others need.
     for route in sorted(of(Role.USER), key=lambda route: route.path.endswith("/logout")):
         body = b'{"minutes": 1}' if route.path.endswith("/extend") else b"{}"
@@ -53,13 +53,13 @@ async def test_a_plain_user_gets_what_is_a_user_s(world: World) -> None:
         assert status in ({404} if "{id}" in route.path else {200, 422}), (route, code)
 
 
-async def test_an_admin_gets_everything(world: World) -> None:
+async def test_admin_may_call_every_route(world: World) -> None:
     for route in sorted(ROUTES, key=lambda route: route.path.endswith("/logout")):
         status, code = await answer(world.admin, route, b"{}" if route.body else None)
         assert status in {200, 404, 422}, (route, code)
 
 
-async def test_what_is_open_is_open_with_and_without_a_token(world: World) -> None:
+async def test_public_routes_are_open_with_and_without_token(world: World) -> None:
     for route in of(Role.NOBODY):
         for headers in ({}, {"Authorization": "Bearer nonsense"}):
             status, code = await answer(world.nobody, route, b"{}" if route.body else None, headers)
@@ -73,7 +73,7 @@ async def api_token(world: World, caller: Api, scope: str, **fields: object) -> 
     return Api(world.nobody.session, world.nobody.url, made["token"])
 
 
-async def test_an_api_token_does_what_its_scope_and_its_user_s_role_both_allow(world: World) -> None:
+async def test_api_token_is_limited_by_scope_and_role_of_its_user(world: World) -> None:
     """Each route, with a token of each scope, of an admin and of a plain user."""
     cases = [(world.admin, Role.ADMIN, s) for s in (Scope.READ, Scope.OPERATE, Scope.ADMIN)]
     cases += [(world.user, Role.USER, s) for s in (Scope.READ, Scope.OPERATE)]
@@ -91,7 +91,7 @@ async def test_an_api_token_does_what_its_scope_and_its_user_s_role_both_allow(w
                 assert found[0] in {200, 404, 422}, (route, found)
 
 
-async def test_dead_tokens_open_no_route_whatever_killed_them(world: World) -> None:
+async def test_revoked_tokens_are_refused_on_every_route(world: World) -> None:
     now = to_millis(world.clock.now())
     revoked = await api_token(world, world.admin, "admin")
     expired = await api_token(world, world.admin, "admin", expiresAt=now + 60_000)
@@ -111,8 +111,8 @@ async def test_dead_tokens_open_no_route_whatever_killed_them(world: World) -> N
         assert await answer(world.admin, route, b"{}") == (401, "bad_token"), route
 
 
-def test_each_route_says_a_scope_that_its_role_can_have() -> None:
-    """A plain user's token never has the scope admin: such a route would be shut to all of his."""
+def test_each_route_has_a_scope_allowed_for_its_role() -> None:
+    """A plain user's token never has the scope admin, so such a route would refuse all their tokens."""
     assert {r.scope for r in of(Role.USER)} <= {Scope.READ, Scope.OPERATE, Scope.SESSION}
     assert {r.scope for r in ROUTES if r.method == "GET" and r.role is not Role.NOBODY} == {Scope.READ}
     assert {(r.method, r.path) for r in ROUTES if r.scope is Scope.SESSION} == {
@@ -126,7 +126,7 @@ def test_each_route_says_a_scope_that_its_role_can_have() -> None:
     }
 
 
-def test_nobody_s_routes_are_these_and_no_more() -> None:
+def test_public_routes_are_exactly_these() -> None:
     open_routes = {(r.method, r.path) for r in ROUTES if r.role is Role.NOBODY}
     assert open_routes == {
         ("POST", "/api/auth/login"),
@@ -137,11 +137,11 @@ def test_nobody_s_routes_are_these_and_no_more() -> None:
     }
 
 
-def test_no_route_is_there_twice() -> None:
+def test_routes_are_unique() -> None:
     assert len(set(NAMES)) == len(NAMES)
 
 
-def test_a_route_that_doesn_t_say_who_may_call_it_can_t_be_made() -> None:
+def test_route_without_role_cannot_be_created() -> None:
     with pytest.raises(TypeError, match="needs a role"):
         Route("GET", "/x", None, health.healthz, schemas.HealthOut)  # type: ignore[arg-type]  # what is refused
     with pytest.raises(TypeError, match="needs a role"):

@@ -1,4 +1,4 @@
-"""Secrets stay where they belong: not in a reply, not in a log, not readable in the database."""
+"""Secrets appear in no reply and no log, and in no readable form in the database."""
 
 import io
 import uuid
@@ -14,7 +14,7 @@ from sqlalchemy import update
 SQLITE_ONLY = "What is shown is made of the same rows on both."
 
 
-async def test_a_whole_day_s_work_shows_no_secret(
+async def test_typical_requests_expose_no_secret(
     world: World, logs: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []
@@ -66,7 +66,7 @@ async def test_a_whole_day_s_work_shows_no_secret(
     assert not told
 
 
-async def test_the_database_holds_no_secret_that_can_be_read(world: World) -> None:
+async def test_database_holds_no_readable_secret(world: World) -> None:
     server_id = await world.new_server()
     made = (await world.admin.post(f"/api/servers/{server_id}/enrollment-token")).expect(201)
     token = JoinToken.parse(made["token"])
@@ -77,7 +77,7 @@ async def test_the_database_holds_no_secret_that_can_be_read(world: World) -> No
         assert secret not in stored
 
 
-async def test_a_join_token_is_spent_once_and_by_its_own_host_only(world: World) -> None:
+async def test_join_token_is_spent_once_by_its_own_host(world: World) -> None:
     server_id = await world.new_server()
     made = (await world.admin.post(f"/api/servers/{server_id}/enrollment-token")).expect(201)
     token, endpoint = JoinToken.parse(made["token"]), "10.0.0.7:7443"
@@ -97,7 +97,7 @@ async def test_a_join_token_is_spent_once_and_by_its_own_host_only(world: World)
     assert (server["connection"], server["apiEndpoint"]) == ("agent", endpoint)
 
 
-async def test_a_join_token_lasts_an_hour_and_a_newer_one_voids_it(world: World) -> None:
+async def test_join_token_lasts_an_hour_and_a_newer_one_voids_it(world: World) -> None:
     server_id = await world.new_server()
     path = f"/api/servers/{server_id}/enrollment-token"
     tokens = [JoinToken.parse((await world.admin.post(path)).expect(201)["token"]) for _ in range(2)]
@@ -112,7 +112,7 @@ async def test_a_join_token_lasts_an_hour_and_a_newer_one_voids_it(world: World)
     (await enroll(tokens[1])).expect(401, "join_token_expired")
 
 
-async def test_a_join_token_that_another_key_sealed_is_refused_with_what_to_do(world: World) -> None:
+async def test_join_token_sealed_with_other_key_is_refused_with_advice(world: World) -> None:
     server_id = await world.new_server()
     token = JoinToken.parse((await world.admin.post(f"/api/servers/{server_id}/enrollment-token")).expect(201)["token"])
     sealed = Keyring(["x" * 32]).seal("00", column="enrollment_tokens.encrypted_secret", row=token.id)

@@ -1,4 +1,4 @@
-"""API tokens: shown once, kept as a digest, never more than their user, and cheap to use."""
+"""API tokens: shown once, stored as a digest, limited to their user's rights, and cheap to verify."""
 
 import asyncio
 import re
@@ -16,7 +16,7 @@ async def make(world: World, caller: Api, *scopes: str, **fields: object) -> tup
     return made, Api(world.nobody.session, world.nobody.url, made["token"])
 
 
-async def test_a_token_is_shown_once_listed_without_its_secret_and_revoked_once(world: World) -> None:
+async def test_token_is_shown_once_listed_without_its_secret_and_revoked_once(world: World) -> None:
     expires = to_millis(world.clock.now()) + 3_600_000
     made, api = await make(world, world.user, "operate", "read", expiresAt=expires)
     assert made.keys() == {"id", "name", "scopes", "expiresAt", "lastUsedAt", "createdAt", "token"}
@@ -36,7 +36,7 @@ async def test_a_token_is_shown_once_listed_without_its_secret_and_revoked_once(
     assert made["token"] not in repr(log)
 
 
-async def test_the_database_doesn_t_know_the_secret(world: World) -> None:
+async def test_database_does_not_hold_the_token_secret(world: World) -> None:
     made, _ = await make(world, world.admin, "admin")
     await world.stop()
     stored = await world.stored()
@@ -58,12 +58,12 @@ async def test_the_database_doesn_t_know_the_secret(world: World) -> None:
         ({"scopes": ["read", "admin"]}, "scopes"),
     ],
 )
-async def test_what_is_wrong_is_told_by_its_field(world: World, body: dict[str, object], field: str) -> None:
+async def test_invalid_value_is_reported_by_its_field(world: World, body: dict[str, object], field: str) -> None:
     reply = (await world.user.post("/api/tokens", {"name": "ci", **body})).expect(422, "invalid_field")
     assert [error["field"] for error in reply["errors"]] == [field]
 
 
-async def test_it_ends_to_the_millisecond_and_a_restart_changes_nothing(world: World) -> None:
+async def test_token_expires_to_the_millisecond_across_restart(world: World) -> None:
     _, api = await make(world, world.user, "read", expiresAt=to_millis(world.clock.now()) + 100_000)
     await world.restart()
     api = Api(world.nobody.session, world.nobody.url, api.token)
@@ -73,7 +73,7 @@ async def test_it_ends_to_the_millisecond_and_a_restart_changes_nothing(world: W
     (await api.get("/api/apps")).expect(401, "bad_token")
 
 
-async def test_an_admin_s_operate_token_starts_apps_and_changes_but_their_time(world: World) -> None:
+async def test_operate_token_of_admin_starts_apps_and_changes_only_timeouts(world: World) -> None:
     server_id, _ = await world.new_host()
     app_id = await world.new_app(server_id)
     _, api = await make(world, world.admin, "operate")
@@ -84,14 +84,14 @@ async def test_an_admin_s_operate_token_starts_apps_and_changes_but_their_time(w
     (await api.post("/api/projects", {"name": "x"})).expect(403, "scope_missing")
 
 
-async def test_a_token_makes_no_tokens_and_changes_no_password(world: World) -> None:
+async def test_token_cannot_create_tokens_or_change_passwords(world: World) -> None:
     _, api = await make(world, world.admin, "admin")
     (await api.post("/api/tokens", {"name": "x", "scopes": ["read"]})).expect(403, "login_needed")
     body = {"currentPassword": PASSWORD, "newPassword": "another one"}
     (await api.post("/api/auth/password", body)).expect(403, "login_needed")
 
 
-async def test_an_admin_s_token_makes_no_user_and_changes_none(world: World) -> None:
+async def test_token_of_admin_cannot_create_or_change_users(world: World) -> None:
     _, api = await make(world, world.admin, "admin")
     (row,) = [row for row in (await api.get("/api/users")).expect(200) if row["username"] == USER]
     made = {"username": "backdoor", "password": PASSWORD, "role": "admin"}
@@ -103,7 +103,7 @@ async def test_an_admin_s_token_makes_no_user_and_changes_none(world: World) -> 
     (await api.delete(f"/api/tokens/{token['id']}")).expect(403, "login_needed")
 
 
-async def test_an_admin_lists_and_revokes_another_user_s_tokens(world: World) -> None:
+async def test_admin_lists_and_revokes_tokens_of_other_user(world: World) -> None:
     made, api = await make(world, world.user, "read")
     me = (await world.user.get("/api/auth/verify")).json["user"]["id"]
     (await world.user.get(f"/api/users/{me}/tokens")).expect(403, "forbidden")
@@ -119,7 +119,7 @@ async def test_an_admin_lists_and_revokes_another_user_s_tokens(world: World) ->
     assert entry["data"] == {"owner": USER}
 
 
-async def test_a_demoted_user_s_token_shrinks_at_once_whoever_demoted_him(world: World) -> None:
+async def test_token_of_demoted_user_loses_rights_immediately(world: World) -> None:
     _, api = await make(world, world.admin, "admin")
     (await api.get("/api/users")).expect(200)
     database = world.database()
@@ -134,7 +134,7 @@ async def test_a_demoted_user_s_token_shrinks_at_once_whoever_demoted_him(world:
 
 
 @pytest.mark.parametrize("keep", [None, True, False])
-async def test_a_new_password_ends_tokens_if_asked(world: World, *, keep: bool | None) -> None:
+async def test_password_change_revokes_tokens_on_request(world: World, *, keep: bool | None) -> None:
     _, api = await make(world, world.user, "read")
     _, another_s = await make(world, world.admin, "read")
     body = {"currentPassword": PASSWORD, "newPassword": "another one", "keepTokens": keep}
@@ -147,7 +147,9 @@ async def test_a_new_password_ends_tokens_if_asked(world: World, *, keep: bool |
     assert entry["data"] == {"sessionsEnded": 0} | ({"tokensRevoked": 1} if keep is False else {})
 
 
-async def test_its_last_use_is_written_once_a_minute_at_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_last_use_of_token_is_written_at_most_once_a_minute(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writes: list[object] = []
     plain = api_tokens.note_use
 

@@ -1,4 +1,4 @@
-"""Users as admins manage them: what is shown, what ends their tokens, and that one admin always stays."""
+"""User management by admins: fields, revocation of tokens, and the last admin."""
 
 import asyncio
 import re
@@ -29,7 +29,7 @@ async def token_of(world: World, caller: Api) -> Api:
     return Api(world.nobody.session, world.nobody.url, made["token"])
 
 
-async def test_a_user_is_made_shown_changed_and_removed(world: World) -> None:
+async def test_user_is_created_shown_updated_and_removed(world: World) -> None:
     body = {**NEW, "email": "anna@example.com", "fullName": "Anna B", "role": "admin"}
     made = (await world.admin.post("/api/users", body)).expect(201)
     fields = "id username email fullName role isActive lastLoginAt createdAt updatedAt"
@@ -71,20 +71,18 @@ async def test_a_user_is_made_shown_changed_and_removed(world: World) -> None:
         ({"isActive": "perhaps"}, "isActive"),
     ],
 )
-async def test_what_is_wrong_with_a_user_is_told_by_its_field(
-    world: World, changes: dict[str, Any], field: str
-) -> None:
+async def test_invalid_user_value_is_reported_by_its_field(world: World, changes: dict[str, Any], field: str) -> None:
     body = (await world.admin.post("/api/users", NEW | changes)).expect(422, "invalid_field")
     assert [error["field"] for error in body["errors"]] == [field]
 
 
-async def test_any_8_characters_and_72_bytes_are_a_password(world: World) -> None:
+async def test_password_of_8_characters_to_72_bytes_is_accepted(world: World) -> None:
     for name, password in (("a", "        "), ("b", "é" * 36), ("c", "x" * 72), ("d", "12345678")):
         (await world.admin.post("/api/users", {"username": name, "password": password})).expect(201)
         await login(world, name, password)
 
 
-async def test_a_taken_name_is_refused_also_to_two_at_once(world: World) -> None:
+async def test_taken_user_name_is_refused_under_concurrency(world: World) -> None:
     (await world.admin.post("/api/users", {**NEW, "username": USER})).expect(409, "username_taken")
     replies = await asyncio.gather(*(world.admin.post("/api/users", NEW) for _ in range(4)))
     assert sorted(reply.status for reply in replies) == [201, 409, 409, 409]
@@ -104,7 +102,7 @@ async def test_a_taken_name_is_refused_also_to_two_at_once(world: World) -> None
     ],
     ids=["deleted", "deactivated", "demoted", "new password", "renamed"],
 )
-async def test_what_ends_a_user_s_tokens_ends_them_at_once_and_for_good(
+async def test_revoking_user_change_ends_tokens_immediately_and_finally(
     world: World, changes: dict[str, Any] | None, api_token_dies: object
 ) -> None:
     made = (await world.admin.post("/api/users", {**NEW, "role": "admin"})).expect(201)
@@ -121,14 +119,14 @@ async def test_what_ends_a_user_s_tokens_ends_them_at_once_and_for_good(
             (await api.get("/api/auth/verify")).expect(401, "bad_token")
 
 
-async def test_a_promotion_asks_for_a_new_login_and_keeps_api_tokens(world: World) -> None:
+async def test_promotion_requires_new_login_and_keeps_api_tokens(world: World) -> None:
     token = await token_of(world, world.user)
     (await world.admin.put(f"/api/users/{await user_id(world, USER)}", {"role": "admin"})).expect(200)
     (await world.user.get("/api/auth/verify")).expect(401, "bad_token")
     assert (await token.get("/api/auth/verify")).expect(200)["user"]["role"] == "admin"
 
 
-async def test_the_last_active_admin_stays(world: World) -> None:
+async def test_last_active_admin_cannot_be_removed(world: World) -> None:
     path = f"/api/users/{await user_id(world, ADMIN)}"
     (await world.admin.post("/api/users", {**NEW, "role": "admin", "isActive": False})).expect(201)
     for changes in ({"role": "user"}, {"isActive": False}):
@@ -137,7 +135,7 @@ async def test_the_last_active_admin_stays(world: World) -> None:
     (await world.admin.put(path, {"role": "admin", "isActive": True, "fullName": "x"})).expect(200)
 
 
-async def test_two_admins_who_remove_each_other_at_once_leave_one(world: World) -> None:
+async def test_admins_removing_each_other_concurrently_leave_one(world: World) -> None:
     for turn, changes in enumerate(({"role": "user"}, {"isActive": False}, None)):
         name = f"admin{turn}"
         other = (await world.admin.post("/api/users", {**NEW, "username": name, "role": "admin"})).expect(201)
@@ -172,7 +170,7 @@ async def test_entries_and_operations_outlive_their_user(world: World) -> None:
     assert operation["actor"] == USER
 
 
-async def test_a_start_ends_well_though_its_user_was_removed_meanwhile(world: World) -> None:
+async def test_start_succeeds_despite_removal_of_its_user(world: World) -> None:
     server_id, host = await world.new_host()
     app_id = await world.new_app(server_id)
     host.hold()
@@ -188,7 +186,7 @@ async def test_a_start_ends_well_though_its_user_was_removed_meanwhile(world: Wo
     assert (started["userId"], started["username"]) == (None, USER)
 
 
-async def test_an_admin_who_removes_himself_leaves_his_name(world: World) -> None:
+async def test_self_removal_of_admin_keeps_name_in_audit_log(world: World) -> None:
     (await world.admin.post("/api/users", {**NEW, "role": "admin"})).expect(201)
     own = await user_id(world, ADMIN)
     (await world.admin.delete(f"/api/users/{own}")).expect(200)
@@ -197,7 +195,7 @@ async def test_an_admin_who_removes_himself_leaves_his_name(world: World) -> Non
     assert (entry["userId"], entry["username"], entry["resourceId"]) == (None, ADMIN, own)
 
 
-async def test_nobody_s_own_password_is_changed_without_the_current_one(world: World) -> None:
+async def test_own_password_change_requires_current_password(world: World) -> None:
     path = f"/api/users/{await user_id(world, ADMIN)}"
     (await world.admin.put(path, {"password": "another one"})).expect(403, "own_password")
     token = (await world.admin.post("/api/tokens", {"name": "x", "scopes": ["admin"]})).expect(201)["token"]
@@ -205,7 +203,7 @@ async def test_nobody_s_own_password_is_changed_without_the_current_one(world: W
     (await api.put(path, {"password": "another one"})).expect(403, "login_needed")
 
 
-async def test_a_new_password_ends_the_other_sessions_and_no_more(world: World) -> None:
+async def test_password_change_ends_only_other_sessions(world: World) -> None:
     mine, other, token = await login(world, USER), world.user, await token_of(world, world.user)
     body = {"currentPassword": PASSWORD, "newPassword": "another one"}
     assert (await mine.post("/api/auth/password", body)).expect(200)["success"] is True
@@ -218,7 +216,7 @@ async def test_a_new_password_ends_the_other_sessions_and_no_more(world: World) 
     assert (entry["username"], entry["data"]) == (USER, {"sessionsEnded": 1})
 
 
-async def test_the_current_password_is_asked_for_and_can_t_be_guessed(world: World) -> None:
+async def test_current_password_is_required_and_rate_limited(world: World) -> None:
     body = {"currentPassword": "wrong one", "newPassword": "another one"}
     for _ in range(5):
         reply = (await world.user.post("/api/auth/password", body)).expect(422, "wrong_password")
@@ -228,8 +226,8 @@ async def test_the_current_password_is_asked_for_and_can_t_be_guessed(world: Wor
     (await world.admin.post("/api/auth/password", {"currentPassword": PASSWORD, "newPassword": "short"})).expect(422)
 
 
-async def test_what_no_password_can_be_is_told_and_no_fault(world: World) -> None:
-    """JSON can carry half a character; nothing that is hashed can."""
+async def test_lone_surrogate_in_password_returns_422(world: World) -> None:
+    """JSON can contain a lone surrogate; hashed text can't."""
     half = '"\\ud800aaaaaaaa"'
     made = b'{"username":"x","password":%s}' % half.encode()
     (await world.admin.send("POST", "/api/users", data=made)).expect(422)
@@ -240,6 +238,6 @@ async def test_what_no_password_can_be_is_told_and_no_fault(world: World) -> Non
     (await world.nobody.send("POST", "/api/auth/login", data=login)).expect(401, "bad_credentials")
 
 
-async def test_unknown_ids_are_404(world: World) -> None:
+async def test_unknown_user_id_returns_404(world: World) -> None:
     for path in (f"/api/users/{uuid.uuid4()}", "/api/users/x"):
         (await world.admin.get(path)).expect(404)

@@ -1,4 +1,4 @@
-"""`create-user`: beside a controller that runs, with a password that nobody sees in `ps`."""
+"""`create-user`: beside a running controller, with a password that is not visible in `ps`."""
 
 import asyncio
 from pathlib import Path
@@ -19,7 +19,7 @@ async def status(world: World, username: str, password: str) -> tuple[int, str]:
     return reply.status, reply.json["user"]["role"] if reply.status == 200 else ""
 
 
-async def test_users_are_made_while_the_controller_runs(world: World, tmp_path: Path) -> None:
+async def test_users_are_created_while_controller_runs(world: World, tmp_path: Path) -> None:
     settings = world.settings
     password = tmp_path / "password"
     await asyncio.to_thread(password.write_text, "from a file\n")
@@ -47,7 +47,7 @@ async def test_refusals_are_sentences(world: World) -> None:
     assert "2short" not in short.output
 
 
-def test_a_database_that_isn_t_there_is_not_made(tmp_path: Path) -> None:
+def test_missing_database_is_not_created(tmp_path: Path) -> None:
     result = run(make_settings(tmp_path), "anna")
     assert result.exit_code == 1
     assert "(unmigrated_database)" in result.output

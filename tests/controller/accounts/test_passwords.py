@@ -1,4 +1,4 @@
-"""Passwords: bcrypt as the guide has it, the whole password counts, and the event loop goes on meanwhile."""
+"""Passwords: bcrypt as in docs/guide.md, over the whole password, without blocking the event loop."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,24 +14,24 @@ PLACE = Place("test", known=False)
 
 @pytest.fixture
 async def passwords() -> AsyncIterator[Passwords]:
-    """Return what hashes and compares."""
+    """Return the password hasher."""
     made = Passwords()
     yield made
     await made.aclose()
 
 
-async def test_a_hash_is_bcrypt_with_cost_12_and_verifies(passwords: Passwords) -> None:
+async def test_hash_is_bcrypt_with_cost_12_and_verifies(passwords: Passwords) -> None:
     made = await passwords.hash("pässword", PLACE)
     assert made.startswith("$2b$12$")
     assert await passwords.verify("pässword", made, PLACE)
 
 
 @pytest.mark.parametrize(("password", "right"), [("right", True), ("wrong", False), ("", False), ("right\0", False)])
-async def test_only_the_right_one_is_right(passwords: Passwords, password: str, *, right: bool) -> None:
+async def test_only_the_exact_password_verifies(passwords: Passwords, password: str, *, right: bool) -> None:
     assert await passwords.verify(password, CHEAP, PLACE) is right
 
 
-async def test_what_bcrypt_would_cut_off_counts(passwords: Passwords) -> None:
+async def test_password_beyond_72_bytes_is_not_truncated(passwords: Passwords) -> None:
     full = "x" * 72
     kept = bcrypt.hashpw(full.encode(), bcrypt.gensalt(4)).decode()
     assert await passwords.verify(full, kept, PLACE)
@@ -39,7 +39,7 @@ async def test_what_bcrypt_would_cut_off_counts(passwords: Passwords) -> None:
     assert not await passwords.verify("é" * 10_000, kept, PLACE)
 
 
-async def test_an_unknown_user_costs_a_comparison_too_and_the_loop_goes_on(passwords: Passwords) -> None:
+async def test_unknown_user_costs_a_comparison_without_blocking_loop(passwords: Passwords) -> None:
     turns = 0
 
     async def count() -> None:

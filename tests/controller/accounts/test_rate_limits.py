@@ -1,4 +1,4 @@
-"""Limits: guessing gets slow, nobody locks another one out, and ordinary requests cost no write."""
+"""Rate limits: guessing slows down, nobody can lock out another user, and ordinary requests write nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ from moorage_controller.store.database.database import Database
 
 @pytest.fixture
 def cheap_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let an unknown name cost no more than a known one of the tests: here it only counts how often."""
+    """Replace the expensive comparison for unknown names: these tests only count the comparisons."""
     monkeypatch.setattr(passwords, "_DUMMY", user_row("nobody").password_hash.encode())
 
 
@@ -32,7 +32,7 @@ async def guess(world: World, username: str = ADMIN, password: str = "wrong") ->
 
 @pytest.fixture
 async def users(database: Database) -> AsyncIterator[Users]:
-    """Return what logs in, without a controller around it."""
+    """Return the login service, without a controller."""
     passwords = Passwords()
     yield Users(database, "s" * 32, ApiTokens(database), passwords)
     await passwords.aclose()
@@ -50,7 +50,7 @@ async def outcome(users: Users, username: str, address: str, password: str = "wr
 
 @pytest.mark.usefixtures("cheap_names")
 @pytest.mark.parametrize("username", [ADMIN, "nobody at all"])
-async def test_logins_slow_down_alike_for_known_and_unknown_names(world: World, username: str) -> None:
+async def test_login_delay_is_equal_for_known_and_unknown_names(world: World, username: str) -> None:
     waits = []
     for _ in range(5):
         (await guess(world, username)).expect(401, "bad_credentials")
@@ -63,7 +63,7 @@ async def test_logins_slow_down_alike_for_known_and_unknown_names(world: World, 
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-async def test_success_begins_anew_and_so_does_a_quarter_of_an_hour(world: World) -> None:
+async def test_login_count_resets_after_success_or_15_minutes(world: World) -> None:
     for _ in range(5):
         (await guess(world)).expect(401)
     world.clock.advance(1)
@@ -76,7 +76,7 @@ async def test_success_begins_anew_and_so_does_a_quarter_of_an_hour(world: World
         (await guess(world)).expect(401)
 
 
-async def test_a_restart_forgets_nothing(world: World) -> None:
+async def test_login_count_survives_restart(world: World) -> None:
     for _ in range(8):
         await guess(world)
         world.clock.advance(4)
@@ -85,15 +85,15 @@ async def test_a_restart_forgets_nothing(world: World) -> None:
     (await guess(world)).expect(429)
 
 
-async def test_many_guesses_at_once_learn_no_more_than_in_a_row(world: World) -> None:
+async def test_concurrent_guesses_are_limited_like_sequential_ones(world: World) -> None:
     replies = await asyncio.gather(*(guess(world) for _ in range(20)), guess(world, password=PASSWORD))
     told = [reply.status for reply in replies]
-    # The right password, where its turn came in time, begins the count anew.
+    # The right password resets the count, if its turn comes in time.
     assert told.count(401) <= 5 * (1 + told.count(200))
     assert set(told) <= {401, 429, 200}
 
 
-async def test_whoever_guesses_from_elsewhere_can_t_keep_the_owner_out(users: Users, clock: FakeClock) -> None:
+async def test_guesses_from_other_addresses_do_not_lock_out_owner(users: Users, clock: FakeClock) -> None:
     assert await outcome(users, ADMIN, "192.0.2.1", PASSWORD) == "in"
     found = [await outcome(users, ADMIN, f"198.51.100.{i}") for i in range(60)]
     assert found == ["wrong"] * 50 + ["wait 1"] * 10
@@ -105,7 +105,7 @@ async def test_whoever_guesses_from_elsewhere_can_t_keep_the_owner_out(users: Us
 
 
 @pytest.mark.usefixtures("cheap_names")
-async def test_one_address_can_t_try_many_names_nor_wipe_its_count(users: Users) -> None:
+async def test_address_limit_covers_all_names_and_is_not_reset_by_success(users: Users) -> None:
     for i in range(50):
         if i == 25:
             assert await outcome(users, USER, "192.0.2.9", PASSWORD) == "in"
@@ -117,7 +117,7 @@ async def test_one_address_can_t_try_many_names_nor_wipe_its_count(users: Users)
 
 
 @pytest.mark.usefixtures("cheap_names")
-async def test_an_ipv6_customer_can_t_try_on_from_his_other_networks(users: Users) -> None:
+async def test_address_limit_covers_networks_of_one_ipv6_customer(users: Users) -> None:
     assert await outcome(users, USER, "2001:db8:0:2::1", PASSWORD) == "in"
     assert {await outcome(users, f"a{i}", f"2001:db8:0:{i:x}::1") for i in range(100)} == {"wrong"}
     assert await outcome(users, "another", "2001:db8:0:ff::1") == "wait 1", "the same /56"
@@ -127,7 +127,7 @@ async def test_an_ipv6_customer_can_t_try_on_from_his_other_networks(users: User
     assert await outcome(users, "another", "2001:db8:1::1") == "wrong", "another customer"
 
 
-async def test_an_unknown_and_an_inactive_user_cost_the_same_comparison(
+async def test_unknown_and_inactive_user_cost_the_same_comparison(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = {"username": "gone", "password": PASSWORD, "isActive": False}
@@ -148,7 +148,7 @@ async def test_an_unknown_and_an_inactive_user_cost_the_same_comparison(
 
 @pytest.fixture
 async def limited_world(settings: Settings) -> AsyncIterator[World]:
-    """Return a controller with the limit that holds where none is set."""
+    """Return a controller with the default limit."""
     world = World(settings.model_copy(update={"rate_limit_per_minute": Settings().rate_limit_per_minute}))
     try:
         yield await world.start()
@@ -156,7 +156,7 @@ async def limited_world(settings: Settings) -> AsyncIterator[World]:
         await world.close()
 
 
-async def test_the_general_limit_is_600_a_minute_for_each_user_by_himself(limited_world: World) -> None:
+async def test_general_limit_is_600_requests_per_minute_and_user(limited_world: World) -> None:
     world = limited_world
     for _ in range(60):
         replies = await asyncio.gather(*(world.user.get("/api/auth/verify") for _ in range(10)))
@@ -171,7 +171,7 @@ async def test_the_general_limit_is_600_a_minute_for_each_user_by_himself(limite
 
 
 @pytest.mark.usefixtures("cheap_names")
-async def test_a_sign_in_counts_against_its_address(limited_world: World) -> None:
+async def test_sign_in_counts_against_its_address(limited_world: World) -> None:
     world = limited_world
     replies = [await guess(world, f"name{i}") for i in range(40)]
     assert {reply.status for reply in replies} == {401}
@@ -180,7 +180,7 @@ async def test_a_sign_in_counts_against_its_address(limited_world: World) -> Non
     (await world.nobody.post("/api/auth/login", {})).expect(429, "too_many_requests")
 
 
-def test_a_budget_gives_back_evenly_and_forgets_who_is_gone() -> None:
+def test_budget_refills_evenly_and_drops_idle_keys() -> None:
     clock = FakeClock()
     budget = Budget(60, clock)
     assert [budget.take("a") for _ in range(62)] == [0] * 60 + [1, 1]
@@ -208,11 +208,11 @@ def test_delays_double_up_to_a_minute() -> None:
         ("unix", "unix"),
     ],
 )
-def test_how_an_address_is_counted(address: str | None, counted: str) -> None:
+def test_address_is_reduced_to_its_network(address: str | None, counted: str) -> None:
     assert network(address) == counted
 
 
-async def test_an_ordinary_request_writes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ordinary_request_writes_nothing_to_database(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[object] = []
     plain = Database.write
 

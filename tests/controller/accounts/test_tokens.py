@@ -1,4 +1,4 @@
-"""Login tokens: only our own, with all claims, until their time."""
+"""Login tokens: only our own signature, all claims required, until they expire."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ def forged(key: str | rsa.RSAPrivateKey = JWT_SECRET, algorithm: str = "HS256", 
     return jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm=algorithm)
 
 
-def test_a_token_bears_the_guide_s_claims_and_ours_and_lasts_a_day() -> None:
+def test_token_has_documented_claims_and_lasts_a_day() -> None:
     claims = jwt.decode(issued(), options={"verify_signature": False})
     assert {k: claims[k] for k in ("userId", "username", "role")} == {
         "userId": str(USER_ID),
@@ -39,7 +39,7 @@ def test_a_token_bears_the_guide_s_claims_and_ours_and_lasts_a_day() -> None:
     assert jwt.get_unverified_header(issued())["alg"] == "HS256"
 
 
-def test_it_counts_to_the_second() -> None:
+def test_token_expires_to_the_second() -> None:
     token = issued()
     claims = tokens.read(JWT_SECRET, token, EPOCH + timedelta(hours=24, seconds=-1))
     assert (claims.user_id, claims.role, claims.issued_at) == (USER_ID, "admin", EPOCH)
@@ -47,7 +47,7 @@ def test_it_counts_to_the_second() -> None:
         tokens.read(JWT_SECRET, token, EPOCH + timedelta(hours=24))
 
 
-def test_no_two_tokens_are_the_same_one() -> None:
+def test_tokens_are_unique() -> None:
     assert len({tokens.read(JWT_SECRET, issued(), EPOCH).jti for _ in range(20)}) == 20
 
 
@@ -79,6 +79,6 @@ BAD = {
 
 
 @pytest.mark.parametrize("token", BAD.values(), ids=BAD.keys())
-def test_everything_else_is_refused_alike(token: str) -> None:
+def test_any_other_token_is_refused_with_same_error(token: str) -> None:
     with pytest.raises(tokens.BadTokenError):
         tokens.read(JWT_SECRET, token, EPOCH)

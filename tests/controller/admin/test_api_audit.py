@@ -1,4 +1,4 @@
-"""The audit log: one entry a change, with who, from where and what; each sees what is his to see."""
+"""The audit log: one entry per change with actor, address and resource; plain users see their own entries only."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from fakes import settle
 AGENT = {"User-Agent": "dashboard/1.0"}
 
 
-async def test_each_change_leaves_one_entry_with_actor_address_and_browser(world: World) -> None:
+async def test_each_change_writes_one_entry_with_actor_address_and_browser(world: World) -> None:
     server_id, _ = await world.new_host()
     made: dict[str, str] = {}
     bodies: dict[str, dict[str, object]] = {
@@ -41,7 +41,7 @@ async def test_each_change_leaves_one_entry_with_actor_address_and_browser(world
         assert entry["createdAt"] == entry["updatedAt"] == "2026-03-04T05:06:07.000Z"
 
 
-async def test_an_enrolment_is_the_host_s_deed(world: World) -> None:
+async def test_enrolment_is_audited_with_host_as_actor(world: World) -> None:
     server_id, _ = await world.new_host()
     (entry,) = await world.audit("ENROLL")
     assert (entry["resourceId"], entry["userId"]) == (server_id, None)
@@ -51,7 +51,7 @@ async def test_an_enrolment_is_the_host_s_deed(world: World) -> None:
     assert (token["username"], token["resourceId"]) == ("admin", server_id)
 
 
-async def test_what_is_refused_leaves_no_entry(world: World) -> None:
+async def test_refused_request_leaves_no_audit_entry(world: World) -> None:
     before = (await world.admin.get("/api/audit-logs")).expect(200)["total"]
     server_id = await world.new_server()
     app_id = await world.new_app(server_id)
@@ -62,7 +62,7 @@ async def test_what_is_refused_leaves_no_entry(world: World) -> None:
     assert (await world.admin.get("/api/audit-logs")).expect(200)["total"] == before + 3
 
 
-async def test_a_user_sees_his_own_entries_and_an_admin_all(world: World) -> None:
+async def test_user_sees_own_entries_and_admin_sees_all(world: World) -> None:
     server_id, _ = await world.new_host()
     app_id = await world.new_app(server_id)
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
@@ -74,7 +74,7 @@ async def test_a_user_sees_his_own_entries_and_an_admin_all(world: World) -> Non
     assert {entry["username"] for entry in everything["logs"]} >= {USER, "admin", "observer"}
 
 
-async def test_pages_cover_everything_once(world: World) -> None:
+async def test_pages_cover_every_entry_once(world: World) -> None:
     for number in range(7):
         await world.admin.post("/api/projects", {"name": f"p{number}"})
         world.clock.advance(1)
@@ -90,7 +90,7 @@ async def test_pages_cover_everything_once(world: World) -> None:
     assert beyond["logs"] == []
 
 
-async def test_a_change_of_nothing_but_a_name_says_which_field(world: World) -> None:
+async def test_rename_entry_names_the_changed_field(world: World) -> None:
     project = (await world.admin.post("/api/projects", {"name": "P"})).expect(201)
     await world.admin.put(f"/api/projects/{project['id']}", {"name": "Q", "color": "red"})
     (entry,) = await world.audit("UPDATE")
@@ -98,7 +98,7 @@ async def test_a_change_of_nothing_but_a_name_says_which_field(world: World) -> 
     assert (entry["resourceName"], "P" in entry["details"]) == ("Q", True)
 
 
-async def test_a_start_s_entry_leads_to_its_operation(world: World) -> None:
+async def test_start_entry_links_to_its_operation(world: World) -> None:
     server_id, _ = await world.new_host()
     app_id = await world.new_app(server_id)
     reply = (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
@@ -107,7 +107,7 @@ async def test_a_start_s_entry_leads_to_its_operation(world: World) -> None:
     assert entry["data"] == {"operationId": reply["operationId"], "timeout": 5}
 
 
-async def test_a_password_is_never_in_an_entry(world: World) -> None:
+async def test_password_is_never_in_an_entry(world: World) -> None:
     await world.nobody.post("/api/auth/login", {"username": "admin", "password": PASSWORD + "!"})
     assert PASSWORD not in json.dumps((await world.admin.get("/api/audit-logs")).expect(200))
 
@@ -147,7 +147,7 @@ async def test_filters_narrow_the_log_and_its_count(world: World) -> None:
         await found(wrong, 422)
 
 
-async def test_a_plain_user_s_filters_don_t_show_him_others(world: World) -> None:
+async def test_filters_of_plain_user_show_only_own_entries(world: World) -> None:
     me = (await world.admin.get("/api/auth/verify")).json["user"]["id"]
     assert (await world.user.get(f"/api/audit-logs?userId={me}")).expect(200)["logs"] == []
     names = {e["username"] for e in (await world.user.get("/api/audit-logs?action=LOGIN")).expect(200)["logs"]}

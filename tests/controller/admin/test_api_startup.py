@@ -1,4 +1,4 @@
-"""Starting and ending: what is made once, what is refused, and with which sentence."""
+"""Start and shutdown: data that is created once, and start-up errors with their sentences."""
 
 import asyncio
 import errno
@@ -36,7 +36,7 @@ async def login(address: str, password: str) -> int:
         return (await Api(session, f"http://{address}", None).post("/api/auth/login", body)).status
 
 
-async def test_the_first_admin_s_password_is_made_once_and_works(tmp_path: Path) -> None:
+async def test_first_admin_password_is_generated_once_and_works(tmp_path: Path) -> None:
     async with controller(tmp_path, admin_password="") as first:
         made = first.first_password
         assert made is not None
@@ -47,7 +47,7 @@ async def test_the_first_admin_s_password_is_made_once_and_works(tmp_path: Path)
         assert await login(second.address, made) == 200
 
 
-async def test_a_given_password_is_taken_on_the_first_start_only_and_never_shown(tmp_path: Path) -> None:
+async def test_given_admin_password_is_used_on_first_start_only_and_never_shown(tmp_path: Path) -> None:
     async with controller(tmp_path) as first:
         assert first.first_password is None
         assert await login(first.address, PASSWORD) == 200
@@ -56,13 +56,13 @@ async def test_a_given_password_is_taken_on_the_first_start_only_and_never_shown
 
 
 @pytest.mark.parametrize("password", ["é" * 37, "x" * 73], ids=["characters", "bytes"])
-async def test_a_first_password_that_bcrypt_would_cut_is_refused_with_a_sentence(tmp_path: Path, password: str) -> None:
+async def test_first_password_over_72_bytes_is_refused_with_a_sentence(tmp_path: Path, password: str) -> None:
     with pytest.raises(StartupError, match="ADMIN_PASSWORD") as caught:
         await controller(tmp_path, admin_password=password).__aenter__()
     assert password not in caught.value.sentence
 
 
-async def test_the_program_prints_the_password_when_it_made_it_and_only_then(
+async def test_only_generated_password_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], logs: io.StringIO
 ) -> None:
     told = []
@@ -82,7 +82,7 @@ async def test_the_program_prints_the_password_when_it_made_it_and_only_then(
     assert told[1] == []
 
 
-async def test_a_second_controller_on_one_sqlite_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+async def test_second_controller_on_same_sqlite_is_refused(tmp_path: Path) -> None:
     async with controller(tmp_path) as first:
         with pytest.raises(StartupError, match="Another controller works in") as caught:
             await controller(tmp_path).__aenter__()
@@ -93,7 +93,7 @@ async def test_a_second_controller_on_one_sqlite_is_refused_and_the_first_goes_o
         assert await login(second.address, PASSWORD) == 200
 
 
-async def test_a_port_in_use_is_told_and_everything_else_is_given_back(world: World, tmp_path: Path) -> None:
+async def test_port_in_use_is_reported_and_resources_are_released(world: World, tmp_path: Path) -> None:
     port = int(world.nobody.url.rpartition(":")[2])
     folder = tmp_path / "other"
     with pytest.raises(StartupError, match=rf"127\.0\.0\.1:{port} can't be listened on") as caught:
@@ -103,7 +103,7 @@ async def test_a_port_in_use_is_told_and_everything_else_is_given_back(world: Wo
         assert second.address
 
 
-async def test_another_encryption_key_is_refused_with_the_way_out(world: World) -> None:
+async def test_other_encryption_key_is_refused_with_advice(world: World) -> None:
     await world.stop()
     with pytest.raises(StartupError, match="ENCRYPTION_KEY_PREVIOUS") as caught:
         await on(world.settings, encryption_key="k" * 40).__aenter__()
@@ -112,7 +112,7 @@ async def test_another_encryption_key_is_refused_with_the_way_out(world: World) 
         assert again.address
 
 
-async def test_a_controller_that_ended_can_t_be_reached_and_leaves_no_task(tmp_path: Path) -> None:
+async def test_stopped_controller_is_unreachable_and_leaves_no_task(tmp_path: Path) -> None:
     before = asyncio.all_tasks()
     async with controller(tmp_path) as first:
         address = first.address
@@ -122,7 +122,7 @@ async def test_a_controller_that_ended_can_t_be_reached_and_leaves_no_task(tmp_p
         assert left.connect_ex((host, int(port))) == errno.ECONNREFUSED
 
 
-def test_the_command_line_tells_a_refusal_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line_reports_startup_error_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MOORAGE_DATA_DIR", str(tmp_path / "file" / "data"))
     result = CliRunner().invoke(cli.main, ["migrate"])
@@ -132,7 +132,7 @@ def test_the_command_line_tells_a_refusal_in_one_line(tmp_path: Path, monkeypatc
     assert result.output.count("\n") == 1
 
 
-def test_migrate_makes_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migrate_creates_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOORAGE_DATA_DIR", str(tmp_path / "data"))
     for _ in range(2):
         result = CliRunner().invoke(cli.main, ["migrate"])

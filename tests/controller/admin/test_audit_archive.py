@@ -1,4 +1,4 @@
-"""AUDIT_DAYS: what is old leaves the audit log for files, and nothing of it is lost on the way."""
+"""AUDIT_DAYS: old entries move from the audit log to files without loss."""
 
 import asyncio
 import gzip
@@ -42,7 +42,7 @@ async def written(database: Database, days_ago: float) -> AuditEntry:
 
 
 async def left(database: Database) -> set[str]:
-    """Return the ids of the entries there are."""
+    """Return the ids of the stored entries."""
     async with database.read() as connection:
         entries, _ = await audit.page(connection, wanted=AuditFilter(), limit=10_000, offset=0)
     return {str(entry.id) for entry in entries}
@@ -54,7 +54,7 @@ def exported(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
-async def test_what_is_old_is_in_a_file_and_gone_from_the_log(
+async def test_old_entries_move_from_log_to_file(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archives, "_BATCH_SIZE", 2)
@@ -85,7 +85,7 @@ async def test_what_is_old_is_in_a_file_and_gone_from_the_log(
     assert list(folder.iterdir()) == [file], "nothing old, no file"
 
 
-async def test_by_default_nothing_leaves_the_log(database: Database, tmp_path: Path) -> None:
+async def test_log_keeps_all_entries_by_default(database: Database, tmp_path: Path) -> None:
     await written(database, 4000)
     before = await left(database)
     await AuditArchive(database, tmp_path / "audit", None).move_old()
@@ -94,7 +94,7 @@ async def test_by_default_nothing_leaves_the_log(database: Database, tmp_path: P
 
 
 @pytest.mark.parametrize("call", ["fsync", "ftruncate"])
-async def test_what_the_disk_does_not_take_stays_in_the_log(
+async def test_entries_not_written_to_disk_stay_in_log(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     monkeypatch.setattr(archives, "_BATCH_SIZE", 2)
@@ -120,7 +120,7 @@ async def test_what_the_disk_does_not_take_stays_in_the_log(
     assert {line["id"] for line in exported(folder)} | await left(database) == before
 
 
-async def test_controllers_at_the_same_time_lose_nothing(
+async def test_concurrent_controllers_lose_no_entry(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archives, "_BATCH_SIZE", 3)

@@ -1,4 +1,4 @@
-"""Backup and restore on SQLite: one moment while others write, all or nothing, and secrets that stay sealed."""
+"""Backup and restore on SQLite: a consistent snapshot during writes, all or nothing, and secrets stay sealed."""
 
 import asyncio
 import gzip
@@ -62,7 +62,7 @@ async def file(source: Place, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Place:
-    """Return a place where nothing is."""
+    """Return an empty place."""
     return Place(tmp_path / "target")
 
 
@@ -88,7 +88,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-async def test_all_comes_back_and_nothing_sealed_was_opened(source: Place, file: Path, target: Place) -> None:
+async def test_restore_returns_all_rows_with_secrets_still_sealed(source: Place, file: Path, target: Place) -> None:
     header, *rows = lines(file)
     assert header["revision"] == moorage_migrations.head_revision()
     assert not [row for row in rows if SECRET in str(row) or ENCRYPTION_KEY in str(row)]
@@ -100,14 +100,14 @@ async def test_all_comes_back_and_nothing_sealed_was_opened(source: Place, file:
     assert mode(target.folder) == 0o700
 
 
-async def test_a_backup_is_one_moment_of_a_database_that_others_write_to(source: Place, tmp_path: Path) -> None:
+async def test_backup_is_consistent_during_concurrent_writes(source: Place, tmp_path: Path) -> None:
     projects, entries = await backed_up_under_writers(source, tmp_path)
     found = [await restored_pairs(tmp_path / str(n), Place(tmp_path / f"target-{n}")) for n in range(BACKUPS)]
     assert {ours - theirs for ours, theirs in found} == {projects - entries}
     assert len(set(found)) > 1, "nobody wrote meanwhile"
 
 
-async def test_a_backup_that_is_cancelled_leaves_no_file(source: Place, tmp_path: Path) -> None:
+async def test_backup_that_is_cancelled_leaves_no_file(source: Place, tmp_path: Path) -> None:
     database = source.open()
     before = names(tmp_path)
     for turns in range(0, 60, 3):
@@ -121,7 +121,7 @@ async def test_a_backup_that_is_cancelled_leaves_no_file(source: Place, tmp_path
     await database.close()
 
 
-def test_a_backup_overwrites_nothing(source: Place, file: Path, tmp_path: Path) -> None:
+def test_backup_does_not_overwrite_existing_file(source: Place, file: Path, tmp_path: Path) -> None:
     whole = file.read_bytes()
     refused(source.run("backup", file), "file_exists")
     refused(source.run("backup", tmp_path), "file_exists")
@@ -129,7 +129,7 @@ def test_a_backup_overwrites_nothing(source: Place, file: Path, tmp_path: Path) 
     refused(source.run("backup", tmp_path / "nowhere" / "file"), "backup_not_written")
 
 
-def test_on_a_full_disk_there_is_no_half_backup(source: Place, small_disk: Path) -> None:
+def test_backup_on_full_disk_leaves_no_partial_file(source: Place, small_disk: Path) -> None:
     with suppress(OSError):
         (small_disk / "filler").write_bytes(b"x" * (1 << 20))
     sentence = refused(source.run("backup", small_disk / "backup"), "backup_not_written")
@@ -137,7 +137,7 @@ def test_on_a_full_disk_there_is_no_half_backup(source: Place, small_disk: Path)
     assert names(small_disk) == ["filler"]
 
 
-def test_on_a_full_disk_nothing_is_restored(file: Path, small_disk: Path) -> None:
+def test_restore_on_full_disk_writes_nothing(file: Path, small_disk: Path) -> None:
     target = Place(small_disk)
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * (436 << 10))
@@ -146,19 +146,19 @@ def test_on_a_full_disk_nothing_is_restored(file: Path, small_disk: Path) -> Non
     done(target.run("restore", file))
 
 
-def test_there_is_nothing_to_back_up_where_nothing_is(target: Place, tmp_path: Path) -> None:
+def test_backup_without_database_is_refused(target: Place, tmp_path: Path) -> None:
     refused(target.run("backup", tmp_path / "backup"), "unmigrated_database")
     assert names(tmp_path) == []
 
 
-async def test_a_target_with_data_is_refused_and_left_alone(source: Place, file: Path) -> None:
+async def test_target_with_data_is_refused_and_left_alone(source: Place, file: Path) -> None:
     before = await source.everything()
     sentence = refused(await asyncio.to_thread(source.run, "restore", file), "target_not_empty")
     assert "set MOORAGE_DATA_DIR" in sentence
     assert await source.everything() == before
 
 
-async def test_a_target_that_was_only_migrated_is_empty(source: Place, file: Path, target: Place) -> None:
+async def test_migrated_target_without_rows_counts_as_empty(source: Place, file: Path, target: Place) -> None:
     target.folder.mkdir()
     database = target.open()
     await migrate(database)
@@ -167,7 +167,7 @@ async def test_a_target_that_was_only_migrated_is_empty(source: Place, file: Pat
     assert await target.everything() == await source.everything()
 
 
-async def test_somebody_else_s_tables_are_no_part_of_a_backup(source: Place, tmp_path: Path, target: Place) -> None:
+async def test_foreign_tables_are_excluded_from_backup(source: Place, tmp_path: Path, target: Place) -> None:
     database = source.open()
     async with database.write() as connection:
         await connection.execute(text("CREATE TABLE theirs (id INTEGER, place POINT)"))
@@ -179,7 +179,7 @@ async def test_somebody_else_s_tables_are_no_part_of_a_backup(source: Place, tmp
     assert await target.everything() == await source.everything()
 
 
-async def test_somebody_else_s_tables_are_no_empty_target(file: Path, target: Place) -> None:
+async def test_target_with_foreign_tables_is_refused(file: Path, target: Place) -> None:
     target.folder.mkdir()
     database = target.open()
     async with database.write() as connection:
@@ -191,7 +191,7 @@ async def test_somebody_else_s_tables_are_no_empty_target(file: Path, target: Pl
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
-async def test_a_restore_is_refused_while_a_controller_serves(world: World, file: Path) -> None:
+async def test_restore_is_refused_while_a_controller_serves(world: World, file: Path) -> None:
     place = Place(world.settings.moorage_data_dir)
     before = await place.everything()
     refused(await asyncio.to_thread(place.run, "restore", file), "data_dir_in_use")
@@ -199,7 +199,7 @@ async def test_a_restore_is_refused_while_a_controller_serves(world: World, file
 
 
 @pytest.mark.parametrize("kept", [0, 1, 9, 10, 100, 0.3, 0.6, 0.9, -100, -9, -8, -1])
-def test_a_cut_backup_is_refused_before_anything_is_written(file: Path, target: Place, kept: float) -> None:
+def test_truncated_backup_is_refused_before_any_write(file: Path, target: Place, kept: float) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
     result = target.run("restore", file)
@@ -208,7 +208,7 @@ def test_a_cut_backup_is_refused_before_anything_is_written(file: Path, target: 
     assert not target.folder.exists()
 
 
-def test_an_altered_backup_is_refused_before_anything_is_written(file: Path, target: Place) -> None:
+def test_altered_backup_is_refused_before_any_write(file: Path, target: Place) -> None:
     whole = file.read_bytes()
     step = len(whole) // 40
     for position in range(10, len(whole) - 1, step):
@@ -227,7 +227,7 @@ def test_an_altered_backup_is_refused_before_anything_is_written(file: Path, tar
     assert not target.folder.exists()
 
 
-def test_what_is_no_backup_is_told_so(target: Place, tmp_path: Path) -> None:
+def test_file_that_is_no_backup_is_reported(target: Place, tmp_path: Path) -> None:
     file = tmp_path / "file"
     for content in (b"", b"text", gzip.compress(b""), gzip.compress(b"[]\n"), gzip.compress(b"\0" * 5_000_000)):
         file.write_bytes(content)
@@ -238,7 +238,7 @@ def test_what_is_no_backup_is_told_so(target: Place, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", [{"version": 2}, {"revision": "9999"}])
-def test_a_newer_release_s_backup_is_refused(file: Path, target: Place, changed: dict[str, object]) -> None:
+def test_newer_release_backup_is_refused(file: Path, target: Place, changed: dict[str, object]) -> None:
     header, *rows, _ = gzip.decompress(file.read_bytes()).splitlines(keepends=True)
     plain = json.dumps(json.loads(header) | changed | {"release": "7.8.9"}).encode() + b"\n" + b"".join(rows)
     end = json.dumps({"sha256": hashlib.sha256(plain).hexdigest()}).encode() + b"\n"
@@ -247,7 +247,7 @@ def test_a_newer_release_s_backup_is_refused(file: Path, target: Place, changed:
     assert not target.folder.exists()
 
 
-def test_secrets_that_can_t_be_opened_are_told_before_anything_is_written(file: Path, target: Place) -> None:
+def test_undecryptable_secrets_are_reported_before_any_write(file: Path, target: Place) -> None:
     other = "another-key-0123456789-0123456789-012"
     sentence = refused(target.run("restore", file, ENCRYPTION_KEY=other), "wrong_encryption_key")
     assert "set ENCRYPTION_KEY" in sentence
@@ -256,7 +256,7 @@ def test_secrets_that_can_t_be_opened_are_told_before_anything_is_written(file: 
     done(target.run("restore", file, ENCRYPTION_KEY=other, ENCRYPTION_KEY_PREVIOUS=ENCRYPTION_KEY))
 
 
-async def test_an_older_revision_is_restored_and_brought_up_to_date(tmp_path: Path, target: Place) -> None:
+async def test_older_revision_is_restored_and_brought_up_to_date(tmp_path: Path, target: Place) -> None:
     old = Place(tmp_path / "old")
     old.folder.mkdir()
     database = old.open()
@@ -283,7 +283,7 @@ async def test_an_older_revision_is_restored_and_brought_up_to_date(tmp_path: Pa
     )
 
 
-async def test_a_restore_that_is_killed_leaves_an_empty_database(source: Place, tmp_path: Path, target: Place) -> None:
+async def test_restore_that_is_killed_leaves_an_empty_database(source: Place, tmp_path: Path, target: Place) -> None:
     database = source.open()
     async with database.write() as connection:
         for _ in range(1500):
@@ -309,7 +309,7 @@ def kill_in_the_middle(target: Place, file: Path) -> None:
     assert child.wait() == -signal.SIGKILL
 
 
-async def test_every_column_is_of_a_type_that_a_backup_knows(database: Database) -> None:
+async def test_every_column_type_is_supported_by_backup(database: Database) -> None:
     async with database.read() as connection:
         found = {table.name: table for table in await connection.run_sync(contents.tables, metadata.tables)}
     declared = {
@@ -318,12 +318,12 @@ async def test_every_column_is_of_a_type_that_a_backup_knows(database: Database)
     assert found.keys() == declared.keys()
     for name, table in declared.items():
         assert {c.name: kind(c) for c in found[name].columns} == {c.name: kind(c) for c in table.columns}
-        # A number that the database hands out would begin anew after a restore, and meet those that were restored.
+        # A sequence of the database would restart after a restore, and collide with restored numbers.
         assert table.autoincrement_column is None
 
 
 def kind(column: Column[Any]) -> str:
-    """Return what a column's type is called, the same as it is declared and as it is found."""
+    """Return a column type's name, equal for the declared and the reflected type."""
     alike = {"text": String | EncryptedText | TextTuple, "integer": Integer, "bytes": LargeBinary}
     found = next((name for name, types in alike.items() if isinstance(column.type, types)), None)
     return found or type(column.type).__name__.lower()

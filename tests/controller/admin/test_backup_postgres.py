@@ -1,4 +1,4 @@
-"""Backup and restore on PostgreSQL, and the move from one database to the other."""
+"""Backup and restore on PostgreSQL, and the move between SQLite and PostgreSQL."""
 
 import asyncio
 import signal
@@ -24,7 +24,7 @@ NewPlace = Callable[[], Place]
 
 @pytest.fixture
 def new_place(postgres: PrivatePostgres, tmp_path: Path) -> NewPlace:
-    """Return what makes a place with an empty PostgreSQL database."""
+    """Return a factory of places with an empty PostgreSQL database."""
 
     def make() -> Place:
         name = f"backup_{uuid4().hex}"
@@ -44,7 +44,7 @@ async def source(new_place: NewPlace) -> Place:
     return place
 
 
-async def test_all_moves_to_sqlite_and_back_again(source: Place, new_place: NewPlace, tmp_path: Path) -> None:
+async def test_all_rows_move_to_sqlite_and_back(source: Place, new_place: NewPlace, tmp_path: Path) -> None:
     before = await source.everything()
     assert all(before.values()), "a table without a row shows nothing"
     here = source
@@ -56,7 +56,7 @@ async def test_all_moves_to_sqlite_and_back_again(source: Place, new_place: NewP
         here = place
 
 
-async def test_a_backup_is_one_moment_of_a_database_that_others_write_to(
+async def test_backup_is_consistent_during_concurrent_writes(
     source: Place, new_place: NewPlace, tmp_path: Path
 ) -> None:
     projects, entries = await backed_up_under_writers(source, tmp_path)
@@ -65,7 +65,7 @@ async def test_a_backup_is_one_moment_of_a_database_that_others_write_to(
     assert len(set(found)) > 1, "nobody wrote meanwhile"
 
 
-async def test_a_target_with_data_is_refused_and_left_alone(source: Place, tmp_path: Path) -> None:
+async def test_target_with_data_is_refused_and_left_alone(source: Place, tmp_path: Path) -> None:
     before = await source.everything()
     done(await asyncio.to_thread(source.run, "backup", tmp_path / "file"))
     sentence = refused(await asyncio.to_thread(source.run, "restore", tmp_path / "file"), "target_not_empty")
@@ -73,7 +73,7 @@ async def test_a_target_with_data_is_refused_and_left_alone(source: Place, tmp_p
     assert await source.everything() == before
 
 
-async def test_a_target_that_was_only_migrated_is_empty(source: Place, new_place: NewPlace, tmp_path: Path) -> None:
+async def test_migrated_target_without_rows_counts_as_empty(source: Place, new_place: NewPlace, tmp_path: Path) -> None:
     target = await asyncio.to_thread(new_place)
     database = target.open()
     await migrate(database)
@@ -83,7 +83,7 @@ async def test_a_target_that_was_only_migrated_is_empty(source: Place, new_place
     assert await target.everything() == await source.everything()
 
 
-async def test_a_restore_that_is_killed_leaves_an_empty_database(
+async def test_restore_that_is_killed_leaves_an_empty_database(
     source: Place, new_place: NewPlace, postgres: PrivatePostgres, tmp_path: Path
 ) -> None:
     database = source.open()
@@ -114,5 +114,5 @@ def kill_in_the_middle(postgres: PrivatePostgres, target: Place, file: Path) -> 
     eventually(inserts, timeout=60, interval=0.001, what="rows that are written")
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    # The server ends the connection's work, and takes it back, a moment after.
+    # The server aborts and rolls back the connection's transaction a moment later.
     eventually(lambda: not postgres.run("psql", "-At", "-d", "postgres", "-c", asked), what="the connection's end")

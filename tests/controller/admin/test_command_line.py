@@ -1,4 +1,4 @@
-"""`moorage`, the command line: names instead of ids, tables and JSON, exit codes, and a token nobody else can read."""
+"""`moorage`, the command line: names instead of ids, tables and JSON, exit codes, and a private token file."""
 
 import asyncio
 import io
@@ -21,7 +21,7 @@ Run = Callable[..., Awaitable[Result]]
 
 @pytest.fixture
 def run(logs: io.StringIO, tmp_path: Path) -> Run:
-    """Return what runs the command line beside the controller, in a home of its own."""
+    """Return a function that runs the command line beside the controller, in its own home."""
     assert logs is not None, "what the controller logs must not get into what the command line prints"
     home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config"), "COLUMNS": "200"}
     empty = dict.fromkeys(("MOORAGE_URL", "MOORAGE_TOKEN"), "")
@@ -41,9 +41,7 @@ async def admin(world: World, run: Run) -> Run:
     return run
 
 
-async def test_a_login_is_kept_for_its_owner_alone_and_ended_on_the_controller(
-    world: World, admin: Run, tmp_path: Path
-) -> None:
+async def test_login_is_stored_privately_and_revoked_on_logout(world: World, admin: Run, tmp_path: Path) -> None:
     path = tmp_path / "config" / "moorage" / "login.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -58,7 +56,7 @@ async def test_a_login_is_kept_for_its_owner_alone_and_ended_on_the_controller(
     assert "You are not logged in" in after.output
 
 
-async def test_a_wrong_password_and_a_wrong_place_are_told_apart(world: World, run: Run) -> None:
+async def test_wrong_password_and_wrong_url_give_different_errors(world: World, run: Run) -> None:
     wrong = await run("login", world.nobody.url, "-u", "admin", stdin="not-it\n")
     assert wrong.exit_code == 3
     assert "(bad_credentials)" in wrong.output
@@ -70,7 +68,7 @@ async def test_a_wrong_password_and_a_wrong_place_are_told_apart(world: World, r
         assert (await run("login", text, "-u", "a", stdin="x\n")).exit_code == 1
 
 
-async def test_a_script_s_token_goes_to_its_own_controller_only(world: World, admin: Run, tmp_path: Path) -> None:
+async def test_script_token_is_sent_only_to_its_own_controller(world: World, admin: Run, tmp_path: Path) -> None:
     made = await world.admin.post("/api/tokens", {"name": "script", "scopes": ["read"]})
     token = made.expect(201)["token"]
     (tmp_path / "config" / "moorage" / "login.json").unlink()
@@ -80,7 +78,7 @@ async def test_a_script_s_token_goes_to_its_own_controller_only(world: World, ad
     assert (await admin("servers", MOORAGE_TOKEN=token)).exit_code == 3
 
 
-async def test_servers_and_apps_are_listed_for_people_and_for_programs(
+async def test_servers_and_apps_are_listed_as_table_and_json(
     world: World, admin: Run, host: FakeHost, running_app_id: str
 ) -> None:
     assert host.reachable
@@ -95,7 +93,7 @@ async def test_servers_and_apps_are_listed_for_people_and_for_programs(
     assert "online" in (await admin("servers")).output
 
 
-async def test_a_start_and_a_stop_by_name_show_what_compose_prints(
+async def test_start_and_stop_by_name_show_compose_output(
     world: World, admin: Run, host: FakeHost, timed_app_id: str
 ) -> None:
     host.plans[OperationKind.UP] = Plan(output=b"Container web-1 Started\n")
@@ -114,7 +112,7 @@ async def test_a_start_and_a_stop_by_name_show_what_compose_prints(
     assert "admin" in who[1]
 
 
-async def test_what_fails_is_told_with_its_reason(admin: Run, host: FakeHost, timed_app_id: str) -> None:
+async def test_failed_command_shows_its_reason(admin: Run, host: FakeHost, timed_app_id: str) -> None:
     assert timed_app_id
     host.plans[OperationKind.UP] = Plan(1, b"no such image: web\n", leaves=())
     failed = await admin("start", "QMS Backend")
@@ -123,7 +121,7 @@ async def test_what_fails_is_told_with_its_reason(admin: Run, host: FakeHost, ti
     assert "The start of QMS Backend failed: " in failed.output
 
 
-async def test_a_detached_start_is_come_back_to_and_called_off(
+async def test_detached_start_can_be_followed_and_cancelled(
     admin: Run, host: FakeHost, timed_app_id: str, world: World
 ) -> None:
     assert timed_app_id
@@ -139,7 +137,7 @@ async def test_a_detached_start_is_come_back_to_and_called_off(
     assert "The start cancelled: " in ended.output
 
 
-async def test_names_that_are_nobody_s_or_several_apps(world: World, admin: Run, host: FakeHost, app_id: str) -> None:
+async def test_unknown_or_ambiguous_app_name_is_refused(world: World, admin: Run, host: FakeHost, app_id: str) -> None:
     assert host.reachable
     assert (await admin("stop", "nothing")).exit_code == 4
     app = await world.app(app_id)
@@ -151,7 +149,7 @@ async def test_names_that_are_nobody_s_or_several_apps(world: World, admin: Run,
     assert (await admin("follow", "no-id")).exit_code == 4
 
 
-async def test_the_api_s_refusals_come_through(admin: Run, world: World) -> None:
+async def test_api_refusals_are_shown(admin: Run, world: World) -> None:
     await world.new_server(name="bare")
     refused = await admin("bootstrap", "bare")
     assert refused.exit_code == 1
@@ -160,7 +158,7 @@ async def test_the_api_s_refusals_come_through(admin: Run, world: World) -> None
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-async def test_the_shell_completes_commands_and_names(
+async def test_shell_completes_commands_and_names(
     admin: Run, host: FakeHost, app_id: str, shell: str, tmp_path: Path
 ) -> None:
     assert host.reachable

@@ -1,4 +1,4 @@
-"""Secrets at rest: opened only in their own place, with a key that is known, unaltered."""
+"""Encryption at rest: a secret opens only in its own row and column, with a known key, unaltered."""
 
 import base64
 import uuid
@@ -17,12 +17,12 @@ COLUMN, ROW = "servers.encrypted_credentials", "0b5c"
 
 
 @given(st.text())
-def test_what_is_sealed_is_opened_again(text: str) -> None:
+def test_sealed_text_opens_again(text: str) -> None:
     keyring = Keyring([OLD])
     assert keyring.open(keyring.seal(text, column=COLUMN, row=ROW), column=COLUMN, row=ROW) == text
 
 
-def test_sealed_text_tells_nothing_and_is_never_the_same_twice() -> None:
+def test_sealed_text_reveals_nothing_and_is_unique() -> None:
     keyring = Keyring([OLD])
     first, second = (keyring.seal("hunter2-hunter2", column=COLUMN, row=ROW) for _ in range(2))
     assert first != second
@@ -32,7 +32,7 @@ def test_sealed_text_tells_nothing_and_is_never_the_same_twice() -> None:
     assert b"hunter2" not in base64.b64decode(body)
 
 
-def test_it_opens_in_its_own_place_only() -> None:
+def test_secret_opens_only_in_its_own_row_and_column() -> None:
     keyring = Keyring([OLD])
     sealed = keyring.seal("x", column=COLUMN, row=ROW)
     for column, row in ((COLUMN, "another"), ("users.other", ROW), (COLUMN + "\0", ROW)):
@@ -40,7 +40,7 @@ def test_it_opens_in_its_own_place_only() -> None:
             keyring.open(sealed, column=column, row=row)
 
 
-def test_one_flipped_bit_anywhere_is_noticed() -> None:
+def test_any_flipped_bit_is_detected() -> None:
     keyring = Keyring([OLD])
     version, key_id, body = keyring.seal("x" * 5, column=COLUMN, row=ROW).split(":")
     raw = base64.b64decode(body)
@@ -51,7 +51,7 @@ def test_one_flipped_bit_anywhere_is_noticed() -> None:
             keyring.open(Ciphertext(text), column=COLUMN, row=ROW)
 
 
-def test_an_old_key_still_reads_and_the_first_one_writes() -> None:
+def test_old_key_still_decrypts_and_first_key_encrypts() -> None:
     sealed = Keyring([OLD]).seal("kept", column=COLUMN, row=ROW)
     both = Keyring([NEW, OLD])
     assert both.open(sealed, column=COLUMN, row=ROW) == "kept"
@@ -62,20 +62,20 @@ def test_an_old_key_still_reads_and_the_first_one_writes() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "v1", "v1:x", "plain text", "v1:00000000:AAAA", "v2:a:b:c"])
-def test_what_was_never_sealed_is_refused_with_a_sentence(text: str) -> None:
+def test_unsealed_text_is_refused_with_a_sentence(text: str) -> None:
     with pytest.raises(UndecryptableError, match=COLUMN):
         Keyring([OLD]).open(Ciphertext(text), column=COLUMN, row=ROW)
 
 
 @pytest.mark.parametrize("body", ["", "AAAA", "not base64!", "é"])
-def test_a_damaged_body_under_a_known_key_is_refused_too(body: str) -> None:
+def test_damaged_ciphertext_with_known_key_is_refused(body: str) -> None:
     keyring = Keyring([OLD])
     key_id = keyring.seal("x", column=COLUMN, row=ROW).split(":")[1]
     with pytest.raises(UndecryptableError):
         keyring.open(Ciphertext(f"v1:{key_id}:{body}"), column=COLUMN, row=ROW)
 
 
-async def test_an_encrypted_column_takes_no_plaintext(database: Database) -> None:
+async def test_encrypted_column_takes_no_plaintext(database: Database) -> None:
     async with database.read() as connection:
         now = await database.now(connection)
     stray = StoredToken(uuid.uuid4(), uuid.uuid4(), Ciphertext("plain"), now, None, now)

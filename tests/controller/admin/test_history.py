@@ -1,4 +1,4 @@
-"""What is over is forgotten in time; what is in flight never."""
+"""Retention: old finished operations are deleted, operations in flight never."""
 
 from datetime import timedelta
 
@@ -18,7 +18,7 @@ KEEPS = Keeps(operations=timedelta(days=90), most_operations=5, output=timedelta
 
 
 async def ended(database: Database, app: App, days_ago: float) -> Operation:
-    """Store an operation that ended so long ago, and printed something."""
+    """Store an operation with output that ended `days_ago` days ago."""
     moment = EPOCH - timedelta(days=days_ago)
     made = await add_operation(database, app, state="succeeded", created_at=moment, finished_at=moment)
     await said(database, made)
@@ -26,20 +26,20 @@ async def ended(database: Database, app: App, days_ago: float) -> Operation:
 
 
 async def said(database: Database, operation: Operation) -> None:
-    """Store what an operation printed, in two pieces."""
+    """Store an operation's output in two pieces."""
     async with database.write() as connection:
         await output.append(connection, operation.id, Piece(0, b"one\n"))
         await output.append(connection, operation.id, Piece(4, b"two\n"))
 
 
 async def left(database: Database) -> dict[Operation, bytes]:
-    """Return the operations there are, with what they printed."""
+    """Return the stored operations with their output."""
     async with database.read() as connection:
         found, _ = await operations.search(connection, app_id=None, server_id=None, state=None, limit=1000)
         return {each: await output.tail(connection, each.id, 100) for each in found}
 
 
-async def test_operations_are_forgotten_after_ninety_days_and_their_output_after_seven(database: Database) -> None:
+async def test_operations_expire_after_90_days_and_output_after_7(database: Database) -> None:
     app = await add_app(database)
     made = {days: await ended(database, app, days) for days in (0, 6.9, 7.1, 89.9, 90.1, 400)}
     await History(database, KEEPS).forget_old()
@@ -47,7 +47,7 @@ async def test_operations_are_forgotten_after_ninety_days_and_their_output_after
     assert await left(database) == {made[0]: whole, made[6.9]: whole, made[7.1]: b"", made[89.9]: b""}
 
 
-async def test_of_many_the_newest_are_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_newest_operations_are_kept_beyond_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(histories, "_BATCH_SIZE", 2)
     app = await add_app(database)
     made = [await ended(database, app, n / 100) for n in range(12)]
@@ -55,7 +55,7 @@ async def test_of_many_the_newest_are_kept(database: Database, monkeypatch: pyte
     assert (await left(database)).keys() == set(made[:5])
 
 
-async def test_what_is_in_flight_is_kept_however_old_it_is(database: Database) -> None:
+async def test_operation_in_flight_is_kept_at_any_age(database: Database) -> None:
     app = await add_app(database)
     old = EPOCH - timedelta(days=1000)
     at_work = await add_operation(database, app, state="running", created_at=old, started_at=old)
@@ -68,9 +68,7 @@ async def test_what_is_in_flight_is_kept_however_old_it_is(database: Database) -
     assert len(found) == 1 + 5
 
 
-async def test_numbers_of_changes_are_forgotten_but_the_last(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_old_changes_are_deleted_except_newest(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(histories, "_CHANGES", 3)
     app = await add_app(database)
     for n in range(10):
@@ -90,11 +88,11 @@ async def test_numbers_of_changes_are_forgotten_but_the_last(
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Return settings by which output is kept for a day."""
+    """Return settings that keep output for a day."""
     return settings.model_copy(update={"operation_output_days": 1})
 
 
-async def test_a_controller_forgets_by_itself(world: World) -> None:
+async def test_controller_deletes_history_periodically(world: World) -> None:
     server_id, host = await world.new_host()
     assert isinstance(host, FakeHost)
     operation_id = await world.begin(await world.new_app(server_id, autoStopTimeout=43_200))

@@ -1,4 +1,4 @@
-"""`rotate-key`: everything sealed goes from the old key to the new one, whatever happens in the middle of it."""
+"""`rotate-key`: all secrets move from the old key to the new one, despite interruptions."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,7 +37,7 @@ def run(settings: Settings, current: str = NEW, previous: str = OLD) -> Result:
 
 
 async def everything(database: Database) -> list[tuple[Column[Any], Any, Ciphertext]]:
-    """Return all that is sealed: column, row and text."""
+    """Return all sealed values: column, row and text."""
     found: list[tuple[Column[Any], Any, Ciphertext]] = []
     async with database.read() as connection:
         for table in metadata.sorted_tables:
@@ -56,7 +56,7 @@ def opened(rows: Sequence[tuple[Column[Any], Any, Ciphertext]], keyring: Keyring
 
 
 async def fill(database: Database, count: int, key: str = OLD) -> list[UUID]:
-    """Make servers whose credentials are sealed with a key."""
+    """Create servers whose credentials are sealed with a key."""
     keyring, ids = Keyring([key]), [uuid4() for _ in range(count)]
     async with database.write() as connection:
         for number, server_id in enumerate(ids):
@@ -65,7 +65,7 @@ async def fill(database: Database, count: int, key: str = OLD) -> list[UUID]:
     return ids
 
 
-async def test_all_of_it_changes_its_key_while_a_controller_serves(world: World) -> None:
+async def test_all_secrets_are_rotated_while_controller_serves(world: World) -> None:
     server_id = await world.new_server(sshPassword="kept")
     token = JoinToken.parse((await world.admin.post(f"/api/servers/{server_id}/enrollment-token")).expect(201)["token"])
     await world.stop()
@@ -96,7 +96,7 @@ async def test_all_of_it_changes_its_key_while_a_controller_serves(world: World)
     assert credentials.password == "changed"  # noqa: S105 - a test's
 
 
-async def test_cut_at_any_moment_it_loses_nothing_and_ends_when_run_again(
+async def test_interrupted_rotation_loses_nothing_and_completes_on_rerun(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await load_authority(database, Keyring([OLD]))
@@ -131,7 +131,7 @@ async def test_cut_at_any_moment_it_loses_nothing_and_ends_when_run_again(
 
 
 def after_each_page(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Awaitable[None]], times: int) -> None:
-    """Let somebody else write between the look at some rows and their change, some times."""
+    """Write concurrently between the read of some rows and their update, a few times."""
     plain_page = sealed_store.page
     left = times
 
@@ -147,7 +147,9 @@ def after_each_page(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Awaita
 
 
 @pytest.mark.parametrize("key", [NEW, OLD])
-async def test_a_change_in_the_middle_of_it_wins(database: Database, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+async def test_concurrent_change_wins_over_rotation(
+    database: Database, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     changed, gone, untouched = await fill(database, 3)
 
     async def change() -> None:
@@ -163,7 +165,7 @@ async def test_a_change_in_the_middle_of_it_wins(database: Database, monkeypatch
     assert found == {(COLUMN, str(changed)): "later", (COLUMN, str(untouched)): '{"password": "2"}'}
 
 
-async def test_a_controller_that_goes_on_with_the_old_key_is_noticed(
+async def test_controller_with_old_key_is_detected(
     database: Database, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     (server_id,) = await fill(database, 1)
@@ -180,7 +182,7 @@ async def test_a_controller_that_goes_on_with_the_old_key_is_noticed(
     assert caught.value.code == "old_key_in_use"
 
 
-async def test_what_no_key_opens_is_named_and_left_and_the_rest_is_done(database: Database, settings: Settings) -> None:
+async def test_undecryptable_secret_is_named_and_others_are_rotated(database: Database, settings: Settings) -> None:
     lost, altered, good = (
         await fill(database, 1, "a key that nobody has any more, alas")
         + await fill(database, 1)
@@ -206,7 +208,7 @@ async def test_what_no_key_opens_is_named_and_left_and_the_rest_is_done(database
     assert "anew: 1 of 3" in whole.output, "and alone it is part of a key"
 
 
-async def test_a_wrong_old_key_changes_nothing(database: Database, settings: Settings) -> None:
+async def test_wrong_old_key_changes_nothing(database: Database, settings: Settings) -> None:
     await fill(database, 3)
     before = await everything(database)
     result = await asyncio.to_thread(run, settings, NEW, "not the old key, but of 32 characters")
@@ -216,7 +218,7 @@ async def test_a_wrong_old_key_changes_nothing(database: Database, settings: Set
     assert await everything(database) == before
 
 
-async def test_no_key_is_made_on_the_way(database: Database, settings: Settings) -> None:
+async def test_rotation_generates_no_key(database: Database, settings: Settings) -> None:
     del database
     result = await asyncio.to_thread(run, settings, "", OLD)
     assert (result.exit_code, "(missing_secret)" in result.output) == (1, True)

@@ -1,4 +1,4 @@
-"""/metrics: what the guide says to monitor, told to who has the token, with few values for each label."""
+"""/metrics: the documented metrics, protected by the token, with few values per label."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -27,26 +27,26 @@ async def world(settings: Settings) -> AsyncIterator[World]:
 
 
 class Scrape:
-    """What one look at /metrics showed."""
+    """The result of one scrape of /metrics."""
 
     def __init__(self, text: str) -> None:
         self.families = {family.name: family for family in text_string_to_metric_families(text)}
         self.samples = [sample for family in self.families.values() for sample in family.samples]
 
     def value(self, name: str, **labels: str) -> float:
-        """Return a sample's value, the sum over all that bear the labels; 0 where there is none."""
+        """Return the sum of the samples with the labels; 0 where there is none."""
         return sum(s.value for s in self.samples if s.name == name and labels.items() <= s.labels.items())
 
 
 async def scrape(api: Api) -> Scrape:
-    """Look at the metrics."""
+    """Scrape the metrics."""
     reply = await api.get("/metrics", Authorization=f"Bearer {TOKEN}")
     assert reply.status == 200, reply.text
     assert reply.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     return Scrape(reply.text)
 
 
-async def test_they_are_for_who_has_the_token(world: World) -> None:
+async def test_metrics_require_their_token(world: World) -> None:
     (await world.nobody.get("/metrics")).expect(401, "bad_token")
     (await world.admin.get("/metrics")).expect(401, "bad_token")
     (await world.nobody.get("/metrics", Authorization=f"Basic {TOKEN}")).expect(401, "bad_token")
@@ -62,7 +62,7 @@ async def test_they_are_for_who_has_the_token(world: World) -> None:
     assert (await scrape(world.nobody)).value("moorage_database_up") == 1
 
 
-async def test_a_run_from_start_to_auto_stop_is_counted(world: World, host: FakeHost, running_app_id: str) -> None:
+async def test_run_from_start_to_auto_stop_is_counted(world: World, host: FakeHost, running_app_id: str) -> None:
     assert host.reachable
     assert running_app_id
     now = await scrape(world.nobody)
@@ -91,7 +91,7 @@ async def test_check_of_a_server_is_counted(world: World) -> None:
     assert after == before + 1
 
 
-async def test_what_is_late_and_what_goes_wrong_shows(world: World, host: FakeHost, running_app_id: str) -> None:
+async def test_overdue_apps_and_failures_are_exported(world: World, host: FakeHost, running_app_id: str) -> None:
     host.plans[OperationKind.DOWN] = Plan(exit_code=1, output=b"no\n", leaves=("web",))
     await world.clock.run(5 * 60 + 120)
     await settle()
@@ -102,7 +102,9 @@ async def test_what_is_late_and_what_goes_wrong_shows(world: World, host: FakeHo
     assert now.value("moorage_auto_stops_total", result="failed") >= 1
 
 
-async def test_an_operation_in_flight_and_its_holder_show(world: World, host: FakeHost, timed_app_id: str) -> None:
+async def test_operation_in_flight_and_lease_holder_are_exported(
+    world: World, host: FakeHost, timed_app_id: str
+) -> None:
     host.hold()
     (await world.user.post(f"/api/apps/{timed_app_id}/start", Prefer="respond-async")).expect(202)
     await settle()
@@ -114,7 +116,7 @@ async def test_an_operation_in_flight_and_its_holder_show(world: World, host: Fa
     assert now.value("moorage_controllers") == 1
 
 
-async def test_requests_are_counted_by_route_and_what_callers_make_up_is_not(world: World) -> None:
+async def test_requests_are_counted_by_route_without_caller_supplied_labels(world: World) -> None:
     await world.nobody.send("PROPFIND", "/coffee")
     for _ in range(3):
         (await world.user.get(f"/api/apps/{uuid4()}")).expect(404)
@@ -139,7 +141,7 @@ async def test_failures_to_log_in_are_counted_by_reason(world: World) -> None:
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite", "postgresql"], indirect=True, scope="session")
-async def test_certificates_and_listeners_show(world: World, host: FakeHost) -> None:
+async def test_certificates_and_listeners_are_exported(world: World, host: FakeHost) -> None:
     assert host.reachable
     now = await scrape(world.nobody)
     begin = world.clock.now().timestamp()
@@ -152,13 +154,13 @@ async def test_certificates_and_listeners_show(world: World, host: FakeHost) -> 
     assert now.value("moorage_event_subscribers") == 0
 
 
-async def test_the_release_and_the_process_show(world: World) -> None:
+async def test_release_and_process_are_exported(world: World) -> None:
     now = await scrape(world.nobody)
     assert now.value("moorage_build_info") == 1
     assert now.value("process_resident_memory_bytes") > 0
 
 
-async def test_no_label_bears_what_belongs_to_one_resource(world: World, host: FakeHost, running_app_id: str) -> None:
+async def test_labels_contain_no_resource_names(world: World, host: FakeHost, running_app_id: str) -> None:
     assert host.reachable
     names: Mapping[str, str] = {"app": running_app_id, "server": "Production Server 1"}
     now = await scrape(world.nobody)

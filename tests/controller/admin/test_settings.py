@@ -1,4 +1,4 @@
-"""Settings: the guide's names, refused with a sentence where they can't be right, secrets kept to themselves."""
+"""Settings: documented names, a sentence for each invalid value, and secrets that are never printed."""
 
 import stat
 from pathlib import Path
@@ -18,14 +18,14 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_nothing_has_to_be_set() -> None:
+def test_settings_need_no_variable() -> None:
     settings = settings_module.load()
     assert (settings.host, settings.port, settings.node_env) == ("127.0.0.1", 3000, "development")
     assert settings.base_url == "http://127.0.0.1:3000"
     assert settings.sqlite_path == Path("/var/lib/moorage-controller/moorage.db")
 
 
-def test_the_guide_s_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {
         "PORT": "8080",
         "NODE_ENV": "production",
@@ -54,7 +54,7 @@ def test_the_guide_s_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None
         ("OPERATION_LIMIT_MINUTES", "0"),
     ],
 )
-def test_what_can_t_be_right_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_invalid_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(StartupError, match=name) as caught:
         settings_module.load()
@@ -72,7 +72,7 @@ def test_what_can_t_be_right_is_named(monkeypatch: pytest.MonkeyPatch, name: str
     ],
 )
 @pytest.mark.parametrize("name", ["JWT_SECRET", "ENCRYPTION_KEY"])
-def test_a_secret_that_guards_nothing_is_refused(
+def test_weak_or_missing_secret_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, secret: str, environment: str, code: str
 ) -> None:
     for variable, value in (("JWT_SECRET", JWT_SECRET), ("ENCRYPTION_KEY", ENCRYPTION_KEY)):
@@ -97,19 +97,19 @@ def test_settings_can_be_printed_without_a_secret(tmp_path: Path) -> None:
     assert not [value for value in (*given.values(), "db-secret") if value in shown]
 
 
-def test_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_data_folder_has_owner_only_mode(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "data"
     settings_module.prepare_data_dir(make_settings(folder))
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_data_folder_that_can_t_be_made_is_told_with_a_way_out(tmp_path: Path) -> None:
+def test_uncreatable_data_folder_is_reported_with_advice(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartupError, match="MOORAGE_DATA_DIR"):
         settings_module.prepare_data_dir(make_settings(tmp_path / "file" / "data"))
 
 
-def test_a_secret_that_isn_t_given_is_made_once_and_kept_for_its_owner_alone(tmp_path: Path) -> None:
+def test_missing_secret_is_generated_once_with_owner_only_mode(tmp_path: Path) -> None:
     settings = make_settings(tmp_path, jwt_secret="")
     made = settings_module.secret(settings, "jwt_secret")
     assert len(made) >= 32
@@ -118,7 +118,7 @@ def test_a_secret_that_isn_t_given_is_made_once_and_kept_for_its_owner_alone(tmp
     assert settings_module.secret(make_settings(tmp_path), "jwt_secret") == JWT_SECRET
 
 
-def test_a_damaged_secret_is_not_replaced(tmp_path: Path) -> None:
+def test_damaged_secret_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "encryption_key").write_text("short\n")
     with pytest.raises(StartupError, match="damaged"):
         settings_module.secret(make_settings(tmp_path, encryption_key=""), "encryption_key")

@@ -1,4 +1,4 @@
-"""The authority: chain, names, purpose and lifetime of what it signs, judged by the library and not by us."""
+"""The authority: chain, names, purpose and lifetime of its certificates, verified by the x509 library."""
 
 import datetime as dt
 import uuid
@@ -33,7 +33,7 @@ def verify_server(authority: Authority, pem: bytes, name: str, moment: dt.dateti
     PolicyBuilder().store(store).time(moment).build_server_verifier(x509.DNSName(name)).verify(loaded(pem), [])
 
 
-def test_the_authority_s_own_certificate_may_sign_certificates_and_nothing_else(authority: Authority) -> None:
+def test_authority_certificate_may_only_sign_certificates(authority: Authority) -> None:
     certificate = loaded(authority.certificate_pem)
     basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     assert (basic.critical, basic.value.ca, basic.value.path_length) == (True, True, 0)
@@ -44,7 +44,7 @@ def test_the_authority_s_own_certificate_may_sign_certificates_and_nothing_else(
     assert authority.fingerprint == certificate.fingerprint(hashes.SHA256()).hex()
 
 
-def test_an_agent_s_certificate_is_for_its_key_its_name_and_for_serving(authority: Authority) -> None:
+def test_agent_certificate_is_for_its_key_its_name_and_for_serving(authority: Authority) -> None:
     key = new_key()
     pem = authority.issue_agent(signing_request(key, "root"), AGENT, EPOCH)
     certificate = loaded(pem)
@@ -60,7 +60,7 @@ def test_an_agent_s_certificate_is_for_its_key_its_name_and_for_serving(authorit
     certificate.verify_directly_issued_by(loaded(authority.certificate_pem))
 
 
-def test_the_library_accepts_an_agent_by_its_name_within_its_time_only(authority: Authority) -> None:
+def test_agent_certificate_verifies_only_by_name_within_validity(authority: Authority) -> None:
     pem = authority.issue_agent(signing_request(new_key(), "x"), AGENT, EPOCH)
     verify_server(authority, pem, AGENT, SOON)
     with pytest.raises(VerificationError):
@@ -71,7 +71,7 @@ def test_the_library_accepts_an_agent_by_its_name_within_its_time_only(authority
         verify_server(Authority.create(EPOCH)[0], pem, AGENT, SOON)
 
 
-def test_names_in_the_request_are_not_taken(authority: Authority) -> None:
+def test_names_in_certificate_request_are_ignored(authority: Authority) -> None:
     key = new_key()
     wished = x509.SubjectAlternativeName([x509.DNSName("evil"), x509.UniformResourceIdentifier(CONTROLLER_URI)])
     request = (
@@ -90,7 +90,7 @@ def test_names_in_the_request_are_not_taken(authority: Authority) -> None:
     assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
-def test_the_controller_s_certificate_is_for_calling_under_its_uri_name(authority: Authority) -> None:
+def test_controller_certificate_is_for_calling_under_its_uri_name(authority: Authority) -> None:
     pem, key_pem = authority.issue_controller(EPOCH)
     certificate = loaded(pem)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -117,18 +117,18 @@ def requests_nobody_should_sign() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("request_pem", requests_nobody_should_sign().values(), ids=requests_nobody_should_sign())
-def test_what_isn_t_a_request_for_its_own_p_256_key_is_refused(authority: Authority, request_pem: bytes) -> None:
+def test_csr_without_self_signed_p256_key_is_refused(authority: Authority, request_pem: bytes) -> None:
     with pytest.raises(ValueError, match="certificate request"):
         authority.issue_agent(request_pem, AGENT, EPOCH)
 
 
-def test_a_host_is_known_again_by_its_key() -> None:
+def test_enrolled_host_is_recognised_by_its_key() -> None:
     key = new_key()
     assert public_key_digest(signing_request(key, "a")) == public_key_digest(signing_request(key, "b"))
     assert public_key_digest(signing_request(new_key(), "a")) != public_key_digest(signing_request(key, "a"))
 
 
-def test_the_controller_s_identity_stays_until_it_is_renewed_well_before_its_end(authority: Authority) -> None:
+def test_controller_identity_is_reused_until_renewal_before_expiry(authority: Authority) -> None:
     clock = FakeClock()
     identity = ControllerIdentity(authority, clock)
     first = identity.current()

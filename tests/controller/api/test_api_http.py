@@ -1,4 +1,4 @@
-"""What every reply is like: problem documents, headers, request ids, and bodies that aren't what they should be."""
+"""Properties of every reply: problem documents, headers, request ids, and invalid bodies."""
 
 import asyncio
 import io
@@ -24,7 +24,7 @@ SECURITY = {
 UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
-async def test_every_kind_of_error_is_a_problem_document_whose_error_is_a_sentence(world: World) -> None:
+async def test_every_error_is_a_problem_document_with_a_sentence(world: World) -> None:
     missing = str(uuid.uuid4())
     replies = {
         400: await world.admin.send("POST", "/api/projects", data=b"{"),
@@ -49,13 +49,13 @@ async def test_every_kind_of_error_is_a_problem_document_whose_error_is_a_senten
     assert replies[422].json["errors"] == [{"field": "name", "message": "It is missing: give it."}]
 
 
-async def test_an_unknown_path_is_a_problem_too_with_and_without_a_token(world: World) -> None:
+async def test_unknown_path_returns_a_problem_document(world: World) -> None:
     for api in (world.nobody, world.admin):
         (await api.get("/api/nothing")).expect(404, "not_found")
         (await api.get("/api/nothing/")).expect(404, "not_found")
 
 
-async def test_every_reply_bears_the_security_headers(world: World) -> None:
+async def test_every_reply_has_the_security_headers(world: World) -> None:
     for reply in (
         await world.admin.get("/api/apps"),
         await world.nobody.get("/api/apps"),
@@ -66,13 +66,13 @@ async def test_every_reply_bears_the_security_headers(world: World) -> None:
         assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
 
 
-async def test_a_sane_request_id_comes_back(world: World) -> None:
+async def test_valid_request_id_is_echoed(world: World) -> None:
     for sane in ["abc", "0b9c-1.2_X", "x" * 128]:
         for path in ("/healthz", "/api/apps", "/nothing"):
             assert (await world.nobody.get(path, X_Request_Id=sane)).headers["X-Request-Id"] == sane
 
 
-async def test_an_insane_one_is_replaced(world: World) -> None:
+async def test_invalid_request_id_is_replaced(world: World) -> None:
     for insane in ["", "x" * 129, "a b", "<script>", "a;b", "ä", "a\tb", '"', "../../etc"]:
         reply = await world.nobody.get("/api/apps", X_Request_Id=insane)
         assert UUID.fullmatch(reply.headers["X-Request-Id"])
@@ -101,7 +101,7 @@ BODIES: list[tuple[bytes, int, str]] = [
 ]
 
 
-async def test_a_body_that_can_t_be_read_is_told_from_one_that_is_wrong(world: World) -> None:
+async def test_unreadable_body_differs_from_invalid_body(world: World) -> None:
     for data, status, code in BODIES:
         reply = await world.admin.send("POST", "/api/projects", data=data)
         assert (reply.status, reply.json["code"]) == (status, code), data[:30]
@@ -110,18 +110,18 @@ async def test_a_body_that_can_t_be_read_is_told_from_one_that_is_wrong(world: W
 @pytest.mark.parametrize(
     "media", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"]
 )
-async def test_another_media_type_is_refused(world: World, media: str) -> None:
+async def test_other_media_type_is_refused(world: World, media: str) -> None:
     reply = await world.admin.send("POST", "/api/projects", data=b'{"name":"x"}', headers={"Content-Type": media})
     reply.expect(415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("media", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
-async def test_json_is_taken_however_it_is_called(world: World, media: str) -> None:
+async def test_any_json_media_type_is_accepted(world: World, media: str) -> None:
     reply = await world.admin.send("POST", "/api/projects", data=b'{"name":"x"}', headers={"Content-Type": media})
     reply.expect(201)
 
 
-async def test_a_body_of_one_mebibyte_is_read_and_one_byte_more_is_not(world: World) -> None:
+async def test_body_of_1_mib_is_read_and_one_byte_more_is_refused(world: World) -> None:
     frame = b'{"name":"x","extra":""}'
     room = 1024 * 1024 - len(frame)
     full = frame[:-2] + b"y" * room + b'"}'
@@ -138,7 +138,7 @@ async def test_unknown_fields_and_query_parameters_are_ignored(world: World) -> 
     assert "color" not in made
 
 
-async def test_a_malformed_id_is_of_nothing(world: World) -> None:
+async def test_malformed_id_returns_404(world: World) -> None:
     bad = ["1", "server-1", "..%2f..", "%00", "%ff", "x" * 1000, "00000000-0000-0000-0000-00000000000g"]
     for resource in ("servers", "projects", "apps", "operations"):
         for name in bad:
@@ -166,7 +166,7 @@ UNKNOWN = [
 ]
 
 
-async def test_an_unknown_id_is_404_everywhere(world: World) -> None:
+async def test_unknown_id_returns_404_on_every_route(world: World) -> None:
     for method, path, code in UNKNOWN:
         (await world.admin.send(method, path.format(uuid.uuid4()))).expect(404, code)
 
@@ -186,13 +186,13 @@ PAGES = [
 ]
 
 
-async def test_a_page_that_can_t_be_is_refused(world: World) -> None:
+async def test_invalid_page_parameters_are_refused(world: World) -> None:
     for query in PAGES:
         (await world.admin.get(f"/api/audit-logs?{query}")).expect(422, "invalid_field")
 
 
 @pytest.mark.parametrize("query", ["appId=x", "serverId=1", "appId=%00"])
-async def test_a_filter_by_no_id_is_refused(world: World, query: str) -> None:
+async def test_filter_by_malformed_id_is_refused(world: World, query: str) -> None:
     (await world.admin.get(f"/api/operations?{query}")).expect(422, "invalid_field")
 
 
@@ -209,8 +209,8 @@ async def test_a_filter_by_no_id_is_refused(world: World, query: str) -> None:
         b"GET /api/apps HTTP/1.1\r\nAuthorization: Bearer \xff\xff",
     ],
 )
-async def test_bytes_that_are_no_text_are_a_caller_s_fault(world: World, logs: io.StringIO, head: bytes) -> None:
-    """Raw, since a client library would refuse to send them."""
+async def test_non_utf8_bytes_return_a_client_error(world: World, logs: io.StringIO, head: bytes) -> None:
+    """Raw, because a client library would refuse to send them."""
     host, port = world.nobody.url.removeprefix("http://").split(":")
     body = b'{"username":"admin","password":"x"}' if head.startswith(b"POST") else b""
     rest = b"Host: x\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
@@ -224,7 +224,7 @@ async def test_bytes_that_are_no_text_are_a_caller_s_fault(world: World, logs: i
 
 
 @pytest.mark.parametrize("end", ["close", "reset"])
-async def test_a_caller_who_hangs_up_in_his_body_is_no_error_of_ours(world: World, logs: io.StringIO, end: str) -> None:
+async def test_caller_disconnect_in_body_logs_no_error(world: World, logs: io.StringIO, end: str) -> None:
     host, port = world.nobody.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST /api/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
@@ -247,7 +247,7 @@ async def test_a_caller_who_hangs_up_in_his_body_is_no_error_of_ours(world: Worl
     (await world.nobody.get("/healthz")).expect(200)
 
 
-async def test_a_fault_of_ours_tells_a_caller_nothing_but_where_to_look(
+async def test_internal_error_shows_only_the_request_id(
     world: World, logs: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(_: Projects) -> None:

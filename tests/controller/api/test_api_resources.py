@@ -1,4 +1,4 @@
-"""Servers, projects and apps: made, listed, shown, changed and removed, with the fields that dashboards read."""
+"""Servers, projects and apps: create, list, read, update and delete, with the fields that dashboards read."""
 
 import uuid
 from typing import Any
@@ -13,7 +13,7 @@ KINDS = ["servers", "projects", "apps"]
 
 
 async def make(world: World, kind: str, name: str) -> Any:  # noqa: ANN401 - JSON
-    """Make a resource of a kind with a name; return it."""
+    """Create a resource of a kind with a name; return it."""
     body: dict[str, object] = {"name": name}
     if kind == "servers":
         body["address"] = "10.1.1.1"
@@ -23,7 +23,7 @@ async def make(world: World, kind: str, name: str) -> Any:  # noqa: ANN401 - JSO
     return (await world.admin.post(f"/api/{kind}", body)).expect(201)
 
 
-async def test_the_guide_s_server(world: World) -> None:
+async def test_server_reply_matches_the_guide(world: World) -> None:
     made = (await world.admin.post("/api/servers", SERVER)).expect(201)
     assert {name: made[name] for name in SERVER} == SERVER
     shown = (await world.user.get("/api/servers")).expect(200)
@@ -35,7 +35,7 @@ async def test_the_guide_s_server(world: World) -> None:
     assert uuid.UUID(made["id"])
 
 
-async def test_a_server_with_an_agent_is_online_with_its_facts(world: World) -> None:
+async def test_server_with_an_agent_is_online_with_its_facts(world: World) -> None:
     server_id, host = await world.new_host()
     host.set_running(PATH, ["web", "db"])
     server = (await world.user.get(f"/api/servers/{server_id}")).expect(200)
@@ -46,7 +46,7 @@ async def test_a_server_with_an_agent_is_online_with_its_facts(world: World) -> 
     assert status == {"status": "online", "runningContainers": 2, "uptime": 4711, "lastChecked": NOW}
 
 
-async def test_a_check_is_made_now_and_says_why_not(world: World) -> None:
+async def test_server_check_runs_immediately_and_reports_failure_reason(world: World) -> None:
     server_id, host = await world.new_host()
     host.reachable = False
     world.clock.advance(0.25)
@@ -62,14 +62,14 @@ async def test_a_check_is_made_now_and_says_why_not(world: World) -> None:
     assert server["statusDetail"] == host.engine_problem
 
 
-async def test_a_check_of_a_server_without_an_agent_says_so(world: World) -> None:
+async def test_server_check_without_agent_is_reported(world: World) -> None:
     server_id = await world.new_server()
     status = (await world.user.get(f"/api/servers/{server_id}/status")).expect(200)
     assert (status["status"], status["runningContainers"]) == ("offline", 0)
     assert "agent" in (await world.user.get(f"/api/servers/{server_id}")).expect(200)["statusDetail"]
 
 
-async def test_a_server_turns_offline_and_back_by_itself_and_each_turn_is_told_once(world: World) -> None:
+async def test_server_status_change_is_detected_and_audited_once(world: World) -> None:
     server_id, host = await world.new_host()
     app_id = await world.new_app(server_id)
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
@@ -88,7 +88,7 @@ async def test_a_server_turns_offline_and_back_by_itself_and_each_turn_is_told_o
     assert turns == ["online", "offline", "online"]
 
 
-async def test_the_guide_s_app(world: World) -> None:
+async def test_app_reply_matches_the_guide(world: World) -> None:
     server_id = await world.new_server()
     project = (await world.admin.post("/api/projects", {"name": "QMS", "description": "All of it"})).expect(201)
     assert project.keys() == {"id", "name", "description", "createdAt"}
@@ -109,7 +109,7 @@ async def test_the_guide_s_app(world: World) -> None:
     assert (await world.user.get(f"/api/apps/{made['id']}")).expect(200) == made
 
 
-async def test_a_timeout_that_isn_t_given_is_an_hour(world: World) -> None:
+async def test_default_timeout_is_one_hour(world: World) -> None:
     assert (await make(world, "apps", "a"))["autoStopTimeout"] == 60
 
 
@@ -123,7 +123,7 @@ async def test_lists_are_arrays_even_when_empty_and_sorted_by_name(world: World,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_is_absent_in_a_change_stays(world: World, kind: str) -> None:
+async def test_field_absent_from_update_is_kept(world: World, kind: str) -> None:
     made = await make(world, kind, "Old")
     changed = (await world.admin.put(f"/api/{kind}/{made['id']}", {"name": "  New "})).expect(200)
     assert changed == made | {"name": "New"}
@@ -133,7 +133,7 @@ async def test_what_is_absent_in_a_change_stays(world: World, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_was_deleted_is_gone(world: World, kind: str) -> None:
+async def test_deleted_resource_is_gone(world: World, kind: str) -> None:
     made = await make(world, kind, "x")
     gone = (await world.admin.delete(f"/api/{kind}/{made['id']}")).expect(200)
     assert gone["success"] is True
@@ -142,7 +142,7 @@ async def test_what_was_deleted_is_gone(world: World, kind: str) -> None:
     (await world.admin.delete(f"/api/{kind}/{made['id']}")).expect(404)
 
 
-async def test_what_can_be_unset_is_unset_by_null(world: World) -> None:
+async def test_optional_field_is_unset_by_null(world: World) -> None:
     app = await make(world, "apps", "a")
     path = f"/api/apps/{app['id']}"
     full = {"appUrl": "https://x.example.com/y", "domain": "x.example.com"}
@@ -150,7 +150,7 @@ async def test_what_can_be_unset_is_unset_by_null(world: World) -> None:
     assert (await world.admin.put(path, {"appUrl": None, "domain": ""})).expect(200) == app
 
 
-async def test_an_app_of_no_project_or_no_server_names_both(world: World) -> None:
+async def test_error_for_unknown_project_and_server_names_both(world: World) -> None:
     nothing = str(uuid.uuid4())
     body = {"name": "x", "cdPath": PATH, "projectId": nothing, "serverId": nothing}
     errors = (await world.admin.post("/api/apps", body)).expect(422)["errors"]
@@ -160,14 +160,14 @@ async def test_an_app_of_no_project_or_no_server_names_both(world: World) -> Non
     assert [error["field"] for error in errors] == ["serverId"]
 
 
-async def test_a_server_with_apps_can_t_be_deleted(world: World) -> None:
+async def test_server_with_apps_cannot_be_deleted(world: World) -> None:
     app = await make(world, "apps", "a")
     (await world.admin.delete(f"/api/servers/{app['serverId']}")).expect(409, "server_in_use")
     (await world.admin.delete(f"/api/apps/{app['id']}")).expect(200)
     (await world.admin.delete(f"/api/servers/{app['serverId']}")).expect(200)
 
 
-async def test_a_project_takes_its_apps_along_unless_one_runs(world: World) -> None:
+async def test_project_deletion_removes_its_apps_unless_one_runs(world: World) -> None:
     server_id, _ = await world.new_host()
     app_id = await world.new_app(server_id)
     project_id = (await world.app(app_id))["projectId"]
@@ -178,7 +178,7 @@ async def test_a_project_takes_its_apps_along_unless_one_runs(world: World) -> N
     assert (await world.user.get("/api/apps")).expect(200) == []
 
 
-async def test_where_an_app_is_can_t_change_while_it_runs_and_the_rest_can(world: World) -> None:
+async def test_location_of_running_app_cannot_change_but_other_fields_can(world: World) -> None:
     server_id, _ = await world.new_host()
     app_id = await world.new_app(server_id)
     other = await world.new_server(name="other")
@@ -194,7 +194,7 @@ async def test_where_an_app_is_can_t_change_while_it_runs_and_the_rest_can(world
     (await world.admin.put(path, {"serverId": other, "cdPath": "/elsewhere"})).expect(200)
 
 
-async def test_a_running_app_is_deleted_only_by_force_which_stops_it_first(world: World) -> None:
+async def test_running_app_is_stopped_and_deleted_only_by_force(world: World) -> None:
     server_id, host = await world.new_host()
     app_id = await world.new_app(server_id)
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
@@ -205,7 +205,7 @@ async def test_a_running_app_is_deleted_only_by_force_which_stops_it_first(world
     assert host.app(PATH).containers == []
 
 
-async def test_an_app_that_can_t_be_stopped_is_not_deleted_by_force_either(world: World) -> None:
+async def test_app_that_cannot_be_stopped_is_not_deleted_by_force(world: World) -> None:
     server_id, host = await world.new_host()
     app_id = await world.new_app(server_id)
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
@@ -214,7 +214,7 @@ async def test_an_app_that_can_t_be_stopped_is_not_deleted_by_force_either(world
     assert (await world.app(app_id))["status"] == "running"
 
 
-async def test_a_plain_user_may_change_the_timeout_and_nothing_else(world: World) -> None:
+async def test_plain_user_may_change_only_the_timeout(world: World) -> None:
     app = await make(world, "apps", "a")
     path = f"/api/apps/{app['id']}"
     assert (await world.user.put(path, {"autoStopTimeout": 15})).expect(200)["autoStopTimeout"] == 15
@@ -228,7 +228,7 @@ async def test_a_plain_user_may_change_the_timeout_and_nothing_else(world: World
     assert await world.app(app["id"]) == app | {"autoStopTimeout": 20, "defaultTimeout": 20}
 
 
-async def test_an_app_is_watched_from_the_moment_it_is_there(world: World) -> None:
+async def test_new_app_is_watched_immediately(world: World) -> None:
     server_id, host = await world.new_host()
     host.set_running(PATH, ["web"])
     app_id = await world.new_app(server_id)
@@ -241,7 +241,7 @@ async def test_an_app_is_watched_from_the_moment_it_is_there(world: World) -> No
     assert (await world.user.get(f"/api/servers/{server_id}")).expect(200)["runningAppsCount"] == 0
 
 
-async def test_a_join_token_is_for_one_server_one_host_one_hour(world: World) -> None:
+async def test_join_token_is_valid_for_one_server_and_one_hour(world: World) -> None:
     server_id = await world.new_server()
     made = (await world.admin.post(f"/api/servers/{server_id}/enrollment-token")).expect(201)
     assert made["expiresAt"] == NOW + 3_600_000

@@ -1,4 +1,4 @@
-"""What a field may hold, and what it may not: told by the field's name, never a 500."""
+"""Valid and invalid values of each field: errors name the field, and are never a 500."""
 
 import pytest
 from factories import PATH, World
@@ -65,7 +65,7 @@ BAD_TIMEOUTS = [0, -1, 43_201, "x", "", 1.5, "1.5", True, False, [60], {"minutes
 
 
 async def body(world: World) -> dict[str, object]:
-    """Return what makes an app."""
+    """Return a valid body of an app."""
     project_id = (await world.admin.post("/api/projects", {"name": "Shop"})).expect(201)["id"]
     return {"name": "a", "projectId": project_id, "serverId": await world.new_server(), "cdPath": PATH}
 
@@ -75,7 +75,7 @@ def fields(errors: list[dict[str, str]]) -> set[str]:
     return {error["field"] for error in errors}
 
 
-async def test_a_path_that_could_lead_elsewhere_is_refused(world: World) -> None:
+async def test_invalid_path_is_refused(world: World) -> None:
     app = await body(world)
     app_id = (await world.admin.post("/api/apps", app)).expect(201)["id"]
     for path in BAD_PATHS:
@@ -86,14 +86,14 @@ async def test_a_path_that_could_lead_elsewhere_is_refused(world: World) -> None
     assert (await world.app(app_id))["cdPath"] == PATH
 
 
-async def test_a_strange_path_is_a_path_all_the_same_and_kept_letter_for_letter(world: World) -> None:
+async def test_unusual_path_is_accepted_and_kept_verbatim(world: World) -> None:
     app = await body(world)
     for path in STRANGE_PATHS:
         made = (await world.admin.post("/api/apps", {**app, "cdPath": path})).expect(201)
         assert (await world.app(made["id"]))["cdPath"] == path
 
 
-async def test_an_auto_stop_timeout_is_whole_minutes_of_thirty_days_at_most(world: World) -> None:
+async def test_auto_stop_timeout_is_whole_minutes_up_to_30_days(world: World) -> None:
     app = await body(world)
     app_id = (await world.admin.post("/api/apps", app)).expect(201)["id"]
     for timeout in BAD_TIMEOUTS:
@@ -106,7 +106,7 @@ async def test_an_auto_stop_timeout_is_whole_minutes_of_thirty_days_at_most(worl
         assert made.expect(201)["autoStopTimeout"] == timeout
 
 
-async def test_a_start_s_timeout_is_held_to_the_same(world: World) -> None:
+async def test_start_timeout_follows_the_same_rules(world: World) -> None:
     server_id, host = await world.new_host()
     app_id = await world.new_app(server_id)
     for verb in ("start", "restart"):
@@ -118,7 +118,7 @@ async def test_a_start_s_timeout_is_held_to_the_same(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["servers", "projects", "apps"])
-async def test_a_name_is_one_line_of_255_characters_at_most(world: World, kind: str) -> None:
+async def test_name_is_one_line_of_at_most_255_characters(world: World, kind: str) -> None:
     kinds: dict[str, dict[str, object]] = {
         "servers": {"address": "10.0.0.1"},
         "projects": {},
@@ -172,7 +172,7 @@ NO_ENDPOINTS = [
 ]
 
 
-async def test_an_agent_s_endpoint_is_a_host_and_a_port(world: World) -> None:
+async def test_agent_endpoint_is_host_and_port(world: World) -> None:
     good = {"name": "s", "address": "10.0.0.1"}
     for value in NO_ENDPOINTS:
         body = {"token": "t", "csr": "c", "version": "1", "endpoint": value}
@@ -184,7 +184,7 @@ async def test_an_agent_s_endpoint_is_a_host_and_a_port(world: World) -> None:
         assert made["apiEndpoint"] == value
 
 
-def test_a_channel_is_made_of_host_and_port_alone() -> None:
+def test_channel_target_is_host_and_port_only() -> None:
     targets = {
         "host.example:1": "dns:///host.example:1",
         "10.0.0.1:7443": "ipv4:10.0.0.1:7443",
@@ -194,7 +194,7 @@ def test_a_channel_is_made_of_host_and_port_alone() -> None:
     assert {text: endpoint.parse(text).target for text in targets} == targets
 
 
-async def test_a_stored_endpoint_that_is_none_is_never_dialled() -> None:
+async def test_malformed_stored_endpoint_is_never_dialled() -> None:
     identity = ControllerIdentity(Authority.create(SystemClock().now())[0], SystemClock())
     channels = AgentChannels(identity.current)
     for value in NO_ENDPOINTS:
@@ -203,7 +203,7 @@ async def test_a_stored_endpoint_that_is_none_is_never_dialled() -> None:
     await channels.close()
 
 
-async def test_a_server_s_other_fields_are_checked(world: World) -> None:
+async def test_other_server_fields_are_validated(world: World) -> None:
     good = {"name": "s", "address": "10.0.0.1"}
     bad: dict[str, list[object]] = {
         "address": ["", " ", "a b", "a\nb", "x" * 256, None, 7],
@@ -223,7 +223,7 @@ async def test_a_server_s_other_fields_are_checked(world: World) -> None:
         assert (await world.admin.post("/api/servers", {**good, "address": address})).expect(201)["address"] == address
 
 
-async def test_an_app_s_url_is_one_a_browser_may_follow(world: World) -> None:
+async def test_app_url_must_be_http_or_https(world: World) -> None:
     app = await body(world)
     for url in ("javascript:alert(1)", "ftp://x", "//x", "x", "http://", "http:///x", "http://[::1", "http://a\nb", 7):
         reply = await world.admin.post("/api/apps", {**app, "appUrl": url})
@@ -234,26 +234,26 @@ async def test_an_app_s_url_is_one_a_browser_may_follow(world: World) -> None:
 
 
 @pytest.mark.parametrize("field", ["projectId", "serverId"])
-async def test_a_reference_is_an_id(world: World, field: str) -> None:
+async def test_reference_must_be_an_id(world: World, field: str) -> None:
     app = await body(world)
     for value in ("", "1", None, 7, "x" * 36):
         reply = await world.admin.post("/api/apps", {**app, field: value})
         assert fields(reply.expect(422, "invalid_field")["errors"]) == {field}, value
 
 
-async def test_all_that_is_wrong_is_told_at_once(world: World) -> None:
+async def test_all_invalid_fields_are_reported_together(world: World) -> None:
     reply = await world.admin.post("/api/apps", {"name": "", "cdPath": "x", "autoStopTimeout": 0})
     errors = reply.expect(422, "invalid_field")["errors"]
     assert fields(errors) == {"name", "cdPath", "autoStopTimeout", "projectId", "serverId"}
 
 
-async def test_a_login_s_fields_are_text(world: World) -> None:
+async def test_login_fields_must_be_text(world: World) -> None:
     for sent in ({}, {"username": "admin"}, {"username": 1, "password": 2}, {"username": None, "password": None}):
         reply = await world.nobody.post("/api/auth/login", sent)
         assert reply.expect(422, "invalid_field")["errors"]
 
 
-async def test_an_enrolment_s_fields_are_checked_before_anything_is_looked_up(world: World) -> None:
+async def test_enrolment_fields_are_validated_before_any_lookup(world: World) -> None:
     good = {"token": "x.y", "csr": "x", "endpoint": "10.0.0.1:7443", "version": "0.1.0"}
     bad = {"token": "", "csr": "x" * 10_001, "endpoint": "nowhere", "version": "x" * 51}
     for field, value in bad.items():

@@ -1,4 +1,4 @@
-"""Lists and resources that a caller holds already: ETag, 304, pages, and never a stale list."""
+"""Conditional requests: ETag, 304, pages, and never a stale list."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 
 @pytest.mark.parametrize("path", ["/api/projects", "/api/servers", "/api/apps", "/api/operations", "/api/audit-logs"])
-async def test_a_list_that_didn_t_change_is_304_with_its_headers(world: World, path: str) -> None:
+async def test_unchanged_list_returns_304_with_its_headers(world: World, path: str) -> None:
     first = await world.user.get(path)
     etag = first.headers["ETag"]
     again = await world.user.get(path, If_None_Match=etag)
@@ -23,7 +23,7 @@ async def test_a_list_that_didn_t_change_is_304_with_its_headers(world: World, p
         assert (await world.user.get(path, If_None_Match=sent)).expect(200) == first.json
 
 
-async def test_one_resource_has_an_etag_and_a_changed_one_has_another(world: World) -> None:
+async def test_etag_of_resource_changes_with_it(world: World) -> None:
     made = (await world.admin.post("/api/projects", {"name": "a"})).expect(201)
     path = f"/api/projects/{made['id']}"
     etag = (await world.user.get(path)).headers["ETag"]
@@ -34,12 +34,12 @@ async def test_one_resource_has_an_etag_and_a_changed_one_has_another(world: Wor
     (await world.user.get(path, If_None_Match=etag)).expect(404)
 
 
-async def test_a_304_needs_a_token_all_the_same(world: World) -> None:
+async def test_conditional_request_requires_a_token(world: World) -> None:
     etag = (await world.user.get("/api/projects")).headers["ETag"]
     (await world.nobody.get("/api/projects", If_None_Match=etag)).expect(401)
 
 
-async def test_every_acknowledged_write_is_in_the_next_list_under_load(world: World) -> None:
+async def test_acknowledged_write_is_in_next_list_under_load(world: World) -> None:
     acknowledged: set[str] = set()
     done = asyncio.Event()
 
@@ -64,7 +64,7 @@ async def test_every_acknowledged_write_is_in_the_next_list_under_load(world: Wo
     assert len((await world.user.get("/api/projects")).json) == 60
 
 
-async def test_a_list_is_read_once_while_nothing_is_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unchanged_list_is_read_from_database_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = 0
     real = Projects.all
 
@@ -84,7 +84,7 @@ async def test_a_list_is_read_once_while_nothing_is_written(world: World, monkey
     assert [p["name"] for p in (await world.user.get("/api/projects")).json] == ["new"]
 
 
-async def test_a_write_by_another_process_is_seen(world: World) -> None:
+async def test_write_by_other_process_invalidates_the_list(world: World) -> None:
     assert (await world.user.get("/api/projects")).expect(200) == []
     database = world.database()
     async with database.write() as connection:
@@ -96,7 +96,7 @@ async def test_a_write_by_another_process_is_seen(world: World) -> None:
     assert (await world.user.get("/api/projects")).expect(200) == []
 
 
-async def test_a_page_is_cut_from_the_list_and_the_whole_is_counted(world: World) -> None:
+async def test_page_is_a_slice_with_total_count(world: World) -> None:
     for name in "cabd":
         (await world.admin.post("/api/projects", {"name": name})).expect(201)
 
@@ -112,7 +112,7 @@ async def test_a_page_is_cut_from_the_list_and_the_whole_is_counted(world: World
         (await world.user.get(f"/api/projects?{query}")).expect(422, "invalid_field")
 
 
-async def test_what_is_asked_anew_each_time_bears_no_etag(world: World) -> None:
+async def test_uncached_resource_has_no_etag(world: World) -> None:
     server_id = await world.new_server()
     for path in ("/api/auth/verify", f"/api/servers/{server_id}/status", "/healthz"):
         reply = await world.admin.get(path)

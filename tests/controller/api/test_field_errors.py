@@ -1,4 +1,4 @@
-"""Each wrong value of each field of each body gets a sentence of ours, and none that is for programmers."""
+"""Every invalid value of every field of every body gets a sentence of ours, without Pydantic's wording."""
 
 import pytest
 from moorage_controller.api.http.field_errors import UNKNOWN, field_errors
@@ -12,7 +12,7 @@ BODIES = sorted({route.body for route in ROUTES if route.body is not None}, key=
 
 
 @pytest.mark.parametrize("model", BODIES, ids=lambda model: model.__name__)
-def test_wrong_values_get_sentences_of_ours(model: type[BaseModel]) -> None:
+def test_wrong_values_get_moorage_sentences(model: type[BaseModel]) -> None:
     names = [field.alias or name for name, field in model.model_fields.items()]
     told: list[str] = []
     for document in [{}, *({name: value} for name in names for value in WRONG)]:

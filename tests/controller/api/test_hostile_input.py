@@ -1,4 +1,4 @@
-"""Hostile input, wherever a caller may put it: never a fault of ours, and nothing lost by it."""
+"""Hostile input in every place of a request: no 500, and no lost data."""
 
 import io
 import json
@@ -90,7 +90,7 @@ HEADERS = {
 
 
 async def everything(world: World) -> list[Any]:
-    """Return all there is."""
+    """Return all stored resources."""
     found: list[Any] = []
     for kind in ("servers", "projects", "apps"):
         found += (await world.admin.get(f"/api/{kind}")).expect(200)
@@ -98,7 +98,7 @@ async def everything(world: World) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", ["servers", "projects", "apps"])
-async def test_no_value_of_any_field_does_harm(world: World, logs: io.StringIO, kind: str) -> None:
+async def test_hostile_field_values_cause_no_fault(world: World, logs: io.StringIO, kind: str) -> None:
     app_id = await world.new_app(await world.new_server())
     before = await everything(world)
     app = before[-1]
@@ -113,12 +113,12 @@ async def test_no_value_of_any_field_does_harm(world: World, logs: io.StringIO, 
         ):
             own = {"cdPath": f"/srv/{field}/{n}"} if kind == "apps" else {}
             reply = await world.admin.post(f"/api/{kind}", {**good[kind], **own, field: value})
-            # Some of the texts are the same directory, written in another way.
+            # Some of the paths denote the same directory in another notation.
             taken = field == "cdPath" and reply.status == 409
             assert reply.status in {201, 404, 422, 413} or taken, (field, repr(value)[:60], reply.text[:200])
             if reply.status == 201:
                 stored = (await world.admin.get(f"/api/{kind}/{reply.json['id']}")).expect(200)
-                # A server's first check comes when it comes.
+                # The time of a server's first check is undefined.
                 assert {**stored, **CHECKED} == {**reply.json, **CHECKED}
     after = await everything(world)
     assert [row for row in before if row not in after] == []
@@ -127,14 +127,14 @@ async def test_no_value_of_any_field_does_harm(world: World, logs: io.StringIO, 
 
 
 @pytest.mark.parametrize("number", range(len(BOMBS)))
-async def test_no_body_does_harm(world: World, logs: io.StringIO, number: int) -> None:
+async def test_hostile_bodies_cause_no_fault(world: World, logs: io.StringIO, number: int) -> None:
     for path in ("/api/projects", "/api/servers", "/api/apps", "/api/auth/login", "/api/enroll"):
         reply = await world.admin.send("POST", path, data=BOMBS[number])
         assert reply.status in {201, 400, 401, 413, 422}, reply.text[:200]
     assert "request_failed" not in logs.getvalue()
 
 
-async def test_no_header_does_harm(world: World, logs: io.StringIO) -> None:
+async def test_hostile_headers_cause_no_fault(world: World, logs: io.StringIO) -> None:
     for name, values in HEADERS.items():
         for value in values:
             for method, path in (("GET", "/api/apps"), ("POST", "/api/projects")):
@@ -149,7 +149,7 @@ async def test_no_header_does_harm(world: World, logs: io.StringIO) -> None:
     "query",
     ["appId", "serverId", "state", "limit", "offset", "userId", "action", "resourceType", "from", "to", "force"],
 )
-async def test_no_query_does_harm(world: World, logs: io.StringIO, query: str) -> None:
+async def test_hostile_queries_cause_no_fault(world: World, logs: io.StringIO, query: str) -> None:
     for text in (text for text in TEXTS if len(text) < 2000):
         quoted = "".join(f"%{byte:02x}" for byte in text.encode("utf-8", "surrogatepass"))
         for path in ("/api/operations", "/api/audit-logs"):

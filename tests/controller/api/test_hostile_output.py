@@ -1,4 +1,4 @@
-"""What a host prints as an operation's output that it can't have printed, or that has no end."""
+"""Malicious operation output from a host: wrong offsets, no end."""
 
 from collections.abc import AsyncGenerator
 from uuid import UUID
@@ -15,7 +15,7 @@ SQLITE_ONLY = "How far output is believed hangs on no database."
 
 
 @pytest.mark.parametrize("shift", [-1, 1, 10**12, -(2**63)])
-async def test_output_from_another_place_is_not_taken(
+async def test_output_at_wrong_offset_is_rejected(
     world: World, host: FakeHost, timed_app_id: str, shift: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest, asked = host.read, 0
@@ -38,9 +38,7 @@ async def test_output_from_another_place_is_not_taken(
     assert asked == 2
 
 
-async def test_output_beyond_its_limit_is_left_out_and_that_is_told(
-    world: World, host: FakeHost, timed_app_id: str
-) -> None:
+async def test_output_beyond_limit_is_omitted_with_notice(world: World, host: FakeHost, timed_app_id: str) -> None:
     host.plans[OperationKind.UP] = Plan(output=b"x" * (LIMITS.output - 5) + b"\nseen\nnot seen\n")
     (await world.user.post(f"/api/apps/{timed_app_id}/start")).expect(200)
     await settle()
@@ -51,7 +49,7 @@ async def test_output_beyond_its_limit_is_left_out_and_that_is_told(
     assert "not seen" not in shown["output"]
 
 
-def test_sentences_of_hosts_are_cleaned_and_cut_whoever_raises_them() -> None:
+def test_host_sentences_are_cleaned_and_truncated_in_every_error() -> None:
     said = "it says: \x1b]52;c;aGFoYQ==\x07\x1b[31mred\u202e\n\x00" + "A" * 100_000
     errors = (ContactLostError(said), HostUnreachableError(said, "no \x1b code"), HostRefusedError("a\nb", said))
     for error in errors:

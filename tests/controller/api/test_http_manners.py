@@ -1,4 +1,4 @@
-"""What uptime monitors, load balancers and people who type an address expect of an HTTP server."""
+"""Behaviour that uptime monitors, load balancers and browsers expect of an HTTP server."""
 
 import aiohttp
 import pytest
@@ -9,7 +9,7 @@ PLAIN = [route.path for route in ROUTES if route.method == "GET" and "{" not in 
 
 
 @pytest.mark.parametrize("path", PLAIN)
-async def test_head_answers_as_get_does_without_a_body(world: World, path: str) -> None:
+async def test_head_matches_get_without_body(world: World, path: str) -> None:
     async with (
         aiohttp.ClientSession() as session,
         session.head(world.user.url + path, headers={"Authorization": f"Bearer {world.admin.token}"}) as reply,
@@ -18,7 +18,7 @@ async def test_head_answers_as_get_does_without_a_body(world: World, path: str) 
         assert await reply.read() == b""
 
 
-async def test_trailing_slash_is_redirected_for_good(world: World, app_id: str) -> None:
+async def test_trailing_slash_is_redirected_permanently(world: World, app_id: str) -> None:
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {world.user.token}"}) as session:
         async with session.get(f"{world.user.url}/api/apps/?limit=1", allow_redirects=False) as reply:
             assert (reply.status, reply.headers["Location"]) == (308, "/api/apps?limit=1")
@@ -29,7 +29,7 @@ async def test_trailing_slash_is_redirected_for_good(world: World, app_id: str) 
             assert reply.status == 404
 
 
-async def test_root_says_where_the_api_is(world: World) -> None:
+async def test_root_path_names_the_api(world: World) -> None:
     shown = (await world.user.get("/")).expect(200)
     assert "/api" in shown["message"]
     assert shown["docs"].endswith("/api/docs")

@@ -1,4 +1,4 @@
-"""Idempotency-Key: a request that comes again creates nothing again, whatever happened in between."""
+"""Idempotency-Key: a repeated request creates nothing twice, whatever happens in between."""
 
 import asyncio
 import json
@@ -47,13 +47,13 @@ async def create(caller: Api, key: str, body: object = None, path: str = "/api/p
     return await caller.post(path, SHOP if body is None else body, Idempotency_Key=key)
 
 
-def test_what_creates_honours_keys_but_where_a_secret_is_shown() -> None:
+def test_creating_routes_honour_keys_except_those_returning_secrets() -> None:
     told = {path for (method, path), details in DETAILS.items() if (method, details.status) == ("POST", 201)}
     assert set(CREATING) == told - SHOWN_ONCE
 
 
 @pytest.mark.parametrize("path", CREATING)
-async def test_many_at_once_and_later_ones_create_one_thing_and_get_one_reply(world: World, path: str) -> None:
+async def test_concurrent_and_later_repeats_create_once_and_share_reply(world: World, path: str) -> None:
     body = (await bodies(world))[path]
     before = await count(world, path)
     replies = list(await asyncio.gather(*(create(world.admin, "k", body, path) for _ in range(12))))
@@ -75,7 +75,7 @@ def _name(body: dict[str, Any]) -> str:
     return name
 
 
-async def test_the_first_reply_is_kept_though_the_thing_was_changed_and_removed(world: World) -> None:
+async def test_first_reply_is_kept_after_change_and_removal_of_resource(world: World) -> None:
     first = await create(world.admin, "k")
     path = f"/api/projects/{first.expect(201)['id']}"
     (await world.admin.put(path, {"name": "Other"})).expect(200)
@@ -85,7 +85,7 @@ async def test_the_first_reply_is_kept_though_the_thing_was_changed_and_removed(
     assert await count(world, "/api/projects") == 0
 
 
-async def test_another_request_under_a_key_is_refused_and_changes_nothing(world: World) -> None:
+async def test_different_request_with_same_key_is_refused(world: World) -> None:
     first = await create(world.admin, "k")
     for path, body in (
         ("/api/projects", {"name": "Another"}),
@@ -98,7 +98,7 @@ async def test_another_request_under_a_key_is_refused_and_changes_nothing(world:
     assert (await create(world.admin, "k")).text == first.text
 
 
-async def test_a_key_is_a_user_s_own_whatever_token_he_sends(world: World) -> None:
+async def test_key_belongs_to_user_regardless_of_token(world: World) -> None:
     first = await create(world.admin, "k")
     token = (await world.admin.post("/api/tokens", {"name": "ci", "scopes": ["admin"]})).expect(201)["token"]
     assert (await create(Api(world.nobody.session, world.nobody.url, token), "k")).text == first.text
@@ -108,12 +108,12 @@ async def test_a_key_is_a_user_s_own_whatever_token_he_sends(world: World) -> No
     second = await create(Api(world.nobody.session, world.nobody.url, login["token"]), "k")
     assert second.expect(201)["id"] != first.json["id"]
     (await create(world.user, "k")).expect(403, "forbidden")
-    # Who is removed takes her keys along, and leaves what she made.
+    # Removal of a user deletes their keys, and keeps their resources.
     (await world.admin.delete(f"/api/users/{anna_id}")).expect(200)
     assert await count(world, "/api/projects") == 2
 
 
-async def test_a_key_is_free_again_after_24_hours(world: World) -> None:
+async def test_key_expires_after_24_hours(world: World) -> None:
     token = (await world.admin.post("/api/tokens", {"name": "ci", "scopes": ["admin"]})).expect(201)["token"]
     caller = Api(world.nobody.session, world.nobody.url, token)
     first = await create(caller, "k")
@@ -134,7 +134,7 @@ async def kept_reply(world: World) -> store.KeptReply | None:
         await beside.close()
 
 
-async def test_a_controller_that_died_before_its_reply_creates_nothing_twice(
+async def test_controller_crash_before_reply_creates_nothing_twice(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dies(_: object) -> None:
@@ -150,7 +150,7 @@ async def test_a_controller_that_died_before_its_reply_creates_nothing_twice(
     assert again.expect(201) == there
 
 
-async def test_without_its_reply_kept_nothing_is_created(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failure_to_keep_reply_rolls_back_creation(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(*_: object) -> None:
         raise OperationalError("INSERT", {}, OSError("disk full"))
 
@@ -162,7 +162,7 @@ async def test_without_its_reply_kept_nothing_is_created(world: World, monkeypat
     assert await count(world, "/api/projects") == 1
 
 
-async def test_a_refusal_is_not_kept(world: World) -> None:
+async def test_refusal_reply_is_not_kept(world: World) -> None:
     wanted = (await bodies(world))["/api/users"]
     other = (await world.admin.post("/api/users", wanted)).expect(201)
     (await create(world.admin, "k", wanted, "/api/users")).expect(409, "username_taken")
@@ -174,14 +174,14 @@ async def test_a_refusal_is_not_kept(world: World) -> None:
 
 
 @pytest.mark.parametrize("key", ["", " ", "a b", "x" * 256, "é", "a\tb", "a, b", "💥"], ids=lambda key: ascii(key)[:12])
-async def test_a_key_that_can_t_be_one_is_refused(world: World, key: str) -> None:
+async def test_malformed_key_is_refused(world: World, key: str) -> None:
     refused = (await create(world.admin, key)).expect(422, "invalid_field")
     assert [error["field"] for error in refused["errors"]] == ["Idempotency-Key"]
     assert await count(world, "/api/projects") == 0
 
 
 @pytest.mark.parametrize("key", ["x" * 255, '"8e03978e-40d5-43dd-bc93-6894a57f9324"', "';DROP/**/TABLE--", "%00"])
-async def test_any_other_key_is_taken_as_it_is(world: World, key: str) -> None:
+async def test_any_other_key_is_accepted_verbatim(world: World, key: str) -> None:
     first = await create(world.admin, key)
     assert (await create(world.admin, key)).text == first.text
     other = "y" + key[1:]
@@ -189,20 +189,20 @@ async def test_any_other_key_is_taken_as_it_is(world: World, key: str) -> None:
     assert await count(world, "/api/projects") == 2
 
 
-async def test_two_keys_are_refused(world: World) -> None:
+async def test_repeated_key_header_is_refused(world: World) -> None:
     headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b"), ("Authorization", f"Bearer {world.admin.token}")]
     async with world.nobody.session.post(f"{world.nobody.url}/api/projects", json=SHOP, headers=headers) as response:
         assert response.status == 422
 
 
-async def test_a_secret_is_made_anew_and_kept_nowhere(world: World) -> None:
+async def test_secret_is_generated_again_and_never_kept(world: World) -> None:
     path = f"/api/servers/{await world.new_server()}/enrollment-token"
     for place, body in (("/api/tokens", {"name": "ci", "scopes": ["read"]}), (path, {})):
         first, second = [(await create(world.admin, "k", body, place)).expect(201)["token"] for _ in range(2)]
         assert first != second
 
 
-async def test_the_database_tells_nothing_of_a_request_s_secrets(world: World) -> None:
+async def test_database_holds_no_secret_of_a_request(world: World) -> None:
     body = (await bodies(world))["/api/users"]
     (await create(world.admin, "k", body, "/api/users")).expect(201)
     kept = await kept_reply(world)
@@ -210,11 +210,11 @@ async def test_the_database_tells_nothing_of_a_request_s_secrets(world: World) -
     assert body["password"] not in repr(kept)
     whole = b"POST\0/api/users\0" + json.dumps(body).encode()
     assert kept.fingerprint in Keyring([ENCRYPTION_KEY]).fingerprints(whole)
-    # Another key of ours makes another one: it can't be worked out from the request alone.
+    # Another encryption key gives another fingerprint: it can't be computed from the request alone.
     assert kept.fingerprint not in Keyring(["another key of 32 characters or more"]).fingerprints(whole)
 
 
-async def test_a_new_encryption_key_keeps_what_the_old_one_marked(world: World) -> None:
+async def test_kept_replies_survive_encryption_key_change(world: World) -> None:
     first = await create(world.admin, "k")
     changes = {"encryption_key": "another key of 32 characters or more", "encryption_key_previous": ENCRYPTION_KEY}
     world.settings = world.settings.model_copy(update=changes)
@@ -222,7 +222,7 @@ async def test_a_new_encryption_key_keeps_what_the_old_one_marked(world: World) 
     assert (await create(world.admin, "k")).text == first.text
 
 
-async def test_rows_that_are_over_go_with_the_next_that_is_kept(database: Database) -> None:
+async def test_expired_rows_are_deleted_with_next_kept_reply(database: Database) -> None:
     async with database.write() as connection:
         now = await database.now(connection)
         admin = await by_name(connection, ADMIN)
@@ -235,7 +235,7 @@ async def test_rows_that_are_over_go_with_the_next_that_is_kept(database: Databa
     assert found == [fresh, None]
 
 
-async def test_who_was_removed_in_the_middle_of_it_has_no_keys_and_what_he_made_stays(database: Database) -> None:
+async def test_user_removed_during_request_has_no_kept_keys(database: Database) -> None:
     async with database.write() as connection:
         now, nobody = await database.now(connection), uuid.uuid4()
         await store.keep(connection, store.KeptReply(nobody, "k", "f", "{}", now))

@@ -1,4 +1,4 @@
-"""Idempotency-Key where it is hardest: the same request at the same moment at two controllers on one PostgreSQL."""
+"""Idempotency-Key under a race: the same request at two controllers on one PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -56,14 +56,14 @@ async def at_once(pair: Pair, path: str, body: object, *keys: str) -> list[Any]:
     return list({reply.text: reply.json for reply in replies}.values())
 
 
-async def test_what_two_controllers_are_asked_at_once_is_created_once(pair: Pair) -> None:
+async def test_concurrent_request_at_two_controllers_creates_once(pair: Pair) -> None:
     for path, body in (await bodies(pair[0])).items():
         before = {one["id"] for one in (await pair[0].get(path)).expect(200)}
         (made,) = await at_once(pair, path, body, "k" + path)
         assert {one["id"] for one in (await pair[1].get(path)).expect(200)} - before == {made["id"]}
 
 
-async def test_keys_that_are_over_are_dropped_by_many_at_once(pair: Pair, postgres_url: str) -> None:
+async def test_expired_keys_are_replaced_by_concurrent_requests(pair: Pair, postgres_url: str) -> None:
     keys = ("a", "b", "c")
     before = {made["id"] for made in await at_once(pair, "/api/projects", {"name": "Shop"}, *keys)}
     database = Database(postgresql_url(postgres_url), SystemClock())

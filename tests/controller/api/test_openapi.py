@@ -1,4 +1,4 @@
-"""The document tells what is served: valid, complete, and with a page to try it."""
+"""The OpenAPI document: valid, complete, and with a page to try it."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ async def read(world: World) -> Any:  # noqa: ANN401 - JSON
     return (await world.nobody.get("/api/openapi.json")).expect(200)
 
 
-async def test_the_document_is_valid_and_tells_of_every_route(world: World) -> None:
+async def test_document_is_valid_and_covers_every_route(world: World) -> None:
     document = await read(world)
     assert document["openapi"].startswith("3.1")
     OpenAPIV31SpecValidator(document).validate()
@@ -30,7 +30,7 @@ async def test_the_document_is_valid_and_tells_of_every_route(world: World) -> N
     assert len(set(names)) == len(names)
 
 
-async def test_each_route_tells_its_errors_as_problem_documents(world: World) -> None:
+async def test_each_route_documents_its_errors_as_problem_documents(world: World) -> None:
     document = await read(world)
     for route in ROUTES:
         replies = document["paths"][route.path][route.method.lower()]["responses"]
@@ -49,7 +49,7 @@ async def test_each_route_tells_its_errors_as_problem_documents(world: World) ->
     assert "Prefer" in {parameter["name"] for parameter in started["parameters"]}
 
 
-async def test_a_route_that_needs_a_token_says_so(world: World) -> None:
+async def test_route_that_requires_a_token_documents_it(world: World) -> None:
     document = await read(world)
     assert document["security"] == [{"bearer": []}]
     for route in ROUTES:
@@ -57,7 +57,7 @@ async def test_a_route_that_needs_a_token_says_so(world: World) -> None:
         assert operation.get("security") == ([] if route.role is Role.NOBODY else None)
 
 
-async def test_the_page_loads_nothing_and_its_policy_allows_what_it_holds(world: World) -> None:
+async def test_docs_page_loads_nothing_external_and_satisfies_its_csp(world: World) -> None:
     reply = await world.nobody.get("/api/docs")
     assert reply.status == 200
     assert reply.headers["Content-Type"].startswith("text/html")
@@ -71,6 +71,6 @@ async def test_the_page_loads_nothing_and_its_policy_allows_what_it_holds(world:
 
 
 @pytest.mark.parametrize(("method", "body"), [("POST", None), ("PUT", None), ("GET", schemas.NothingIn)])
-def test_a_route_without_its_body_model_can_t_be_made(method: str, body: type[schemas.Schema] | None) -> None:
+def test_route_without_body_model_cannot_be_created(method: str, body: type[schemas.Schema] | None) -> None:
     with pytest.raises(TypeError, match="body model"):
         Route(method, "/x", Role.USER, health.healthz, schemas.HealthOut, body)

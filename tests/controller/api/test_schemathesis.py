@@ -1,4 +1,4 @@
-"""The document against the API itself: schemathesis sends what it says may be sent, and what it says may not."""
+"""Schemathesis: requests that follow and violate the OpenAPI document, against the API itself."""
 
 import asyncio
 import threading
@@ -21,22 +21,22 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 OPEN = [(route.method, route.path) for route in ROUTES if route.path not in {"/api/auth/logout", "/api/events"}]
 """All routes but the one that would end the token everything else is asked with, and the one that never ends."""
 CASES = [(method, path, real) for method, path in OPEN for real in (False, True) if not real or "{id}" in path]
-"""With ids that nothing has, and with those of what is there, which the last ones delete."""
+"""With unknown ids, and with those of existing resources, which the last ones delete."""
 CASES.remove(("GET", "/api/apps/{id}/logs", True))  # of an app that is there, a log that is followed never ends
 CASES.sort(key=lambda case: case[0] == "DELETE")
 EXCLUDED: list[Any] = [
-    # JSON Schema can't say what every field's own rules do, as which paths have no `..`; 422 is told all the same.
+    # JSON Schema can't express every field's rules, such as paths without `..`; 422 is documented anyway.
     positive_data_acceptance,
-    # Numbers are taken as text too, as dashboards' forms send them.
+    # Numbers are accepted as text too, as dashboards' forms send them.
     negative_data_rejection,
-    # A host that can't be reached is a 502 or 503 that the document tells; a 500 is looked for below.
+    # An unreachable host gives a documented 502 or 503; the check for 500 is below.
     not_a_server_error,
 ]
 
 
 @dataclass(frozen=True)
 class Running:
-    """A controller, and ids of what it has, by the path's first word."""
+    """A controller, and ids of its resources, by the path's first word."""
 
     world: World
     ids: Mapping[str, str]
@@ -44,7 +44,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Running]:
-    """Return a controller that runs in a thread of its own, with a server, a project and an app in it."""
+    """Return a controller in its own thread, with a server, a project and an app."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="controller")
     thread.start()
@@ -73,9 +73,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterato
 
 
 @pytest.mark.parametrize(("method", "path", "real"), CASES)
-def test_nothing_that_is_sent_gets_what_the_document_doesn_t_tell(
-    running: Running, method: str, path: str, *, real: bool
-) -> None:
+def test_every_reply_conforms_to_the_document(running: Running, method: str, path: str, *, real: bool) -> None:
     schema = schemathesis.openapi.from_url(f"{running.world.admin.url}/api/openapi.json")
     operation = schema[path][method]
 
@@ -98,7 +96,7 @@ def test_nothing_that_is_sent_gets_what_the_document_doesn_t_tell(
     send()
 
 
-def test_a_document_that_tells_less_than_is_answered_is_found_out(running: Running) -> None:
+def test_incomplete_document_is_detected(running: Running) -> None:
     schema = schemathesis.openapi.from_url(f"{running.world.admin.url}/api/openapi.json")
     del schema.raw_schema["paths"]["/api/projects"]["get"]["responses"]["401"]
     with pytest.raises(FailureGroup):

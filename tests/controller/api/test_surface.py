@@ -1,4 +1,4 @@
-"""What the API looks like from outside: headers, CORS, proxies, TLS."""
+"""The API's outer surface: headers, CORS, proxies, TLS."""
 
 import asyncio
 import ssl
@@ -45,7 +45,7 @@ async def behind(settings: Settings) -> AsyncIterator[World]:
         await world.close()
 
 
-async def test_replies_and_errors_bear_helmet_s_set_and_name_no_framework(world: World) -> None:
+async def test_replies_have_security_headers_and_name_no_framework(world: World) -> None:
     for reply in (
         await world.admin.get("/api/apps"),
         await world.nobody.get("/x"),
@@ -58,7 +58,7 @@ async def test_replies_and_errors_bear_helmet_s_set_and_name_no_framework(world:
 
 
 @pytest.mark.parametrize("origin", [OURS, SECOND])
-async def test_a_known_dashboard_may_ask_call_and_read(behind: World, origin: str) -> None:
+async def test_allowed_origin_may_preflight_call_and_read(behind: World, origin: str) -> None:
     asked = await behind.nobody.send(
         "OPTIONS",
         "/api/apps",
@@ -100,7 +100,7 @@ async def test_any_other_origin_gets_no_cors_header(behind: World, origin: str) 
         assert "Origin" in reply.headers["Vary"]
 
 
-async def test_unknown_origin_is_logged_once_with_the_setting_that_lets_it_in(
+async def test_unknown_origin_is_logged_once_with_the_relevant_setting(
     behind: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cors, "log", structlog.get_logger())
@@ -129,19 +129,19 @@ async def test_unknown_origin_is_logged_once_with_the_setting_that_lets_it_in(
         ("<script>", "127.0.0.1"),
     ],
 )
-async def test_behind_a_proxy_the_right_most_stranger_is_the_caller(behind: World, forwarded: str, seen: str) -> None:
+async def test_caller_behind_proxies_is_rightmost_untrusted_address(behind: World, forwarded: str, seen: str) -> None:
     await behind.nobody.post("/api/auth/login", {"username": "x", "password": "y"}, X_Forwarded_For=forwarded)
     assert (await behind.audit("LOGIN_FAILED"))[-1]["ipAddress"] == seen
 
 
-async def test_without_trusted_proxies_nobody_is_believed(world: World) -> None:
+async def test_forwarded_headers_are_ignored_without_trusted_proxies(world: World) -> None:
     headers = {"X_Forwarded_For": "203.0.113.7", "X_Forwarded_Proto": "https"}
     reply = await world.nobody.post("/api/auth/login", {"username": "x", "password": "y"}, **headers)
     assert (await world.audit("LOGIN_FAILED"))[-1]["ipAddress"] == "127.0.0.1"
     assert "Strict-Transport-Security" not in reply.headers
 
 
-async def test_https_at_the_proxy_is_https(behind: World) -> None:
+async def test_https_at_trusted_proxy_counts_as_https(behind: World) -> None:
     assert "Strict-Transport-Security" in (await behind.nobody.get("/healthz", X_Forwarded_Proto="https")).headers
     reply = await behind.nobody.get("/healthz", X_Forwarded_Proto="https, http")
     assert "Strict-Transport-Security" not in reply.headers
@@ -160,13 +160,13 @@ async def test_https_at_the_proxy_is_https(behind: World) -> None:
         {"tls_key_file": "/x"},
     ],
 )
-def test_settings_that_would_open_too_much_are_refused(tmp_path: Path, wrong: dict[str, str]) -> None:
+def test_overly_permissive_settings_are_refused(tmp_path: Path, wrong: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
         make_settings(tmp_path, **wrong)
 
 
 def certificate(folder: Path, name: str) -> dict[str, Path]:
-    """Make a certificate for 127.0.0.1 with that common name, in the two files that TLS is served with."""
+    """Create a certificate for 127.0.0.1 with that common name, in the two TLS files."""
     made, key = folder / "cert.pem", folder / "key.pem"
     argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
     argv += ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
@@ -175,7 +175,7 @@ def certificate(folder: Path, name: str) -> dict[str, Path]:
 
 
 async def shown(address: str, context: ssl.SSLContext) -> bytes:
-    """Return the certificate that a new connection is shown."""
+    """Return the certificate that the server presents on a new connection."""
     host, _, port = address.rpartition(":")
     _, writer = await asyncio.open_connection(host, int(port), ssl=context)
     found: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
@@ -185,7 +185,7 @@ async def shown(address: str, context: ssl.SSLContext) -> bytes:
 
 
 def client(newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
-    """Return a client that takes any certificate, and speaks nothing newer."""
+    """Return a client context that accepts any certificate, up to the given TLS version."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version, context.maximum_version = ssl.TLSVersion.MINIMUM_SUPPORTED, newest
@@ -193,7 +193,7 @@ def client(newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
     return context
 
 
-async def test_new_certificates_are_served_without_a_restart_and_a_bad_pair_is_not(tmp_path: Path) -> None:
+async def test_renewed_certificate_is_served_and_invalid_pair_is_ignored(tmp_path: Path) -> None:
     clock, files = FakeClock(), certificate(tmp_path, "first")
     settings = make_settings(tmp_path / "data", **files)
     async with Controller(settings, clock, hosts=lambda *_: FakeHosts(clock)) as controller:
@@ -209,14 +209,14 @@ async def test_new_certificates_are_served_without_a_restart_and_a_bad_pair_is_n
         certificate(tmp_path, "second")
         await _look(clock)
         assert await shown(controller.address, client()) != first
-        # The connection from before is still good.
+        # The earlier connection still works.
         assert b"200 OK" in await _ask(reader, writer)
         writer.close()
         await writer.wait_closed()
 
 
 async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """Ask for /healthz and return the reply's head; the connection stays."""
+    """Request /healthz and return the reply's head; keep the connection open."""
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
     await reader.readuntil(b"}")
@@ -228,7 +228,7 @@ async def _look(clock: FakeClock) -> None:
     await clock.run(6)
 
 
-async def test_old_tls_is_refused_and_1_2_is_not(tmp_path: Path) -> None:
+async def test_tls_below_1_2_is_refused(tmp_path: Path) -> None:
     clock = FakeClock()
     settings = make_settings(tmp_path / "data", **certificate(tmp_path, "x"))
     async with Controller(settings, clock, hosts=lambda *_: FakeHosts(clock)) as controller:
@@ -239,7 +239,7 @@ async def test_old_tls_is_refused_and_1_2_is_not(tmp_path: Path) -> None:
             await shown(controller.address, old)
 
 
-async def test_tls_files_that_can_t_be_used_are_refused_with_a_sentence(tmp_path: Path) -> None:
+async def test_unusable_tls_files_are_refused_with_a_sentence(tmp_path: Path) -> None:
     files = certificate(tmp_path, "x")
     files["tls_key_file"].write_text("not a key")
     with pytest.raises(StartupError, match="TLS_CERT_FILE and TLS_KEY_FILE can't be used"):

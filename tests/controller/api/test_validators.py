@@ -1,4 +1,4 @@
-"""The validators against anything at all: what passes keeps the rules as the contract words them, all else is a 422."""
+"""Property tests of the validators: accepted values keep the contract's rules, everything else is a 422."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from moorage_controller.api.fleet import schemas as server_schemas
 from pydantic import TypeAdapter, ValidationError
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=600)
-"""Lone surrogates too: JSON can carry them, and no database can."""
+"""Includes lone surrogates: JSON can contain them, databases can't."""
 SEGMENT = st.one_of(st.sampled_from(["", ".", "..", "...", "..a", " ", "~", "\0", "a\nb", "-rf", "$(id)"]), ANY_TEXT)
 PATH = st.lists(SEGMENT, max_size=8).map("/".join)
 ANY_JSON = st.recursive(
@@ -57,7 +57,7 @@ GUESSES: list[type[schemas.Schema]] = [schemas.LoginIn, user_schemas.PasswordIn]
 
 
 def passed(kind: Any, value: object) -> Any:  # noqa: ANN401 - any field's type, any value
-    """Return what a field makes of a value, None where it is refused."""
+    """Return the validated value of a field, None where it is refused."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError:
@@ -65,7 +65,7 @@ def passed(kind: Any, value: object) -> Any:  # noqa: ANN401 - any field's type,
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_what_a_text_field_lets_through_it_lets_through_again_and_a_database_can_hold_it(name: str) -> None:
+def test_accepted_text_is_stable_and_encodable(name: str) -> None:
     @given(ANY_TEXT | PATH | st.emails() | st.ip_addresses().map("http://[{}]".format))
     @example("half a character \ud800")
     @settings(deadline=None)
@@ -83,7 +83,7 @@ def test_what_a_text_field_lets_through_it_lets_through_again_and_a_database_can
 @example("/srv/../etc")
 @example("/srv/a\r\nb")
 @settings(deadline=None, max_examples=500)
-def test_a_cd_path_is_absolute_and_one_line_and_never_climbs(path: str) -> None:
+def test_cd_path_is_absolute_single_line_without_traversal(path: str) -> None:
     found = passed(schemas.CdPath, path)
     climbs = any(part == ".." for part in path.split("/"))
     if found is None:
@@ -103,7 +103,7 @@ def test_a_cd_path_is_absolute_and_one_line_and_never_climbs(path: str) -> None:
 @example(43_200)
 @example(43_201)
 @settings(deadline=None, max_examples=500)
-def test_minutes_are_whole_and_from_1_to_43200(value: object) -> None:
+def test_minutes_are_whole_from_1_to_43200(value: object) -> None:
     found = passed(schemas.Minutes, value)
     if isinstance(value, int) and not isinstance(value, bool):
         assert found == (value if 1 <= value <= 43_200 else None)
@@ -114,7 +114,7 @@ def test_minutes_are_whole_and_from_1_to_43200(value: object) -> None:
 
 
 @pytest.mark.parametrize("model", BODIES, ids=lambda model: str(model.__name__))
-def test_no_body_makes_a_model_stumble(model: type[schemas.Schema]) -> None:
+def test_arbitrary_body_causes_only_validation_errors(model: type[schemas.Schema]) -> None:
     names = [field.alias or name for name, field in model.model_fields.items()]
 
     @given(st.fixed_dictionaries({}, optional=dict.fromkeys(names, ANY_JSON | ANY_TEXT | PATH)))

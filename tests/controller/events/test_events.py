@@ -1,4 +1,4 @@
-"""What changes, told to whoever listens: at once, in order, once, and from where he was."""
+"""Server-sent events: each change immediately, in order, once, and resumable from the last id."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def until(stream: Listener, kind: str, **fields: object) -> Event:
             return event
 
 
-async def test_each_change_is_told_as_its_get_shows_it(world: World, host: FakeHost, app_id: str) -> None:
+async def test_event_payload_equals_get_reply(world: World, host: FakeHost, app_id: str) -> None:
     async with listening(world.user, "/api/events") as stream:
         assert (await ready(stream)).json == {"resumed": False}
         operation_id = await world.begin(app_id)
@@ -53,7 +53,7 @@ async def test_each_change_is_told_as_its_get_shows_it(world: World, host: FakeH
     assert shown["state"] == "succeeded"
 
 
-async def test_an_operation_is_told_from_its_record_to_its_end(world: World, host: FakeHost, app_id: str) -> None:
+async def test_operation_events_cover_record_to_end(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     async with listening(world.user, "/api/events") as stream:
         await ready(stream)
@@ -65,7 +65,7 @@ async def test_an_operation_is_told_from_its_record_to_its_end(world: World, hos
     assert told.json == {key: value for key, value in shown.items() if key != "output"}
 
 
-async def test_a_listener_who_was_away_gets_the_last_state_of_all_that_changed(world: World, app_id: str) -> None:
+async def test_resumed_listener_gets_last_state_of_each_change(world: World, app_id: str) -> None:
     async with listening(world.user, "/api/events") as stream:
         last_id = (await ready(stream)).id
     server_id = (await world.app(app_id))["serverId"]
@@ -84,9 +84,7 @@ async def test_a_listener_who_was_away_gets_the_last_state_of_all_that_changed(w
         await until(stream, "app", id=other_id, name="Touched")
 
 
-async def test_numbers_go_on_after_a_restart_and_one_that_was_never_given_is_not_believed(
-    world: World, app_id: str
-) -> None:
+async def test_event_ids_survive_restart_and_unknown_id_is_not_resumed(world: World, app_id: str) -> None:
     async with listening(world.user, "/api/events") as stream:
         last_id = (await ready(stream)).id
     (await world.admin.put(f"/api/apps/{app_id}", {"name": "Renamed"})).expect(200)
@@ -99,7 +97,7 @@ async def test_numbers_go_on_after_a_restart_and_one_that_was_never_given_is_not
             assert (await ready(stream)).json == {"resumed": False}
 
 
-async def test_what_only_says_that_a_host_was_asked_is_no_news(world: World, app_id: str) -> None:
+async def test_repeated_server_check_emits_no_event(world: World, app_id: str) -> None:
     server_id = (await world.app(app_id))["serverId"]
     async with listening(world.user, "/api/events") as stream:
         await ready(stream)
@@ -112,14 +110,14 @@ async def test_what_only_says_that_a_host_was_asked_is_no_news(world: World, app
         assert (first.name, first.json["name"]) == ("app", "Last")
 
 
-async def test_who_may_not_read_may_not_listen(world: World) -> None:
+async def test_event_stream_requires_read_access(world: World) -> None:
     (await world.nobody.get("/api/events")).expect(401)
     token = (await world.user.post("/api/tokens", {"name": "ci", "scopes": ["read"]})).expect(201)["token"]
     async with listening(Api(world.nobody.session, world.nobody.url, token), "/api/events") as stream:
         await ready(stream)
 
 
-async def test_three_hundred_listeners_hear_all_in_the_same_order(world: World, app_id: str) -> None:
+async def test_three_hundred_listeners_receive_all_events_in_same_order(world: World, app_id: str) -> None:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         api = Api(session, world.user.url, world.user.token)
@@ -148,7 +146,7 @@ async def test_three_hundred_listeners_hear_all_in_the_same_order(world: World, 
 
 
 async def follow(feed: Feed, after: int | None, count: int) -> list[ChangeEvent]:
-    """Return the first so many news that a listener is told, after the one that says ready."""
+    """Return the first events of a listener, after the ready event."""
     found: list[ChangeEvent] = []
     listener = feed.listen(after)
     async with asyncio.timeout(10):
@@ -161,7 +159,7 @@ async def follow(feed: Feed, after: int | None, count: int) -> list[ChangeEvent]
 
 
 def texts(batch: Sequence[StreamOpened | ChangeEvent]) -> list[str]:
-    """Return what a batch of news says."""
+    """Return the content of a batch of events."""
     return [each.text for each in batch if isinstance(each, ChangeEvent)]
 
 
@@ -171,9 +169,7 @@ async def rename(database: Database, app: apps.App, name: str) -> None:
         await apps.change(connection, app.id, {"name": name})
 
 
-async def test_who_lags_behind_what_is_in_memory_is_told_from_the_database(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lagging_listener_is_served_from_database(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeds, "_MOST_KEPT", 4)
     app = await add_app(database)
     feed = Feed(database, lambda _, resource: resource.app.name if isinstance(resource, apps.AppView) else "")
@@ -197,7 +193,7 @@ async def test_who_lags_behind_what_is_in_memory_is_told_from_the_database(
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_numbers_are_in_the_order_of_the_commits_and_without_holes(database: Database) -> None:
+async def test_change_numbers_follow_commit_order_without_gaps(database: Database) -> None:
     app = await add_app(database)
     async with database.read() as connection:
         _, began = await changes.span(connection)

@@ -1,4 +1,4 @@
-"""Checks of hosts: shared by all who ask, ended in time, and kept even when nobody waits any more."""
+"""Host checks: shared by concurrent callers, bounded in time, and stored even without a waiting caller."""
 
 import asyncio
 import io
@@ -24,7 +24,7 @@ SQLITE_ONLY = "Who asks a host, and for how long, hangs on no database."
 
 
 class CountedHosts(FakeHosts):
-    """Hosts that take `seconds` to say how they are, and count how often they were asked."""
+    """Hosts that answer a check after `seconds`, and count the checks."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
@@ -34,14 +34,14 @@ class CountedHosts(FakeHosts):
         self.at_once = self.most_at_once = 0
 
     def transport(self, server: HostAddress) -> HostTransport:
-        """Return the way to a host that there is."""
+        """Return the transport to an existing host."""
         assert server.api_endpoint is not None
         assert server.agent_name is not None
         return CountedTransport(self, server.api_endpoint)
 
 
 class CountedTransport(FakeTransport):
-    """The way to such a host."""
+    """The transport to such a host."""
 
     def __init__(self, hosts: CountedHosts, endpoint: str) -> None:
         super().__init__(hosts.hosts[endpoint], hosts.clock)
@@ -49,7 +49,7 @@ class CountedTransport(FakeTransport):
         self._endpoint = endpoint
 
     async def info(self) -> HostInfo:
-        """Ask the host's facts."""
+        """Query the host's facts."""
         hosts = self._hosts
         hosts.asked[self._endpoint] += 1
         hosts.at_once += 1
@@ -77,7 +77,7 @@ async def checks(database: Database, hosts: CountedHosts, clock: FakeClock) -> A
 
 
 async def add(database: Database, hosts: CountedHosts, *names: str) -> list[UUID]:
-    """Make servers whose hosts answer at once; each one's endpoint is its name."""
+    """Create servers whose hosts answer immediately; each endpoint is the server's name."""
     rows = [server_row(name=name, api_endpoint=name, agent_name="a") for name in names]
     async with database.write() as connection:
         for row in rows:
@@ -94,7 +94,7 @@ async def server(database: Database, server_id: UUID) -> Server:
     return found
 
 
-async def test_all_who_ask_share_one_round_and_one_check(
+async def test_concurrent_callers_share_one_check(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
 ) -> None:
     slow, fast = await add(database, hosts, "slow", "fast")
@@ -118,7 +118,7 @@ async def test_all_who_ask_share_one_round_and_one_check(
     assert hosts.asked == {"slow": 2, "fast": 2}, "a later one is made anew"
 
 
-async def test_what_nobody_waits_for_any_more_is_kept_all_the_same(
+async def test_check_result_without_waiter_is_stored(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
 ) -> None:
     (server_id,) = await add(database, hosts, "a")
@@ -130,7 +130,7 @@ async def test_what_nobody_waits_for_any_more_is_kept_all_the_same(
     assert (await server(database, server_id)).status == "online"
 
 
-async def test_a_host_that_doesn_t_answer_is_given_up_in_time(
+async def test_check_of_silent_host_times_out(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
 ) -> None:
     await add(database, hosts, "dead", "well")
@@ -145,7 +145,7 @@ async def test_a_host_that_doesn_t_answer_is_given_up_in_time(
     assert hosts.at_once == 0, "and nothing goes on behind it"
 
 
-async def test_many_dead_hosts_neither_stop_the_reply_nor_are_asked_all_at_once(
+async def test_checks_of_dead_hosts_are_limited_and_do_not_block_reply(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
 ) -> None:
     names = [f"dead-{number:02}" for number in range(AT_ONCE + 2)]
@@ -160,7 +160,7 @@ async def test_many_dead_hosts_neither_stop_the_reply_nor_are_asked_all_at_once(
     assert sum(hosts.asked.values()) == len(names), "the others had their turn after the reply"
 
 
-async def test_a_server_that_was_changed_meanwhile_is_asked_where_it_is_now(
+async def test_server_changed_during_check_is_checked_at_new_address(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock
 ) -> None:
     (server_id,) = await add(database, hosts, "old")
@@ -175,7 +175,7 @@ async def test_a_server_that_was_changed_meanwhile_is_asked_where_it_is_now(
     assert hosts.asked == {"old": 1, "new": 1}
 
 
-async def test_a_server_that_goes_away_and_one_that_breaks_do_no_harm_to_the_others(
+async def test_removed_or_failing_server_does_not_affect_other_checks(
     database: Database, hosts: CountedHosts, checks: Checks, clock: FakeClock, logs: io.StringIO
 ) -> None:
     gone, broken, well = await add(database, hosts, "gone", "broken", "well")
@@ -192,7 +192,7 @@ async def test_a_server_that_goes_away_and_one_that_breaks_do_no_harm_to_the_oth
     assert logs.getvalue().count("check_failed") == 1
 
 
-async def test_the_routes_tell_what_the_check_found(world: World) -> None:
+async def test_routes_show_the_check_result(world: World) -> None:
     server_id, host = await world.new_host(name="b")
     lonely = await world.new_server(name="a")
     host.set_running("/srv/x", ["web", "db"])
@@ -216,7 +216,7 @@ async def test_the_routes_tell_what_the_check_found(world: World) -> None:
     (await world.nobody.post("/api/servers/refresh")).expect(401)
 
 
-async def test_a_new_server_s_status_turns_when_its_first_check_ends(world: World) -> None:
+async def test_status_of_new_server_changes_after_first_check(world: World) -> None:
     body = {"name": "s", "address": "10.0.0.1", "apiEndpoint": ENDPOINT}
     made = (await world.admin.post("/api/servers", body)).expect(201)
     assert made["status"] == "offline"
@@ -226,7 +226,7 @@ async def test_a_new_server_s_status_turns_when_its_first_check_ends(world: Worl
     assert server == made
 
 
-async def test_server_whose_check_takes_long_is_checking(world: World) -> None:
+async def test_server_with_slow_check_has_status_checking(world: World) -> None:
     server_id, host = await world.new_host()
     host.silent = True
     changing = asyncio.create_task(world.admin.put(f"/api/servers/{server_id}", {"name": "renamed"}))
@@ -243,7 +243,7 @@ async def test_server_whose_check_takes_long_is_checking(world: World) -> None:
     assert (shown["status"], shown["lastChecked"] is not None) == ("offline", True)
 
 
-async def test_a_host_that_missed_one_check_is_online_again_without_another(world: World) -> None:
+async def test_host_that_missed_one_check_returns_online_by_its_watch(world: World) -> None:
     server_id, host = await world.new_host()
     host.silent = True
     tested = asyncio.create_task(world.user.post(f"/api/servers/{server_id}/test"))

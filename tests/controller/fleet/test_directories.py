@@ -1,4 +1,4 @@
-"""What an app's directory says of it: what was seen of another one doesn't count."""
+"""State of an app's directory: observations of another directory are ignored."""
 
 import asyncio
 from uuid import UUID
@@ -30,7 +30,7 @@ async def test_name_of_the_old_directory_is_forgotten(world: World, host: FakeHo
     assert (await world.app(app_id))["status"] == "stopped"
 
 
-async def test_late_look_at_another_directory_or_server_changes_nothing(database: Database) -> None:
+async def test_late_observation_of_other_directory_changes_nothing(database: Database) -> None:
     app = await add_app(database, cd_path="/srv/new")
     observations = Observations(database, Signals(), Rules())
     for server_id, path in ((app.server_id, "/srv/old"), (UUID(int=1), "/srv/new")):
@@ -58,18 +58,18 @@ async def test_same_directory_on_another_server_is_free(world: World, app_id: st
     (await world.admin.put(f"/api/apps/{twin}", {"serverId": app["serverId"]})).expect(409, "directory_taken")
 
 
-async def test_change_that_leaves_the_directory_is_no_conflict(world: World, app_id: str) -> None:
+async def test_update_that_keeps_the_directory_is_no_conflict(world: World, app_id: str) -> None:
     (await world.admin.put(f"/api/apps/{app_id}", {"cdPath": PATH, "name": "renamed"})).expect(200)
 
 
-async def test_two_apps_at_once_get_a_directory_once(world: World, app_id: str) -> None:
+async def test_concurrent_apps_get_a_directory_once(world: World, app_id: str) -> None:
     app = await world.app(app_id)
     body = {"name": "racer", "serverId": app["serverId"], "projectId": app["projectId"], "cdPath": "/srv/race"}
     replies = await asyncio.gather(*(world.admin.post("/api/apps", body) for _ in range(5)))
     assert sorted(reply.status for reply in replies) == [201, 409, 409, 409, 409]
 
 
-async def test_link_to_another_app_s_directory_and_its_project_s_name_are_seen_at_the_creation(
+async def test_app_creation_detects_linked_directory_and_same_project(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     app = await world.app(app_id)

@@ -1,4 +1,4 @@
-"""Real failures of gRPC, and the sentences that people read of them."""
+"""Real gRPC failures, and their sentences for people."""
 
 import asyncio
 import socket
@@ -41,20 +41,20 @@ async def sentence_of(address: str, seconds: float = 5.0) -> str:
     return failure_sentence(caught.value)
 
 
-async def test_nothing_listens(closed: str) -> None:
+async def test_closed_port_is_reported(closed: str) -> None:
     assert await sentence_of(closed) == "nothing listens there: see that moorage-agent runs on the host."
 
 
-async def test_name_that_does_not_resolve() -> None:
+async def test_unresolvable_name_is_reported() -> None:
     assert await sentence_of("agent.invalid:8443") == "the host's name can't be resolved."
 
 
-async def test_something_else_listens(no_tls: str) -> None:
+async def test_foreign_service_on_port_is_reported(no_tls: str) -> None:
     said = await sentence_of(no_tls)
     assert said.startswith(("the TLS handshake failed", "the connection was cut"))
 
 
-async def test_no_answer_in_time() -> None:
+async def test_missing_reply_is_reported_as_timeout() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

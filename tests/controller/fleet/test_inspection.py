@@ -1,4 +1,4 @@
-"""What is on hosts, as the API shows it: containers, logs, and projects that are no app yet."""
+"""Host contents in the API: containers, logs, and projects without an app."""
 
 import pytest
 from factories import PATH, World
@@ -20,14 +20,14 @@ async def server_id(world: World, host: FakeHost) -> str:
 
 @pytest.fixture
 async def app_id(world: World, host: FakeHost, server_id: str) -> str:
-    """Return an app on that host that runs, and has written something."""
+    """Return a running app on that host, with log lines."""
     host.app(PATH).says = ("one", "two", "three")
     app_id = await world.new_app(server_id)
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
     return app_id
 
 
-async def test_services_are_the_containers_there_are(world: World, host: FakeHost, app_id: str) -> None:
+async def test_services_list_existing_containers(world: World, host: FakeHost, app_id: str) -> None:
     host.set_running(PATH, ["web"])
     db, web = (await world.user.get(f"/api/apps/{app_id}/services")).expect(200)
     assert (web["service"], web["name"], web["state"], web["exitCode"]) == ("web", "shop-web-1", "running", None)
@@ -40,7 +40,7 @@ async def test_services_are_the_containers_there_are(world: World, host: FakeHos
     assert (page.expect(200), page.headers["X-Total-Count"]) == ([web], "2")
 
 
-async def test_a_host_that_can_t_be_asked_is_told_as_such(world: World, host: FakeHost, app_id: str) -> None:
+async def test_unreachable_host_is_reported(world: World, host: FakeHost, app_id: str) -> None:
     (server,) = (await world.admin.get("/api/servers")).expect(200)
     paths = [f"/api/apps/{app_id}/services", f"/api/apps/{app_id}/logs", f"/api/servers/{server['id']}/discover"]
     host.engine_problem = "It burns."
@@ -51,7 +51,7 @@ async def test_a_host_that_can_t_be_asked_is_told_as_such(world: World, host: Fa
         (await world.admin.get(path)).expect(503, "host_unreachable")
 
 
-async def test_logs_are_text_a_line_a_line(world: World, host: FakeHost, app_id: str) -> None:
+async def test_logs_are_plain_text_one_entry_per_line(world: World, host: FakeHost, app_id: str) -> None:
     path = f"/api/apps/{app_id}/logs"
     reply = await world.user.get(path)
     assert reply.status == 200
@@ -72,7 +72,7 @@ async def test_logs_are_text_a_line_a_line(world: World, host: FakeHost, app_id:
     assert (await world.user.get(path)).text.splitlines()[-1] == "shop-web-1 | größe"
 
 
-async def test_logs_that_are_asked_for_wrongly_are_refused(world: World, app_id: str) -> None:
+async def test_invalid_log_parameters_are_refused(world: World, app_id: str) -> None:
     path = f"/api/apps/{app_id}/logs"
     times = ("since=yesterday", "since=5d", "since=10m ago")
     for query in ("tail=-1", "tail=10001", "tail=x", "service=%00", "follow", "follow=2", "timestamps=ja", *times):
@@ -82,7 +82,7 @@ async def test_logs_that_are_asked_for_wrongly_are_refused(world: World, app_id:
     (await world.user.get("/api/apps/00000000-0000-0000-0000-000000000000/logs")).expect(404, "app_not_found")
 
 
-async def test_times_of_lines_are_shown_where_they_are_asked_for(world: World, host: FakeHost, app_id: str) -> None:
+async def test_log_timestamps_are_shown_on_request(world: World, host: FakeHost, app_id: str) -> None:
     path = f"/api/apps/{app_id}/logs?tail=1&service=web"
     line = host.app(PATH).logs[2]
     shown = f"shop-web-1 | {line.time} three"
@@ -97,15 +97,13 @@ async def test_times_of_lines_are_shown_where_they_are_asked_for(world: World, h
     assert (await world.user.get(f"/api/apps/{app_id}/logs?since={line.time}&service=web")).text == ""
 
 
-async def test_a_word_for_yes_counts_wherever_there_is_a_flag(world: World, app_id: str) -> None:
+async def test_boolean_words_are_accepted_for_every_flag(world: World, app_id: str) -> None:
     (await world.admin.delete(f"/api/apps/{app_id}?force=perhaps")).expect(422, "invalid_field")
     (await world.admin.delete(f"/api/apps/{app_id}?force=0")).expect(409, "app_running")
     (await world.admin.delete(f"/api/apps/{app_id}?force=YES")).expect(200)
 
 
-async def test_followed_logs_come_as_they_are_written_and_go_on_after_a_cut(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_followed_logs_stream_live_and_resume_after_cut(world: World, host: FakeHost, app_id: str) -> None:
     path = f"/api/apps/{app_id}/logs?follow=true"
     async with listening(world.user, f"{path}&tail=1&service=web") as stream:
         first = await stream.next()
@@ -127,7 +125,7 @@ async def test_followed_logs_come_as_they_are_written_and_go_on_after_a_cut(
     await settle()
 
 
-async def test_a_project_that_no_app_names_is_found_and_made_an_app(
+async def test_unregistered_project_is_discovered_and_adopted(
     world: World, host: FakeHost, app_id: str, server_id: str
 ) -> None:
     host.set_running("/srv/apps/found", ["web", "db"])
@@ -151,7 +149,7 @@ async def test_a_project_that_no_app_names_is_found_and_made_an_app(
     assert host.commands == [(OperationKind.UP, PATH)], "to adopt is not to start"
 
 
-async def test_a_watch_that_is_cut_turns_nothing_offline(world: World, host: FakeHost, app_id: str) -> None:
+async def test_cut_watch_does_not_turn_server_offline(world: World, host: FakeHost, app_id: str) -> None:
     before = await world.audit("STATUS_CHANGE")
     for _ in range(3):
         host.break_connections()
@@ -168,7 +166,7 @@ async def test_a_watch_that_is_cut_turns_nothing_offline(world: World, host: Fak
     assert server["status"] == "offline"
 
 
-async def test_who_restarts_a_container_by_hand_wins_no_time(world: World, host: FakeHost, app_id: str) -> None:
+async def test_manual_container_restart_does_not_extend_run(world: World, host: FakeHost, app_id: str) -> None:
     before = await world.app(app_id)
     host.set_running(PATH, [])
     await settle()

@@ -1,4 +1,4 @@
-"""What the log tells: what the guide says to log, each line with the ids that lead on from it, and no secret."""
+"""The controller's log: documented events, with the ids to correlate them, and without secrets."""
 
 import io
 import json
@@ -17,7 +17,7 @@ def told(logs: io.StringIO, event: str) -> list[Any]:
     return [line for line in found if line["event"] == event]
 
 
-async def test_a_start_can_be_followed_by_its_request_s_id(
+async def test_start_is_traceable_by_its_request_id(
     logs: io.StringIO, world: World, host: FakeHost, timed_app_id: str
 ) -> None:
     host.plans[OperationKind.UP] = Plan(output=b"Container web Started\n")
@@ -36,7 +36,7 @@ async def test_a_start_can_be_followed_by_its_request_s_id(
     assert output["end"] == reply.json["output"]
 
 
-async def test_logins_are_told_and_passwords_and_tokens_are_not(logs: io.StringIO, world: World) -> None:
+async def test_logins_are_logged_without_passwords_and_tokens(logs: io.StringIO, world: World) -> None:
     reply = await world.nobody.post("/api/auth/login", {"username": "admin", "password": PASSWORD})
     token = reply.expect(200)["token"]
     (await world.nobody.post("/api/auth/login", {"username": "admin", "password": "not-it-at-all"})).expect(401)
@@ -47,12 +47,12 @@ async def test_logins_are_told_and_passwords_and_tokens_are_not(logs: io.StringI
         assert secret not in logs.getvalue()
 
 
-async def test_what_was_rolled_back_is_not_told(logs: io.StringIO, world: World) -> None:
+async def test_rolled_back_change_is_not_logged(logs: io.StringIO, world: World) -> None:
     (await world.admin.post("/api/users", {"username": "operator", "password": PASSWORD})).expect(409)
     assert {line["action"] for line in told(logs, "audit")} == {"LOGIN"}
 
 
-async def test_a_server_and_an_app_that_change_are_told(
+async def test_server_and_app_changes_are_logged(
     logs: io.StringIO, world: World, host: FakeHost, running_app_id: str
 ) -> None:
     host.set_running("/srv/apps/shop", [])

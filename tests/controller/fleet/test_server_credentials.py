@@ -1,4 +1,4 @@
-"""What opens a host by SSH: written, checked, sealed, dropped, and never shown."""
+"""SSH credentials of a server: set, validated, sealed, removed, and never shown."""
 
 import asyncio
 import base64
@@ -38,7 +38,7 @@ FORMS = {
 
 
 async def stored(world: World, server_id: str, key: str = ENCRYPTION_KEY) -> SshCredentials | None:
-    """Return what the SSH transport would be given."""
+    """Return the credentials that the SSH transport would get."""
     database = world.database()
     try:
         return (await Credentials(database, Keyring([key])).access_of(UUID(server_id))).credentials
@@ -64,7 +64,7 @@ async def refused(world: World, server_id: str, field: str, **secrets: object) -
     return str(error["message"])
 
 
-async def test_what_is_sent_is_kept_until_it_is_changed_or_dropped(world: World) -> None:
+async def test_credentials_are_kept_until_changed_or_removed(world: World) -> None:
     server_id = await world.new_server(sshPassword="")
     assert await stored(world, server_id) is None
     assert await change(world.admin, server_id, sshPrivateKey=LOCKED, sshPassphrase=PASSPHRASE)
@@ -84,11 +84,11 @@ async def test_what_is_sent_is_kept_until_it_is_changed_or_dropped(world: World)
     assert await stored(world, server_id) is None
 
 
-async def test_a_server_is_made_with_them_and_shows_none(world: World) -> None:
+async def test_new_server_stores_credentials_and_shows_none(world: World) -> None:
     body = {"name": "s", "address": "10.0.0.1", "sshPrivateKey": PLAIN, "sshPassword": PASSWORD}
     made = (await world.admin.post("/api/servers", body)).expect(201)
     shown = (await world.user.get(f"/api/servers/{made['id']}")).expect(200)
-    # They are tried at once.
+    # They are tried immediately.
     checked = {name: shown[name] for name in ("statusDetail", "lastChecked")}
     assert made | checked == shown
     assert (shown["hasCredentials"], shown["hostKeyFingerprint"]) == (True, None)
@@ -103,13 +103,13 @@ async def test_dropping_a_key_drops_its_passphrase(world: World) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_key_is_taken_as_it_may_arrive(form: str) -> None:
+def test_every_private_key_format_is_accepted(form: str) -> None:
     key, passphrase = FORMS[form]
     for text in (key, key.strip(), f"\n{key}\n\n", key.replace("\n", "\r\n"), f"# a comment\n{key}"):
         assert checked(SshCredentials(text, passphrase)) == SshCredentials(key, passphrase)
 
 
-async def test_a_key_that_can_t_be_used_is_refused_with_its_field_and_a_sentence(world: World) -> None:
+async def test_unusable_key_is_refused_with_field_and_sentence(world: World) -> None:
     server_id = await world.new_server(sshPassword=PASSWORD)
     assert "public key" in await refused(world, server_id, "sshPrivateKey", sshPrivateKey=PUBLIC)
     damaged = PLAIN.replace(PLAIN[100:110], "AAAAAAAAAA")
@@ -137,14 +137,14 @@ async def test_a_key_that_can_t_be_used_is_refused_with_its_field_and_a_sentence
     assert len((await world.admin.get("/api/servers")).expect(200)) == 1
 
 
-async def test_a_passphrase_alone_is_tried_on_the_stored_key(world: World) -> None:
+async def test_passphrase_without_key_is_tried_on_stored_key(world: World) -> None:
     server_id = await world.new_server(sshPrivateKey=LOCKED, sshPassphrase=PASSPHRASE)
     await refused(world, server_id, "sshPassphrase", sshPassphrase="a wrong guess")
     await refused(world, server_id, "sshPassphrase", sshPassphrase=None)
     assert await change(world.admin, server_id, sshPassphrase=PASSPHRASE)
 
 
-def test_a_key_that_would_take_hours_to_open_is_refused_at_once() -> None:
+def test_key_with_excessive_kdf_rounds_is_refused_immediately() -> None:
     lines = LOCKED.splitlines()
     raw = base64.b64decode("".join(lines[1:-1]))
     rounds = struct.pack(">I", 1)
@@ -156,7 +156,7 @@ def test_a_key_that_would_take_hours_to_open_is_refused_at_once() -> None:
 
 @given(st.data())
 @settings(deadline=None)
-def test_no_damage_to_a_key_is_more_than_a_refusal(data: st.DataObject) -> None:
+def test_damaged_key_is_refused_without_fault(data: st.DataObject) -> None:
     key, passphrase = data.draw(st.sampled_from([(PLAIN, ""), *FORMS.values()]))
     lines = key.splitlines()
     middle = bytearray("\n".join(lines[1:-1]).encode())
@@ -166,7 +166,7 @@ def test_no_damage_to_a_key_is_more_than_a_refusal(data: st.DataObject) -> None:
         checked(SshCredentials(f"{lines[0]}\n{middle.decode()}\n{lines[-1]}\n", passphrase))
 
 
-async def test_changes_at_once_lose_none(world: World) -> None:
+async def test_concurrent_credential_changes_lose_none(world: World) -> None:
     server_id = await world.new_server()
     await asyncio.gather(
         change(world.admin, server_id, sshPrivateKey=LOCKED, sshPassphrase=PASSPHRASE),
@@ -176,7 +176,7 @@ async def test_changes_at_once_lose_none(world: World) -> None:
     assert await stored(world, server_id) == SshCredentials(LOCKED, PASSPHRASE, PASSWORD)
 
 
-async def test_another_server_s_secrets_open_nothing_and_the_sentence_says_what_to_do(world: World) -> None:
+async def test_secrets_of_another_server_are_refused_with_advice(world: World) -> None:
     mine = await world.new_server(sshPrivateKey=PLAIN)
     other = await world.new_server(sshPassword=PASSWORD)
     database = world.database()
@@ -201,7 +201,7 @@ async def test_another_server_s_secrets_open_nothing_and_the_sentence_says_what_
     assert await stored(world, other) == SshCredentials("", "", "new")
 
 
-async def test_who_may_change_them_and_what_the_audit_log_tells(world: World) -> None:
+async def test_credential_change_requires_admin_and_is_audited(world: World) -> None:
     server_id = await world.new_server()
     (await world.user.put(f"/api/servers/{server_id}", {"sshPassword": PASSWORD})).expect(403)
     await change(world.admin, server_id, sshPrivateKey=LOCKED, sshPassphrase=PASSPHRASE)
@@ -209,14 +209,14 @@ async def test_who_may_change_them_and_what_the_audit_log_tells(world: World) ->
     assert entry["data"] == {"changed": ["ssh_passphrase", "ssh_private_key"]}
 
 
-def test_they_are_not_in_a_repr() -> None:
+def test_credentials_are_absent_from_repr() -> None:
     whole = SshCredentials(PLAIN, PASSPHRASE, PASSWORD)
     assert repr(whole) == "SshCredentials()"
     assert SshCredentials.from_text(whole.to_text()) == whole
     assert replace(whole, password="") != whole
 
 
-async def test_no_address_and_no_user_passes_for_an_option_or_anything_else(world: World) -> None:
+async def test_invalid_ssh_address_or_user_is_refused(world: World) -> None:
     good = {"name": "s", "address": "10.0.0.1", "sshUser": "root"}
     bad = {
         "address": [

@@ -1,4 +1,4 @@
-"""What an app wrote last before a stop removed it: kept, bounded, shown as such, and never in the way of the stop."""
+"""Last logs of a stopped app: stored, bounded, marked as such, and never a delay of the stop."""
 
 import json
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from sse_reader import listening
 
 @pytest.fixture
 async def app_id(world: World, host: FakeHost) -> str:
-    """Return an app that runs, and has written something."""
+    """Return a running app with log lines."""
     host.app(PATH).says = ("one", "two")
     (server,) = (await world.admin.get("/api/servers")).expect(200)
     app_id = await world.new_app(server["id"], autoStopTimeout=5)
@@ -31,7 +31,7 @@ async def app_id(world: World, host: FakeHost) -> str:
 
 @asynccontextmanager
 async def closing_database(world: World) -> AsyncIterator[Database]:
-    """Open the controller's database from beside."""
+    """Open a second connection to the controller's database."""
     database = world.database()
     try:
         yield database
@@ -46,9 +46,7 @@ async def logs(world: World, app_id: str, query: str = "") -> list[str]:
     return reply.text.splitlines()
 
 
-async def test_a_stopped_app_shows_what_it_wrote_last_and_that_it_is_so(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_stopped_app_shows_last_logs_with_notice(world: World, host: FakeHost, app_id: str) -> None:
     time = host.app(PATH).logs[1].time
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
@@ -71,9 +69,7 @@ async def test_a_stopped_app_shows_what_it_wrote_last_and_that_it_is_so(
     assert (await logs(world, app_id))[1:] == ["shop-web-1 | again", "shop-db-1 | again"]
 
 
-async def test_what_is_written_while_it_is_stopped_is_kept_too_and_auto_stop_does_the_same(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_logs_written_during_auto_stop_are_kept(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     await world.clock.run(5 * 60 + 1)
     assert (await world.app(app_id))["status"] == "stopping"
@@ -85,7 +81,7 @@ async def test_what_is_written_while_it_is_stopped_is_kept_too_and_auto_stop_doe
     assert (await logs(world, app_id, "?service=web"))[1:] == [f"shop-web-1 | {text}" for text in ("one", "two", "bye")]
 
 
-async def test_a_follower_of_a_stopped_app_reads_them_first(world: World, host: FakeHost, app_id: str) -> None:
+async def test_follower_of_stopped_app_gets_last_logs_first(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
     async with listening(world.user, f"/api/apps/{app_id}/logs?follow=1&service=web") as stream:
         events = await stream.rest()
@@ -94,7 +90,7 @@ async def test_a_follower_of_a_stopped_app_reads_them_first(world: World, host: 
     assert host.app(PATH).logs == []
 
 
-async def test_they_go_with_their_app_and_with_time(world: World, app_id: str) -> None:
+async def test_last_logs_are_deleted_with_app_and_after_retention(world: World, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
     async with closing_database(world) as database:
         async with database.read() as connection:
@@ -113,7 +109,7 @@ async def test_they_go_with_their_app_and_with_time(world: World, app_id: str) -
             assert (await connection.execute(select(func.count()).select_from(last_logs))).scalar_one() == 0
 
 
-async def test_they_are_bounded_a_service(world: World, host: FakeHost, app_id: str) -> None:
+async def test_last_logs_are_bounded_per_service(world: World, host: FakeHost, app_id: str) -> None:
     for n in range(40):
         host.write(PATH, "web", f"{n} {'x' * 10_000}")
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
@@ -122,7 +118,7 @@ async def test_they_are_bounded_a_service(world: World, host: FakeHost, app_id: 
     assert len(await logs(world, app_id, "?service=db")) == 3
 
 
-async def test_a_host_that_has_no_logs_to_give_is_stopped_all_the_same(
+async def test_stop_succeeds_when_logs_are_unavailable(
     world: World, host: FakeHost, app_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -133,7 +129,7 @@ async def test_a_host_that_has_no_logs_to_give_is_stopped_all_the_same(
     assert (await world.app(app_id))["status"] == "stopped"
 
 
-def test_of_several_containers_each_has_its_own_last_lines(world: World) -> None:
+def test_each_container_keeps_its_own_last_lines(world: World) -> None:
     now = world.clock.now()
     lines = [[f"2026-01-01T00:00:0{n}Z", f"web-{n % 2}", str(n)] for n in range(6)]
     found = shown([ServiceLog("web", now, json.dumps(lines))], LogsWanted(tail=2))

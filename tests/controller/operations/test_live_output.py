@@ -1,4 +1,4 @@
-"""What an operation prints, seen while it prints it, and resumed where a reader was cut off."""
+"""Live output of an operation, and resumption after a reader's connection is cut."""
 
 import asyncio
 from contextlib import suppress
@@ -29,15 +29,13 @@ async def host(world: World) -> FakeHost:
 
 @pytest.fixture
 async def operation_id(world: World, host: FakeHost) -> str:
-    """Return a start that is under way."""
+    """Return a start in flight."""
     assert host.reachable
     (server,) = (await world.admin.get("/api/servers")).expect(200)
     return await world.begin(await world.new_app(server["id"]))
 
 
-async def test_each_line_is_seen_as_it_is_printed_and_the_end_is_told(
-    world: World, host: FakeHost, operation_id: str
-) -> None:
+async def test_output_lines_are_streamed_live_until_done_event(world: World, host: FakeHost, operation_id: str) -> None:
     async with listening(world.user, f"/api/operations/{operation_id}/output") as stream:
         first = await stream.next()
         assert first is not None
@@ -55,9 +53,7 @@ async def test_each_line_is_seen_as_it_is_printed_and_the_end_is_told(
     assert int(done.id) == len(run.output), "the number of an event is the offset in bytes, as on the host"
 
 
-async def test_a_reader_who_was_cut_off_goes_on_after_the_last_line_that_he_saw(
-    world: World, host: FakeHost, operation_id: str
-) -> None:
+async def test_reconnected_reader_resumes_after_last_line(world: World, host: FakeHost, operation_id: str) -> None:
     host.say(PATH, b"".join(b"line %d\n" % n for n in range(100)))
     host.let_go()
     await world.clock.run(1)
@@ -76,9 +72,7 @@ async def test_a_reader_who_was_cut_off_goes_on_after_the_last_line_that_he_saw(
         assert await stream.rest() == everything, "an id that was never given is none"
 
 
-async def test_the_next_controller_shows_what_the_one_before_kept_and_goes_on(
-    world: World, host: FakeHost, operation_id: str
-) -> None:
+async def test_next_controller_continues_stored_output(world: World, host: FakeHost, operation_id: str) -> None:
     path = f"/api/operations/{operation_id}/output"
     async with (
         aiohttp.ClientSession() as session,
@@ -106,9 +100,7 @@ async def test_the_next_controller_shows_what_the_one_before_kept_and_goes_on(
     assert host.follows[-1] > 0, "what was kept isn't fetched from the host once more"
 
 
-async def test_while_it_runs_its_record_shows_what_it_has_printed(
-    world: World, host: FakeHost, operation_id: str
-) -> None:
+async def test_record_of_running_operation_shows_output_so_far(world: World, host: FakeHost, operation_id: str) -> None:
     host.say(PATH, b"half way\n")
     await world.clock.run(1)
     shown = await world.operation(operation_id)
@@ -131,7 +123,7 @@ async def test_while_it_runs_its_record_shows_what_it_has_printed(
     ],
     ids=["escapes", "warning", "unknown", "twice", "bytes", "blank", "unended", "long", "asked", "progress"],
 )
-async def test_whatever_is_printed_comes_as_lines_for_people(
+async def test_raw_compose_output_is_streamed_as_readable_lines(
     world: World, host: FakeHost, printed: bytes, seen: list[str]
 ) -> None:
     (server,) = (await world.admin.get("/api/servers")).expect(200)
@@ -144,7 +136,7 @@ async def test_whatever_is_printed_comes_as_lines_for_people(
     assert int(events[-1].id) == len(host.journal[UUID(operation_id)].output)
 
 
-async def test_of_more_than_ten_mebibytes_the_newest_are_kept_and_the_gap_is_told(
+async def test_output_beyond_10_mib_keeps_newest_and_reports_gap(
     world: World, host: FakeHost, operation_id: str
 ) -> None:
     line = b"%07d " + b"x" * 991 + b"\n"
@@ -167,18 +159,18 @@ async def test_of_more_than_ten_mebibytes_the_newest_are_kept_and_the_gap_is_tol
     assert numbers == list(range(numbers[0], 12_000)), "behind the gap there is no other"
 
 
-async def test_an_unknown_operation_and_a_bad_offset_are_refused_before_the_stream(world: World) -> None:
+async def test_unknown_operation_is_refused_before_streaming(world: World) -> None:
     (await world.user.get(f"/api/operations/{UUID(int=1)}/output")).expect(404, "operation_not_found")
     (await world.user.get("/api/operations/nonsense/output")).expect(404)
     (await world.nobody.get(f"/api/operations/{UUID(int=1)}/output")).expect(401)
 
 
-async def test_a_bad_offset_is_refused(world: World, operation_id: str) -> None:
+async def test_bad_offset_is_refused(world: World, operation_id: str) -> None:
     for wrong in ("-1", "x", "1e3", str(10**16)):
         (await world.user.get(f"/api/operations/{operation_id}/output?after={wrong}")).expect(422, "invalid_field")
 
 
-async def test_a_reader_who_hangs_up_changes_nothing(world: World, host: FakeHost, operation_id: str) -> None:
+async def test_reader_disconnect_changes_nothing(world: World, host: FakeHost, operation_id: str) -> None:
     async with listening(world.user, f"/api/operations/{operation_id}/output") as stream:
         await stream.next()
     host.say(PATH, b"goes on\n")
@@ -188,7 +180,7 @@ async def test_a_reader_who_hangs_up_changes_nothing(world: World, host: FakeHos
     assert (shown["state"], shown["output"].splitlines()[-1]) == ("succeeded", "goes on")
 
 
-async def test_two_controllers_that_keep_the_same_output_keep_it_once(database: Database) -> None:
+async def test_output_stored_by_two_controllers_is_kept_once(database: Database) -> None:
     operation = await add_operation(database, await add_app(database))
     pieces = [Piece(0, b"abc"), Piece(0, b"abcdef"), Piece(3, b"def"), Piece(2, b"c"), Piece(6, b"g")]
     for piece in pieces:
@@ -202,7 +194,7 @@ async def test_two_controllers_that_keep_the_same_output_keep_it_once(database: 
         assert await output.after(connection, operation.id, 7) is None
 
 
-async def test_a_database_that_was_away_loses_no_output(
+async def test_database_outage_loses_no_output(
     world: World, host: FakeHost, operation_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, refused = output.append, list[int]()
@@ -227,7 +219,9 @@ async def test_a_database_that_was_away_loses_no_output(
     assert host.commands == [(OperationKind.UP, PATH)]
 
 
-async def test_a_logged_out_reader_is_let_go(world: World, operation_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_logged_out_reader_is_disconnected(
+    world: World, operation_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("moorage_controller.api.http.sse._ADMIT_SECONDS", 0.05)
     admitted = 0
     admit_again = sse._Sending._admit_again
@@ -246,7 +240,7 @@ async def test_a_logged_out_reader_is_let_go(world: World, operation_id: str, mo
         assert await stream.next() is None
 
 
-async def test_a_reader_who_takes_nothing_is_dropped(
+async def test_stalled_reader_is_disconnected(
     world: World, host: FakeHost, operation_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moorage_controller.api.http.sse._SEND_SECONDS", 0.3)
@@ -270,5 +264,5 @@ async def test_a_reader_who_takes_nothing_is_dropped(
 
 
 def _on(session: aiohttp.ClientSession, world: World) -> Api:
-    """Return the user's way to the API over a connection that outlives the controller."""
+    """Return the user's API client on a session that outlives the controller."""
     return Api(session, world.user.url, world.user.token)

@@ -1,4 +1,4 @@
-"""How an operation ends, and what its end makes of the app: failed, refused, cancelled, too long, lost."""
+"""Ends of an operation and their effect on the app: failed, refused, cancelled, timed out, lost."""
 
 import asyncio
 
@@ -12,9 +12,7 @@ MINUTE = 60_000
 ERROR = b'{"error":true,"message":"no such image: nothing:1"}\n'
 
 
-async def test_what_compose_said_is_told_and_kept_until_the_next_success(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_compose_error_is_shown_until_next_success(world: World, host: FakeHost, app_id: str) -> None:
     host.plans[OperationKind.UP] = Plan(1, b"Pulling\n" + ERROR)
     body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(502, "compose_failed")
     assert body["error"] == "no such image: nothing:1"
@@ -29,7 +27,7 @@ async def test_what_compose_said_is_told_and_kept_until_the_next_success(
 
 
 @pytest.mark.parametrize("engine", ["goes away", "stays"])
-async def test_a_container_that_was_told_to_end_is_blamed_on_the_engine_only_where_that_went_away(
+async def test_exit_143_is_attributed_to_engine_only_after_engine_outage(
     world: World, host: FakeHost, app_id: str, engine: str
 ) -> None:
     said = "dependency failed to start: container shop-db-1 exited (143)"
@@ -45,7 +43,7 @@ async def test_a_container_that_was_told_to_end_is_blamed_on_the_engine_only_whe
     assert ("was restarted" in body["error"]) == (engine == "goes away")
 
 
-async def test_a_failed_start_never_runs_down_and_what_it_left_has_a_deadline(
+async def test_failed_start_runs_no_down_and_leftovers_get_a_deadline(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     host.plans[OperationKind.UP] = Plan(1, ERROR, leaves=("db",))
@@ -57,7 +55,7 @@ async def test_a_failed_start_never_runs_down_and_what_it_left_has_a_deadline(
 
 
 @pytest.mark.parametrize("verb", ["start", "restart"])
-async def test_a_failure_over_a_running_app_keeps_its_run(world: World, host: FakeHost, app_id: str, verb: str) -> None:
+async def test_failed_start_of_running_app_keeps_its_run(world: World, host: FakeHost, app_id: str, verb: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
     old = await world.row(app_id)
     host.plans[OperationKind.UP] = host.plans[OperationKind.RESTART] = Plan(1, ERROR, leaves=("web",))
@@ -67,7 +65,7 @@ async def test_a_failure_over_a_running_app_keeps_its_run(world: World, host: Fa
     assert (new.status, new.run_id, new.stop_at, new.run_timeout) == ("running", old.run_id, old.stop_at, 5)
 
 
-async def test_a_silent_failure_is_told_by_its_code(world: World, host: FakeHost, app_id: str) -> None:
+async def test_failure_without_output_is_reported_by_exit_code(world: World, host: FakeHost, app_id: str) -> None:
     host.plans[OperationKind.DOWN] = Plan(14, leaves=("web",))
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
     body = (await world.user.post(f"/api/apps/{app_id}/stop")).expect(502, "compose_failed")
@@ -91,7 +89,7 @@ async def test_a_silent_failure_is_told_by_its_code(world: World, host: FakeHost
         ("no_compose_file", 502),
     ],
 )
-async def test_a_host_s_no_is_passed_on_in_its_own_words(
+async def test_host_refusal_is_passed_on_verbatim(
     world: World, host: FakeHost, app_id: str, code: str, status: int
 ) -> None:
     host.refusal = Refusal(code, "Because of this and that.")
@@ -105,7 +103,7 @@ async def test_a_host_s_no_is_passed_on_in_its_own_words(
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
 
 
-async def test_a_lost_run_is_called_not_known_and_what_runs_has_a_deadline(
+async def test_lost_operation_has_unknown_end_and_running_app_gets_deadline(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     host.hold()
@@ -121,7 +119,7 @@ async def test_a_lost_run_is_called_not_known_and_what_runs_has_a_deadline(
     assert len(host.commands) == 1, "a lost run is never run again by itself"
 
 
-async def test_a_cancelled_start_is_terminated_on_the_host(world: World, host: FakeHost, app_id: str) -> None:
+async def test_cancelled_start_is_terminated_on_the_host(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
     await settle()
@@ -142,9 +140,7 @@ async def test_a_cancelled_start_is_terminated_on_the_host(world: World, host: F
     (await world.user.post(f"/api/operations/{operation_id}/cancel")).expect(409, "operation_ended")
 
 
-async def test_a_start_that_is_cancelled_before_it_arrived_never_runs(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_start_cancelled_before_arrival_never_runs(world: World, host: FakeHost, app_id: str) -> None:
     host.lose_start = "before"
     operation_id = await world.begin(app_id)
     (await world.user.post(f"/api/operations/{operation_id}/cancel")).expect(200)
@@ -155,14 +151,14 @@ async def test_a_start_that_is_cancelled_before_it_arrived_never_runs(
     assert (await world.row(app_id)).run_id is None
 
 
-async def test_a_stop_can_t_be_cancelled(world: World, host: FakeHost, app_id: str) -> None:
+async def test_stop_cannot_be_cancelled(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     operation_id = await world.begin(app_id, "stop")
     (await world.user.post(f"/api/operations/{operation_id}/cancel")).expect(409, "not_cancellable")
     assert await world.audit("CANCEL") == []
 
 
-async def test_a_cancel_that_can_t_be_sent_is_told_and_changes_nothing(
+async def test_cancel_that_cannot_be_sent_is_reported_and_changes_nothing(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     host.hold()
@@ -173,7 +169,7 @@ async def test_a_cancel_that_can_t_be_sent_is_told_and_changes_nothing(
     assert await world.audit("CANCEL") == []
 
 
-async def test_past_its_limit_a_start_is_stopped_on_the_host(world: World, host: FakeHost, app_id: str) -> None:
+async def test_start_past_its_limit_is_terminated_on_host(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
     await settle()
@@ -187,7 +183,7 @@ async def test_past_its_limit_a_start_is_stopped_on_the_host(world: World, host:
     assert (await world.app(app_id))["status"] == "stopped"
 
 
-async def test_the_limit_is_enforced_as_soon_as_the_host_is_back(world: World, host: FakeHost, app_id: str) -> None:
+async def test_time_limit_is_enforced_when_host_returns(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     operation_id = await world.begin(app_id)
     host.reachable = False
@@ -200,7 +196,7 @@ async def test_the_limit_is_enforced_as_soon_as_the_host_is_back(world: World, h
     assert (await world.operation(operation_id))["state"] == "failed"
 
 
-async def test_a_stop_is_never_cut_short(world: World, host: FakeHost, app_id: str) -> None:
+async def test_stop_is_never_terminated_by_limit(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     operation_id = await world.begin(app_id, "stop")
     await world.clock.run(2 * LIMIT)
@@ -211,7 +207,7 @@ async def test_a_stop_is_never_cut_short(world: World, host: FakeHost, app_id: s
     assert (await world.operation(operation_id))["state"] == "succeeded"
 
 
-async def test_a_start_that_nobody_could_look_at_counts_as_running(world: World, host: FakeHost, app_id: str) -> None:
+async def test_unobserved_successful_start_counts_as_running(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5}))
     await settle()
@@ -222,7 +218,7 @@ async def test_a_start_that_nobody_could_look_at_counts_as_running(world: World,
     assert (await world.app(app_id))["health"] == "unknown"
 
 
-async def test_only_the_end_of_a_long_output_is_kept(world: World, host: FakeHost, app_id: str) -> None:
+async def test_long_output_keeps_only_its_end(world: World, host: FakeHost, app_id: str) -> None:
     lines = b"".join(b"line %06d\n" % number for number in range(20_000))
     host.plans[OperationKind.UP] = Plan(0, lines)
     body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
@@ -236,7 +232,7 @@ PANIC = b"panic: runtime error: index out of range [3]\n\ngoroutine 1 [running]:
 
 
 @pytest.mark.parametrize(("verb", "code"), [("start", 2), ("restart", 0), ("stop", 0)])
-async def test_a_crash_of_compose_itself_is_a_failure_whatever_its_exit_code(
+async def test_compose_crash_is_a_failure_with_any_exit_code(
     world: World, host: FakeHost, app_id: str, verb: str, code: int
 ) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
@@ -250,7 +246,7 @@ async def test_a_crash_of_compose_itself_is_a_failure_whatever_its_exit_code(
     assert (await world.app(app_id))["status"] == ("stopped" if verb == "stop" else "running")
 
 
-async def test_what_a_success_has_not_done_is_in_its_message(world: World, host: FakeHost, app_id: str) -> None:
+async def test_warnings_of_successful_operation_are_in_its_message(world: World, host: FakeHost, app_id: str) -> None:
     asked = b'Volume "a_b" exists but doesn\'t match configuration in compose file. Recreate (data will be lost)?'
     host.plans[OperationKind.UP] = Plan(0, asked + b'{"id":"Container web","status":"Done","text":"Running"}\n')
     body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
@@ -262,7 +258,7 @@ async def test_what_a_success_has_not_done_is_in_its_message(world: World, host:
     assert body["message"].startswith("Application stopped successfully. The network a_default was left, since")
 
 
-async def test_output_that_is_no_text_is_shown_all_the_same(world: World, host: FakeHost, app_id: str) -> None:
+async def test_binary_output_is_shown(world: World, host: FakeHost, app_id: str) -> None:
     host.plans[OperationKind.UP] = Plan(1, b"\xff\xfe \x1b[31mred\x1b[0m \x00 \xed\xa0\x80 end\n")
     body = (await world.user.post(f"/api/apps/{app_id}/start")).expect(502, "compose_failed")
     assert body["error"].endswith("end")

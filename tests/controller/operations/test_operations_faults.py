@@ -1,4 +1,4 @@
-"""What breaks on the way: hosts that can't be reached, cut connections, a controller that dies. Never a false end."""
+"""Faults during an operation: unreachable hosts, cut connections, a controller crash. Never a false end."""
 
 import asyncio
 from datetime import timedelta
@@ -15,7 +15,7 @@ NOW = int(EPOCH.timestamp() * 1000)
 MINUTE = 60_000
 
 
-async def test_a_host_that_can_t_be_reached_is_told_at_once_and_nothing_was_sent(
+async def test_unreachable_host_is_reported_immediately_and_nothing_is_sent(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     host.reachable = False
@@ -31,13 +31,13 @@ async def test_a_host_that_can_t_be_reached_is_told_at_once_and_nothing_was_sent
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
 
 
-async def test_a_server_without_an_agent_says_what_to_do(world: World) -> None:
+async def test_server_without_agent_returns_advice(world: World) -> None:
     app_id = await world.new_app(await world.new_server())
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(503, "no_agent")
     assert (await world.app(app_id))["status"] == "stopped"
 
 
-async def test_a_host_that_doesn_t_answer_is_given_up_within_seconds(world: World, host: FakeHost, app_id: str) -> None:
+async def test_silent_host_times_out_within_seconds(world: World, host: FakeHost, app_id: str) -> None:
     host.silent = True
     calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
     await world.clock.run(4.9)
@@ -47,9 +47,7 @@ async def test_a_host_that_doesn_t_answer_is_given_up_within_seconds(world: Worl
     assert host.journal == {}
 
 
-async def test_a_stop_that_can_t_be_sent_leaves_the_run_and_its_deadline(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_stop_that_cannot_be_sent_keeps_run_and_deadline(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 60})).expect(200)
     host.reachable = False
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(503, "host_unreachable")
@@ -59,7 +57,7 @@ async def test_a_stop_that_can_t_be_sent_leaves_the_run_and_its_deadline(
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("verb", ["start", "restart", "stop"])
-async def test_contact_lost_at_the_start_is_no_answer_and_it_runs_exactly_once(
+async def test_contact_lost_during_start_is_retried_and_runs_once(
     world: World, host: FakeHost, app_id: str, when: str, verb: str
 ) -> None:
     host.lose_start = "before" if when == "before" else "after"
@@ -73,9 +71,7 @@ async def test_contact_lost_at_the_start_is_no_answer_and_it_runs_exactly_once(
     assert run.attached == (1 if when == "after" else 0)
 
 
-async def test_a_cut_while_it_is_followed_is_mended_by_offset_with_the_whole_output(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_follow_resumes_by_offset_after_connection_cut(world: World, host: FakeHost, app_id: str) -> None:
     lines = b"".join(b"line %04d\n" % number for number in range(500))
     host.plans[OperationKind.UP] = Plan(0, lines)
     host.cut_after = 1234
@@ -88,9 +84,7 @@ async def test_a_cut_while_it_is_followed_is_mended_by_offset_with_the_whole_out
     assert host.follows == [0, 1234]
 
 
-async def test_a_host_that_is_away_for_long_is_followed_again_and_its_end_is_the_end(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_follow_resumes_after_long_outage_until_real_end(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     operation_id = await world.begin(app_id)
     host.reachable = False
@@ -115,9 +109,7 @@ async def test_a_host_that_is_away_for_long_is_followed_again_and_its_end_is_the
     assert run.starts == 1
 
 
-async def test_a_caller_s_patience_ends_with_the_limit_and_the_operation_goes_on(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_caller_wait_ends_at_limit_and_operation_continues(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     operation_id = await world.begin(app_id)
     host.reachable = False
@@ -128,9 +120,7 @@ async def test_a_caller_s_patience_ends_with_the_limit_and_the_operation_goes_on
 
 
 @pytest.mark.parametrize("verb", ["start", "stop"])
-async def test_a_controller_that_died_in_the_middle_takes_it_up_again(
-    world: World, host: FakeHost, app_id: str, verb: str
-) -> None:
+async def test_restarted_controller_resumes_operation(world: World, host: FakeHost, app_id: str, verb: str) -> None:
     host.hold()
     operation_id = await world.begin(app_id, verb)
     await world.stop()
@@ -144,7 +134,7 @@ async def test_a_controller_that_died_in_the_middle_takes_it_up_again(
     assert run.starts == 1
 
 
-async def test_what_ended_while_no_controller_was_there_is_recorded_with_its_whole_output(
+async def test_operation_ended_during_controller_downtime_is_recorded(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     host.hold()
@@ -164,7 +154,7 @@ async def test_what_ended_while_no_controller_was_there_is_recorded_with_its_who
 
 
 async def died_before_sending(world: World, app_id: str, kind: OperationKind) -> Operation:
-    """Leave what a controller leaves that died between its commit and its first word to the host."""
+    """Leave the state of a controller that died between its commit and its first call to the host."""
     await world.stop()
     app = await world.row(app_id)
     database = world.database()
@@ -178,7 +168,7 @@ async def died_before_sending(world: World, app_id: str, kind: OperationKind) ->
 
 
 @pytest.mark.parametrize("kind", list(OperationKind))
-async def test_what_was_recorded_and_never_sent_is_sent_within_its_limit(
+async def test_unsent_operation_is_sent_within_its_limit(
     world: World, host: FakeHost, app_id: str, kind: OperationKind
 ) -> None:
     operation = await died_before_sending(world, app_id, kind)
@@ -189,7 +179,7 @@ async def test_what_was_recorded_and_never_sent_is_sent_within_its_limit(
     assert host.commands == [(kind, PATH)]
 
 
-async def test_after_its_limit_it_is_buried_instead_and_fails(world: World, host: FakeHost, app_id: str) -> None:
+async def test_unsent_operation_past_limit_is_buried_and_fails(world: World, host: FakeHost, app_id: str) -> None:
     operation = await died_before_sending(world, app_id, OperationKind.UP)
     world.clock.advance(LIMIT + 1)
     await world.start()
@@ -205,7 +195,7 @@ async def test_after_its_limit_it_is_buried_instead_and_fails(world: World, host
     assert row.run_id is None
 
 
-async def test_a_stop_is_sent_however_late(world: World, host: FakeHost, app_id: str) -> None:
+async def test_unsent_stop_is_sent_at_any_age(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 600})).expect(200)
     operation = await died_before_sending(world, app_id, OperationKind.DOWN)
     world.clock.advance(2 * LIMIT)
@@ -216,7 +206,7 @@ async def test_a_stop_is_sent_however_late(world: World, host: FakeHost, app_id:
     assert host.app(PATH).containers == []
 
 
-async def test_a_stale_look_doesn_t_undo_a_later_truth(world: World, host: FakeHost, app_id: str) -> None:
+async def test_stale_observation_does_not_override_newer_state(world: World, host: FakeHost, app_id: str) -> None:
     stale = host.observation(PATH)
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
     host.push(stale)
@@ -230,7 +220,7 @@ async def test_a_stale_look_doesn_t_undo_a_later_truth(world: World, host: FakeH
     assert (app["status"], app["stopAt"]) == ("stopped", None)
 
 
-async def test_after_a_reboot_the_host_s_looks_count_from_nought(world: World, host: FakeHost, app_id: str) -> None:
+async def test_observation_counter_restarts_after_host_reboot(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
     host.boot_id, host._looked_at = "boot-2", 0
     host.set_running(PATH, [])
@@ -238,8 +228,8 @@ async def test_after_a_reboot_the_host_s_looks_count_from_nought(world: World, h
     assert (await world.app(app_id))["status"] == "stopped"
 
 
-async def test_a_no_after_a_lost_start_is_not_taken_for_never_ran(world: World, host: FakeHost, app_id: str) -> None:
-    """The start arrived, its answer didn't; asked again, the host can't even look into its journal (a full disk)."""
+async def test_refusal_after_lost_start_is_not_treated_as_never_ran(world: World, host: FakeHost, app_id: str) -> None:
+    """The start arrived, its reply didn't; asked again, the host can't even read its journal (a full disk)."""
     host.hold()
     host.lose_start = "after"
     operation_id = await world.begin(app_id, "start", {"timeout": 5})
@@ -263,10 +253,8 @@ async def test_a_no_after_a_lost_start_is_not_taken_for_never_ran(world: World, 
     assert run.starts == 1
 
 
-async def test_a_stop_that_its_host_has_forgotten_is_sent_again(
-    world: World, host: FakeHost, running_app_id: str
-) -> None:
-    """It ran without a journal on a full disk, in an agent that was started anew meanwhile."""
+async def test_stop_unknown_to_host_is_sent_again(world: World, host: FakeHost, running_app_id: str) -> None:
+    """It ran without a journal on a full disk, in an agent that was restarted meanwhile."""
     host.hold()
     operation_id = await world.begin(running_app_id, "stop")
     await settle()
@@ -281,7 +269,7 @@ async def test_a_stop_that_its_host_has_forgotten_is_sent_again(
     assert host.cancels == []
 
 
-async def test_what_is_refused_when_it_is_sent_again_by_the_next_controller_fails_in_the_host_s_words(
+async def test_resent_operation_refused_by_host_fails_with_host_sentence(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     operation = await died_before_sending(world, app_id, OperationKind.UP)
@@ -293,8 +281,8 @@ async def test_what_is_refused_when_it_is_sent_again_by_the_next_controller_fail
     assert (await world.row(app_id)).run_id is None
 
 
-async def test_what_was_seen_while_a_start_was_refused_still_counts(world: World, host: FakeHost, app_id: str) -> None:
-    """Somebody runs `docker compose up` by hand meanwhile: told once by the watch, and by nothing afterwards."""
+async def test_observation_during_refused_start_is_applied(world: World, host: FakeHost, app_id: str) -> None:
+    """A manual `docker compose up` meanwhile: reported once by the watch, and never again."""
     host.lose_start = "before"
     await world.begin(app_id)
     host.set_running(PATH, ["web"])
@@ -305,9 +293,7 @@ async def test_what_was_seen_while_a_start_was_refused_still_counts(world: World
     assert app["stopAt"] is not None, "a running container without a deadline"
 
 
-async def test_a_fault_in_the_agent_is_asked_about_and_not_guessed_at(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_agent_fault_is_resolved_by_asking_again(world: World, host: FakeHost, app_id: str) -> None:
     launch = host.launch
 
     async def faulty(order: Order) -> None:

@@ -1,4 +1,4 @@
-"""Random sequences of what people do and what breaks; whatever happens, no operation is lost and the status is true."""
+"""Random sequences of requests and faults: no operation is lost, and the status stays true."""
 
 import asyncio
 from collections import Counter
@@ -19,14 +19,14 @@ from random_walk import END, PATHS, Walk
 
 SQLITE_ONLY = "what is tested is the order of things, which is the same on both"
 LONGEST_SECONDS = 600
-"""By then everything that was in flight has ended, once all hosts answer and no command hangs."""
+"""Time until every operation has ended, once all hosts answer and no command hangs."""
 
 apps = st.integers(0, 2)
 hosts = st.integers(0, 1)
 
 
 class Machine(Walk):
-    """What people do, and what breaks."""
+    """Requests of people, and faults."""
 
     @rule(n=apps, verb=st.sampled_from(["start", "start", "stop", "restart"]))
     def ask(self, n: int, verb: str) -> None:
@@ -41,7 +41,7 @@ class Machine(Walk):
 
     @rule(n=apps)
     def cancel(self, n: int) -> None:
-        """Cancel what is in flight on an app."""
+        """Cancel the operation in flight on an app."""
         operation_id = self.go(self.api.get(f"/api/apps/{self.app_ids[n]}")).expect(200)["operationId"]
         if operation_id is not None:
             cancelling = self.api.post(f"/api/operations/{operation_id}/cancel")
@@ -67,7 +67,7 @@ class Machine(Walk):
 
     @rule(n=apps, body=st.sampled_from([{"minutes": 1}, {"minutes": 30}, {"until": 30}, {"until": 300}]))
     def extend(self, n: int, body: dict[str, int]) -> None:
-        """Move the end of a run: later, or to so many seconds from now."""
+        """Move the end of a run: later, or to a number of seconds from now."""
         if "until" in body:
             body = {"until": self.millis() + body["until"] * 1000}
         app = self.go(self.api.get(f"/api/apps/{self.app_ids[n]}")).expect(200)
@@ -83,7 +83,7 @@ class Machine(Walk):
         assert reply.status in {200, 409, 503}, reply.text
         if reply.status == 200:
             wanted = body.get("until", (app["stopAt"] or 0) + 60_000 * body.get("minutes", 0))
-            # One that was overdue gets its minutes from now on.
+            # The minutes of an overdue run count from now.
             assert reply.json["stopAt"] >= wanted
             assert reply.json["overdue"] is False
 
@@ -98,7 +98,7 @@ class Machine(Walk):
 
     @rule(n=apps)
     def agent_acts(self, n: int) -> None:
-        """Have an agent stop an app itself, if it may by what it knows."""
+        """Let an agent stop an app itself, if its deadline allows it."""
         host, app_id = self.host_of(n), UUID(self.app_ids[n])
         may = self.agent_may_act.get(self.app_ids[n])
         known = host.deadlines.get(app_id)
@@ -116,7 +116,7 @@ class Machine(Walk):
 
     @rule(n=apps, services=st.sampled_from([(), ("web",), ("web", "db")]))
     def run_by_hand(self, n: int, services: tuple[str, ...]) -> None:
-        """Have just these services run: started by hand, or the others died."""
+        """Let only these services run: started manually, or the others exited."""
         host = self.host_of(n)
         self.touched(host)
 
@@ -151,7 +151,7 @@ class Machine(Walk):
 
     @rule(n=hosts, what=st.sampled_from(["cut", "back", "silent", "break", "engine", "engine back"]))
     def network(self, n: int, what: str) -> None:
-        """Cut a host off, or break what is under way, or let its Engine fail."""
+        """Disconnect a host, break its open calls, or fail its Engine."""
         host = self.hosts[n]
 
         async def act() -> None:
@@ -207,7 +207,7 @@ class Machine(Walk):
 
     @rule(n=hosts, leaves=st.sampled_from([None, (), ("web",)]))
     def starts_fail(self, n: int, leaves: tuple[str, ...] | None) -> None:
-        """Have starts fail from here on, and leave some services running; None: they succeed again."""
+        """Let starts fail from now on, and leave some services running; None: they succeed again."""
         plans = self.hosts[n].plans
         for kind in (OperationKind.UP, OperationKind.RESTART):
             if leaves is None:
@@ -217,17 +217,17 @@ class Machine(Walk):
 
     @rule(n=hosts, code=st.sampled_from(["", "path_not_allowed", "journal_full"]))
     def host_refuses(self, n: int, code: str) -> None:
-        """Have a host refuse what it is sent from here on."""
+        """Let a host refuse all operations from now on."""
         self.hosts[n].refusal = Refusal(code, "No.") if code else None
 
     @rule()
     def controller_restarts(self) -> None:
-        """End the controller, wherever it is, and start the next one."""
+        """Stop the controller at any point, and start the next one."""
         self.go(self.world.restart())
 
     @rule()
     def all_is_quiet(self) -> None:
-        """Mend everything, wait until all has ended, and compare what the API says with what is on the hosts."""
+        """Clear all faults, wait until all has ended, and compare the API with the hosts."""
         self.go(self.mend())
         for _ in range(LONGEST_SECONDS // 20):
             self.go(self.world.clock.run(20))
@@ -277,7 +277,7 @@ class Machine(Walk):
         self.ended = {key: each for key, each in found.items() if each["state"] in END}
 
     def note_what_agents_know(self) -> None:
-        """Remember from when on agents act by themselves; none may before the run is over by what people are told."""
+        """Record when agents act by themselves; never before the shown end of the run."""
         now = self.millis()
         for host in self.hosts:
             for app_id, (_, deadline) in host.deadlines.items():
@@ -288,7 +288,7 @@ class Machine(Walk):
 
     @invariant()
     def apps_are_told_truly(self) -> None:
-        """Check that what can't be asked isn't told to be stopped, and note the deadlines."""
+        """Check that apps on unreachable hosts aren't shown as stopped, and record the deadlines."""
         for n, app_id in enumerate(self.app_ids):
             app = self.go(self.api.get(f"/api/apps/{app_id}")).expect(200)
             if app_id in self.must_run:
@@ -296,7 +296,7 @@ class Machine(Walk):
             self.stop_at.pop(app_id, None)
             if app["stopAt"] is not None and self.host_of(n).reachable:
                 self.stop_at[app_id] = app["stopAt"]
-            # A stop of what doesn't run has no run to end.
+            # A stop of a stopped app has no run to end.
             if app["status"] == "running" or app["startedAt"] is not None:
                 assert app["stopAt"] is not None, "it runs, and nobody will ever stop it"
         for host in self.hosts:
@@ -304,7 +304,7 @@ class Machine(Walk):
                 assert run.starts <= 1, "a command was run twice"
 
     def teardown(self) -> None:
-        """End the walk as it may end any time: quietly."""
+        """End the walk without errors, as it may end at any time."""
         try:
             if self.app_ids:
                 self.all_is_quiet()
@@ -315,7 +315,7 @@ class Machine(Walk):
 
 
 @pytest.mark.timeout(600)
-def test_whatever_happens_no_operation_is_lost_and_the_status_is_true(copies: Copies, tmp_path: Path) -> None:
+def test_random_sequence_loses_no_operation_and_keeps_status_true(copies: Copies, tmp_path: Path) -> None:
     Machine.copies, Machine.folder = copies, tmp_path
     searching = hypothesis.settings().max_examples > 1000
     run_state_machine_as_test(

@@ -1,4 +1,4 @@
-"""Starting and stopping as a caller sees it: the guide's replies, joining, waiting, hanging up."""
+"""Start and stop as an API client sees them: documented replies, joining, waiting, hanging up."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ async def app_id(world: World, host: FakeHost) -> str:
     return await world.new_app(server["id"], appUrl="http://192.168.1.100:8080")
 
 
-async def test_the_guide_s_start_and_stop_field_by_field(world: World, app_id: str) -> None:
+async def test_start_and_stop_replies_match_the_guide(world: World, app_id: str) -> None:
     reply = (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 60})).expect(200)
     guide = {
         "success": True,
@@ -53,7 +53,7 @@ async def test_the_guide_s_start_and_stop_field_by_field(world: World, app_id: s
     ("body", "minutes"),
     [(None, 25), ({}, 25), ({"timeout": 5}, 5), ({"timeout_minutes": 7}, 7), ({"timeout": None}, 25)],
 )
-async def test_a_run_s_length_is_the_start_s_or_the_app_s(
+async def test_run_length_comes_from_start_or_app(
     world: World, app_id: str, body: dict[str, object] | None, minutes: int
 ) -> None:
     (await world.admin.put(f"/api/apps/{app_id}", {"autoStopTimeout": 25})).expect(200)
@@ -63,7 +63,7 @@ async def test_a_run_s_length_is_the_start_s_or_the_app_s(
     assert (app["autoStopTimeout"], app["defaultTimeout"]) == (minutes, 25)
 
 
-async def test_it_is_recorded_before_it_is_sent(world: World, host: FakeHost, app_id: str) -> None:
+async def test_operation_is_recorded_before_it_is_sent(world: World, host: FakeHost, app_id: str) -> None:
     found: list[tuple[str, str, str]] = []
     database = world.database()
 
@@ -80,7 +80,7 @@ async def test_it_is_recorded_before_it_is_sent(world: World, host: FakeHost, ap
     await database.close()
 
 
-async def test_while_it_starts_and_stops_it_says_so(world: World, host: FakeHost, app_id: str) -> None:
+async def test_app_status_is_starting_and_stopping_meanwhile(world: World, host: FakeHost, app_id: str) -> None:
     for verb, during, after in (("start", "starting", "running"), ("stop", "stopping", "stopped")):
         host.hold()
         operation_id = await world.begin(app_id, verb)
@@ -93,7 +93,7 @@ async def test_while_it_starts_and_stops_it_says_so(world: World, host: FakeHost
         assert (app["status"], app["operationId"]) == (after, None)
 
 
-async def test_a_provisional_deadline_is_not_shown(world: World, host: FakeHost, app_id: str) -> None:
+async def test_provisional_deadline_is_not_shown(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     await world.begin(app_id)
     app = await world.app(app_id)
@@ -101,7 +101,7 @@ async def test_a_provisional_deadline_is_not_shown(world: World, host: FakeHost,
     assert (await world.row(app_id)).stop_at is not None
 
 
-async def test_a_second_start_joins_the_first_whose_timeout_holds(world: World, host: FakeHost, app_id: str) -> None:
+async def test_second_start_joins_first_and_keeps_its_timeout(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     first = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5}))
     await settle()
@@ -117,15 +117,15 @@ async def test_a_second_start_joins_the_first_whose_timeout_holds(world: World, 
     assert len(await world.audit("START")) == 1
 
 
-async def test_of_many_starts_at_once_one_is_sent(world: World, host: FakeHost, app_id: str) -> None:
+async def test_concurrent_starts_are_sent_once(world: World, host: FakeHost, app_id: str) -> None:
     replies = await asyncio.gather(*(world.user.post(f"/api/apps/{app_id}/start") for _ in range(20)))
-    # One that comes after the end of the first is a start over a running app, and its own operation.
+    # A request after the end of the first starts a running app, as its own operation.
     ids = {reply.expect(200)["operationId"] for reply in replies}
     assert len(host.commands) == len(ids)
     assert len(ids) < 20
 
 
-async def test_a_second_stop_joins_too(world: World, host: FakeHost, app_id: str) -> None:
+async def test_second_stop_joins_the_first(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
     host.hold()
     first = await world.begin(app_id, "stop")
@@ -139,7 +139,7 @@ async def test_a_second_stop_joins_too(world: World, host: FakeHost, app_id: str
     ("running", "others"),
     [("start", ("stop", "restart")), ("stop", ("start", "restart")), ("restart", ("start", "stop"))],
 )
-async def test_the_opposite_is_refused_meanwhile(
+async def test_opposite_operation_is_refused_while_one_is_in_flight(
     world: World, host: FakeHost, app_id: str, running: str, others: tuple[str, ...]
 ) -> None:
     host.hold()
@@ -151,7 +151,7 @@ async def test_the_opposite_is_refused_meanwhile(
     (await world.admin.delete(f"/api/apps/{app_id}")).expect(409, "app_running")
 
 
-async def test_a_caller_who_prefers_so_gets_the_operation_at_once(world: World, host: FakeHost, app_id: str) -> None:
+async def test_respond_async_returns_operation_immediately(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     reply = await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5}, Prefer="respond-async")
     body = reply.expect(202)
@@ -164,7 +164,7 @@ async def test_a_caller_who_prefers_so_gets_the_operation_at_once(world: World, 
     assert (shown["createdAt"], shown["startedAt"], shown["finishedAt"]) == (NOW, NOW, NOW)
 
 
-async def test_a_caller_may_wait_for_a_while(world: World, host: FakeHost, app_id: str) -> None:
+async def test_prefer_wait_bounds_the_wait(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     reply = await world.user.post(f"/api/apps/{app_id}/start", Prefer="wait=0")
     assert reply.expect(202)["state"] in {"queued", "running"}
@@ -175,7 +175,7 @@ async def test_a_caller_may_wait_for_a_while(world: World, host: FakeHost, app_i
     assert (await waiting).expect(200)["operationId"] == reply.json["id"]
 
 
-async def test_a_caller_who_hangs_up_changes_nothing(world: World, host: FakeHost, app_id: str) -> None:
+async def test_caller_disconnect_changes_nothing(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
     await settle()
@@ -189,7 +189,7 @@ async def test_a_caller_who_hangs_up_changes_nothing(world: World, host: FakeHos
     assert (await world.app(app_id))["status"] == "running"
 
 
-async def test_a_restart_is_one_operation_and_a_new_run(world: World, host: FakeHost, app_id: str) -> None:
+async def test_restart_is_one_operation_with_a_new_run(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
     old = await world.row(app_id)
     await world.clock.run(60)
@@ -200,9 +200,7 @@ async def test_a_restart_is_one_operation_and_a_new_run(world: World, host: Fake
     assert [kind.value for kind, _ in host.commands] == ["up", "restart"]
 
 
-async def test_a_start_of_a_running_app_runs_up_again_and_begins_a_new_run(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_start_of_running_app_runs_up_again_with_a_new_run(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
     await world.clock.run(60)
     reply = (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 5})).expect(200)
@@ -210,12 +208,12 @@ async def test_a_start_of_a_running_app_runs_up_again_and_begins_a_new_run(
     assert [kind.value for kind, _ in host.commands] == ["up", "up"]
 
 
-async def test_a_stop_of_a_stopped_app_is_a_stop_all_the_same(world: World, host: FakeHost, app_id: str) -> None:
+async def test_stop_of_stopped_app_runs_down(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
     assert [kind.value for kind, _ in host.commands] == ["down"]
 
 
-async def test_apps_don_t_wait_for_one_another(world: World, host: FakeHost, app_id: str) -> None:
+async def test_operations_of_different_apps_run_concurrently(world: World, host: FakeHost, app_id: str) -> None:
     app = await world.app(app_id)
     other = await world.new_app(app["serverId"], projectId=app["projectId"], cdPath="/srv/other", name="Other")
     host.hold()

@@ -1,4 +1,4 @@
-"""How many operations are at work at once, and what ends those that take too long or fall silent."""
+"""The queue: the limit of concurrent operations, and the timeouts for slow and silent ones."""
 
 import asyncio
 from uuid import UUID
@@ -34,9 +34,7 @@ async def states(world: World) -> list[str]:
     return [each["state"] for each in reversed((await world.admin.get("/api/operations")).expect(200))]
 
 
-async def test_four_starts_are_at_work_on_a_host_and_the_others_wait_their_turn(
-    world: World, host: FakeHost, app_ids: list[str]
-) -> None:
+async def test_four_starts_run_per_host_and_others_are_queued(world: World, host: FakeHost, app_ids: list[str]) -> None:
     for app_id in app_ids:
         await world.begin(app_id)
     assert len(host.commands) == 4
@@ -50,7 +48,7 @@ async def test_four_starts_are_at_work_on_a_host_and_the_others_wait_their_turn(
     assert [path for _, path in host.commands] == [f"{PATH}{n}" for n in range(6)]
 
 
-async def test_a_stop_never_waits_for_starts_that_hang(world: World, host: FakeHost, app_ids: list[str]) -> None:
+async def test_stop_does_not_wait_for_hung_starts(world: World, host: FakeHost, app_ids: list[str]) -> None:
     host.let_go_of(f"{PATH}5")
     await world.begin(app_ids[5])
     for app_id in app_ids[:5]:
@@ -59,7 +57,7 @@ async def test_a_stop_never_waits_for_starts_that_hang(world: World, host: FakeH
     (await world.user.post(f"/api/apps/{app_ids[5]}/stop")).expect(200)
 
 
-async def test_another_host_s_queue_holds_up_nobody(world: World, host: FakeHost, app_ids: list[str]) -> None:
+async def test_full_queue_of_one_host_does_not_delay_others(world: World, host: FakeHost, app_ids: list[str]) -> None:
     for app_id in app_ids:
         await world.begin(app_id)
     assert len(host.commands) == 4
@@ -67,7 +65,7 @@ async def test_another_host_s_queue_holds_up_nobody(world: World, host: FakeHost
     (await world.user.post(f"/api/apps/{await world.new_app(server_id)}/start")).expect(200)
 
 
-async def test_what_waits_is_cancelled_without_the_host_and_makes_room_for_nobody(
+async def test_queued_operation_is_cancelled_without_host_or_freed_slot(
     world: World, host: FakeHost, app_ids: list[str]
 ) -> None:
     operations = [await world.begin(app_id) for app_id in app_ids]
@@ -83,7 +81,7 @@ async def test_what_waits_is_cancelled_without_the_host_and_makes_room_for_nobod
     assert [e["data"] for e in await world.audit("CANCEL")] == [{"operationId": operations[4]}]
 
 
-async def test_the_queue_outlives_the_controller(world: World, host: FakeHost, app_ids: list[str]) -> None:
+async def test_queue_survives_controller_restart(world: World, host: FakeHost, app_ids: list[str]) -> None:
     for app_id in app_ids:
         await world.begin(app_id)
     await world.restart()
@@ -96,7 +94,7 @@ async def test_the_queue_outlives_the_controller(world: World, host: FakeHost, a
     assert len(host.commands) == 6
 
 
-async def test_time_in_the_queue_is_not_counted(world: World, host: FakeHost, app_ids: list[str]) -> None:
+async def test_queue_time_does_not_count_towards_limit(world: World, host: FakeHost, app_ids: list[str]) -> None:
     operations = [await world.begin(app_id) for app_id in app_ids[:5]]
     await world.clock.run(LIMIT - 10)
     for n in range(4):
@@ -111,7 +109,7 @@ async def test_time_in_the_queue_is_not_counted(world: World, host: FakeHost, ap
     )
 
 
-async def test_a_start_that_fails_gives_its_turn_back(world: World, host: FakeHost, app_ids: list[str]) -> None:
+async def test_failed_start_releases_its_slot(world: World, host: FakeHost, app_ids: list[str]) -> None:
     host.refusal = Refusal("path_not_allowed", "This host's policy doesn't allow that.")
     for app_id in app_ids * 2:
         (await world.user.post(f"/api/apps/{app_id}/start")).expect(403, "path_not_allowed")
@@ -129,7 +127,7 @@ def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
 
 
 @pytest.mark.settings(operation_no_progress_minutes=1, operation_limit_minutes=60)
-async def test_a_silent_start_is_stopped_and_one_that_says_something_is_not(
+async def test_silent_start_is_terminated_and_printing_one_is_not(
     world: World, host: FakeHost, app_ids: list[str]
 ) -> None:
     silent, talking = await world.begin(app_ids[0]), await world.begin(app_ids[1])
@@ -147,7 +145,7 @@ async def test_a_silent_start_is_stopped_and_one_that_says_something_is_not(
 
 
 @pytest.mark.settings(operation_no_progress_minutes=1, operation_limit_minutes=60)
-async def test_silence_of_a_host_that_is_away_is_no_silence(world: World, host: FakeHost, app_ids: list[str]) -> None:
+async def test_host_outage_does_not_count_as_silence(world: World, host: FakeHost, app_ids: list[str]) -> None:
     operation_id = await world.begin(app_ids[0])
     await world.clock.run(30)
     host.reachable = False
@@ -161,14 +159,14 @@ async def test_silence_of_a_host_that_is_away_is_no_silence(world: World, host: 
 
 
 @pytest.mark.settings(operation_no_progress_minutes=1, operation_limit_minutes=60)
-async def test_a_stop_may_be_silent_for_as_long_as_it_takes(world: World, host: FakeHost, app_ids: list[str]) -> None:
+async def test_silent_stop_is_never_terminated(world: World, host: FakeHost, app_ids: list[str]) -> None:
     operation_id = await world.begin(app_ids[0], "stop")
     await world.clock.run(600)
     assert (await world.operation(operation_id))["state"] == "running"
     assert host.cancels == []
 
 
-async def test_a_turn_that_is_called_off_in_the_moment_it_is_given_goes_to_the_next() -> None:
+async def test_slot_of_waiter_cancelled_on_grant_goes_to_next_waiter() -> None:
     gate = FifoLimiter(1)
     entered: list[int] = []
 
@@ -181,7 +179,7 @@ async def test_a_turn_that_is_called_off_in_the_moment_it_is_given_goes_to_the_n
     tasks = [asyncio.create_task(pass_through(n, leave[n])) for n in range(4)]
     await settle()
     leave[0].set()
-    # A turn of the loop, in which the first one leaves; the second has its turn then, and doesn't know it yet.
+    # One loop iteration: the first task leaves; the second is granted the slot, but hasn't run yet.
     await asyncio.sleep(0)
     tasks[1].cancel()
     tasks[2].cancel()

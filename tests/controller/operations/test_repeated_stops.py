@@ -1,4 +1,4 @@
-"""Pages that ask for a stop again and again while a host is away: one stop waits for the host, and no row is added."""
+"""Repeated stops while a host is unavailable: one stop waits for the host, and no row is added."""
 
 import asyncio
 from typing import Any
@@ -36,7 +36,7 @@ async def test_repeated_stop_waits_for_the_host_and_adds_no_rows(world: World, h
     assert "asked for again 19 times" in (await world.audit("STOP"))[-1]["details"]
 
 
-async def test_waiting_stop_goes_on_after_a_restart(world: World, host: FakeHost, app_id: str) -> None:
+async def test_waiting_stop_continues_after_restart(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
     host.reachable = False
     await stop(world, app_id)
@@ -47,7 +47,7 @@ async def test_waiting_stop_goes_on_after_a_restart(world: World, host: FakeHost
     assert (await world.operation(operation_id))["state"] == "succeeded"
 
 
-async def test_forced_delete_of_an_app_says_that_its_stop_waits(world: World, host: FakeHost, app_id: str) -> None:
+async def test_forced_delete_of_app_reports_waiting_stop(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(200)
     host.reachable = False
     await stop(world, app_id)

@@ -1,4 +1,4 @@
-"""What a start has come to where Compose's word isn't enough, as a pure matter: early exits, taken ports."""
+"""Result of a start beyond Compose's exit code, as pure functions: early exits, taken ports."""
 
 import uuid
 from dataclasses import replace
@@ -33,7 +33,7 @@ def seen(*containers: ContainerState, **replicas: int) -> AppObservation:
         (seen(replace(WEB, state="created")), False),
     ],
 )
-def test_a_start_has_failed_where_it_left_failures_alone(observed: AppObservation | None, *, failed: bool) -> None:
+def test_start_with_only_failed_containers_has_failed(observed: AppObservation | None, *, failed: bool) -> None:
     assert exited_early(observed) == ([WEB] if failed else [])
 
 
@@ -50,11 +50,11 @@ def test_a_start_has_failed_where_it_left_failures_alone(observed: AppObservatio
         ("no such image 127.0.0.1:5000/x", None),
     ],
 )
-def test_the_port_is_read_from_the_engine_s_words(said: str, port: int | None) -> None:
+def test_taken_port_is_parsed_from_engine_error(said: str, port: int | None) -> None:
     assert taken_port(said) == port
 
 
-def test_who_has_a_port_is_named_with_what_to_do() -> None:
+def test_holder_of_taken_port_is_named_with_advice() -> None:
     own = app_row(uuid.uuid4(), uuid.uuid4(), project_name="shop", project_directory=PATH)
     other = replace(own, id=uuid.uuid4(), name="Till", cd_path="/srv/till", project_directory=None)
     allocated = TakenPort(8080, "Bind for 0.0.0.0:8080 failed: port is already allocated", own.id, seen(web=1))

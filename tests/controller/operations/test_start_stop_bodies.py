@@ -1,4 +1,4 @@
-"""Bodies of start, stop and extend: every name of a duration counts, none is lost, and a stop can cancel a start."""
+"""Bodies of start, stop and extend: every name of a duration is accepted, and a stop can cancel a start."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ MINUTE = 60_000
 
 
 @pytest.mark.parametrize("name", ["timeout", "timeout_minutes", "minutes"])
-async def test_start_takes_each_name_of_its_minutes(world: World, app_id: str, name: str) -> None:
+async def test_start_accepts_each_name_of_its_minutes(world: World, app_id: str, name: str) -> None:
     reply = (await world.user.post(f"/api/apps/{app_id}/start", {name: 5, "comment": "demo"})).expect(200)
     assert reply["stopAt"] == NOW + 5 * MINUTE
 
@@ -36,7 +36,7 @@ async def test_body_with_an_unknown_duration_is_refused(
     assert not host.commands
 
 
-async def test_conflict_names_the_operation_and_the_way_out(world: World, host: FakeHost, app_id: str) -> None:
+async def test_conflict_names_the_operation_and_gives_advice(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     operation_id = await world.begin(app_id)
     problem = (await world.user.post(f"/api/apps/{app_id}/stop")).expect(409, "operation_in_progress")

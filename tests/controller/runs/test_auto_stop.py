@@ -1,4 +1,4 @@
-"""Auto-stop: at the deadline to the second, once, through changes, failures and outages, until nothing is left."""
+"""Auto-stop: at the deadline to the second, once, through changes, faults and outages, until no container is left."""
 
 import asyncio
 import uuid
@@ -38,9 +38,7 @@ async def status(world: World, app_id: str) -> str:
     return str((await world.app(app_id))["status"])
 
 
-async def test_it_is_stopped_at_its_deadline_to_the_second_and_not_before(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_app_is_stopped_exactly_at_deadline(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     await world.clock.run(SECONDS - 1)
     assert downs(host) == []
@@ -52,7 +50,7 @@ async def test_it_is_stopped_at_its_deadline_to_the_second_and_not_before(
     assert host.app(PATH).containers == []
 
 
-async def test_it_is_in_the_audit_log_once_with_the_guide_s_details(world: World, host: FakeHost, app_id: str) -> None:
+async def test_auto_stop_is_audited_once_with_documented_details(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     await world.clock.run(SECONDS + 120)
     (entry,) = await world.audit("AUTO_STOP")
@@ -64,7 +62,7 @@ async def test_it_is_in_the_audit_log_once_with_the_guide_s_details(world: World
     assert len(downs(host)) == 1
 
 
-async def test_its_operation_says_who_asked(world: World, host: FakeHost, app_id: str) -> None:
+async def test_auto_stop_operation_has_actor_auto_stop(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     host.hold()
     await world.clock.run(SECONDS)
@@ -79,7 +77,7 @@ async def test_its_operation_says_who_asked(world: World, host: FakeHost, app_id
     assert len(await world.audit("AUTO_STOP")) == 1
 
 
-async def test_a_stop_by_hand_leaves_nothing_to_stop(world: World, host: FakeHost, app_id: str) -> None:
+async def test_manual_stop_cancels_auto_stop(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
     await world.clock.run(SECONDS + 60)
@@ -87,9 +85,7 @@ async def test_a_stop_by_hand_leaves_nothing_to_stop(world: World, host: FakeHos
     assert await world.audit("AUTO_STOP") == []
 
 
-async def test_a_longer_timeout_moves_the_deadline_of_the_run_at_once(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_longer_timeout_moves_deadline_immediately(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     await world.clock.run(SECONDS - 10)
     changed = (await world.user.put(f"/api/apps/{app_id}", {"autoStopTimeout": 6})).expect(200)
@@ -102,7 +98,9 @@ async def test_a_longer_timeout_moves_the_deadline_of_the_run_at_once(
     assert entry["data"] == {"reason": "timeout", "timeout": 6}
 
 
-async def test_a_shorter_one_too_and_one_that_is_over_stops_it_now(world: World, host: FakeHost, app_id: str) -> None:
+async def test_shorter_timeout_moves_deadline_and_elapsed_one_stops_app(
+    world: World, host: FakeHost, app_id: str
+) -> None:
     await start(world, app_id)
     await world.clock.run(90)
     (await world.user.put(f"/api/apps/{app_id}", {"autoStopTimeout": 2})).expect(200)
@@ -118,7 +116,7 @@ async def test_a_shorter_one_too_and_one_that_is_over_stops_it_now(world: World,
 
 
 @pytest.mark.parametrize("verb", ["start", "restart"])
-async def test_a_new_run_wins(world: World, host: FakeHost, app_id: str, verb: str) -> None:
+async def test_new_run_replaces_the_old_deadline(world: World, host: FakeHost, app_id: str, verb: str) -> None:
     await start(world, app_id)
     await world.clock.run(SECONDS - 1)
     (await world.user.post(f"/api/apps/{app_id}/{verb}", {"timeout": 5})).expect(200)
@@ -128,10 +126,10 @@ async def test_a_new_run_wins(world: World, host: FakeHost, app_id: str, verb: s
     assert downs(host) == [PATH]
 
 
-async def test_a_run_that_changed_after_it_was_found_due_is_left_alone(
+async def test_run_changed_after_being_due_is_not_stopped(
     world: World, host: FakeHost, app_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compare-and-set: between the look and the deed somebody extends it."""
+    """Compare-and-set: the run is extended between the check and the stop."""
     await start(world, app_id)
     plain = RunExpiry.stop
 
@@ -148,9 +146,7 @@ async def test_a_run_that_changed_after_it_was_found_due_is_left_alone(
     assert downs(host) == [PATH]
 
 
-async def test_a_stop_that_leaves_containers_is_tried_again_until_they_are_gone(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_incomplete_stop_is_retried_until_containers_are_gone(world: World, host: FakeHost, app_id: str) -> None:
     host.plans[OperationKind.DOWN] = Plan(1, b"container is stuck\n", leaves=("db",))
     await start(world, app_id)
     await world.clock.run(SECONDS)
@@ -169,26 +165,24 @@ async def test_a_stop_that_leaves_containers_is_tried_again_until_they_are_gone(
     assert len(downs(host)) == tries + 1
 
 
-async def test_a_host_that_is_away_is_stopped_on_as_soon_as_it_is_back(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_unavailable_host_is_stopped_on_when_it_returns(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     host.reachable = False
-    # The tries come at 0, 2, 6, 14, 30, 62, 122 and 182 seconds after the deadline: no more soon.
+    # The attempts come 0, 2, 6, 14, 30, 62, 122 and 182 seconds after the deadline: no more soon.
     await world.clock.run(SECONDS + 125)
     assert downs(host) == []
     app = await world.app(app_id)
     assert app["status"] == "running"
     assert app["stopAt"] == NOW + SECONDS * 1000
     host.reachable = True
-    # The watch comes back within 15 seconds, and its first word is enough.
+    # The watch reconnects within 15 seconds, and its snapshot suffices.
     await world.clock.run(15)
     assert downs(host) == [PATH]
     assert await status(world, app_id) == "stopped"
     assert len(await world.audit("AUTO_STOP")) == 1
 
 
-async def test_what_became_due_while_no_controller_was_there_is_stopped_at_the_start(
+async def test_run_due_during_controller_downtime_is_stopped_at_startup(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     await start(world, app_id)
@@ -200,7 +194,7 @@ async def test_what_became_due_while_no_controller_was_there_is_stopped_at_the_s
     assert len(await world.audit("AUTO_STOP")) == 1
 
 
-async def test_a_deadline_outlives_a_restart_of_the_controller(world: World, host: FakeHost, app_id: str) -> None:
+async def test_deadline_outlives_a_restart_of_the_controller(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     await world.clock.run(60)
     await world.restart()
@@ -210,7 +204,7 @@ async def test_a_deadline_outlives_a_restart_of_the_controller(world: World, hos
     assert downs(host) == [PATH]
 
 
-async def test_a_controller_that_dies_in_the_middle_of_it_ends_it_and_tells_it_once(
+async def test_auto_stop_survives_controller_crash_and_is_audited_once(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     await start(world, app_id)
@@ -226,7 +220,7 @@ async def test_a_controller_that_dies_in_the_middle_of_it_ends_it_and_tells_it_o
     assert len(await world.audit("AUTO_STOP")) == 1
 
 
-async def test_what_a_failed_start_left_is_stopped_at_its_deadline(world: World, host: FakeHost, app_id: str) -> None:
+async def test_leftovers_of_failed_start_are_stopped_at_deadline(world: World, host: FakeHost, app_id: str) -> None:
     host.plans[OperationKind.UP] = Plan(1, b"web failed\n", leaves=("db",))
     (await world.user.post(f"/api/apps/{app_id}/start")).expect(502)
     await world.clock.run(SECONDS - 1)
@@ -236,9 +230,7 @@ async def test_what_a_failed_start_left_is_stopped_at_its_deadline(world: World,
     assert host.app(PATH).containers == []
 
 
-async def test_what_a_start_may_have_left_that_nobody_could_look_at_is_stopped_too(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_unobserved_leftovers_of_lost_start_are_stopped(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     calling = asyncio.create_task(world.user.post(f"/api/apps/{app_id}/start"))
     await settle()
@@ -255,9 +247,7 @@ async def test_what_a_start_may_have_left_that_nobody_could_look_at_is_stopped_t
     assert downs(host) == [PATH]
 
 
-async def test_containers_that_were_started_past_us_get_a_run_and_are_stopped(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_containers_started_manually_get_a_run_and_are_stopped(world: World, host: FakeHost, app_id: str) -> None:
     host.set_running(PATH, ["web"])
     await settle()
     app = await world.app(app_id)
@@ -270,7 +260,7 @@ async def test_containers_that_were_started_past_us_get_a_run_and_are_stopped(
     assert entry["data"] == {"reason": "timeout", "timeout": 5}
 
 
-async def test_an_app_that_ended_by_itself_is_not_stopped(world: World, host: FakeHost, app_id: str) -> None:
+async def test_app_that_exited_by_itself_is_not_stopped(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     host.set_running(PATH, [])
     await settle()
@@ -279,7 +269,7 @@ async def test_an_app_that_ended_by_itself_is_not_stopped(world: World, host: Fa
     assert downs(host) == []
 
 
-async def test_two_that_are_due_at_once_are_both_stopped(world: World, host: FakeHost, app_id: str) -> None:
+async def test_simultaneously_due_apps_are_both_stopped(world: World, host: FakeHost, app_id: str) -> None:
     app = await world.app(app_id)
     other = await world.new_app(app["serverId"], projectId=app["projectId"], cdPath="/srv/other", name="Other")
     for each in (app_id, other):
@@ -289,7 +279,7 @@ async def test_two_that_are_due_at_once_are_both_stopped(world: World, host: Fak
     assert [await status(world, each) for each in (app_id, other)] == ["stopped", "stopped"]
 
 
-async def test_one_host_that_hangs_delays_no_other(world: World, host: FakeHost, app_id: str) -> None:
+async def test_hung_host_does_not_delay_other_hosts(world: World, host: FakeHost, app_id: str) -> None:
     second_server, second = await world.new_host("10.0.0.2:7443", name="Second")
     other = await world.new_app(second_server, cdPath="/srv/other")
     for each in (app_id, other):
@@ -301,7 +291,7 @@ async def test_one_host_that_hangs_delays_no_other(world: World, host: FakeHost,
     assert await status(world, other) == "stopped"
 
 
-async def test_a_stop_that_hangs_delays_no_other_on_the_same_host(world: World, host: FakeHost, app_id: str) -> None:
+async def test_hung_stop_does_not_delay_others_on_same_host(world: World, host: FakeHost, app_id: str) -> None:
     app = await world.app(app_id)
     other = await world.new_app(app["serverId"], projectId=app["projectId"], cdPath="/srv/other", name="Other")
     await start(world, app_id, 5)
@@ -313,9 +303,7 @@ async def test_a_stop_that_hangs_delays_no_other_on_the_same_host(world: World, 
     assert [await status(world, each) for each in (app_id, other)] == ["stopping", "stopped"]
 
 
-async def test_a_deadline_that_passes_while_a_restart_is_under_way_doesn_t_end_the_new_run(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_deadline_passing_during_restart_does_not_end_new_run(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     await world.clock.run(SECONDS - 1)
     host.hold()
@@ -331,9 +319,7 @@ async def test_a_deadline_that_passes_while_a_restart_is_under_way_doesn_t_end_t
     assert downs(host) == [PATH]
 
 
-async def test_a_failed_restart_past_the_old_deadline_is_followed_by_the_stop(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_failed_restart_past_old_deadline_is_followed_by_stop(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     await world.clock.run(SECONDS - 1)
     host.plans[OperationKind.RESTART] = Plan(1, b"no\n", leaves=("web",))
@@ -346,7 +332,7 @@ async def test_a_failed_restart_past_the_old_deadline_is_followed_by_the_stop(
     assert await status(world, app_id) == "stopped"
 
 
-async def test_a_clock_that_jumps_over_a_deadline_doesn_t_lose_it(world: World, host: FakeHost, app_id: str) -> None:
+async def test_clock_jump_over_deadline_does_not_lose_it(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     await settle()
     world.clock.advance(SECONDS * 10)
@@ -354,16 +340,14 @@ async def test_a_clock_that_jumps_over_a_deadline_doesn_t_lose_it(world: World, 
     assert downs(host) == [PATH]
 
 
-async def test_a_run_of_an_app_that_was_deleted_meanwhile_stops_nothing(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_run_of_deleted_app_stops_nothing(world: World, host: FakeHost, app_id: str) -> None:
     await start(world, app_id)
     (await world.admin.delete(f"/api/apps/{app_id}?force=true")).expect(200)
     await world.clock.run(SECONDS + 60)
     assert len(downs(host)) == 1
 
 
-async def test_auto_stop_goes_on_after_a_database_that_failed_for_a_while(
+async def test_auto_stop_continues_after_database_outage(
     world: World, host: FakeHost, app_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await start(world, app_id)
@@ -376,8 +360,8 @@ async def test_auto_stop_goes_on_after_a_database_that_failed_for_a_while(
     assert downs(host) == [PATH]
 
 
-async def test_a_deadline_in_the_database_is_all_it_takes(world: World, host: FakeHost, app_id: str) -> None:
-    """Another controller, or a restored backup, set it: no hint comes, only the row is there."""
+async def test_deadline_in_database_alone_triggers_stop(world: World, host: FakeHost, app_id: str) -> None:
+    """Set by another controller or a restored backup: only the row exists, without a notification."""
     host.app(PATH).containers.clear()
     database = world.database()
     stop_at = world.clock.now() + timedelta(seconds=45)

@@ -1,4 +1,4 @@
-"""Clocks that are set, where several controllers share a database: the deadlines are moved once, or not at all."""
+"""Clock jumps with several controllers on one database: deadlines are moved once, or not at all."""
 
 import uuid
 from datetime import timedelta
@@ -21,7 +21,7 @@ on_postgresql = pytest.mark.parametrize("database_kind", ["postgresql"], indirec
 
 
 class Controller:
-    """What of a controller keeps the time, on a machine with a clock of its own."""
+    """The timekeeping parts of a controller, on a machine with its own clock."""
 
     def __init__(self, settings: Settings, clock: FakeClock) -> None:
         self.clock = clock
@@ -30,13 +30,13 @@ class Controller:
         self.timekeeper = ClockJumpGuard(self.database, clock, self.leases)
 
     async def beat(self) -> None:
-        """Do as it does every few seconds."""
+        """Run its periodic step."""
         await self.timekeeper.check()
         await self.leases.claim()
 
 
 async def a_run(database: Database) -> App:
-    """Make an app that runs for an hour."""
+    """Create an app that runs for an hour."""
     moments = {"started_at": EPOCH, "run_began_at": EPOCH, "stop_at": EPOCH + HOUR, "warn_at": EPOCH + HOUR / 2}
     return await add_app(database, status="running", run_id=uuid.uuid4(), run_timeout=60, **moments)
 
@@ -49,7 +49,7 @@ async def found(database: Database, app: App) -> App:
     return row
 
 
-async def test_all_moments_of_a_run_move_together(database: Database, clock: FakeClock) -> None:
+async def test_clock_jump_moves_all_times_of_a_run(database: Database, clock: FakeClock) -> None:
     app = await a_run(database)
     keeper = ClockJumpGuard(database, clock, Leases(database))
     await keeper.check()
@@ -63,7 +63,7 @@ async def test_all_moments_of_a_run_move_together(database: Database, clock: Fak
     assert moved.deadline_number == app.deadline_number, "what is left is what was left: agents needn't be told"
 
 
-async def test_a_clock_that_drifts_is_followed(database: Database, clock: FakeClock) -> None:
+async def test_clock_drift_is_followed(database: Database, clock: FakeClock) -> None:
     app = await a_run(database)
     keeper = ClockJumpGuard(database, clock, Leases(database))
     for _ in range(20):
@@ -74,9 +74,7 @@ async def test_a_clock_that_drifts_is_followed(database: Database, clock: FakeCl
 
 
 @on_postgresql
-async def test_of_two_controllers_whose_common_clock_is_set_one_moves_the_deadlines(
-    settings: Settings, database: Database
-) -> None:
+async def test_shared_clock_jump_is_applied_by_one_of_two_controllers(settings: Settings, database: Database) -> None:
     app, clock = await a_run(database), FakeClock()
     both = [Controller(settings, clock) for _ in range(2)]
     for controller in both:
@@ -96,10 +94,10 @@ async def test_of_two_controllers_whose_common_clock_is_set_one_moves_the_deadli
 
 
 @on_postgresql
-async def test_a_machine_that_stood_still_moves_nothing_while_others_went_on(
+async def test_suspended_controller_shifts_no_deadline(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a virtual machine that was paused: its time since boot lacks an hour that really has passed."""
+    """Like a paused virtual machine: its time since boot lacks an hour of real time."""
     monkeypatch.setattr(timekeeper, "log", structlog.get_logger())
     app = await a_run(database)
     went_on, stood_still = Controller(settings, FakeClock()), Controller(settings, FakeClock())

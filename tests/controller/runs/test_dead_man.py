@@ -1,4 +1,4 @@
-"""What agents know of deadlines, and what becomes of a stop that an agent did by itself."""
+"""Deadlines that agents hold, and the adoption of stops that an agent did by itself."""
 
 import uuid
 
@@ -19,17 +19,17 @@ def app_id(running_app_id: str) -> str:
 
 
 def held(host: FakeHost, app_id: str) -> Deadline:
-    """Return the deadline that a host's agent knows of an app."""
+    """Return the deadline of an app at its host's agent."""
     return host.deadlines[uuid.UUID(app_id)][1]
 
 
 def left(host: FakeHost, app_id: str) -> float | None:
-    """Return the seconds that an app had left when its agent was told."""
+    """Return the remaining seconds of an app at the time its agent was informed."""
     remaining = held(host, app_id).remaining
     return None if remaining is None else remaining.total_seconds()
 
 
-async def test_the_agent_knows_before_anything_runs_and_is_told_what_it_became(world: World, host: FakeHost) -> None:
+async def test_agent_gets_deadline_before_start_and_final_one_after(world: World, host: FakeHost) -> None:
     (server,) = (await world.admin.get("/api/servers")).expect(200)
     assert server["keepsDeadlines"] is True
     app_id = await world.new_app(server["id"], autoStopTimeout=5)
@@ -50,7 +50,7 @@ async def test_the_agent_knows_before_anything_runs_and_is_told_what_it_became(w
     assert (held(host, app_id).run_id, left(host, app_id)) == (None, None)
 
 
-async def test_a_host_whose_disk_fills_up_is_online_and_says_so(world: World, host: FakeHost, app_id: str) -> None:
+async def test_host_with_full_disk_is_online_and_reports_it(world: World, host: FakeHost, app_id: str) -> None:
     host.disk_problem = "The disk with /var/lib/moorage has less than 40 MiB left: free space there."
     await settle()
     (server,) = (await world.admin.get("/api/servers")).expect(200)
@@ -63,9 +63,7 @@ async def test_a_host_whose_disk_fills_up_is_online_and_says_so(world: World, ho
     assert (server["status"], server["statusDetail"], server["keepsDeadlines"]) == ("online", None, True)
 
 
-async def test_an_agent_that_forgot_or_missed_something_is_told_again(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_missing_deadline_is_sent_to_agent_again(world: World, host: FakeHost, app_id: str) -> None:
     host.deadlines.clear()
     host.break_connections()
     await world.clock.run(60)
@@ -81,8 +79,8 @@ async def test_an_agent_that_forgot_or_missed_something_is_told_again(
     assert held(host, app_id).number == row.deadline_number
 
 
-async def test_an_agent_that_knows_a_later_number_is_outnumbered(world: World, host: FakeHost, app_id: str) -> None:
-    """As after a restore, or where a controller died between telling the agent of an extension and writing it down."""
+async def test_deadline_number_exceeds_that_of_agent(world: World, host: FakeHost, app_id: str) -> None:
+    """As after a restore, or after a controller crash between informing the agent of an extension and storing it."""
     known = held(host, app_id)
     host.keep(PATH, Deadline(known.app_id, known.number + 10**9, known.run_id, known.remaining))
     await settle()
@@ -92,15 +90,13 @@ async def test_an_agent_that_knows_a_later_number_is_outnumbered(world: World, h
     assert (await world.app(app_id))["stopAt"] == NOW + 5 * MINUTE
 
 
-async def test_a_removed_app_has_no_deadline_left(world: World, host: FakeHost, app_id: str) -> None:
+async def test_removed_app_has_no_deadline_on_agent(world: World, host: FakeHost, app_id: str) -> None:
     (await world.admin.delete(f"/api/apps/{app_id}?force=true")).expect(200)
     await settle()
     assert left(host, app_id) is None
 
 
-async def test_what_the_agent_stopped_itself_is_taken_up_and_told_as_such_once(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_agent_stop_is_adopted_and_audited_once(world: World, host: FakeHost, app_id: str) -> None:
     row = await world.row(app_id)
     await world.stop()
     world.clock.advance(7 * 60)
@@ -125,7 +121,7 @@ async def test_what_the_agent_stopped_itself_is_taken_up_and_told_as_such_once(
     assert [kind for kind, _ in host.commands].count(OperationKind.DOWN) == 1
 
 
-async def test_one_that_still_goes_on_is_followed_to_its_end(world: World, host: FakeHost, app_id: str) -> None:
+async def test_agent_stop_in_progress_is_followed_to_its_end(world: World, host: FakeHost, app_id: str) -> None:
     await world.stop()
     host.hold()
     operation_id = await host.act_alone(uuid.UUID(app_id))
@@ -140,7 +136,7 @@ async def test_one_that_still_goes_on_is_followed_to_its_end(world: World, host:
     assert len(await world.audit("AUTO_STOP")) == 1
 
 
-async def test_one_that_comes_in_the_middle_of_a_start_waits_for_it(world: World, host: FakeHost, app_id: str) -> None:
+async def test_agent_stop_during_start_is_adopted_after_it(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     (await world.user.post(f"/api/apps/{app_id}/start", Prefer="respond-async")).expect(202)
     await settle()
@@ -154,9 +150,7 @@ async def test_one_that_comes_in_the_middle_of_a_start_waits_for_it(world: World
     assert (await world.operation(str(operation_id)))["state"] == "succeeded"
 
 
-async def test_one_that_its_host_has_forgotten_is_over_and_never_run_by_us(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_agent_stop_unknown_to_host_ends_and_is_not_run_again(world: World, host: FakeHost, app_id: str) -> None:
     await world.stop()
     operation_id = await host.act_alone(uuid.UUID(app_id))
     await settle()

@@ -1,4 +1,4 @@
-"""A run's end moved by people: exactly, by compare-and-set, and never past an agent that would act on the old one."""
+"""Extension of a run: exact, by compare-and-set, and never past an agent that would act on the old deadline."""
 
 from collections.abc import Awaitable, Callable
 
@@ -19,7 +19,7 @@ def app_id(running_app_id: str) -> str:
 
 
 def held(host: FakeHost) -> Deadline:
-    """Return the one deadline that a host's agent knows."""
+    """Return the only deadline of a host's agent."""
     ((_, deadline),) = host.deadlines.values()
     return deadline
 
@@ -34,7 +34,7 @@ async def extend(world: World, app_id: str, body: object) -> Reply:
     return await world.user.post(f"/api/apps/{app_id}/extend", body)
 
 
-async def test_it_ends_so_much_later_and_the_agent_knows(world: World, host: FakeHost, app_id: str) -> None:
+async def test_extension_moves_deadline_and_informs_agent(world: World, host: FakeHost, app_id: str) -> None:
     await world.clock.run(60)
     shown = (await extend(world, app_id, {"minutes": 3})).expect(200)
     assert (shown["stopAt"], shown["startedAt"], shown["status"]) == (NOW + 8 * MINUTE, NOW, "running")
@@ -52,7 +52,7 @@ async def test_it_ends_so_much_later_and_the_agent_knows(world: World, host: Fak
     assert entry["data"] == {"reason": "timeout", "timeout": 8}
 
 
-async def test_it_may_end_at_a_moment_earlier_too(world: World, host: FakeHost, app_id: str) -> None:
+async def test_extension_accepts_earlier_end(world: World, host: FakeHost, app_id: str) -> None:
     shown = (await extend(world, app_id, {"until": NOW + 2 * MINUTE})).expect(200)
     assert shown["stopAt"] == NOW + 2 * MINUTE
     await world.clock.run(119)
@@ -75,12 +75,12 @@ async def test_it_may_end_at_a_moment_earlier_too(world: World, host: FakeHost, 
         {"until": 10**16},
     ],
 )
-async def test_what_can_t_be_meant_changes_nothing(world: World, app_id: str, body: dict[str, object]) -> None:
+async def test_invalid_extension_changes_nothing(world: World, app_id: str, body: dict[str, object]) -> None:
     (await extend(world, app_id, body)).expect(422)
     assert (await world.app(app_id))["stopAt"] == NOW + 5 * MINUTE
 
 
-async def test_only_what_runs_can_be_extended(world: World, host: FakeHost, app_id: str) -> None:
+async def test_only_running_app_can_be_extended(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     (await world.user.post(f"/api/apps/{app_id}/stop", Prefer="respond-async")).expect(202)
     await settle()
@@ -96,14 +96,14 @@ async def test_only_what_runs_can_be_extended(world: World, host: FakeHost, app_
     (await extend(world, "00000000-0000-4000-8000-000000000000", {"minutes": 1})).expect(404, "app_not_found")
 
 
-async def test_auto_stop_that_was_faster_is_told(world: World, host: FakeHost, app_id: str) -> None:
+async def test_extension_after_auto_stop_reports_it(world: World, host: FakeHost, app_id: str) -> None:
     host.hold()
     await world.clock.run(5 * 60)
     reply = (await extend(world, app_id, {"minutes": 30})).expect(409, "not_running")
     assert reply["error"] == "QMS Backend is being stopped: its time is over."
 
 
-async def test_an_agent_that_can_t_be_told_leaves_all_as_it_is(world: World, host: FakeHost, app_id: str) -> None:
+async def test_extension_changes_nothing_when_agent_is_unreachable(world: World, host: FakeHost, app_id: str) -> None:
     before = await world.app(app_id)
     host.reachable = False
     await settle()
@@ -111,12 +111,12 @@ async def test_an_agent_that_can_t_be_told_leaves_all_as_it_is(world: World, hos
     assert reply["error"].startswith("The app's agent could not be told, so nothing was changed: ")
     assert (await world.app(app_id))["stopAt"] == before["stopAt"]
     assert await world.audit("EXTEND") == []
-    # A shorter time harms nobody whom the agent doesn't know of: it is stopped by us.
+    # A shorter deadline that the agent doesn't know is harmless: the controller stops the app.
     (await extend(world, app_id, {"until": NOW + MINUTE})).expect(200)
     assert (await world.app(app_id))["stopAt"] == NOW + MINUTE
 
 
-async def test_a_run_lasts_as_long_as_it_may_extensions_included(world: World, host: FakeHost, app_id: str) -> None:
+async def test_run_with_extensions_is_capped_at_limit(world: World, host: FakeHost, app_id: str) -> None:
     world.settings = world.settings.model_copy(update={"max_run_minutes": 60})
     await world.restart()
     (await extend(world, app_id, {"minutes": 55})).expect(200)
@@ -134,9 +134,7 @@ async def test_a_run_lasts_as_long_as_it_may_extensions_included(world: World, h
     assert host.reachable
 
 
-async def test_an_app_whose_timeout_is_older_than_the_limit_runs_as_long_as_it_may(
-    world: World, host: FakeHost
-) -> None:
+async def test_timeout_above_new_limit_is_capped(world: World, host: FakeHost) -> None:
     (server,) = (await world.admin.get("/api/servers")).expect(200)
     app_id = await world.new_app(server["id"], autoStopTimeout=600)
     world.settings = world.settings.model_copy(update={"max_run_minutes": 60})
@@ -157,10 +155,10 @@ Meanwhile = Callable[[], Awaitable[object]]
         ("extend", {"minutes": 1}, "Somebody else moved the end meanwhile, to 2026-03-04 05:12:07 UTC"),
     ],
 )
-async def test_who_loses_the_race_is_told_what_happened(
+async def test_extension_losing_race_returns_conflict(
     world: World, host: FakeHost, app_id: str, verb: str, body: object, said: str
 ) -> None:
-    """Between telling the agent and writing it down somebody else is faster."""
+    """A concurrent request wins between informing the agent and storing the extension."""
     host.on_deadline = lambda: world.user.send(
         "POST", f"/api/apps/{app_id}/{verb}", body, headers={"Prefer": "respond-async"}
     )
@@ -169,13 +167,13 @@ async def test_who_loses_the_race_is_told_what_happened(
     await world.clock.run(5)
     app = await world.app(app_id)
     assert app["stopAt"] != NOW + 35 * MINUTE
-    # What the agent was told in vain it has to unlearn.
+    # The agent has to drop the deadline of the failed extension.
     row = await world.row(app_id)
     assert held(host).number == row.deadline_number
     assert held(host).run_id == row.run_id
 
 
-async def test_a_restart_and_a_new_start_begin_anew(world: World, host: FakeHost, app_id: str) -> None:
+async def test_restart_and_new_start_reset_the_run_limit(world: World, host: FakeHost, app_id: str) -> None:
     (await extend(world, app_id, {"minutes": 30})).expect(200)
     await world.clock.run(60)
     restarted = (await world.user.post(f"/api/apps/{app_id}/restart", {"timeout": 7})).expect(200)
@@ -187,7 +185,7 @@ async def test_a_restart_and_a_new_start_begin_anew(world: World, host: FakeHost
     assert host.apps[PATH].containers
 
 
-async def test_a_token_that_only_reads_extends_nothing(world: World, app_id: str) -> None:
+async def test_read_only_token_cannot_extend(world: World, app_id: str) -> None:
     made = await world.user.post("/api/tokens", {"name": "eye", "scopes": ["read"]})
     world.user.token = made.expect(201)["token"]
     (await extend(world, app_id, {"minutes": 1})).expect(403)

@@ -1,4 +1,4 @@
-"""Around the end of a run: people are warned, what is overdue is said, and a clock that is set harms nobody."""
+"""The end of a run: warnings, overdue runs, and clock jumps."""
 
 import itertools
 import time
@@ -52,7 +52,7 @@ async def told(world: World, stream: Listener, app_id: str) -> list[str]:
             names.append(event.name)
 
 
-async def test_people_are_warned_ten_and_two_minutes_before_and_once(world: World, host: FakeHost, app_id: str) -> None:
+async def test_warnings_are_sent_once_ten_and_two_minutes_before_end(world: World, host: FakeHost, app_id: str) -> None:
     assert host.reachable
     async with listening(world.user, "/api/events") as stream:
         await world.clock.run(20 * 60 - 1)
@@ -67,7 +67,7 @@ async def test_people_are_warned_ten_and_two_minutes_before_and_once(world: Worl
         assert await told(world, stream, app_id) == []
 
 
-async def test_an_extension_has_warnings_of_its_own_and_a_restart_none_twice(world: World, app_id: str) -> None:
+async def test_extension_repeats_warnings_and_controller_restart_does_not(world: World, app_id: str) -> None:
     await world.clock.run(21 * 60)
     await world.restart()
     async with listening(world.user, "/api/events") as stream:
@@ -81,7 +81,7 @@ async def test_an_extension_has_warnings_of_its_own_and_a_restart_none_twice(wor
         assert await told(world, stream, app_id) == ["stopping_soon"], "two minutes before"
 
 
-async def test_a_run_that_is_shorter_than_a_warning_has_only_the_other(world: World, app_id: str) -> None:
+async def test_short_run_gets_only_the_applicable_warning(world: World, app_id: str) -> None:
     async with listening(world.user, "/api/events") as stream:
         (await world.user.post(f"/api/apps/{app_id}/restart", {"timeout": 5})).expect(200)
         await world.clock.run(3 * 60 - 1)
@@ -90,7 +90,7 @@ async def test_a_run_that_is_shorter_than_a_warning_has_only_the_other(world: Wo
         assert await told(world, stream, app_id) == ["stopping_soon"]
 
 
-async def test_the_moments_can_be_set_and_switched_off(world: World, app_id: str) -> None:
+async def test_warning_times_are_configurable_and_can_be_disabled(world: World, app_id: str) -> None:
     for minutes, expected in (("5", ["stopping_soon"]), ("", [])):
         world.settings = world.settings.model_copy(update={"stopping_soon_minutes": minutes})
         await world.restart()
@@ -100,7 +100,7 @@ async def test_the_moments_can_be_set_and_switched_off(world: World, app_id: str
             assert await told(world, stream, app_id) == expected
 
 
-async def test_what_can_t_be_stopped_is_overdue_until_it_is(world: World, host: FakeHost, app_id: str) -> None:
+async def test_app_that_cannot_be_stopped_is_overdue_until_stopped(world: World, host: FakeHost, app_id: str) -> None:
     host.plans[OperationKind.DOWN] = Plan(1, b"container is stuck\n", leaves=("db",))
     await world.clock.run(30 * 60 + 59)
     assert (await world.app(app_id))["overdue"] is False
@@ -120,7 +120,7 @@ async def test_what_can_t_be_stopped_is_overdue_until_it_is(world: World, host: 
     assert "seconds late" in entry["details"]
 
 
-async def test_a_host_that_is_away_is_overdue_and_no_record_is_made_of_each_try(
+async def test_app_on_unavailable_host_is_overdue_without_record_per_attempt(
     world: World, host: FakeHost, app_id: str
 ) -> None:
     host.reachable = False
@@ -134,9 +134,7 @@ async def test_a_host_that_is_away_is_overdue_and_no_record_is_made_of_each_try(
     assert downs(host) == 1
 
 
-async def test_an_overdue_one_that_is_extended_is_not_overdue_any_more(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_extension_clears_overdue(world: World, host: FakeHost, app_id: str) -> None:
     host.plans[OperationKind.DOWN] = Plan(1, b"container is stuck\n", leaves=("db",))
     await world.clock.run(30 * 60 + 61)
     app = (await world.user.post(f"/api/apps/{app_id}/extend", {"minutes": 10})).expect(200)
@@ -145,7 +143,7 @@ async def test_an_overdue_one_that_is_extended_is_not_overdue_any_more(
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True, scope="session")
-async def test_sixteen_hosts_that_hang_hold_up_nobody_else_s_end(world: World, host: FakeHost, app_id: str) -> None:
+async def test_sixteen_hung_hosts_do_not_delay_stops_on_others(world: World, host: FakeHost, app_id: str) -> None:
     (await world.user.post(f"/api/apps/{app_id}/restart", {"timeout": 5})).expect(200)
     for n in range(16):
         server_id, slow = await world.new_host(f"10.1.0.{n}:7443", name=f"slow {n}")
@@ -158,7 +156,7 @@ async def test_sixteen_hosts_that_hang_hold_up_nobody_else_s_end(world: World, h
 
 
 @pytest.mark.parametrize("jump", [3600, -3600, 5, 20 * 3600])
-async def test_a_clock_that_is_set_stops_nothing_early_and_nothing_late(
+async def test_clock_jump_makes_no_stop_early_or_late(
     world: World, host: FakeHost, app_id: str, jump: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timekeeper, "log", structlog.get_logger())
@@ -177,9 +175,7 @@ async def test_a_clock_that_is_set_stops_nothing_early_and_nothing_late(
     assert host.app(PATH).containers == []
 
 
-async def test_a_machine_that_was_suspended_stops_what_is_over_when_it_wakes(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_resumed_machine_stops_due_runs(world: World, host: FakeHost, app_id: str) -> None:
     world.clock.advance(45 * 60)
     await settle()
     assert downs(host) == 1
@@ -187,7 +183,7 @@ async def test_a_machine_that_was_suspended_stops_what_is_over_when_it_wakes(
 
 
 class WrongClock(SystemClock):
-    """This machine's clock, if somebody had set it wrong."""
+    """This machine's clock with an offset."""
 
     def __init__(self, seconds: int) -> None:
         self._wrong = timedelta(seconds=seconds)
@@ -199,7 +195,7 @@ class WrongClock(SystemClock):
 
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True, scope="session")
 @pytest.mark.parametrize("wrong", [60, -60])
-async def test_a_controller_whose_clock_is_a_minute_off_acts_by_the_database_s(settings: Settings, wrong: int) -> None:
+async def test_skewed_controller_follows_database_clock(settings: Settings, wrong: int) -> None:
     """In real time: PostgreSQL's own clock can't be moved."""
     world = World(settings)
     try:
@@ -218,9 +214,7 @@ async def test_a_controller_whose_clock_is_a_minute_off_acts_by_the_database_s(s
         await world.close()
 
 
-async def test_right_after_a_clock_was_set_the_agent_is_told_what_is_really_left(
-    world: World, host: FakeHost, app_id: str
-) -> None:
+async def test_clock_jump_sends_correct_remaining_time_to_agent(world: World, host: FakeHost, app_id: str) -> None:
     await world.clock.run(60)
     world.clock.jump(3600)
     host.deadlines.clear()

@@ -1,4 +1,4 @@
-"""Runs, as a pure matter: whatever happens to an app, a running container means a run with a deadline."""
+"""State transitions of runs, as pure functions: a running container always implies a run with a deadline."""
 
 import uuid
 from dataclasses import replace
@@ -50,7 +50,7 @@ def settled(app: App, operation: Operation, outcome: Outcome, now: datetime = LA
     return replace(app, **runs.settle(app, operation, outcome, now, RULES))
 
 
-def test_a_start_has_a_provisional_run_whose_deadline_lies_beyond_all_that_may_be() -> None:
+def test_start_has_provisional_run_beyond_operation_limit() -> None:
     app = an_app()
     operation = a_start(app)
     app = started(app, operation)
@@ -58,7 +58,7 @@ def test_a_start_has_a_provisional_run_whose_deadline_lies_beyond_all_that_may_b
     assert app.stop_at == operation.deadline_at + timedelta(minutes=90)
 
 
-def test_a_start_that_succeeded_begins_its_run_at_that_moment() -> None:
+def test_successful_start_begins_its_run_at_its_end() -> None:
     app = an_app(last_error="of the last time")
     operation = a_start(app)
     app = settled(started(app, operation), operation, Outcome("succeeded", observed=seen("running", "running")))
@@ -68,21 +68,21 @@ def test_a_start_that_succeeded_begins_its_run_at_that_moment() -> None:
     assert (app.project_name, app.project_directory) == ("shop", PATH)
 
 
-def test_a_start_whose_end_nobody_could_look_at_counts_as_running() -> None:
+def test_unobserved_successful_start_counts_as_running() -> None:
     app = an_app()
     operation = a_start(app)
     app = settled(started(app, operation), operation, Outcome("succeeded"))
     assert (app.status, app.health, app.run_id) == ("running", "unknown", operation.run_id)
 
 
-def test_a_start_of_nothing_but_one_shots_leaves_no_run() -> None:
+def test_start_of_only_one_shots_leaves_no_run() -> None:
     app = an_app()
     operation = a_start(app)
     app = settled(started(app, operation), operation, Outcome("succeeded", observed=seen("exited")))
     assert (app.status, app.run_id, app.stop_at, app.started_at) == ("stopped", None, None, None)
 
 
-def test_a_failed_start_that_left_a_container_has_a_deadline() -> None:
+def test_failed_start_that_left_a_container_has_a_deadline() -> None:
     app = an_app()
     operation = a_start(app)
     outcome = Outcome("failed", exit_code=1, error="no such image", observed=seen("running", "created"))
@@ -91,14 +91,14 @@ def test_a_failed_start_that_left_a_container_has_a_deadline() -> None:
     assert app.stop_at == LATER + timedelta(minutes=90)
 
 
-def test_a_failed_start_over_a_running_app_keeps_the_old_run() -> None:
+def test_failed_start_of_running_app_keeps_old_run() -> None:
     old = a_running_app()
     operation = a_start(old, OperationKind.RESTART)
     app = settled(started(old, operation), operation, Outcome("failed", error="x", observed=seen("running")))
     assert (app.run_id, app.started_at, app.stop_at) == (old.run_id, old.started_at, old.stop_at)
 
 
-def test_a_failed_start_that_nobody_could_look_at_keeps_a_deadline_for_what_it_may_have_left() -> None:
+def test_unobserved_failed_start_keeps_run_and_deadline() -> None:
     app = an_app()
     operation = a_start(app)
     app = settled(started(app, operation), operation, Outcome("interrupted", error="x"))
@@ -107,7 +107,7 @@ def test_a_failed_start_that_nobody_could_look_at_keeps_a_deadline_for_what_it_m
 
 
 @pytest.mark.parametrize("kind", [OperationKind.UP, OperationKind.RESTART])
-def test_a_start_that_never_ran_leaves_all_as_it_was(kind: OperationKind) -> None:
+def test_start_that_never_ran_restores_previous_state(kind: OperationKind) -> None:
     for old in (an_app(), a_running_app()):
         operation = a_start(old, kind)
         app = settled(started(old, operation), operation, Outcome("failed", ran=False, error="unreachable"))
@@ -120,7 +120,7 @@ def test_a_start_that_never_ran_leaves_all_as_it_was(kind: OperationKind) -> Non
         assert app.last_error == "unreachable"
 
 
-def test_a_start_that_never_ran_still_takes_what_was_seen_for_true() -> None:
+def test_start_that_never_ran_still_applies_observation() -> None:
     app = an_app()
     operation = a_start(app)
     app = settled(started(app, operation), operation, Outcome("failed", ran=False, observed=seen("running")))
@@ -132,7 +132,7 @@ def test_a_start_that_never_ran_still_takes_what_was_seen_for_true() -> None:
     assert (app.status, app.run_id) == ("stopped", None)
 
 
-def test_a_stop_ends_the_run_only_when_nothing_is_left() -> None:
+def test_stop_ends_run_only_when_no_container_is_left() -> None:
     old = a_running_app()
     stop = operation_row(old, kind="down", run_id=old.run_id)
     app = settled(old, stop, Outcome("succeeded", observed=seen()))
@@ -145,20 +145,20 @@ def test_a_stop_ends_the_run_only_when_nothing_is_left() -> None:
     assert (app.status, app.run_id, app.stop_at, app.last_error) == ("running", old.run_id, old.stop_at, "unreachable")
 
 
-def test_containers_found_running_begin_a_run_of_the_app_s_own_length() -> None:
+def test_containers_found_running_begin_a_run_of_default_length() -> None:
     app = an_app(auto_stop_timeout=45)
     app = replace(app, **runs.observe(app, seen("running"), LATER, RULES, in_flight=False))
     assert (app.status, app.started_at, app.run_timeout) == ("running", LATER, 45)
     assert app.stop_at == LATER + timedelta(minutes=45)
 
 
-def test_containers_that_all_ended_end_the_run() -> None:
+def test_exit_of_all_containers_ends_the_run() -> None:
     app = a_running_app()
     app = replace(app, **runs.observe(app, seen("exited", "dead"), LATER, RULES, in_flight=False))
     assert (app.status, app.run_id, app.started_at, app.stop_at) == ("stopped", None, None, None)
 
 
-def test_while_an_operation_is_in_flight_only_the_health_is_taken() -> None:
+def test_observation_during_operation_updates_only_health() -> None:
     old = a_running_app()
     values = runs.observe(old, seen("exited"), LATER, RULES, in_flight=True)
     assert "status" not in values
@@ -166,7 +166,7 @@ def test_while_an_operation_is_in_flight_only_the_health_is_taken() -> None:
     assert runs.observe(old, seen("paused"), LATER, RULES, in_flight=True)["health"] == "degraded"
 
 
-def test_an_observation_of_what_is_known_changes_nothing() -> None:
+def test_repeated_observation_changes_nothing() -> None:
     app = a_running_app()
     app = replace(app, **runs.observe(app, seen("running"), LATER, RULES, in_flight=False))
     assert runs.observe(app, seen("running"), LATER + timedelta(hours=1), RULES, in_flight=False) == {}
@@ -188,7 +188,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_whatever_happens_a_running_container_means_a_run_with_a_deadline(steps: list[object]) -> None:
+def test_running_container_always_has_a_run_with_deadline(steps: list[object]) -> None:
     app, now = an_app(), EPOCH
     for step in steps:
         now += timedelta(minutes=5)
@@ -223,7 +223,7 @@ def _check(app: App) -> None:
         assert app.stop_at is not None
 
 
-def test_the_same_containers_go_on_with_their_run_and_others_begin_one() -> None:
+def test_same_containers_continue_their_run_and_new_ones_begin_one() -> None:
     app = a_running_app()
     stopped = replace(app, **runs.observe(app, seen("exited"), LATER, RULES, in_flight=False))
     assert (stopped.status, stopped.run_id) == ("stopped", None)
@@ -247,12 +247,12 @@ def test_the_same_containers_go_on_with_their_run_and_others_begin_one() -> None
         (("dead", "created"), "S0 is dead, s1 was never started."),
     ],
 )
-def test_an_app_that_nobody_stopped_says_why_it_runs_no_more(states: tuple[str, ...], reason: str | None) -> None:
+def test_app_that_exited_by_itself_shows_reason(states: tuple[str, ...], reason: str | None) -> None:
     app = a_running_app()
     assert replace(app, **runs.observe(app, seen(*states), LATER, RULES, in_flight=False)).last_error == reason
 
 
-def test_an_app_whose_one_shots_all_did_their_work_has_completed_until_it_runs_again() -> None:
+def test_finished_one_shots_set_result_completed_until_next_run() -> None:
     app = a_running_app()
     done = replace(app, **runs.observe(app, seen("exited"), LATER, RULES, in_flight=False))
     assert (done.status, done.last_error, done.last_result) == ("stopped", None, "completed")
@@ -263,7 +263,7 @@ def test_an_app_whose_one_shots_all_did_their_work_has_completed_until_it_runs_a
     assert replace(app, **runs.observe(app, failed, LATER, RULES, in_flight=False)).last_result is None
 
 
-def test_why_the_health_is_bad_is_kept_as_long_as_it_is() -> None:
+def test_health_reason_is_kept_while_health_is_bad() -> None:
     app = a_running_app()
     bad = replace(app, **runs.observe(app, seen("running", "paused"), LATER, RULES, in_flight=False))
     assert (bad.health, bad.health_detail) == ("degraded", "s1 is paused")
@@ -272,7 +272,7 @@ def test_why_the_health_is_bad_is_kept_as_long_as_it_is() -> None:
     assert (good.health, good.health_detail) == ("healthy", None)
 
 
-def test_a_run_that_is_found_shows_the_real_start_and_counts_from_now() -> None:
+def test_discovered_run_shows_real_start_and_counts_from_now() -> None:
     containers = [
         replace(container, started_at=EPOCH + timedelta(minutes=n))
         for n, container in enumerate(seen("exited", "running", "running").containers)
@@ -286,7 +286,7 @@ def test_a_run_that_is_found_shows_the_real_start_and_counts_from_now() -> None:
     assert found.started_at == LATER, "a host's clock that is ahead makes no start in the future"
 
 
-def test_an_app_whose_directory_hangs_goes_on_running_and_its_health_is_unknown() -> None:
+def test_hung_directory_keeps_app_running_with_unknown_health() -> None:
     app, observation = a_running_app(), replace(seen("running"), problem_code=DIRECTORY_HANGS)
     assert runs.observe(app, seen("running"), LATER, RULES, in_flight=False)["health"] == "healthy"
     changes = runs.observe(app, observation, LATER, RULES, in_flight=False)

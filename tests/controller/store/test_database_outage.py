@@ -1,4 +1,4 @@
-"""A database that is away for a while: callers are told so, and nothing that happened meanwhile is lost."""
+"""A database outage: callers get an error, and no change on the hosts is lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +16,7 @@ Write = Callable[[Database], AbstractAsyncContextManager[AsyncConnection]]
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
-async def test_an_outage_is_told_and_what_hosts_said_meanwhile_is_known_afterwards(
+async def test_outage_returns_503_and_host_changes_are_applied_later(
     world: World, host: FakeHost, app_id: str, copies: Copies
 ) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 60})).expect(200)
@@ -36,7 +36,7 @@ async def test_an_outage_is_told_and_what_hosts_said_meanwhile_is_known_afterwar
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
-async def test_a_run_that_is_over_during_an_outage_is_stopped_after_it(
+async def test_run_due_during_outage_is_stopped_after_it(
     world: World, host: FakeHost, app_id: str, copies: Copies
 ) -> None:
     (await world.user.post(f"/api/apps/{app_id}/start", {"timeout": 1})).expect(200)
@@ -50,7 +50,7 @@ async def test_a_run_that_is_over_during_an_outage_is_stopped_after_it(
 
 
 @pytest.mark.parametrize("holds", [True, False], ids=["committed", "rolled back"])
-async def test_an_operation_whose_commit_was_not_answered_is_driven_if_it_holds(
+async def test_operation_with_unconfirmed_commit_is_driven_if_committed(
     world: World, host: FakeHost, app_id: str, monkeypatch: pytest.MonkeyPatch, *, holds: bool
 ) -> None:
     real: Write = Database.write

@@ -1,4 +1,4 @@
-"""Migrations: there and back, no difference to the tables, and no guess at a database of another release."""
+"""Migrations: up and down, equal to the tables, and a database of another release is refused."""
 
 import asyncio
 import sqlite3
@@ -56,8 +56,8 @@ async def downgrade(settings: Settings, to: str) -> None:
     await database.close()
 
 
-async def test_rows_and_what_they_refer_to_outlive_every_migration(empty: Settings) -> None:
-    """SQLite makes a changed table anew: no row, and no reference to one, may be lost by that."""
+async def test_rows_and_references_survive_every_migration(empty: Settings) -> None:
+    """SQLite rebuilds a changed table: no row and no reference may be lost."""
     database = open_database(empty, FakeClock(), clock_decides=True)
     await migrate(database)
     project, server = project_row(), server_row(agent_name="a.agents.moorage")
@@ -84,7 +84,7 @@ async def test_rows_and_what_they_refer_to_outlive_every_migration(empty: Settin
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
-async def test_a_reference_that_leads_nowhere_is_told_and_nothing_is_changed(empty: Settings) -> None:
+async def test_dangling_reference_is_reported_and_nothing_is_changed(empty: Settings) -> None:
     database = open_database(empty, FakeClock(), clock_decides=True)
     await migrate(database)
     with pytest.raises(StartupError, match="a row in apps whose") as caught:
@@ -105,7 +105,7 @@ def tables(connection: Connection) -> set[str]:
     return set(inspect(connection).get_table_names()) - {"alembic_version"}
 
 
-async def test_up_down_and_up_again_ends_where_the_tables_say(empty: Settings) -> None:
+async def test_upgrade_downgrade_upgrade_matches_the_tables(empty: Settings) -> None:
     def there_and_back(connection: Connection) -> None:
         moorage_migrations.upgrade(connection, metadata)
         assert tables(connection) == set(metadata.tables)
@@ -121,7 +121,7 @@ async def test_up_down_and_up_again_ends_where_the_tables_say(empty: Settings) -
     await database.close()
 
 
-async def test_each_migration_s_indexes_and_constraints_are_the_tables(empty: Settings) -> None:
+async def test_migrated_indexes_and_constraints_match_the_tables(empty: Settings) -> None:
     """Alembic's check overlooks what SQLite keeps in the text of CREATE TABLE."""
 
     def compare(connection: Connection) -> None:
@@ -160,7 +160,7 @@ def _facts(connection: Connection) -> dict[str, object]:
     }
 
 
-async def test_ids_times_and_objects_have_postgresql_s_own_types(postgres_url: str, tmp_path: Path) -> None:
+async def test_postgresql_columns_use_native_uuid_time_and_json_types(postgres_url: str, tmp_path: Path) -> None:
     settings = make_settings(tmp_path, database_url=postgres_url)
     await migrate_database(settings)
     database = open_database(settings, FakeClock(), clock_decides=True)
@@ -173,21 +173,21 @@ async def test_ids_times_and_objects_have_postgresql_s_own_types(postgres_url: s
     assert ("details", "jsonb") in types
 
 
-async def test_migrating_twice_is_migrating_once(empty: Settings) -> None:
+async def test_repeated_migration_changes_nothing(empty: Settings) -> None:
     for _ in range(2):
         await migrate_database(empty)
     assert await revision(empty) == moorage_migrations.head_revision()
     assert copies(empty.moorage_data_dir) == []
 
 
-async def test_two_who_migrate_at_once_do_it_once(postgres_url: str, tmp_path: Path) -> None:
+async def test_concurrent_migrations_run_once(postgres_url: str, tmp_path: Path) -> None:
     folders = [tmp_path / str(number) for number in range(3)]
     everybody = [make_settings(folder, database_url=postgres_url) for folder in folders]
     await asyncio.gather(*(migrate_database(settings) for settings in everybody))
     assert await revision(everybody[0]) == moorage_migrations.head_revision()
 
 
-async def test_a_newer_database_is_refused_and_left_alone(empty: Settings) -> None:
+async def test_newer_database_is_refused_unchanged(empty: Settings) -> None:
     await migrate_database(empty)
     await execute(empty, "UPDATE alembic_version SET version_num = '9999'")
     for refused in (controller(empty).__aenter__, lambda: migrate_database(empty)):
@@ -197,7 +197,7 @@ async def test_a_newer_database_is_refused_and_left_alone(empty: Settings) -> No
     assert await revision(empty) == "9999"
 
 
-async def test_serving_on_postgresql_never_migrates_but_says_how(postgres_url: str, tmp_path: Path) -> None:
+async def test_serving_on_postgresql_refuses_to_migrate_with_advice(postgres_url: str, tmp_path: Path) -> None:
     settings = make_settings(tmp_path, database_url=postgres_url)
     with pytest.raises(StartupError, match=r"was never migrated.*`moorage-controller migrate`") as caught:
         await controller(settings).__aenter__()
@@ -213,14 +213,14 @@ async def test_serving_on_postgresql_never_migrates_but_says_how(postgres_url: s
         assert started.address
 
 
-async def test_serving_on_sqlite_migrates_and_keeps_a_whole_copy_of_what_was(tmp_path: Path) -> None:
+async def test_serving_on_sqlite_migrates_and_keeps_a_full_copy(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     await migrate_database(settings)
     beside = open_database(settings, FakeClock(), clock_decides=True)
     await add_users(beside)
     await downgrade(settings, "0001")
     path = tmp_path / "moorage.db"
-    # What was written last is still in the write-ahead log: the file alone is no copy.
+    # The last writes are still in the write-ahead log: the file alone is no copy.
     with closing(sqlite3.connect(path)) as reader:
         reader.execute("BEGIN").execute("SELECT * FROM users").fetchone()
         await execute(settings, "UPDATE users SET full_name = 'Anna' WHERE username = 'admin'")
@@ -237,7 +237,7 @@ async def test_serving_on_sqlite_migrates_and_keeps_a_whole_copy_of_what_was(tmp
         assert kept.execute("SELECT full_name FROM users WHERE username = 'admin'").fetchall() == [("Anna",)]
 
 
-async def test_without_room_for_the_copy_nothing_is_migrated(tmp_path: Path) -> None:
+async def test_migration_is_refused_without_room_for_the_copy(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     await migrate_database(settings)
     await downgrade(settings, "0001")

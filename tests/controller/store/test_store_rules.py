@@ -1,4 +1,4 @@
-"""What the database itself holds: whoever writes, and however many at once."""
+"""Rules that the database itself enforces, for every writer and under concurrency."""
 
 import asyncio
 import uuid
@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, StatementError
 
 
-async def test_only_one_operation_is_in_flight_on_an_app(database: Database) -> None:
+async def test_app_has_at_most_one_operation_in_flight(database: Database) -> None:
     app = await add_app(database)
     first = await add_operation(database, app, state="running")
     for state in ("queued", "running"):
@@ -29,7 +29,7 @@ async def test_only_one_operation_is_in_flight_on_an_app(database: Database) -> 
     await add_operation(database, app, state="queued")
 
 
-async def test_of_fifty_starts_at_once_one_is_recorded(database: Database) -> None:
+async def test_fifty_concurrent_starts_record_one(database: Database) -> None:
     app = await add_app(database)
     results = await asyncio.gather(*(add_operation(database, app) for _ in range(50)), return_exceptions=True)
     assert sum(isinstance(r, IntegrityError) for r in results) == 49
@@ -37,7 +37,7 @@ async def test_of_fifty_starts_at_once_one_is_recorded(database: Database) -> No
         assert len(await operations.all_in_flight(connection)) == 1
 
 
-async def test_an_end_is_never_overwritten(database: Database) -> None:
+async def test_operation_end_is_never_overwritten(database: Database) -> None:
     operation = await add_operation(database, await add_app(database), state="running")
     async with database.write() as connection:
         assert await operations.change_in_flight(connection, operation.id, {"state": "succeeded", "exit_code": 0})
@@ -47,7 +47,7 @@ async def test_an_end_is_never_overwritten(database: Database) -> None:
     assert (kept.state, kept.exit_code) == ("succeeded", 0)
 
 
-async def test_a_run_is_changed_only_as_long_as_it_is_that_run_with_that_deadline(database: Database) -> None:
+async def test_run_change_requires_matching_run_and_deadline(database: Database) -> None:
     run_id, stop_at = uuid.uuid4(), EPOCH + timedelta(minutes=1)
     app = await add_app(database, run_id=run_id, stop_at=stop_at, status="running")
     stopping = {"status": "stopping"}
@@ -59,7 +59,7 @@ async def test_a_run_is_changed_only_as_long_as_it_is_that_run_with_that_deadlin
         assert await apps.change_run(connection, app.id, run_id, stop_at, stopping)
 
 
-async def test_a_deadline_keeps_its_microseconds_and_its_zone(database: Database) -> None:
+async def test_deadline_keeps_its_microseconds_and_its_zone(database: Database) -> None:
     stop_at = EPOCH + timedelta(microseconds=123_457)
     app = await add_app(database, stop_at=stop_at, run_id=uuid.uuid4())
     async with database.read() as connection:
@@ -70,7 +70,7 @@ async def test_a_deadline_keeps_its_microseconds_and_its_zone(database: Database
     assert found.stop_at.utcoffset() == timedelta(0)
 
 
-async def test_a_time_without_a_zone_is_refused(database: Database) -> None:
+async def test_time_without_a_zone_is_refused(database: Database) -> None:
     app = await add_app(database)
     naive = EPOCH.replace(tzinfo=None)
     with pytest.raises(StatementError, match="without a zone"):
@@ -78,7 +78,7 @@ async def test_a_time_without_a_zone_is_refused(database: Database) -> None:
             await apps.change(connection, app.id, {"stop_at": naive})
 
 
-async def test_what_is_due_is_over_and_idle_the_longest_overdue_first(database: Database) -> None:
+async def test_due_runs_are_idle_and_ordered_by_deadline(database: Database) -> None:
     late = await add_app(database, run_id=uuid.uuid4(), stop_at=EPOCH - timedelta(minutes=5))
     now = await add_app(database, run_id=uuid.uuid4(), stop_at=EPOCH)
     busy = await add_app(database, run_id=uuid.uuid4(), stop_at=EPOCH - timedelta(minutes=1))
@@ -91,7 +91,7 @@ async def test_what_is_due_is_over_and_idle_the_longest_overdue_first(database: 
         assert await apps.next_end(connection, EPOCH, timedelta(minutes=5)) == EPOCH, "when the first is overdue"
 
 
-async def test_a_removed_project_takes_its_apps_along_and_their_operations_stay(database: Database) -> None:
+async def test_project_removal_removes_apps_and_keeps_operations(database: Database) -> None:
     app = await add_app(database)
     operation = await add_operation(database, app, state="succeeded")
     async with database.write() as connection:
@@ -103,7 +103,7 @@ async def test_a_removed_project_takes_its_apps_along_and_their_operations_stay(
     assert kept.app_id is None
 
 
-async def test_a_server_with_apps_can_t_be_removed(database: Database) -> None:
+async def test_server_with_apps_cannot_be_removed(database: Database) -> None:
     app = await add_app(database)
     with pytest.raises(IntegrityError):
         async with database.write() as connection:
@@ -113,7 +113,7 @@ async def test_a_server_with_apps_can_t_be_removed(database: Database) -> None:
         assert await servers.remove(connection, app.server_id)
 
 
-async def test_a_removed_server_takes_its_join_tokens_and_enrolments_along(database: Database) -> None:
+async def test_server_removal_removes_join_tokens_and_enrolments(database: Database) -> None:
     app = await add_app(database)
     token = enrollment.StoredToken(uuid.uuid4(), app.server_id, Ciphertext("v1:a:b"), EPOCH, None, EPOCH)
     member = enrollment.Enrollment(uuid.uuid4(), app.server_id, token.id, "a.agents.moorage", "00", "PEM", EPOCH)
@@ -126,7 +126,7 @@ async def test_a_removed_server_takes_its_join_tokens_and_enrolments_along(datab
         assert await enrollment.enrollment_of(connection, token.id) is None
 
 
-async def test_a_new_join_token_voids_the_unused_ones_of_that_server_and_is_spent_once(database: Database) -> None:
+async def test_new_join_token_voids_older_ones_and_is_spent_once(database: Database) -> None:
     app, other = await add_app(database), await add_app(database)
     tokens = [
         enrollment.StoredToken(uuid.uuid4(), server_id, Ciphertext("v1:a:b"), EPOCH, None, EPOCH)
@@ -140,7 +140,7 @@ async def test_a_new_join_token_voids_the_unused_ones_of_that_server_and_is_spen
         assert not await enrollment.spend_token(connection, tokens[2].id, EPOCH)
 
 
-async def test_what_a_deleted_user_did_stays_under_his_name(database: Database) -> None:
+async def test_audit_entries_keep_name_of_deleted_user(database: Database) -> None:
     app = await add_app(database)
     user = user_row("somebody")
     entry = audit_row(user.id, EPOCH)
@@ -159,7 +159,7 @@ async def test_what_a_deleted_user_did_stays_under_his_name(database: Database) 
     assert (done.actor_id, done.actor) == (None, "somebody")
 
 
-async def test_values_that_mean_nothing_are_refused(database: Database) -> None:
+async def test_meaningless_values_are_refused(database: Database) -> None:
     app = await add_app(database)
     for values in ({"status": "paused"}, {"auto_stop_timeout": 0}, {"auto_stop_timeout": 43_201}):
         with pytest.raises(IntegrityError):
@@ -175,8 +175,8 @@ async def test_values_that_mean_nothing_are_refused(database: Database) -> None:
             await users.add(connection, user_row(USER))
 
 
-async def test_fifty_writers_at_once_all_succeed(database: Database) -> None:
-    """Each reads before it writes, which is what a deferred transaction fails at."""
+async def test_fifty_concurrent_writers_all_succeed(database: Database) -> None:
+    """Each reads before it writes, which fails in a deferred transaction."""
 
     async def write(number: int) -> None:
         async with database.write() as connection:
@@ -193,7 +193,7 @@ async def test_fifty_writers_at_once_all_succeed(database: Database) -> None:
     assert sorted(int(c) for c in counts if c.isdigit()) == list(range(2, 52)), "two writers saw the same state"
 
 
-async def test_a_failed_write_leaves_nothing(database: Database) -> None:
+async def test_failed_write_is_rolled_back(database: Database) -> None:
     app = await add_app(database)
 
     async def write_and_fail() -> None:
@@ -207,7 +207,7 @@ async def test_a_failed_write_leaves_nothing(database: Database) -> None:
         assert await operations.all_in_flight(connection) == []
 
 
-async def test_a_read_sees_one_state_while_others_write(database: Database) -> None:
+async def test_read_is_consistent_during_concurrent_writes(database: Database) -> None:
     app = await add_app(database)
     async with database.read() as reading:
         before = await apps.get(reading, app.id)
@@ -217,7 +217,7 @@ async def test_a_read_sees_one_state_while_others_write(database: Database) -> N
     assert before == after
 
 
-async def test_running_apps_are_counted_and_only_those(database: Database) -> None:
+async def test_only_running_apps_are_counted(database: Database) -> None:
     app = await add_app(database, status="running")
     await add_app(database, status="running")
     async with database.write() as connection:
@@ -232,7 +232,7 @@ async def test_running_apps_are_counted_and_only_those(database: Database) -> No
     assert server.running_apps_count == 0
 
 
-async def test_the_audit_log_is_paged_newest_first_and_filtered_by_user(database: Database) -> None:
+async def test_audit_log_is_paged_newest_first_and_filtered_by_user(database: Database) -> None:
     async with database.read() as connection:
         user = await users.by_name(connection, USER)
     assert user is not None
@@ -246,7 +246,7 @@ async def test_the_audit_log_is_paged_newest_first_and_filtered_by_user(database
     assert ([row.id for row in own], own_total) == ([rows[5].id, rows[3].id, rows[1].id], 3)
 
 
-async def test_an_ended_session_is_dead_twice_as_well_and_an_expired_one_is_forgotten(database: Database) -> None:
+async def test_session_end_is_idempotent_and_expired_session_is_deleted(database: Database) -> None:
     first, second = uuid.uuid4(), uuid.uuid4()
     async with database.write() as connection:
         user = await users.by_name(connection, USER)
@@ -270,12 +270,12 @@ async def test_an_ended_session_is_dead_twice_as_well_and_an_expired_one_is_forg
         ("postgres://u:p@h/n", "postgresql+asyncpg://u:p@h/n"),
     ],
 )
-def test_postgresql_is_reached_however_its_url_is_written(given: str, used: str) -> None:
+def test_postgresql_url_variants_are_accepted(given: str, used: str) -> None:
     assert postgresql_url(given) == used
 
 
-async def test_a_writer_who_is_cancelled_at_any_moment_locks_out_nobody(database: Database) -> None:
-    """At each of many moments: the statement that is under way ends first, and its lock is given back."""
+async def test_cancelled_writer_releases_write_lock(database: Database) -> None:
+    """At each of many moments: the running statement ends first, and its lock is released."""
 
     async def write() -> None:
         async with database.write() as connection:
@@ -297,7 +297,7 @@ async def test_a_writer_who_is_cancelled_at_any_moment_locks_out_nobody(database
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
-async def test_whoever_is_cancelled_leaves_no_transaction_open(database: Database) -> None:
+async def test_cancelled_task_leaves_no_open_transaction(database: Database) -> None:
     async def read() -> None:
         async with database.read() as connection:
             await projects.all_projects(connection)

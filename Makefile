@@ -42,7 +42,7 @@ test: ## Check everything: lint, then all tests, on real Engines and processes
 	@sh lab/system-packages.sh venv dockerd busybox binutils debootstrap sshd postgresql chromium
 	@$(MAKE) --silent --no-print-directory install
 	@$(MAKE) --silent --no-print-directory lint
-	@PYTHONUNBUFFERED=1 exec $(BIN)/python -m pytest --ignore=tests/benchmarks -n 2 --dist loadfile $(PYTEST_ARGS)
+	@PYTHONUNBUFFERED=1 exec $(BIN)/python -m pytest --ignore=tests/benchmarks -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: install ## Check style, types and who imports whom

@@ -16,6 +16,8 @@ from moorage_lab.programs.pids import Pid
 from moorage_lab.programs.postgres import PrivatePostgres
 from running_stack import IMAGE, Stack
 
+_TESTS = Path(__file__).resolve().parent
+
 # The same examples each time, for reproducible runs; `pytest --hypothesis-profile=search` searches further.
 settings.register_profile("same", derandomize=True)
 settings.register_profile("search", max_examples=2000, deadline=None)
@@ -24,6 +26,19 @@ settings.load_profile("same")
 _PLACE = Path("/var/tmp")  # noqa: S108  # mkdtemp makes the folders; /tmp may be memory, and an Engine writes a lot
 _PREFIX = "moorage-test-"
 _OWNER = "session.pid"
+
+
+_WAITING = ("fleet", "integration", "ssh", "attacks", "lab")
+"""Folders whose tests mostly wait for real hosts; the others compute."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mix the files that wait with those that compute, so that seldom both workers wait, or compute, at a time."""
+    files = list(dict.fromkeys(item.path for item in items))
+    waiting = [file for file in files if file.relative_to(_TESTS).parts[0] in _WAITING]
+    computing = [file for file in files if file not in waiting]
+    places = {file: (number + 0.5) / len(group) for group in (waiting, computing) for number, file in enumerate(group)}
+    items.sort(key=lambda item: places[item.path])
 
 
 @pytest.fixture(scope="session")

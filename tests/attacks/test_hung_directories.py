@@ -44,10 +44,8 @@ class _Told:
         app = self.apps.get(str(directory))
         return app is not None and any(container.alive for container in app.containers)
 
-    async def until(self, right: Callable[[], bool], seconds: float, what: str) -> float:
-        began = time.monotonic()
+    async def until(self, right: Callable[[], bool], seconds: float, what: str) -> None:
         await eventually_async(right, timeout=seconds, what=what)
-        return time.monotonic() - began
 
 
 @asynccontextmanager

@@ -13,6 +13,6 @@ from transport_rigs import remove_ssh_apps
 def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterator[PrivateSshd]:
     """Return an sshd with the user `op`."""
     assert sample_image
-    with PrivateSshd(short_folder / "ssh", engine, [LabUser("op")]) as running:
+    with PrivateSshd(short_folder / "benchmark-ssh", engine, [LabUser("op")]) as running:
         yield running
         remove_ssh_apps(running, engine)

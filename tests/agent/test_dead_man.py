@@ -76,6 +76,8 @@ async def test_dead_man_stops_app_in_hung_directory(agent: LoneAgent, caller: Ca
         with HungMount(hung.parent, os.getpid()):
             await deadlines.set(WatchedApp(str(hung), None), str(uuid4()), 1, str(uuid4()), 0)
             await eventually_async(lambda: agent.containers(agent.apps) == {"beside-web-1": "running"}, timeout=30)
+        assert agent.containers(hung) == {}
+        assert agent.containers(on) == {"beside-web-1": "running"}
 
 
 async def test_dead_man_waits_for_operation_in_flight(agent: LoneAgent, caller: Caller) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -11,7 +11,7 @@ from uuid import uuid4
 import docker
 import pytest
 from host_calls import order, run, watching
-from moorage_common.docker.states import OperationKind, observed_status
+from moorage_common.docker.states import ContainerState, OperationKind, observed_status
 from moorage_controller.errors import HostUnreachableError
 from moorage_controller.hosts.credentials import SshCredentials
 from moorage_controller.hosts.ssh.session.host_session import HostSession
@@ -51,7 +51,8 @@ async def unreachable(desk: SshDesk, user: str = "op") -> HostUnreachableError:
     return caught.value
 
 
-async def whole_life(desk: SshDesk) -> None:
+async def whole_life(desk: SshDesk) -> Sequence[ContainerState] | None:
+    """Start and stop an app; return the containers that the stop leaves, None if nobody looked."""
     transport, cd_path = desk.transport(), ssh_app(desk.sshd)
     assert (await transport.info()).engine_reachable
     output, end = await run(transport, order(cd_path))
@@ -59,13 +60,14 @@ async def whole_life(desk: SshDesk) -> None:
     output, end = await run(transport, order(cd_path, OperationKind.DOWN))
     assert end.exit_code == 0, output
     await desk.pool.close()
+    return None if end.observed is None else list(end.observed.containers)
 
 
 async def test_dropbear_is_supported(engine: PrivateEngine, sample_image: str, short_folder: Path) -> None:
     assert sample_image
     with PrivateDropbear(short_folder / uuid4().hex[:8], engine, [LabUser("op")]) as host:
         try:
-            await whole_life(SshDesk(host))
+            assert await whole_life(SshDesk(host)) == []
         finally:
             remove_ssh_apps(host, engine)
 
@@ -78,7 +80,7 @@ async def test_dropbear_is_supported(engine: PrivateEngine, sample_image: str, s
     ],
 )
 async def test_restricted_sshd_is_supported(start_sshd: StartSshd, options: tuple[str, ...]) -> None:
-    await whole_life(SshDesk(start_sshd(*options)))
+    assert await whole_life(SshDesk(start_sshd(*options))) == []
 
 
 async def test_one_session_without_forwarding_is_refused(start_sshd: StartSshd) -> None:
@@ -161,7 +163,8 @@ async def test_host_compose_is_used_when_upload_is_impossible(start_sshd: StartS
     plugins.mkdir(parents=True)
     (plugins / "docker-compose").symlink_to(installed("docker-compose"))
     with small_disk(sshd, sshd.home("op") / ".local/state/moorage/bin", "noexec,size=64m"):
-        await whole_life(desk)
+        assert await whole_life(desk) == []
+        assert list((sshd.home("op") / ".local/state/moorage/bin").iterdir()) == []
 
 
 async def refused_start(desk: SshDesk) -> HostRefusedError:

@@ -3,6 +3,8 @@
 All durations are in seconds. The values come from signals; no database or host is queried.
 """
 
+from http import HTTPStatus
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from moorage_controller.signals import DurationSample, OperationFinished
@@ -89,7 +91,7 @@ class Meters:
     def problem(self, status: int, code: str) -> None:
         """Count an error response."""
         self._problems.labels(code).inc()
-        if status == 401 or code == _OWN_PASSWORD:  # noqa: PLR2004 - HTTP status code
+        if status == HTTPStatus.UNAUTHORIZED or code == _OWN_PASSWORD:
             self._refused.labels(code).inc()
 
     def ssh_connect(self, done: DurationSample) -> None:

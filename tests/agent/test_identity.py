@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 from lone_agent import DIRECTORY_LABEL, DOWN, UP, Caller, LoneAgent, code_of, compose
+from moorage_agent.apps.directories import Directories
 from moorage_agent.apps.directory_reader import DirectoryReader
 from moorage_agent.apps.projects import read_project
 from moorage_agent.errors import DirectoryHangsError
@@ -264,10 +265,10 @@ def _networks(agent: LoneAgent, project: str) -> list[str | None]:
 async def test_directory_reader_process_is_replaced_after_crash(agent: LoneAgent) -> None:
     reader = DirectoryReader(agent.data / "policy.toml", installed("docker-compose"), {})
     directory = str(agent.app("reader", None))
-    assert await reader.ask("real_directory", directory, seconds=20) == directory
+    assert await reader.ask(Directories.real_directory, directory, 20, directory) == directory
     reader.start()._process.kill()
     with suppress(DirectoryHangsError):  # of a question that it took along
-        await reader.ask("real_directory", directory, seconds=20)
-    assert await reader.ask("real_directory", directory, seconds=20) == directory
+        await reader.ask(Directories.real_directory, directory, 20, directory)
+    assert await reader.ask(Directories.real_directory, directory, 20, directory) == directory
     assert reader.real_paths([directory, "/dev/stdin/../x"])[directory] == directory
     reader.close()

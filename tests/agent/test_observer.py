@@ -8,11 +8,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import docker
 import pytest
 from lone_agent import UP, Desk, LoneAgent, compose
+from moorage_agent.apps.directories import Directories
 from moorage_agent.apps.directory_reader import DirectoryReader
 from moorage_agent.apps.identities import Identities, WatchedApp
 from moorage_agent.apps.policy import write_policy
@@ -27,6 +28,9 @@ from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.images import ensure_sample_image
 from moorage_lab.programs.processes import installed
 from running_stack import IMAGE, SLEEPER
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Told:
@@ -196,9 +200,17 @@ async def test_compose_config_is_reread_only_for_changed_files(engine: PrivateEn
     asked: list[str] = []
 
     class Counted(DirectoryReader):
-        async def ask(self, kind: str, path: str, *given: object, seconds: float) -> object:
-            asked.append(kind)
-            return await super().ask(kind, path, *given, seconds=seconds)
+        async def ask(
+            self,
+            method: Callable[Concatenate[Directories, P], T],
+            path: str,
+            seconds: float,
+            /,
+            *given: P.args,
+            **named: P.kwargs,
+        ) -> T:
+            asked.append(method.__name__)
+            return await super().ask(method, path, seconds, *given, **named)
 
     file = running_app.parent / "policy.toml"
     write_policy(file, [str(running_app.parent)])

@@ -8,17 +8,17 @@ directory_reader.py.
 
 import asyncio
 import os
-import pickle
 import queue
-import struct
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from moorage_common.compose.command import PROJECT_NAME
 from moorage_common.compose.rules import Rules
@@ -32,8 +32,6 @@ from moorage_agent.errors import RefusalError
 _ROOT_SECONDS = 0.5
 _IDLE_THREADS = 8
 _CLOCK_TICK_NS = 20_000_000
-LENGTH = struct.Struct(">I")
-"""The length prefix of each message on the two pipes."""
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
 Place = tuple[str, tuple[str, ...]]
@@ -63,6 +61,25 @@ class Asked:
     known: Known | None
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A call of a method of Directories; `number` is that of its answer too."""
+
+    number: int
+    method: str
+    given: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the method returned, or raised where `returned` is False."""
+
+    number: int
+    returned: bool
+    value: Any
+
+
 class Directories:
     """The answers. Each method may block indefinitely on a hanging file system."""
 
@@ -72,6 +89,18 @@ class Directories:
         self._policy = Policy(policy, self._roots.real_path)
         self._compose = compose
         self._environment = environment
+
+    def answer(self, question: Question) -> Answer:
+        """Call the method that a question names; its exception is the answer too."""
+        try:
+            return Answer(
+                question.number, returned=True, value=getattr(self, question.method)(*question.given, **question.named)
+            )
+        except RefusalError as error:
+            return Answer(question.number, returned=False, value=error)
+        except Exception as error:  # noqa: BLE001 - raised, and logged, where it was asked
+            failure = RuntimeError("".join(traceback.format_exception(error)))
+            return Answer(question.number, returned=False, value=failure)
 
     def real_path(self, path: str) -> str:
         """Resolve the symlinks of a path; an invalid path is returned unchanged."""
@@ -196,39 +225,21 @@ def main(arguments: Sequence[str]) -> None:
     """Answer questions from standard input on standard output until the agent is gone."""
     policy, compose, *pairs = arguments
     environment = dict(zip(pairs[::2], pairs[1::2], strict=True))
-    questions, answers = sys.stdin.buffer, sys.stdout.buffer
+    questions = Connection(sys.stdin.fileno(), writable=False)
+    answers = Connection(sys.stdout.fileno(), readable=False)
     directories, threads, turn = Directories(Path(policy), compose, environment), Threads(), threading.Lock()
-    write_message(answers, b"")  # ready
-    while (message := read_message(questions)) is not None:
-        number, name, given = pickle.loads(message)  # noqa: S301 - from the agent that started this process
+    answers.send(None)  # ready
+    with suppress(EOFError):
+        while True:
+            question: Question = questions.recv()
 
-        def answer(number: int = number, name: str = name, given: Sequence[object] = given) -> None:
-            try:
-                told: tuple[bool, object] = (True, getattr(directories, name)(*given))
-            except RefusalError as error:
-                told = (False, error)
-            except Exception as error:  # noqa: BLE001 - raised, and logged, where it was asked
-                told = (False, RuntimeError("".join(traceback.format_exception(error))))
-            with turn:
-                write_message(answers, pickle.dumps((number, *told)))
+            def answer(question: Question = question) -> None:
+                answered = directories.answer(question)
+                with turn:
+                    answers.send(answered)
 
-        threads.run(answer)
+            threads.run(answer)
     os._exit(0)  # hanging threads are abandoned
-
-
-def read_message(pipe: BinaryIO) -> bytes | None:
-    """Return the next message, None at EOF."""
-    head = pipe.read(LENGTH.size)
-    if len(head) < LENGTH.size:
-        return None
-    body = pipe.read(LENGTH.unpack(head)[0])
-    return body if len(body) == LENGTH.unpack(head)[0] else None
-
-
-def write_message(pipe: BinaryIO, body: bytes) -> None:
-    """Write a message."""
-    pipe.write(LENGTH.pack(len(body)) + body)
-    pipe.flush()
 
 
 def _allowed(identity: AppIdentity, allow: Callable[[str], str]) -> AppIdentity:

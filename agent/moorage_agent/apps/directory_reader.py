@@ -4,7 +4,6 @@ One open question of a kind per path: while it isn't answered, the same question
 """
 
 import asyncio
-import pickle
 import queue
 import subprocess
 import sys
@@ -13,16 +12,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import Pipe
 from pathlib import Path
 from posixpath import normpath
-from typing import Any, BinaryIO, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
 from moorage_common.compose.command import CLEAN_PATH
 
-from moorage_agent.apps.directories import read_message, write_message
+from moorage_agent.apps.directories import Answer, Directories, Question
 from moorage_agent.errors import DirectoryHangsError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -64,21 +68,30 @@ class DirectoryReader:
         self.guessed_wrong: Callable[[], None] = lambda: None
         """Called, in a thread, when one of these turns out to be wrong."""
 
-    async def ask(self, kind: str, path: str, *given: object, seconds: float) -> Any:  # noqa: ANN401 - as the kind has it
-        """Call a method of Directories for a path. Raises its exceptions; DirectoryHangsError past the time limit.
+    async def ask(
+        self,
+        method: Callable[Concatenate[Directories, P], T],
+        path: str,
+        seconds: float,
+        /,
+        *given: P.args,
+        **named: P.kwargs,
+    ) -> T:
+        """Call a method of Directories about a path. Raises its exceptions; DirectoryHangsError past the time limit.
 
         A caller whose question is already open waits for that answer, and then asks its own.
         """
-        if kind != "allowed_unresolved" and self._hangs(path, seconds):
+        if method.__name__ != Directories.allowed_unresolved.__name__ and self._hangs(path, seconds):
             raise DirectoryHangsError(path)
         while True:
-            question, ours = self._begin(kind, path, given)
+            question, ours = self._begin(method.__name__, path, given, named)
             answer = asyncio.wrap_future(question.answer)
             done, _ = await asyncio.wait({answer}, timeout=max(seconds - question.age, 0))
             if not done:
                 raise DirectoryHangsError(path)
             if ours:
-                return answer.result()
+                answered: T = answer.result()
+                return answered
             answer.exception()
 
     def real_paths(self, paths: Sequence[str]) -> Mapping[str, str]:
@@ -121,11 +134,11 @@ class DirectoryReader:
 
     def _try_to_begin(self, path: str) -> _Question | None:
         try:
-            return self._begin("real_path", path, ())[0]
+            return self._begin("real_path", path, (path,), {})[0]
         except DirectoryHangsError:
             return None
 
-    def _begin(self, kind: str, path: str, given: Sequence[object]) -> tuple[_Question, bool]:
+    def _begin(self, kind: str, path: str, given: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[_Question, bool]:
         """Return the open question, and whether this call opened it.
 
         Raises DirectoryHangsError if too many are open; OSError if the process can't be started.
@@ -140,7 +153,7 @@ class DirectoryReader:
             self._numbers += 1
             question = self._open[kind, path] = _Question(self._numbers, (kind, path))
             question.answer.set_running_or_notify_cancel()  # a caller that gives up must not cancel it for others
-            process.send(question, pickle.dumps((question.number, kind, given or (path,))))
+            process.send(question, Question(question.number, kind, given, named))
         return question, True
 
     def _running(self) -> "_Process":
@@ -171,19 +184,23 @@ class _Process:
         self.ready = threading.Event()
         self._answered = answered
         self._asked: dict[int, _Question] = {}
-        self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
+        questions, self._questions = Pipe(duplex=False)
+        self._answers, answers = Pipe(duplex=False)
         self._process = subprocess.Popen(  # noqa: S603 - an argv of our own
             argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=questions.fileno(),
+            stdout=answers.fileno(),
             cwd="/",
             env={"PATH": CLEAN_PATH, "LANG": "C.UTF-8"},
             start_new_session=True,
         )
+        questions.close()
+        answers.close()
         threading.Thread(target=self._write, name="directories-write", daemon=True).start()
         threading.Thread(target=self._read, name="directories-read", daemon=True).start()
 
-    def send(self, question: _Question, message: bytes) -> None:
+    def send(self, question: _Question, message: Question) -> None:
         self._asked[question.number] = question
         self._messages.put(message)
 
@@ -192,26 +209,17 @@ class _Process:
         self._messages.put(None)
 
     def _write(self) -> None:
-        pipe = cast("BinaryIO", self._process.stdin)
-        try:
+        # Where it ended the other thread sees that.
+        with suppress(OSError), self._questions:
             while (message := self._messages.get()) is not None:
-                write_message(pipe, message)
-            pipe.close()
-        except OSError:
-            pass  # it ended, as the other thread sees
+                self._questions.send(message)
 
     def _read(self) -> None:
-        pipe = cast("BinaryIO", self._process.stdout)
-        if read_message(pipe) is not None:
+        with suppress(EOFError, OSError), self._answers:
+            self._answers.recv()
             self.ready.set()
-        while (message := read_message(pipe)) is not None:
-            number, right, told = pickle.loads(message)  # noqa: S301 - from a process of our own
-            question = self._asked.pop(number)
-            if right:
-                question.answer.set_result(told)
-            else:
-                question.answer.set_exception(told)
-            self._answered(question, told)
+            while True:
+                self._take(self._answers.recv())
         with self._lock:
             self.ended = True
             left = list(self._asked.values())
@@ -222,6 +230,14 @@ class _Process:
         code = self._process.wait()
         if not self._closed:
             log.warning("directories_process_ended", code=code, unanswered=len(left))
+
+    def _take(self, answer: Answer) -> None:
+        question = self._asked.pop(answer.number)
+        if answer.returned:
+            question.answer.set_result(answer.value)
+        else:
+            question.answer.set_exception(answer.value)
+        self._answered(question, answer.value)
 
 
 def _program() -> list[str]:

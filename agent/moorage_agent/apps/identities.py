@@ -11,7 +11,7 @@ from moorage_common.docker.app_identity import UNREADABLE, AppIdentity, nonsense
 from moorage_common.docker.states import Project
 from moorage_common.journal.types import Refused
 
-from moorage_agent.apps.directories import Asked, Known, Place, reason
+from moorage_agent.apps.directories import Asked, Directories, Known, Place, reason
 from moorage_agent.apps.directory_reader import DirectoryReader
 from moorage_agent.errors import DirectoryHangsError, RefusalError
 
@@ -97,7 +97,7 @@ class Identities:
         """Check an app's files again, right before Compose uses them."""
         try:
             real, files = identity.real_directory, tuple(identity.compose_files)
-            await self._reader.ask("recheck", real, real, files, seconds=_HANG_SECONDS)
+            await self._reader.ask(Directories.recheck, real, _HANG_SECONDS, real, files)
         except RefusalError as error:
             return Refused(error.code, str(error))
         return None
@@ -126,8 +126,7 @@ class Identities:
         return {directory for directory, is_allowed in zip(directories, found, strict=True) if is_allowed}
 
     async def _real_directory(self, cd_path: str, seconds: float = _HANG_SECONDS) -> str:
-        real: str = await self._reader.ask("real_directory", cd_path, seconds=seconds)
-        return real
+        return await self._reader.ask(Directories.real_directory, cd_path, seconds, cd_path)
 
     async def _soon(self, app: WatchedApp) -> AppIdentity:
         """Return an app's current identity, or the last one if that takes long."""
@@ -155,7 +154,7 @@ class Identities:
         asked = Asked(app.cd_path, app.last_project, app.compose_files, known)
         identity: AppIdentity | None
         try:
-            real, identity = await self._reader.ask("current", app.cd_path, asked, seconds=_HANG_SECONDS)
+            real, identity = await self._reader.ask(Directories.current, app.cd_path, _HANG_SECONDS, asked)
             self._real[app.cd_path] = real
             if identity is None:
                 identity = await self._read_soon(app, real)
@@ -173,7 +172,7 @@ class Identities:
         real = self._real.get(app.cd_path) or normpath(app.cd_path)
         identity = AppIdentity(app.cd_path, real, self._seen.get((real, app.compose_files)), app.last_project)
         try:
-            return await self._ask_allowed(identity, "allowed_unresolved")
+            return await self._reader.ask(Directories.allowed_unresolved, identity.cd_path, _HANG_SECONDS, identity)
         except RefusalError as error:
             return reason(app.cd_path, error)
 
@@ -187,9 +186,8 @@ class Identities:
         known = await asyncio.shield(reading)
         return await self._ask_allowed(_identity(app, real, known))
 
-    async def _ask_allowed(self, identity: AppIdentity, kind: str = "allowed") -> AppIdentity:
-        allowed: AppIdentity = await self._reader.ask(kind, identity.cd_path, identity, seconds=_HANG_SECONDS)
-        return allowed
+    async def _ask_allowed(self, identity: AppIdentity) -> AppIdentity:
+        return await self._reader.ask(Directories.allowed, identity.cd_path, _HANG_SECONDS, identity)
 
     async def _read_in_turn(self, place: Place) -> Known:
         async with self._turns:
@@ -199,7 +197,7 @@ class Identities:
         """Read a directory; a failure becomes a problem of that app alone. Raises DirectoryHangsError."""
         failure = None
         try:
-            known: Known = await self._reader.ask("read", place[0], place, seconds=_READ_SECONDS)
+            known = await self._reader.ask(Directories.read, place[0], _READ_SECONDS, place)
         except DirectoryHangsError:
             raise
         except Exception as error:  # noqa: BLE001 - logged below, and reported as this app's problem

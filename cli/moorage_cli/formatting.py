@@ -28,7 +28,7 @@ _COLOURS = {
     "interrupted": "red",
 }
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
-_WIDE = 200
+_WIDE = 10_000
 """Columns if the output isn't a terminal: no line is broken there."""
 
 

@@ -11,8 +11,7 @@ from typing import TextIO
 import click
 from click.shell_completion import get_completion_class
 
-from moorage_cli import formatting as shown
-from moorage_cli import logins, names
+from moorage_cli import formatting, logins, names
 from moorage_cli.client import Client
 from moorage_cli.errors import MoorageError
 from moorage_cli.progress import watch
@@ -44,7 +43,9 @@ def login(url: str, username: str, password_file: TextIO | None) -> None:
         password = password_file.readline().rstrip("\r\n")
     found = client.post("/api/auth/login", {"username": username, "password": password})
     path = logins.save(client.url, found["token"])
-    shown.say(f"Logged in to {client.url} as {found['user']['username']} ({found['user']['role']}); kept in {path}.")
+    formatting.say(
+        f"Logged in to {client.url} as {found['user']['username']} ({found['user']['role']}); kept in {path}."
+    )
 
 
 @main.command()
@@ -54,7 +55,7 @@ def logout() -> None:
         logins.client().post("/api/auth/logout")
     finally:
         forgotten = logins.forget()
-    shown.say("Logged out." if forgotten else "Logged out; nothing was kept here.")
+    formatting.say("Logged out." if forgotten else "Logged out; nothing was kept here.")
 
 
 @main.command()
@@ -63,11 +64,11 @@ def servers(*, as_json: bool) -> None:
     """List the servers with their connection and status."""
     found = logins.client().get("/api/servers")
     if as_json:
-        shown.json_document(found)
+        formatting.json_document(found)
         return
     fields = ("name", "address", "status", "connection", "runningAppsCount", "agentVersion", "statusDetail")
     rows = [[server[field] for field in fields] for server in found]
-    shown.table(["NAME", "ADDRESS", "STATUS", "BY", "APPS RUNNING", "AGENT", "WHY"], rows)
+    formatting.table(["NAME", "ADDRESS", "STATUS", "BY", "APPS RUNNING", "AGENT", "WHY"], rows)
 
 
 @main.command()
@@ -84,7 +85,7 @@ def apps(server: str | None, *, running: bool, as_json: bool) -> None:
     if running:
         found = [app for app in found if app["status"] != "stopped"]
     if as_json:
-        shown.json_document(found)
+        formatting.json_document(found)
         return
     places = {each["id"]: each["name"] for each in client.get("/api/servers")}
     projects = {each["id"]: each["name"] for each in client.get("/api/projects")}
@@ -94,14 +95,14 @@ def apps(server: str | None, *, running: bool, as_json: bool) -> None:
             places.get(app["serverId"]),
             projects.get(app["projectId"]),
             app["status"],
-            shown.health(app),
-            shown.left(app),
+            formatting.health(app),
+            formatting.left(app),
             app["appUrl"],
             app["lastError"],
         ]
         for app in found
     ]
-    shown.table(["NAME", "SERVER", "PROJECT", "STATUS", "HEALTH", "STOPS", "URL", "LAST ERROR"], rows)
+    formatting.table(["NAME", "SERVER", "PROJECT", "STATUS", "HEALTH", "STOPS", "URL", "LAST ERROR"], rows)
 
 
 @main.command()
@@ -140,11 +141,11 @@ def _operate(name: str, verb: str, body: dict[str, int], *, detach: bool, as_jso
     if not detach:
         operation = watch(client, operation["id"], f"The {verb} of {app['name']}", quiet=as_json)
     if as_json:
-        shown.json_document(operation)
+        formatting.json_document(operation)
     elif detach:
-        shown.say(f"The {verb} of {app['name']} goes on. To watch it: moorage follow {operation['id']}")
+        formatting.say(f"The {verb} of {app['name']} goes on. To watch it: moorage follow {operation['id']}")
     else:
-        shown.say(_state(client.get(f"/api/apps/{app['id']}")))
+        formatting.say(_state(client.get(f"/api/apps/{app['id']}")))
 
 
 _RESULTS: dict[str, str] = {
@@ -157,7 +158,9 @@ def _state(app: names.Row) -> str:
     if app["stopAt"] is None:
         return f"{app['name']} is {app['status']}{_RESULTS.get(app.get('lastResult') or '', '')}."
     url = f" at {app['appUrl']}" if app["appUrl"] else ""
-    return f"{app['name']} is {app['status']}{url}, until {shown.clock_time(app['stopAt'])} ({shown.left(app)})."
+    return (
+        f"{app['name']} is {app['status']}{url}, until {formatting.clock_time(app['stopAt'])} ({formatting.left(app)})."
+    )
 
 
 @main.command()
@@ -169,9 +172,9 @@ def extend(app: str, minutes: int, *, as_json: bool) -> None:
     client = logins.client()
     found = client.post(f"/api/apps/{names.app(client, app)['id']}/extend", {"minutes": minutes})
     if as_json:
-        shown.json_document(found)
+        formatting.json_document(found)
     else:
-        shown.say(_state(found))
+        formatting.say(_state(found))
 
 
 @main.command()
@@ -183,9 +186,9 @@ def follow(operation: str, *, as_json: bool) -> None:
     found = client.get(f"/api/operations/{operation}")
     ended = watch(client, found["id"], _KINDS.get(found["kind"], "The operation"), quiet=as_json)
     if as_json:
-        shown.json_document(ended)
+        formatting.json_document(ended)
     else:
-        shown.say(f"{_KINDS.get(found['kind'], 'The operation')} {ended['state']}.")
+        formatting.say(f"{_KINDS.get(found['kind'], 'The operation')} {ended['state']}.")
 
 
 @main.command()
@@ -193,7 +196,7 @@ def follow(operation: str, *, as_json: bool) -> None:
 def cancel(operation: str) -> None:
     """Cancel a start: its command is ended on the host."""
     logins.client().post(f"/api/operations/{operation}/cancel")
-    shown.say(f"Called off. To see its end: moorage follow {operation}")
+    formatting.say(f"Called off. To see its end: moorage follow {operation}")
 
 
 @main.command()
@@ -209,12 +212,12 @@ def logs(app: str, tail: int, service: str | None, *, goes_on: bool) -> None:
     path = f"/api/apps/{names.app(client, app)['id']}/logs"
     query = {"tail": tail, **({"service": service} if service else {})}
     if not goes_on:
-        shown.say(client.text(path, **query), end="")
+        formatting.say(client.text(path, **query), end="")
         return
     try:
         for event in client.stream(path, follow=True, **query):
             if event.event == "message":
-                shown.say(event.data)
+                formatting.say(event.data)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(0) from None
 
@@ -234,11 +237,11 @@ def bootstrap(server: str, port: int, roots: Sequence[str], *, detach: bool, as_
     if not detach:
         operation = watch(client, operation["id"], f"The installation on {found['name']}", quiet=as_json)
     if as_json:
-        shown.json_document(operation)
+        formatting.json_document(operation)
     elif detach:
-        shown.say(f"The installation on {found['name']} goes on. To watch it: moorage follow {operation['id']}")
+        formatting.say(f"The installation on {found['name']} goes on. To watch it: moorage follow {operation['id']}")
     else:
-        shown.say(f"The agent is on {found['name']}.")
+        formatting.say(f"The agent is on {found['name']}.")
 
 
 @main.command()
@@ -249,11 +252,11 @@ def audit(limit: int, action: str | None, *, as_json: bool) -> None:
     """Show the audit log, newest entries first."""
     page = logins.client().get("/api/audit-logs", limit=limit, action=action)
     if as_json:
-        shown.json_document(page)
+        formatting.json_document(page)
         return
     fields = ("username", "action", "details", "ipAddress")
-    rows = [[shown.local(entry["createdAt"]), *(entry[field] for field in fields)] for entry in page["logs"]]
-    shown.table(["WHEN", "WHO", "ACTION", "WHAT", "FROM"], rows)
+    rows = [[formatting.local(entry["createdAt"]), *(entry[field] for field in fields)] for entry in page["logs"]]
+    formatting.table(["WHEN", "WHO", "ACTION", "WHAT", "FROM"], rows)
 
 
 @main.command()

@@ -12,8 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from moorage_cli import clean
-from moorage_cli import formatting as shown
+from moorage_cli import clean, formatting
 from moorage_cli.client import Client
 from moorage_cli.errors import MoorageError, UnreachableError
 
@@ -78,7 +77,7 @@ def watch(client: Client, operation_id: str, what: str, *, quiet: bool = False) 
                 elif event.event == "message" and not quiet:
                     progress.take(event.data)
     except KeyboardInterrupt:
-        shown.say(f"\n{_goes_on(what, operation_id)}", err=True)
+        formatting.say(f"\n{_goes_on(what, operation_id)}", err=True)
         raise click.exceptions.Exit(_INTERRUPTED) from None
     except UnreachableError as error:
         raise UnreachableError(f"{error.message} {_goes_on(what, operation_id)}") from None

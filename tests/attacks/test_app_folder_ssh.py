@@ -14,9 +14,8 @@ from moorage_controller.hosts.ssh import survey as surveys
 from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import EndKind, HostApp, HostRefusedError, Snapshot
 from moorage_lab.programs.engine import PrivateEngine
-from moorage_lab.programs.processes import installed
 from moorage_lab.programs.sshd import LabUser, PrivateSshd
-from transport_rigs import QUICK, SshDesk, remove_ssh_apps, ssh_app
+from transport_rigs import QUICK, SshDesk, docker_plugin, remove_ssh_apps, ssh_app
 
 SECRET = "root:$6$not-for-you:20000:0:99999:7:::\n"  # noqa: S105 - what such a file looks like
 SUDO = "ALL=(root) NOPASSWD: /usr/local/bin/docker, /usr/bin/docker"
@@ -28,14 +27,7 @@ def sshd(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Iterat
     """Return an sshd with a user who may use Docker, and one who may by sudo alone."""
     assert sample_image
     users = [LabUser("op"), LabUser("sudoer", docker=False, sudo=SUDO)]
-    with PrivateSshd(short_folder / "folders", engine, users) as running:
-        # Root's docker has its Compose plugin, as this sshd alone sees it.
-        place, plugins = Path("/root/.docker/cli-plugins"), running.folder / "plugins"
-        place.mkdir(parents=True, exist_ok=True)
-        plugins.mkdir()
-        (plugins / "docker-compose").symlink_to(installed("docker-compose"))
-        inside = ["nsenter", "--mount", f"--target={running.process.pid}", "--"]
-        subprocess.run([*inside, "mount", "--bind", plugins, place], check=True)
+    with PrivateSshd(short_folder / "folders", engine, users) as running, docker_plugin(running):
         yield running
         remove_ssh_apps(running, engine)
 

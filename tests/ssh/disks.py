@@ -1,10 +1,10 @@
 """Disks of a lab host that are full, small, or mounted noexec."""
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from full_disks import SmallDisk
 from moorage_lab.programs.sshd import PrivateSshd
 
 
@@ -18,11 +18,5 @@ def fill(file: Path) -> None:
 @contextmanager
 def small_disk(sshd: PrivateSshd, place: Path, options: str = "size=256k") -> Iterator[Path]:
     """Mount a small disk at `place`, in the mount namespace of the lab's sshd."""
-    about = place.stat()
-    options = f"{options},uid={about.st_uid},gid={about.st_gid},mode=0700"
-    inside = ["nsenter", "--target", str(sshd.process.pid), "--mount", "--"]
-    subprocess.run([*inside, "mount", "-t", "tmpfs", "-o", options, "none", place], check=True)
-    try:
+    with SmallDisk(place, sshd.inside, options):
         yield Path(f"/proc/{sshd.process.pid}/root{place}")
-    finally:
-        subprocess.run([*inside, "umount", "--lazy", place], check=True)

@@ -21,8 +21,7 @@ def small(engine: PrivateEngine, sample_image: str, short_folder: Path) -> Itera
     """Return a host, and the disk with the home of its user `op`."""
     assert sample_image
     with PrivateSshd(short_folder / "small", engine, [LabUser("op")]) as sshd:
-        inside = ["nsenter", "--target", str(sshd.process.pid), "--mount", "--"]
-        with SmallDisk(sshd.home("op"), inside) as disk:
+        with SmallDisk(sshd.home("op"), sshd.inside) as disk:
             yield sshd, disk
         remove_ssh_apps(sshd, engine)
 

@@ -1,10 +1,9 @@
 """Hardened and minimal hosts: permitted operations work, and impossible ones are reported within seconds."""
 
 import asyncio
-import subprocess
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -112,21 +111,10 @@ async def test_expired_password_is_reported(start_sshd: StartSshd) -> None:
 
 async def test_missing_tool_on_host_is_reported(start_sshd: StartSshd) -> None:
     sshd = start_sshd()
-    with no_program(sshd, "flock"):
+    with sshd.bound(Path("/dev/null"), Path("/usr/bin/flock")):
         error = await unreachable(SshDesk(sshd))
     assert error.code == "host_tools_missing"
     assert "flock" in error.sentence
-
-
-@contextmanager
-def no_program(sshd: PrivateSshd, name: str) -> Iterator[None]:
-    """Hide a program from the lab's sshd."""
-    inside = ["nsenter", "--target", str(sshd.process.pid), "--mount", "--"]
-    subprocess.run([*inside, "mount", "--bind", "/dev/null", f"/usr/bin/{name}"], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run([*inside, "umount", "--lazy", f"/usr/bin/{name}"], check=True)
 
 
 async def test_noexec_home_is_reported_before_any_start(start_sshd: StartSshd) -> None:

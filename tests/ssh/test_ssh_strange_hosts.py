@@ -2,9 +2,8 @@
 
 import asyncio
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import aclosing, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,7 +27,7 @@ from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed
 from moorage_lab.programs.sshd import PrivateSshd
 from moorage_lab.waiting import eventually_async
-from transport_rigs import QUICK, SLOW, SshDesk, ssh_app
+from transport_rigs import QUICK, SLOW, SshDesk, docker_plugin, ssh_app
 
 from .conftest import SHELLS
 from .disks import fill, small_disk
@@ -244,20 +243,3 @@ async def test_old_compose_is_refused(start_sshd: StartSshd) -> None:
     assert error.code == "compose_v1"
     assert "1.29.2" in error.sentence
     await desk.pool.close()
-
-
-@contextmanager
-def docker_plugin(sshd: PrivateSshd) -> Iterator[None]:
-    """Give root's docker its Compose plugin, as the lab's sshd alone sees it."""
-    place, plugins = Path("/root/.docker/cli-plugins"), sshd.folder / "plugins"
-    place.mkdir(parents=True, exist_ok=True)
-    plugins.mkdir(exist_ok=True)
-    plugin = plugins / "docker-compose"
-    if not plugin.is_symlink():
-        plugin.symlink_to(installed("docker-compose"))
-    inside = ["nsenter", "--mount", f"--target={sshd.process.pid}", "--"]
-    subprocess.run([*inside, "mount", "--bind", plugins, place], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run([*inside, "umount", "--lazy", place], check=True)

@@ -77,7 +77,7 @@ class Member:
         return reply.expect(*(() if expect is None else (expect,)))
 
     async def wait_for(self, path: str, *, within: float = 60, **wanted: object) -> dict[str, Any]:
-        """Wait until a resource's fields equal `wanted`; at most `seconds`."""
+        """Wait until a resource's fields equal `wanted`; at most `within` seconds."""
 
         async def right() -> dict[str, Any] | None:
             shown: dict[str, Any] = await self.call("GET", path)

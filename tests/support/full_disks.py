@@ -16,15 +16,16 @@ _ROOMY = "size=256m,nr_inodes=100000,rw"
 class SmallDisk:
     """A tmpfs over an empty folder, with its owner and mode; `inside` is a prefix for commands run there."""
 
-    def __init__(self, folder: Path, inside: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, inside: Sequence[str] = (), options: str = _ROOMY) -> None:
         self.folder = folder
         self._inside = inside
+        self._options = options
 
     def __enter__(self) -> Self:
         """Mount it."""
         about = self.folder.stat()
         owner = f"uid={about.st_uid},gid={about.st_gid},mode={about.st_mode & 0o7777:o}"
-        self.run("mount", "-t", "tmpfs", "-o", f"{_ROOMY},{owner}", "none", str(self.folder))
+        self.run("mount", "-t", "tmpfs", "-o", f"{self._options},{owner}", "none", str(self.folder))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,7 +39,7 @@ class SmallDisk:
         try:
             yield
         finally:
-            self.remount(_ROOMY)
+            self.remount(self._options)
 
     def _fills(self, way: str) -> bool:
         """Fill it; False where another process used space or wrote meanwhile."""

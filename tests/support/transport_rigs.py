@@ -1,6 +1,7 @@
 """Rigs for the contract of HostTransport: a fake host and two real ones, with direct access to each."""
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID, uuid4
@@ -17,6 +18,7 @@ from moorage_controller.hosts.ssh.transport import SshTransport
 from moorage_controller.hosts.transport import HostTransport
 from moorage_lab.hosts.network import free_port
 from moorage_lab.programs.engine import PrivateEngine
+from moorage_lab.programs.processes import installed
 from moorage_lab.programs.sshd import PrivateSshd
 from running_stack import IMAGE
 
@@ -231,3 +233,16 @@ def remove_ssh_apps(sshd: PrivateSshd, engine: PrivateEngine) -> None:
         for row in client.containers(all=True, filters={"label": label}):
             if row["Labels"][label].startswith(str(sshd.apps)):
                 client.remove_container(row["Id"], force=True)
+
+
+@contextmanager
+def docker_plugin(sshd: PrivateSshd) -> Iterator[None]:
+    """Give root's docker its Compose plugin, as the lab's sshd alone sees it."""
+    place, plugins = Path("/root/.docker/cli-plugins"), sshd.folder / "plugins"
+    place.mkdir(parents=True, exist_ok=True)
+    plugins.mkdir(exist_ok=True)
+    plugin = plugins / "docker-compose"
+    if not plugin.is_symlink():
+        plugin.symlink_to(installed("docker-compose"))
+    with sshd.bound(plugins, place):
+        yield

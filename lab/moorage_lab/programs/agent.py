@@ -3,18 +3,17 @@
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from moorage_lab.hosts.network import free_port, listens
 from moorage_lab.programs.engine import Engine
-from moorage_lab.programs.processes import Process, installed, plain_environment
+from moorage_lab.programs.processes import Process, Program, installed, plain_environment
 
 _ENROLL_LIMIT = 60.0
 _START_LIMIT = 30.0
 
 
-class AgentProcess:
+class AgentProcess(Program):
     """An agent on 127.0.0.1 for one Engine, with all its data in `folder`/data, and its log beside."""
 
     def __init__(self, folder: Path, engine: Engine, *, allow_roots: Sequence[Path], port: int | None = None) -> None:
@@ -52,32 +51,7 @@ class AgentProcess:
             raise RuntimeError(f"moorage-agent enroll ended with code {done.returncode}: {done.stdout}{done.stderr}")
 
     def start(self) -> Self:
-        """Start it and wait until it listens."""
+        """Start it and wait until it listens; it has to be enrolled."""
         self.process.start()
         self.process.wait_until(lambda: listens(self.port), timeout=_START_LIMIT, what=f"the agent at {self.address}")
         return self
-
-    def terminate(self) -> int:
-        """Stop it with TERM; return its exit code."""
-        return self.process.terminate()
-
-    def kill(self) -> None:
-        """Kill it, like a crash."""
-        self.process.kill()
-
-    def restart(self) -> Self:
-        """Stop it, if it still runs, and start it again."""
-        if self.process.alive:
-            self.terminate()
-        return self.start()
-
-    def __enter__(self) -> Self:
-        """Start it; it has to be enrolled."""
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop it."""
-        if self.process.alive:
-            self.terminate()

@@ -3,18 +3,17 @@
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from moorage_lab.api import Api
 from moorage_lab.hosts.network import free_port
-from moorage_lab.programs.processes import Process, installed, plain_environment
+from moorage_lab.programs.processes import Process, Program, installed, plain_environment
 
 ADMIN = "admin"
 _START_LIMIT = 60.0
 
 
-class ControllerProcess:
+class ControllerProcess(Program):
     """A controller on 127.0.0.1 with all its data in `folder`/data, and its log beside.
 
     `environment` adds to the settings, and overrides them (DATABASE_URL, LOG_LEVEL, ...). The admin's password
@@ -66,28 +65,3 @@ class ControllerProcess:
     def admin(self) -> Api:
         """Return a client of its API, logged in as the admin."""
         return self.api().login(ADMIN, self.admin_password)
-
-    def terminate(self) -> int:
-        """Stop it with TERM; return its exit code."""
-        return self.process.terminate()
-
-    def kill(self) -> None:
-        """Kill it, like a crash."""
-        self.process.kill()
-
-    def restart(self) -> Self:
-        """Stop it, if it still runs, and start it again with the same data and port."""
-        if self.process.alive:
-            self.terminate()
-        return self.start()
-
-    def __enter__(self) -> Self:
-        """Start it."""
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop it."""
-        if self.process.alive:
-            self.terminate()

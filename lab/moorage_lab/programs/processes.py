@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 from moorage_lab.programs.pids import Pid
 from moorage_lab.waiting import NotInTimeError, eventually
@@ -132,6 +134,41 @@ class Process:
         if self._child is None:
             raise RuntimeError(f"{self.name} was never started.")
         return self._child
+
+
+class Program(ABC):
+    """A program in a process of its own; it can be started again with the same data and port."""
+
+    process: Process
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start it and wait until it is ready."""
+
+    def terminate(self) -> int:
+        """Stop it with TERM; return its exit code."""
+        return self.process.terminate()
+
+    def kill(self) -> None:
+        """Kill it, like a crash."""
+        self.process.kill()
+
+    def restart(self) -> Self:
+        """Stop it, if it still runs, and start it again."""
+        if self.process.alive:
+            self.terminate()
+        return self.start()
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it."""
+        if self.process.alive:
+            self.terminate()
 
 
 def installed(program: str) -> str:

@@ -97,6 +97,21 @@ class PrivateSshd:
         """The number of processes that serve connections now: two each."""
         return sum(_is_sshd(process.id) for process in descendants(self.process.identity))
 
+    @property
+    def inside(self) -> list[str]:
+        """The start of a command line that runs in its mount namespace."""
+        return ["nsenter", "--target", str(self.process.pid), "--mount", "--"]
+
+    @contextmanager
+    def bound(self, source: Path, place: Path) -> Iterator[None]:
+        """Mount a file or folder over another one, as it and its connections alone see it."""
+        inside = self.inside
+        subprocess.run([*inside, "mount", "--bind", source, place], check=True)  # noqa: S603 - argv of our own
+        try:
+            yield
+        finally:
+            subprocess.run([*inside, "umount", "--lazy", place], check=True)  # noqa: S603 - argv of our own
+
     @contextmanager
     def hanging(self) -> Iterator[None]:
         """Suspend it and all its connections, like a network that drops every packet."""

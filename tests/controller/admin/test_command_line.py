@@ -121,6 +121,15 @@ async def test_failed_command_shows_its_reason(admin: Run, host: FakeHost, timed
     assert "The start of QMS Backend failed: " in failed.output
 
 
+async def test_table_outside_a_terminal_breaks_no_line(admin: Run, host: FakeHost, timed_app_id: str) -> None:
+    assert timed_app_id
+    host.plans[OperationKind.UP] = Plan(1, b"no such image: " + b"of this name " * 30 + b"anywhere\n", leaves=())
+    assert (await admin("start", "QMS Backend")).exit_code == 1
+    head, *rows = (await admin("apps")).output.splitlines()
+    assert len(rows) == 1, head
+    assert rows[0].rstrip().endswith("anywhere")
+
+
 async def test_detached_start_can_be_followed_and_cancelled(
     admin: Run, host: FakeHost, timed_app_id: str, world: World
 ) -> None:

@@ -92,8 +92,7 @@ class Directories:
         wanted = list(dict.fromkeys(file for several in files.values() for file in several))
         if not wanted:
             return dict.fromkeys(files, ())
-        seconds = _PATHS_SECONDS + len(wanted) // _PATHS_A_SECOND
-        told = (await self._quick(f"mo_within {seconds} mo_stamp {quote(*wanted)}")).fields
+        told = await self._run_within(_PATHS_SECONDS + len(wanted) // _PATHS_A_SECOND, f"mo_stamp {quote(*wanted)}")
         if len(told) == len(wanted) + 2:
             stamp = dict(zip(wanted, told[1:], strict=False))
             return {path: tuple(stamp[file] for file in several) for path, several in files.items()}
@@ -120,8 +119,7 @@ class Directories:
         """Resolve paths one by one, up to the first that hangs; it and the later ones are left out."""
         if not paths:
             return {}
-        seconds = 1 + len(paths) // _PATHS_A_SECOND
-        told = (await self._quick(f"mo_within {seconds} mo_real_all {quote(*paths)}")).fields
+        told = await self._run_within(1 + len(paths) // _PATHS_A_SECOND, f"mo_real_all {quote(*paths)}")
         if len(told) == len(paths) + 2:
             return dict(zip(paths, told[1:], strict=False))
         if not told:
@@ -140,6 +138,10 @@ class Directories:
             if fields:
                 found[path] = "\n".join(fields)
         return found
+
+    async def _run_within(self, seconds: int, call: str) -> list[str]:
+        """Run a query of several paths, and return its texts as far as it got within the time on the host."""
+        return (await self._quick(f"mo_within {seconds} {call}", seconds=seconds + _SLOW_SECONDS)).fields
 
     def _answer(self, path: str, told: Sequence[str]) -> list[str] | None:
         """Return a query's answer; None if it hangs, and then record the hanging process."""

@@ -111,9 +111,9 @@ class SshHost:
         if self._site is not None and self._site.link.alive:
             if not self._site.link.needs_reprobe:
                 return self._site
-            needs_reprobe, self._site = self._site, None
-            if not needs_reprobe.users:
-                self._close_later(needs_reprobe)
+            outdated, self._site = self._site, None
+            if not outdated.users:
+                self._close_later(outdated)
         if self._opening is None or self._opening.done():
             if time.monotonic() < self._not_before and self._failure is not None:
                 # Frequent calls must not cause frequent login attempts.

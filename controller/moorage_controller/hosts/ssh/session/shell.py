@@ -329,7 +329,7 @@ class ShellChannel:
         async with self.turn:
             if self.ended:
                 raise ScriptError("it has ended")
-            open_or_close = False
+            complete = False
             try:
                 async with asyncio.timeout(seconds) as within:
                     prologue, self._prologue = self._prologue, ""
@@ -342,7 +342,7 @@ class ShellChannel:
                     else:
                         await framed.begin(script)
                     ran = await framed.end(limit)
-                    open_or_close = True
+                    complete = True
                     return ran
             except UntrustedError as error:
                 raise self._sessions.end(error) from None
@@ -353,7 +353,7 @@ class ShellChannel:
                     raise ScriptError(str(error)) from None
                 raise lost(error) from None
             finally:
-                if not open_or_close:
+                if not complete:
                     # A late answer would be taken for that of the next script.
                     self._process.close()
 

@@ -1,9 +1,11 @@
 """Which containers belong to which app: the agent derives the same labels as Compose, wherever the files are."""
 
 import asyncio
+import gc
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import pytest
 from lone_agent import DIRECTORY_LABEL, DOWN, UP, Caller, LoneAgent, code_of, compose
 from moorage_agent.apps.directory_reader import DirectoryReader
 from moorage_agent.apps.projects import read_project
-from moorage_agent.errors import DirectoryHangsError
+from moorage_agent.errors import DirectoryHangsError, RefusalError
 from moorage_common.compose.rules import Rules
 from moorage_common.rpc.v1 import agent_pb2 as pb
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed
+from moorage_lab.waiting import eventually_async
 from running_stack import IMAGE, SLEEPER
 
 EXTRA = f"  extra: {{image: '{IMAGE}', init: true, stop_grace_period: 0s, command: sleep 1000, profiles: [x]}}\n"
@@ -271,3 +274,22 @@ async def test_directory_reader_process_is_replaced_after_crash(agent: LoneAgent
     assert await reader.ask("real_directory", directory, seconds=20) == directory
     assert reader.real_paths([directory, "/dev/stdin/../x"])[directory] == directory
     reader.close()
+
+
+async def test_crashed_directory_reader_process_leaves_no_thread(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with closing(DirectoryReader(tmp_path / "policy.toml", "", {})) as reader:
+        reader.start()._process.kill()
+        await eventually_async(lambda: set(threading.enumerate()) <= before, what="the end of its threads")
+
+
+async def test_refusal_that_arrives_after_time_limit_is_not_logged(tmp_path: Path) -> None:
+    unretrieved: list[Mapping[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: unretrieved.append(about))
+    with closing(DirectoryReader(tmp_path / "policy.toml", "", {})) as reader:
+        with pytest.raises(DirectoryHangsError):
+            await reader.ask("real_directory", str(tmp_path), seconds=0)
+        with pytest.raises(RefusalError, match="can't be read"):  # there is no such policy
+            await reader.ask("real_directory", str(tmp_path), seconds=20)
+    gc.collect()
+    assert not unretrieved

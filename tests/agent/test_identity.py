@@ -3,7 +3,9 @@
 import asyncio
 import gc
 import os
+import pickle
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
@@ -13,11 +15,13 @@ import grpc
 import grpc.aio
 import pytest
 from lone_agent import DIRECTORY_LABEL, DOWN, UP, Caller, LoneAgent, code_of, compose
+from moorage_agent.apps.directories import LENGTH
 from moorage_agent.apps.directory_reader import DirectoryReader
 from moorage_agent.apps.projects import read_project
 from moorage_agent.errors import DirectoryHangsError, RefusalError
 from moorage_common.compose.rules import Rules
 from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_lab.hosts.hung_mount import HungMount
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed
 from moorage_lab.waiting import eventually_async
@@ -293,3 +297,27 @@ async def test_refusal_that_arrives_after_time_limit_is_not_logged(tmp_path: Pat
             await reader.ask("real_directory", str(tmp_path), seconds=20)
     gc.collect()
     assert not unretrieved
+
+
+async def test_hanging_directory_reader_process_releases_its_output(tmp_path: Path) -> None:
+    hung = tmp_path / "hung"
+    hung.mkdir()
+    with HungMount(hung, os.getpid()):
+        argv = [sys.executable, "-I", "-m", "moorage_agent", "directories", os.devnull, ""]
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, stderr=pipe, cwd="/")
+        assert process.stdin is not None
+        assert process.stderr is not None
+        question = pickle.dumps((1, "real_path", (str(hung / "x"),)))
+        process.stdin.write(LENGTH.pack(len(question)) + question)
+        tasks = Path(f"/proc/{process.pid}/task")
+
+        def hangs() -> bool:
+            return any(place.read_text() == "request_wait_answer" for place in tasks.glob("*/wchan"))
+
+        await eventually_async(hangs, timeout=20, what="a thread that hangs")
+        process.stdin.close()
+        async with asyncio.timeout(10):
+            assert await process.stderr.read() == b""
+        assert process.returncode is None, "it can't end yet"
+    await process.wait()

@@ -213,7 +213,9 @@ def main(arguments: Sequence[str]) -> None:
                 write_message(answers, pickle.dumps((number, *told)))
 
         threads.run(answer)
-    os._exit(0)  # hanging threads are abandoned
+    # Hanging threads are abandoned, but keep the process with its open files: a reader of its output would wait for it.
+    os.closerange(0, 3)
+    os._exit(0)
 
 
 def read_message(pipe: BinaryIO) -> bytes | None:

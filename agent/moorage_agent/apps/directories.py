@@ -2,8 +2,8 @@
 
 A hanging file system (NFS, FUSE, a failing disk) blocks its callers indefinitely, and not even SIGKILL may end that.
 So the agent itself never accesses apps' directories: this process does, with a thread for each question, and the
-agent gives up questions past their time limit. Run as `moorage-agent directories POLICY COMPOSE`; see
-directory_reader.py.
+agent gives up questions past their time limit. Run as `moorage-agent directories POLICY COMPOSE [NAME VALUE]...`
+(the environment of Compose); see directory_reader.py.
 """
 
 import asyncio

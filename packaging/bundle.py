@@ -121,6 +121,7 @@ def environment(requirements: Path, folder: Path) -> Path:
     metadata = [ROOT / name / "pyproject.toml" for name in OWN]
     made_of = "".join([sys.version, str(folder), *map(_sha256, [requirements, *metadata])])
     stamp = folder / "made-of"
+    folder.parent.mkdir(exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         # Both bundles may be built at the same time.
         fcntl.flock(lock, fcntl.LOCK_EX)

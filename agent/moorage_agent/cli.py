@@ -16,7 +16,6 @@ from moorage_agent import agent
 from moorage_agent.build import build
 from moorage_agent.errors import SetupError
 from moorage_agent.identity import certificates, enrollment
-from moorage_agent.operations import sweep
 from moorage_agent.settings import DEFAULT_DATA_DIR, DEFAULT_LISTEN, Settings
 from moorage_agent.status import describe, facts
 
@@ -120,13 +119,6 @@ def status(data_dir: Path, *, as_json: bool) -> None:
         width = max(len(name) for name, _ in about)
         for name, value in about:
             click.echo(f"{name:<{width}}  {value}")
-
-
-@main.command("sweep", hidden=True, context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run_sweep(arguments: Sequence[str]) -> None:
-    """Run the last step of a stop; a bundled agent calls itself for it."""
-    sys.exit(sweep.main(arguments))
 
 
 @contextmanager

@@ -1,24 +1,30 @@
 """Which containers belong to which app: the agent derives the same labels as Compose, wherever the files are."""
 
 import asyncio
+import gc
 import os
 import shutil
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from multiprocessing import Pipe
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
 from lone_agent import DIRECTORY_LABEL, DOWN, UP, Caller, LoneAgent, code_of, compose
-from moorage_agent.apps.directories import Directories
+from moorage_agent.apps.directories import Directories, Question
 from moorage_agent.apps.directory_reader import DirectoryReader
 from moorage_agent.apps.projects import read_project
-from moorage_agent.errors import DirectoryHangsError
+from moorage_agent.errors import DirectoryHangsError, RefusalError
 from moorage_common.compose.rules import Rules
 from moorage_common.rpc.v1 import agent_pb2 as pb
+from moorage_lab.hosts.hung_mount import HungMount
 from moorage_lab.programs.engine import PrivateEngine
 from moorage_lab.programs.processes import installed
+from moorage_lab.waiting import eventually_async
 from running_stack import IMAGE, SLEEPER
 
 EXTRA = f"  extra: {{image: '{IMAGE}', init: true, stop_grace_period: 0s, command: sleep 1000, profiles: [x]}}\n"
@@ -272,3 +278,46 @@ async def test_directory_reader_process_is_replaced_after_crash(agent: LoneAgent
     assert await reader.ask(Directories.real_directory, directory, 20, directory) == directory
     assert reader.real_paths([directory, "/dev/stdin/../x"])[directory] == directory
     reader.close()
+
+
+async def test_crashed_directory_reader_process_leaves_no_thread(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with closing(DirectoryReader(tmp_path / "policy.toml", "", {})) as reader:
+        reader.start()._process.kill()
+        await eventually_async(lambda: set(threading.enumerate()) <= before, what="the end of its threads")
+
+
+async def test_refusal_that_arrives_after_time_limit_is_not_logged(tmp_path: Path) -> None:
+    unretrieved: list[Mapping[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: unretrieved.append(about))
+    with closing(DirectoryReader(tmp_path / "policy.toml", "", {})) as reader:
+        with pytest.raises(DirectoryHangsError):
+            await reader.ask(Directories.real_directory, str(tmp_path), 0, str(tmp_path))
+        with pytest.raises(RefusalError, match="can't be read"):  # there is no such policy
+            await reader.ask(Directories.real_directory, str(tmp_path), 20, str(tmp_path))
+    gc.collect()
+    assert not unretrieved
+
+
+async def test_hanging_directory_reader_process_releases_its_output(tmp_path: Path) -> None:
+    hung = tmp_path / "hung"
+    hung.mkdir()
+    with HungMount(hung, os.getpid()):
+        argv = [sys.executable, "-I", "-m", "moorage_agent", "directories", os.devnull, ""]
+        questions, asking = Pipe(duplex=False)
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*argv, stdin=questions, stdout=pipe, stderr=pipe, cwd="/")
+        questions.close()
+        assert process.stderr is not None
+        asking.send(Question(1, "real_path", (str(hung / "x"),), {}))
+        tasks = Path(f"/proc/{process.pid}/task")
+
+        def hangs() -> bool:
+            return any(place.read_text() == "request_wait_answer" for place in tasks.glob("*/wchan"))
+
+        await eventually_async(hangs, timeout=20, what="a thread that hangs")
+        asking.close()
+        async with asyncio.timeout(10):
+            assert await process.stderr.read() == b""
+        assert process.returncode is None, "it can't end yet"
+    await process.wait()

@@ -64,7 +64,8 @@ async def watching(engine: Engine, directory: Path) -> AsyncIterator[Told]:
     file = directory.parent / "policy.toml"
     write_policy(file, [str(directory.parent)])
     observer = Observer(engine)
-    known = Identities(DirectoryReader(file, installed("docker-compose"), {"DOCKER_HOST": engine.host}))
+    reader = DirectoryReader(file, installed("docker-compose"), {"DOCKER_HOST": engine.host})
+    known = Identities(reader)
     running = asyncio.create_task(observer.run())
     watcher = Watcher(observer, engine, known, nothing_held(file), StateDisk(file.parent))
     items = watcher.watch([WatchedApp(str(directory), None)])
@@ -74,6 +75,7 @@ async def watching(engine: Engine, directory: Path) -> AsyncIterator[Told]:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await items.aclose()  # type: ignore[attr-defined]  # a generator, declared as the iterator it is for callers
+        reader.close()
 
 
 def states(item: WatchItem) -> Sequence[str] | None:
@@ -214,26 +216,27 @@ async def test_compose_config_is_reread_only_for_changed_files(engine: PrivateEn
 
     file = running_app.parent / "policy.toml"
     write_policy(file, [str(running_app.parent)])
-    known = Identities(Counted(file, installed("docker-compose"), {"DOCKER_HOST": engine.host}))
-    apps = [WatchedApp(str(running_app), None)]
-    (first,) = await known.current(apps)
-    for _ in range(10):
-        # Files of the app's own beside the compose file don't count.
-        (running_app / "data.log").write_text("x")
+    with closing(Counted(file, installed("docker-compose"), {"DOCKER_HOST": engine.host})) as reader:
+        known = Identities(reader)
+        apps = [WatchedApp(str(running_app), None)]
+        (first,) = await known.current(apps)
+        for _ in range(10):
+            # Files of the app's own beside the compose file don't count.
+            (running_app / "data.log").write_text("x")
+            assert await known.current(apps) == [first]
+        assert asked.count("read") == 1
+        (running_app / "compose.override.yaml").write_text("name: another\n")
+        (second,) = await known.current(apps)
+        assert second.project is not None
+        assert second.project.name == "another"
+        (running_app / "compose.override.yaml").unlink()
+        (third,) = await known.current(apps)
+        assert third == first
+        (running_app / "compose.yaml").rename(running_app / "x")
+        (fourth,) = await known.current(apps)
+        assert fourth.problem_code == "compose_file_missing"
+        (running_app / "x").rename(running_app / "compose.yaml")
         assert await known.current(apps) == [first]
-    assert asked.count("read") == 1
-    (running_app / "compose.override.yaml").write_text("name: another\n")
-    (second,) = await known.current(apps)
-    assert second.project is not None
-    assert second.project.name == "another"
-    (running_app / "compose.override.yaml").unlink()
-    (third,) = await known.current(apps)
-    assert third == first
-    (running_app / "compose.yaml").rename(running_app / "x")
-    (fourth,) = await known.current(apps)
-    assert fourth.problem_code == "compose_file_missing"
-    (running_app / "x").rename(running_app / "compose.yaml")
-    assert await known.current(apps) == [first]
 
 
 @pytest.fixture(scope="module")
@@ -288,17 +291,18 @@ async def test_operation_end_is_reported_without_final_observation(
 
 async def test_hung_engine_is_reported_without_delaying_host_facts(other_engine: PrivateEngine, app: Path) -> None:
     engine = Engine(other_engine.host)
-    known = Identities(DirectoryReader(app, "", {}))
-    watcher = Watcher(Observer(engine), engine, known, nothing_held(app), StateDisk(app))
-    assert (await watcher.host_now()).engine_problem == ""
-    dockerd = other_engine._dockerd.identity
-    dockerd.send(signal.SIGSTOP)
-    try:
-        async with asyncio.timeout(4.5):
-            problem = (await watcher.host_now()).engine_problem
-        assert "didn't answer within 3 seconds" in problem
-    finally:
-        dockerd.send(signal.SIGCONT)
+    with closing(DirectoryReader(app, "", {})) as reader:
+        known = Identities(reader)
+        watcher = Watcher(Observer(engine), engine, known, nothing_held(app), StateDisk(app))
+        assert (await watcher.host_now()).engine_problem == ""
+        dockerd = other_engine._dockerd.identity
+        dockerd.send(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(4.5):
+                problem = (await watcher.host_now()).engine_problem
+            assert "didn't answer within 3 seconds" in problem
+        finally:
+            dockerd.send(signal.SIGCONT)
 
 
 async def test_slow_first_engine_reply_is_awaited(engine: PrivateEngine, running_app: Path) -> None:

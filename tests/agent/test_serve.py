@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -231,24 +232,25 @@ async def test_operation_ignoring_cancel_is_killed_despite_agent_restart(
     environment = {"DOCKER_HOST": engine.host}
     journal = Journal(tmp_path / "journal")
     journal.prepare()
-    identities = Identities(DirectoryReader(tmp_path / "policy.toml", str(stubborn), environment))
+    with closing(DirectoryReader(tmp_path / "policy.toml", str(stubborn), environment)) as reader:
+        identities = Identities(reader)
 
-    def runner_of_an_agent() -> ComposeRunner:
-        deadlines = Deadlines(tmp_path / "deadlines.json", "boot")
-        return ComposeRunner(journal, Engine(engine.host), identities, deadlines, str(stubborn), environment)
+        def runner_of_an_agent() -> ComposeRunner:
+            deadlines = Deadlines(tmp_path / "deadlines.json", "boot")
+            return ComposeRunner(journal, Engine(engine.host), identities, deadlines, str(stubborn), environment)
 
-    runner = runner_of_an_agent()
-    operation_id = str(uuid4())
-    assert not await runner.start(operation_id, OperationKind.UP, WatchedApp(str(tmp_path), None))
-    items = []
-    async for item in runner.follow(operation_id, 0):
-        items.append(item)
-        if len(items) == 1 and restarted:
-            # The agent that sent TERM exits before it can send KILL.
-            assert await asyncio.to_thread(journal.cancel, operation_id, "tester") is CancelOutcome.SIGNALLED
-            await runner_of_an_agent().resume_cancels()
-        elif len(items) == 1:
-            assert await runner.cancel(operation_id, "tester") is CancelOutcome.SIGNALLED
-    assert items[0] == Chunk(0, b"begun\n")
-    assert isinstance(items[-1], Record)
-    assert (items[-1].state, items[-1].exit_code, items[-1].cancelled_by) == (State.EXITED, 128 + 9, "tester")
+        runner = runner_of_an_agent()
+        operation_id = str(uuid4())
+        assert not await runner.start(operation_id, OperationKind.UP, WatchedApp(str(tmp_path), None))
+        items = []
+        async for item in runner.follow(operation_id, 0):
+            items.append(item)
+            if len(items) == 1 and restarted:
+                # The agent that sent TERM exits before it can send KILL.
+                assert await asyncio.to_thread(journal.cancel, operation_id, "tester") is CancelOutcome.SIGNALLED
+                await runner_of_an_agent().resume_cancels()
+            elif len(items) == 1:
+                assert await runner.cancel(operation_id, "tester") is CancelOutcome.SIGNALLED
+        assert items[0] == Chunk(0, b"begun\n")
+        assert isinstance(items[-1], Record)
+        assert (items[-1].state, items[-1].exit_code, items[-1].cancelled_by) == (State.EXITED, 128 + 9, "tester")

@@ -1,5 +1,6 @@
 """An app's directory that is replaced between its inspection and its use."""
 
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -125,11 +126,12 @@ async def test_file_swapped_before_start_is_inspected_again(tmp_path: Path, engi
     write_policy(policy, [str(tmp_path)])
     journal, environment = Journal(tmp_path / "journal"), {"DOCKER_HOST": engine.host}
     journal.prepare()
-    identities = _Late(DirectoryReader(policy, installed("docker-compose"), environment))
-    deadlines = Deadlines(tmp_path / "deadlines.json", "this-boot")
-    compose = installed("docker-compose")
-    runner = ComposeRunner(journal, Engine(engine.host), identities, deadlines, compose, environment)
-    with pytest.raises(Refused) as refused:
-        await runner.start(str(uuid4()), OperationKind.UP, WatchedApp(str(app), None))
-    assert refused.value.code == "provider_not_allowed"
-    assert not mark.exists()
+    with closing(DirectoryReader(policy, installed("docker-compose"), environment)) as reader:
+        identities = _Late(reader)
+        deadlines = Deadlines(tmp_path / "deadlines.json", "this-boot")
+        compose = installed("docker-compose")
+        runner = ComposeRunner(journal, Engine(engine.host), identities, deadlines, compose, environment)
+        with pytest.raises(Refused) as refused:
+            await runner.start(str(uuid4()), OperationKind.UP, WatchedApp(str(app), None))
+        assert refused.value.code == "provider_not_allowed"
+        assert not mark.exists()

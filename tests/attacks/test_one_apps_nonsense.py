@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 
 import pytest
@@ -145,17 +145,18 @@ async def test_read_error_of_one_app_stays_with_that_app(tmp_path: Path) -> None
     for name in ("bad", "good"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "compose.yaml").write_text(SLEEPER)
-    identities = Identities(DirectoryReader(tmp_path / "policy.toml", str(program), {}))
-    apps = [WatchedApp(str(tmp_path / name), None) for name in ("bad", "good")]
+    with closing(DirectoryReader(tmp_path / "policy.toml", str(program), {})) as reader:
+        identities = Identities(reader)
+        apps = [WatchedApp(str(tmp_path / name), None) for name in ("bad", "good")]
 
-    async def read() -> bool:
+        async def read() -> bool:
+            bad, good = await identities.current(apps)
+            return bool(bad.problem_code) and good.project is not None
+
+        await eventually_async(read, what="both apps read")
         bad, good = await identities.current(apps)
-        return bool(bad.problem_code) and good.project is not None
-
-    await eventually_async(read, what="both apps read")
-    bad, good = await identities.current(apps)
-    assert bad.problem_code == UNREADABLE
-    assert good.project == Project("x", str(tmp_path / "good"))
+        assert bad.problem_code == UNREADABLE
+        assert good.project == Project("x", str(tmp_path / "good"))
 
 
 async def test_slow_read_of_one_app_does_not_delay_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,21 +172,22 @@ async def test_slow_read_of_one_app_does_not_delay_others(tmp_path: Path, monkey
     for name in ("bad", "good"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "compose.yaml").write_text(SLEEPER)
-    identities = Identities(DirectoryReader(tmp_path / "policy.toml", str(program), {}))
-    apps = [WatchedApp(str(tmp_path / name), None) for name in ("bad", "good")]
-    assert [app.problem_code for app in await identities.current(apps)] == ["", ""]
-    slow.touch()
-    for name in ("bad", "good"):
-        (tmp_path / name / ".env").write_text("CHANGED=1\n")
-    began = time.monotonic()
-    for _ in range(3):
-        bad, good = await identities.current(apps)
-        assert bad.project == Project("x", str(tmp_path / "bad")), "as it was last read"
-        assert good.project == Project("x", str(tmp_path / "good"))
-    assert time.monotonic() - began < 5
-    assert (await identities.for_stop(apps[0])).project == bad.project
-    slow.unlink()
-    await eventually_async(lambda: not identities._reading, what="the reading's end")
+    with closing(DirectoryReader(tmp_path / "policy.toml", str(program), {})) as reader:
+        identities = Identities(reader)
+        apps = [WatchedApp(str(tmp_path / name), None) for name in ("bad", "good")]
+        assert [app.problem_code for app in await identities.current(apps)] == ["", ""]
+        slow.touch()
+        for name in ("bad", "good"):
+            (tmp_path / name / ".env").write_text("CHANGED=1\n")
+        began = time.monotonic()
+        for _ in range(3):
+            bad, good = await identities.current(apps)
+            assert bad.project == Project("x", str(tmp_path / "bad")), "as it was last read"
+            assert good.project == Project("x", str(tmp_path / "good"))
+        assert time.monotonic() - began < 5
+        assert (await identities.for_stop(apps[0])).project == bad.project
+        slow.unlink()
+        await eventually_async(lambda: not identities._reading, what="the reading's end")
 
 
 def _fits_into_an_order(reading: Reading) -> None:

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from moorage_agent.apps import directory_reader
 
 PACKAGING = Path(__file__).resolve().parents[2] / "packaging"
 
@@ -23,3 +24,9 @@ def test_unit_bounds_memory_tasks_and_files(name: str) -> None:
     lines = (PACKAGING / f"{name}.service").read_text().splitlines()
     for setting in ("MemoryMax=", "MemoryHigh=", "TasksMax=", "LimitNOFILE=65536"):
         assert any(line.startswith(setting) for line in lines), setting
+
+
+def test_agent_unit_has_room_for_all_questions_about_directories() -> None:
+    found = re.search(r"^TasksMax=(\d+)$", (PACKAGING / "moorage-agent.service").read_text(), re.MULTILINE)
+    assert found
+    assert int(found[1]) >= directory_reader._MOST_OPEN + 256

@@ -11,6 +11,8 @@ from moorage_common.compose.files import Ask, Found, Kind, Walk, Walked
 from moorage_common.compose.yaml_nodes import FILE_BYTES
 
 _HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+Stamp = tuple[int, int, int]
+"""A file's time of change, inode and size: another one after each change."""
 
 
 @contextmanager
@@ -41,6 +43,15 @@ def run_walk(walk: Walk) -> Walked:
     except StopIteration as ended:
         walked: Walked = ended.value
         return walked
+
+
+def stamp(file: str, *, follow: bool = True) -> Stamp | None:
+    """Return the stamp of a file; None if there is none. `follow` is whether a symlink counts as its target."""
+    try:
+        about = Path(file).stat(follow_symlinks=follow)
+    except (OSError, ValueError):
+        return None
+    return about.st_ctime_ns, about.st_ino, about.st_size
 
 
 def _read_paths(asks: Sequence[Ask]) -> Mapping[str, Found]:

@@ -2,8 +2,8 @@
 
 A hanging file system (NFS, FUSE, a failing disk) blocks its callers indefinitely, and not even SIGKILL may end that.
 So the agent itself never accesses apps' directories: this process does, with a thread for each question, and the
-agent gives up questions past their time limit. Run as `moorage-agent directories POLICY COMPOSE`; see
-directory_reader.py.
+agent gives up questions past their time limit. Run as `moorage-agent directories POLICY COMPOSE [NAME VALUE]...`
+(the environment of Compose); see directory_reader.py.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from moorage_common.compose.rules import Rules
 from moorage_common.docker.app_identity import AppIdentity, Reading
 from moorage_common.docker.states import Project
 
+from moorage_agent.apps.app_files import Stamp, stamp
 from moorage_agent.apps.policy import Policy
 from moorage_agent.apps.projects import check_files, read_project
 from moorage_agent.errors import RefusalError
@@ -33,22 +34,21 @@ _ROOT_SECONDS = 0.5
 _IDLE_THREADS = 8
 _CLOCK_TICK_NS = 20_000_000
 
-Stamp = tuple[tuple[int, int, int] | None, ...]
 Place = tuple[str, tuple[str, ...]]
 """A real directory, and the compose files in it that an app names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The result of reading a place: valid while the rules and the files (`stamp`) stay the same.
+    """The result of reading a place: valid while the rules and the files (`stamps`) stay the same.
 
-    `stamp` is None if the files changed while they were read, or in the same tick of the file system's clock.
+    `stamps` is None if the files changed while they were read, or in the same tick of the file system's clock.
     """
 
     place: Place
     reading: Reading
     rules: Rules | None
-    stamp: Stamp | None
+    stamps: Sequence[Stamp | None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,9 @@ class Directories:
                 "invalid_request", f"{asked.cd_path!a} can't be a directory on the host: {error}."
             ) from None
         known, place = asked.known, (real, asked.compose_files)
-        if known is None or known.stamp is None or (known.place, known.rules) != (place, rules):
+        if known is None or known.stamps is None or (known.place, known.rules) != (place, rules):
             return real, None
-        if _stamp(known.reading.files) != known.stamp:
+        if _stamps(known.reading.files) != known.stamps:
             return real, None
         return real, self.allowed(known.reading.identity(asked.cd_path, real, asked.last_project, asked.compose_files))
 
@@ -139,10 +139,10 @@ class Directories:
         except RefusalError as error:
             return Known(place, Reading(None, (), error.code, str(error)), None, None)
         reading = asyncio.run(read_project(self._compose, place[0], self._environment, rules, place[1]))
-        stamp = _stamp(reading.files)
-        if any(about is not None and about[0] >= began_ns - _CLOCK_TICK_NS for about in stamp):
+        stamps = _stamps(reading.files)
+        if any(each is not None and each[0] >= began_ns - _CLOCK_TICK_NS for each in stamps):
             return Known(place, reading, rules, None)
-        return Known(place, reading, rules, stamp)
+        return Known(place, reading, rules, stamps)
 
     def recheck(self, real_directory: str, compose_files: Sequence[str]) -> None:
         """Check an app's files again, right before Compose uses them. Raises RefusalError."""
@@ -239,7 +239,9 @@ def main(arguments: Sequence[str]) -> None:
                     answers.send(answered)
 
             threads.run(answer)
-    os._exit(0)  # hanging threads are abandoned
+    # Hanging threads are abandoned, but keep the process with its open files: a reader of its output would wait for it.
+    os.closerange(0, 3)
+    os._exit(0)
 
 
 def _allowed(identity: AppIdentity, allow: Callable[[str], str]) -> AppIdentity:
@@ -267,13 +269,5 @@ def _refusal(project: Project, allow: Callable[[str], str]) -> RefusalError | No
     return None
 
 
-def _stamp(files: Sequence[str]) -> Stamp:
-    return tuple(_about(file) for file in files)
-
-
-def _about(file: str) -> tuple[int, int, int] | None:
-    try:
-        about = Path(file).stat()
-    except (OSError, ValueError):
-        return None
-    return about.st_ctime_ns, about.st_ino, about.st_size
+def _stamps(files: Sequence[str]) -> Sequence[Stamp | None]:
+    return [stamp(file) for file in files]

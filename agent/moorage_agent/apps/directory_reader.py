@@ -86,7 +86,10 @@ class DirectoryReader:
         while True:
             question, ours = self._begin(method.__name__, path, given, named)
             answer = asyncio.wrap_future(question.answer)
-            done, _ = await asyncio.wait({answer}, timeout=max(seconds - question.age, 0))
+            try:
+                done, _ = await asyncio.wait({answer}, timeout=max(seconds - question.age, 0))
+            finally:
+                answer.cancel()  # given up: else asyncio logs an exception that arrives later
             if not done:
                 raise DirectoryHangsError(path)
             if ours:
@@ -223,6 +226,7 @@ class _Process:
         with self._lock:
             self.ended = True
             left = list(self._asked.values())
+        self._messages.put(None)  # ends the other thread
         self.ready.set()
         for question in left:
             question.answer.set_exception(DirectoryHangsError(question.key[1]))

@@ -23,7 +23,7 @@ from moorage_common.docker.app_identity import (
     unreadable,
 )
 
-from moorage_agent.apps.app_files import opened, run_walk
+from moorage_agent.apps.app_files import opened, run_walk, stamp
 
 _CONFIG_SECONDS = 20.0
 _IN_DIRECTORY = """\
@@ -86,15 +86,7 @@ def _check_and_stat(
 ) -> tuple[Walked, Sequence[object]]:
     """Return the walk, and the state of its files after it, so that a change shows as another state."""
     walked = check_files(real_directory, environment, rules, compose_files)
-    return walked, [(_about(file, follow=False), _about(file, follow=True)) for file in walked.files]
-
-
-def _about(file: str, *, follow: bool) -> object:
-    try:
-        about = Path(file).stat(follow_symlinks=follow)
-    except OSError:
-        return None
-    return about.st_ctime_ns, about.st_ino, about.st_size
+    return walked, [(stamp(file, follow=False), stamp(file)) for file in walked.files]
 
 
 @dataclass(frozen=True, slots=True)

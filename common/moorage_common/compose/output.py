@@ -138,13 +138,9 @@ def _entry_start(part: str) -> int:
     return 0
 
 
-def printable(text: str) -> str:
-    """Return text without terminal escape sequences and control characters; tabs and line breaks stay."""
-    return _CONTROL.sub("", _ANSI.sub("", text))
-
-
 def _clean(text: str) -> str:
-    return printable(last_state(text)).strip()
+    """Return the last state of text, without terminal escape sequences and control characters."""
+    return _CONTROL.sub("", _ANSI.sub("", last_state(text))).strip()
 
 
 def _json(line: str) -> dict[str, object] | None:

@@ -8,8 +8,6 @@ from enum import StrEnum
 
 _ALIVE = frozenset({"running", "restarting", "paused", "removing"})
 """The Engine's states in which a container still holds resources; `removing` is one until it ends by itself."""
-
-
 _SETTLED_SECONDS = 60
 _MOST_REASONS = 3
 _KEPT_UP = frozenset({"always", "unless-stopped"})

@@ -1,12 +1,11 @@
 """The journal through a shell on its host (journal.sh): the calls, and parsers of their output."""
 
-import functools
-import importlib.resources
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moorage_common.journal.files import WHO_BYTES, one_line, parse_exit
+from moorage_common.journal.supervisor import script_text
 from moorage_common.journal.types import SPEC_BYTES, Record, State, check_id
 from moorage_common.untrusted import LIMITS, UntrustedError, parse_json
 
@@ -21,11 +20,9 @@ class Look:
     data: bytes
 
 
-@functools.cache
 def journal_text() -> str:
     """Return the shell functions that the calls need."""
-    package = importlib.resources.files(__package__)
-    return "".join(package.joinpath(name).read_text(encoding="utf-8") for name in ("records.sh", "journal.sh"))
+    return script_text("records.sh", "journal.sh")
 
 
 def look_call(root: str, operation_id: str, after: int, limit: int) -> str:

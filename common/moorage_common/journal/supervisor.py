@@ -19,18 +19,20 @@ _PATIENCE = 30.0
 
 
 @functools.cache
+def script_text(*names: str) -> str:
+    """Return scripts of the journal, one after the other, as the text for a shell."""
+    package = importlib.resources.files(__package__)
+    return "".join(package.joinpath(name).read_text(encoding="utf-8") for name in names)
+
+
 def supervisor_text() -> str:
     """Return the supervisor as the text for `/bin/sh -c`; its head documents its arguments and answers."""
-    return _text("records.sh") + _text("supervisor.sh")
+    return script_text("records.sh", "supervisor.sh")
 
 
 def lock_name(kind: str, subject: str) -> str:
     """Return the name of a lock file: kind is `directory` (subject: its real path) or `project` (its name)."""
     return f"{kind}-{hashlib.sha256(os.fsencode(subject)).hexdigest()}"
-
-
-def _text(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 class Supervisor:

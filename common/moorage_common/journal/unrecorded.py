@@ -5,13 +5,12 @@ harm. A repeated start could, so no start runs without a journal.
 """
 
 import asyncio
-import importlib.resources
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
-from moorage_common.journal.supervisor import lock_name
+from moorage_common.journal.supervisor import lock_name, script_text
 from moorage_common.journal.types import Guard, Order, Record, State
 
 log = structlog.get_logger(__name__)
@@ -115,10 +114,9 @@ class Unrecorded:
 
 
 def _argv(order: Order, locks: str) -> list[str]:
-    script = importlib.resources.files(__package__).joinpath("unrecorded.sh").read_text(encoding="utf-8")
     directory_lock = f"{locks}/{lock_name('directory', order.app_directory)}"
     project_lock = "" if order.project is None else f"{locks}/{lock_name('project', order.project)}"
-    return ["/bin/sh", "-c", script, "moorage-stop", directory_lock, project_lock, *order.argv]
+    return ["/bin/sh", "-c", script_text("unrecorded.sh"), "moorage-stop", directory_lock, project_lock, *order.argv]
 
 
 def _forget(kept: dict[str, _Run] | dict[str, Record], ended: Sequence[str]) -> None:

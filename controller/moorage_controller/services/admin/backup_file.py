@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Self
 
+from moorage_common.files import sync_folder
 from pydantic import BaseModel, NonNegativeInt
 
 from moorage_controller.errors import StartupError
@@ -89,7 +90,7 @@ class BackupWriter:
             self._refuse_existing()
             assert self._part is not None
             self._part.rename(self._path)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
             return self._path.stat().st_size
 
     def __enter__(self) -> Self:
@@ -214,11 +215,3 @@ def newer_backup(path: Path, release: str) -> StartupError:
         "newer_backup",
         f"{path} was made by release {release}, which is newer than this one: install that release, or a later one.",
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

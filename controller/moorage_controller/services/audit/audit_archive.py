@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import structlog
+from moorage_common.files import sync_folder
 
 from moorage_controller.store.database.database import Database
 from moorage_controller.store.tables import audit as store
@@ -78,18 +79,10 @@ def _append(file: Path, entries: Sequence[AuditEntry]) -> None:
     finally:
         os.close(descriptor)
     for folder in (file.parent, file.parent.parent):
-        _sync(folder)
+        sync_folder(folder)
 
 
 def _shown(entry: AuditEntry) -> dict[str, object]:
     """Return an entry as a mapping by column name; IDs as text, the time as ISO 8601 with microseconds."""
     ids = {name: None if value is None else str(value) for name, value in asdict(entry).items() if name.endswith("id")}
     return {**asdict(entry), **ids, "created_at": entry.created_at.isoformat()}
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -121,11 +121,11 @@ class OperationRunner:
                 self._connected = await self._connect()
             except HostUnreachableError as error:
                 return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
-            if order.kind is OperationKind.DOWN:
-                await self._last_logs.begin(self._connected, order.app)
         limit = asyncio.create_task(self._enforce_limits())
         stop_listening = self._signals.engine_lost.connect(self._note_engine)
         try:
+            if self._connected is not None and order.kind is OperationKind.DOWN:
+                await self._last_logs.begin(self._connected, order.app)
             return await self._deliver(order, send=not recovered or self._may_still_start(), sent=recovered)
         finally:
             await self._last_logs.drop()

@@ -20,6 +20,7 @@ from moorage_controller.hosts.transport import (
     HostRefusedError,
     HostTransport,
 )
+from moorage_controller.services.fleet.directories import directories
 from moorage_controller.services.runs.transitions import why_ended
 from moorage_controller.store.tables.apps import App
 
@@ -125,6 +126,6 @@ class TakenPort:
             return "of this app itself: let one of its services alone have it"
         project = found.project
         for app in apps:
-            if app.id != self.app_id and project.directory in {app.project_directory, app.cd_path.rstrip("/")}:
+            if app.id != self.app_id and project.directory in directories(app):
                 return f"of the app {app.name}: stop that app"
         return f"of the Compose project {project.name} in {project.directory}, which is no app: stop it on the host"

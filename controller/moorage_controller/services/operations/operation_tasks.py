@@ -63,8 +63,11 @@ class OperationTasks:
         self._drivers |= dict.fromkeys(kinds, driver)
 
     def launch(self, operation: Operation, *, recovered: bool = False) -> None:
-        """Start the task that drives a recorded operation; call it after the commit."""
-        recovered = recovered or operation.waits_for_host
+        """Start the task that drives a recorded operation; call it after the commit.
+
+        `recovered`: it may already have been sent to its host, as a running one was, or be missing in the database.
+        """
+        recovered = recovered or operation.waits_for_host or operation.state == "running"
         task = asyncio.create_task(self._drive(operation, recovered=recovered), name=f"operation {operation.id}")
         self._tasks[operation.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(operation.id, None))

@@ -158,18 +158,18 @@ class Operations:
             if await store.get(connection, operation_id) is not None:
                 return
         with suppress(IntegrityError):
-            async with self._database.write() as connection:
+            async with self.recording() as (connection, launch):
                 now = await self._database.now(connection)
                 app = await app_store.get(connection, app_id)
                 if app is None:
                     return
                 begun = self._new(app, OperationKind.DOWN, DEAD_MAN, now)
                 operation = replace(begun, id=operation_id, state="running", started_at=now)
+                launch(operation)
                 await store.add(connection, operation)
                 await app_store.change(connection, app.id, {"status": "stopping", "updated_at": now})
                 await server_store.recount(connection, app.server_id)
             log.warning("dead_man_acted", app_id=str(app_id), operation_id=str(operation_id))
-            self._tasks.launch(operation, recovered=True)
 
     async def recover(self) -> None:
         """Take over every operation in flight whose controller died."""

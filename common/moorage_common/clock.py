@@ -3,8 +3,11 @@
 import asyncio
 import random
 import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Clock(Protocol):
@@ -74,3 +77,17 @@ async def wait_for(event: asyncio.Event, seconds: float, clock: Clock) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     event.clear()
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T], clock: Clock) -> T:
+    """Return the result of `work`. Raises TimeoutError after that much time of the clock, and cancels it."""
+    task, timer = asyncio.ensure_future(work), asyncio.ensure_future(clock.sleep(seconds))
+    try:
+        await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise TimeoutError
+        return await task
+    finally:
+        task.cancel()
+        timer.cancel()
+        await asyncio.gather(task, timer, return_exceptions=True)

@@ -58,6 +58,7 @@ from moorage_controller.services.fleet.projects import Projects
 from moorage_controller.services.fleet.servers import Servers
 from moorage_controller.services.operations.leases import Leases
 from moorage_controller.services.operations.operation_runner import Limits as OperationLimits
+from moorage_controller.services.operations.operation_tasks import OperationTasks
 from moorage_controller.services.operations.operations import Operations
 from moorage_controller.services.operations.orphan_recovery import OrphanRecovery
 from moorage_controller.services.operations.output_reader import OutputReader
@@ -106,6 +107,7 @@ class _Work:
     observations: Observations
     checks: Checks
     leases: Leases
+    tasks: OperationTasks
     operations: Operations
     clock_jumps: ClockJumpGuard
     deadlines: DeadlineSync
@@ -176,7 +178,7 @@ class Controller:
                 lambda: {loop.name: loop.alive for loop in loops},
             )
         )
-        await self._begin(work.operations, loops)
+        await self._begin(work, loops)
         version = DatabaseVersion(base.database)
         await version.open()
         self._stack.push_async_callback(version.close)
@@ -227,24 +229,17 @@ class Controller:
         self._stack.push_async_callback(checks.close)
         leases = Leases(database)
         self._stack.push_async_callback(leases.unregister)
-        operations = Operations(
-            database,
-            hosts,
-            observations,
-            signals,
-            clock,
-            leases,
-            limits=base.limits,
-            queue=_queue(base.settings),
-        )
+        limits, queue = base.limits, _queue(base.settings)
+        tasks = OperationTasks(database, hosts, observations, signals, clock, limits=limits, queue=queue)
+        operations = Operations(database, hosts, clock, leases, tasks, limits=limits, queue=queue)
         clock_jumps = ClockJumpGuard(database, clock, leases)
         deadlines = DeadlineSync(database, hosts, clock_jumps, signals, clock)
         self._stack.push_async_callback(deadlines.close)
         enrollments = Enrollments(database, base.keyring, base.authority, signals)
         bundle, url = base.settings.moorage_agent_bundle, base.settings.base_url
         bootstrap = Bootstrap(database, enrollments, base.pool, base.channels, signals, clock, bundle, url)
-        operations.register_runner(AGENT_KINDS, bootstrap.run)
-        return _Work(observations, checks, leases, operations, clock_jumps, deadlines, enrollments)
+        tasks.register_runner(AGENT_KINDS, bootstrap.run)
+        return _Work(observations, checks, leases, tasks, operations, clock_jumps, deadlines, enrollments)
 
     async def _open_accounts(self, base: _Base) -> _Accounts:
         settings, tokens = base.settings, ApiTokens(base.database)
@@ -270,10 +265,10 @@ class Controller:
             loops.append(Loop("take-over", OrphanRecovery(work.operations, work.clock_jumps).run, clock))
         return loops
 
-    async def _begin(self, operations: Operations, loops: Sequence[Loop]) -> None:
+    async def _begin(self, work: _Work, loops: Sequence[Loop]) -> None:
         # What was in flight comes first: auto-stop must not act on an app whose start is still unfinished.
-        self._stack.push_async_callback(operations.close)
-        await operations.recover()
+        self._stack.push_async_callback(work.tasks.close)
+        await work.operations.recover()
         for loop in loops:
             loop.start()
             self._stack.push_async_callback(loop.stop)

@@ -33,7 +33,8 @@ def given(changes: BaseModel, nullable: set[str]) -> dict[str, object]:
     return {name: value for name, value in sent.items() if value is not None or name in nullable}
 
 
-def _millis(moment: datetime | None) -> int | None:
+def millis(moment: datetime | None) -> int | None:
+    """Return a time in epoch milliseconds; None if there is none."""
     return None if moment is None else to_millis(moment)
 
 
@@ -47,7 +48,7 @@ def server_out(server: Server) -> ServerOut:
         ssh_port=server.ssh_port,
         status=server.status,
         running_apps_count=server.running_apps_count,
-        last_checked=_millis(server.last_checked),
+        last_checked=millis(server.last_checked),
         connection=server.connection,
         api_endpoint=server.api_endpoint,
         agent_version=server.agent_version,
@@ -72,7 +73,7 @@ def server_status_out(server: Server) -> ServerStatusOut:
         status=server.status,
         running_containers=server.running_containers if server.status == "online" else 0,
         uptime=server.uptime,
-        last_checked=_millis(server.last_checked),
+        last_checked=millis(server.last_checked),
     )
 
 
@@ -115,12 +116,12 @@ def app_out(view: AppView) -> AppOut:
         auto_stop_timeout=shown_timeout(app),
         default_timeout=app.auto_stop_timeout,
         status=app.status,
-        started_at=_millis(app.started_at),
+        started_at=millis(app.started_at),
         domain=app.domain,
-        stop_at=_millis(app.stop_at) if running else None,
+        stop_at=millis(app.stop_at) if running else None,
         health=app.health,
         health_detail=app.health_detail,
-        observed_at=_millis(app.observed_at),
+        observed_at=millis(app.observed_at),
         last_error=app.last_error,
         last_result=app.last_result,
         operation_id=view.operation_id,
@@ -139,8 +140,8 @@ def operation_out(operation: Operation) -> OperationOut:
         actor=operation.actor,
         transport=operation.transport,
         created_at=to_millis(operation.created_at),
-        started_at=_millis(operation.started_at),
-        finished_at=_millis(operation.finished_at),
+        started_at=millis(operation.started_at),
+        finished_at=millis(operation.finished_at),
         exit_code=operation.exit_code,
         error=operation.error,
     )

@@ -218,9 +218,7 @@ operations = Table(
     Column("request", Text()),
     # The controller that drives it.
     Column("driver", Uuid()),
-    _unique_where(
-        "uq_operations_agent_in_flight", "server_id", f"{_IN_FLIGHT} AND kind IN ('agent_install', 'agent_uninstall')"
-    ),
+    _unique_where("uq_operations_agent_in_flight", "server_id", f"{_IN_FLIGHT} AND {_ON_AN_AGENT}"),
 )
 
 # Output of operations in pieces: `start` and `stop` are byte offsets, equal to those on the host.

@@ -1,7 +1,9 @@
 """Last logs of a stopped app: stored, bounded, marked as such, and never a delay of the stop."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
@@ -127,6 +129,32 @@ async def test_stop_succeeds_when_logs_are_unavailable(
     monkeypatch.setattr(host, "read_logs", broken)
     (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
     assert (await world.app(app_id))["status"] == "stopped"
+
+
+async def test_stop_waits_a_second_for_logs_that_do_not_come(
+    world: World, host: FakeHost, app_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hanging(*_: object) -> AsyncGenerator[list[LogLine], None]:
+        yield [LogLine("2026-03-04T05:06:07.000000001Z", "shop-web-1", "web", "one")]
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(3)
+
+    monkeypatch.setattr(host, "read_logs", hanging)
+    host.hold()
+    stop = (await world.user.post(f"/api/apps/{app_id}/stop", Prefer="respond-async")).expect(202)
+    await settle()
+    assert UUID(stop["id"]) not in host.journal
+    begun = time.monotonic()
+    await world.clock.run(1)
+    await settle()
+    assert UUID(stop["id"]) in host.journal
+    assert time.monotonic() - begun < 1, "nor does it wait until reading them has ended"
+    monkeypatch.undo()
+    host.let_go()
+    (await world.user.post(f"/api/apps/{app_id}/stop")).expect(200)
+    assert (await logs(world, app_id))[1:] == ["shop-web-1 | one"]
 
 
 def test_each_container_keeps_its_own_last_lines(world: World) -> None:

@@ -1,12 +1,18 @@
 """Deadlines that agents hold, and the adoption of stops that an agent did by itself."""
 
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from factories import PATH, World
 from fakes import EPOCH, FakeHost, settle
 from moorage_common.docker.states import OperationKind
+from moorage_controller.errors import DatabaseUnavailableError
 from moorage_controller.hosts.transport import Deadline
+from moorage_controller.store.database.database import Database
+from moorage_controller.store.tables import operations as operation_store
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 NOW = int(EPOCH.timestamp() * 1000)
 MINUTE = 60_000
@@ -134,6 +140,31 @@ async def test_agent_stop_in_progress_is_followed_to_its_end(world: World, host:
     await world.clock.run(5)
     assert (await world.app(app_id))["status"] == "stopped"
     assert len(await world.audit("AUTO_STOP")) == 1
+
+
+async def test_adopted_stop_with_unconfirmed_commit_is_followed(
+    world: World, host: FakeHost, app_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.stop()
+    world.clock.advance(7 * 60)
+    operation_id = await host.act_alone(uuid.UUID(app_id))
+    write, adopted = Database.write, list[uuid.UUID]()
+
+    @asynccontextmanager
+    async def cut_once(database: Database) -> AsyncIterator[AsyncConnection]:
+        async with write(database) as connection:
+            yield connection
+            found = await operation_store.get(connection, operation_id)
+        if found is not None and not adopted:
+            adopted.append(found.id)
+            raise DatabaseUnavailableError("cut after the commit")
+
+    monkeypatch.setattr(Database, "write", cut_once)
+    await world.start()
+    await world.clock.run(30)
+    assert adopted == [operation_id]
+    app = await world.app(app_id)
+    assert (app["status"], app["operationId"]) == ("stopped", None)
 
 
 async def test_agent_stop_during_start_is_adopted_after_it(world: World, host: FakeHost, app_id: str) -> None:

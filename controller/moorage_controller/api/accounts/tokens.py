@@ -3,6 +3,7 @@
 from moorage_common.clock import from_millis, to_millis
 
 from moorage_controller.api.accounts.schemas import TokenIn, TokenMadeOut, TokenOut
+from moorage_controller.api.convert import millis
 from moorage_controller.api.http.call import Call
 from moorage_controller.api.http.replies import Reply, ok
 from moorage_controller.api.schemas import DeletedOut
@@ -15,8 +16,8 @@ def token_out(token: ApiToken) -> TokenOut:
         id=token.id,
         name=token.name,
         scopes=token.scopes.split(","),
-        expires_at=None if token.expires_at is None else to_millis(token.expires_at),
-        last_used_at=None if token.last_used_at is None else to_millis(token.last_used_at),
+        expires_at=millis(token.expires_at),
+        last_used_at=millis(token.last_used_at),
         created_at=to_millis(token.created_at),
     )
 

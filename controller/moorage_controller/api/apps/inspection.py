@@ -7,7 +7,6 @@ from contextlib import ExitStack, aclosing
 from functools import partial
 from posixpath import relpath
 
-from moorage_common.clock import to_millis
 from moorage_common.compose.command import is_own_file
 from moorage_common.docker.app_identity import COMPOSE_FILES, OVERRIDE_FILES
 from moorage_common.docker.logs import LogLine, LogsWanted
@@ -15,6 +14,7 @@ from moorage_common.docker.states import ContainerState, observed_status
 from pydantic import ValidationError
 
 from moorage_controller.api.apps.schemas import ContainerOut, ProjectFoundOut
+from moorage_controller.api.convert import millis
 from moorage_controller.api.http.call import Call
 from moorage_controller.api.http.replies import Raw, Reply, ok, stream
 from moorage_controller.api.http.sse import Event, Events, while_connected
@@ -100,7 +100,7 @@ def _container_out(shown: ShownContainer) -> ContainerOut:
         one_off=container.one_off,
         orphan=shown.orphan,
         restarts=container.restarts,
-        since=None if since is None else to_millis(since),
+        since=millis(since),
     )
 
 

@@ -45,6 +45,18 @@ _WORD = {"type": "string", "maxLength": 100, "pattern": "^[ -~]*$"}
 _TIME = {"type": "string"}
 _FLAG = {"type": "string", "enum": list(FLAGS)}
 _SERVER = {"name": "Production Server 1", "address": "192.168.1.100", "sshUser": "root", "sshPort": 22}
+_SSH_CODES = (
+    "ssh_login_refused",
+    "ssh_key_unreadable",
+    "host_key_changed",
+    "host_strange",
+    "no_shell",
+    "host_tools_missing",
+    "password_expired",
+    "ssh_sessions_too_few",
+    "login_shell_slow",
+)
+"""Reasons why a host can't be used over SSH."""
 _RUN_ERRORS: dict[int, tuple[str, ...]] = {
     409: (
         "operation_in_progress",
@@ -57,7 +69,26 @@ _RUN_ERRORS: dict[int, tuple[str, ...]] = {
         "operation_cancelled",
         "cancelled",
     ),
-    502: ("operation_failed",),
+    502: (
+        "operation_failed",
+        "operation_lost",
+        "compose_failed",
+        "compose_crashed",
+        "exited_early",
+        "port_taken",
+        "engine_lost",
+        "directory_hangs",
+        "directory_missing",
+        "not_a_directory",
+        "unreadable_compose_file",
+        "policy_unreadable",
+        "invalid_request",
+        "agent_too_old",
+        "host_said_too_much",
+        "compose_missing",
+        "compose_v1",
+        *_SSH_CODES,
+    ),
     503: (
         "host_unreachable",
         "no_agent",
@@ -71,7 +102,18 @@ _RUN_ERRORS: dict[int, tuple[str, ...]] = {
 }
 
 _ASK_ERRORS: dict[int, tuple[str, ...]] = {
-    503: ("host_unreachable", "no_agent", "engine_unreachable", "agent_too_old"),
+    503: (
+        "host_unreachable",
+        "no_agent",
+        "engine_unreachable",
+        "directory_hangs",
+        "policy_unreadable",
+        "invalid_request",
+        "agent_too_old",
+        "agent_fault",
+        "host_said_too_much",
+        *_SSH_CODES,
+    ),
     403: ("path_not_allowed",),
 }
 _TELL_CODES = ("host_unreachable", "deadlines_not_kept", "agent_fault")
@@ -92,6 +134,7 @@ _AGENT_ERRORS: dict[int, tuple[str, ...]] = {
         "install_failed",
         "agent_broken",
         "no_dial_back",
+        *_SSH_CODES,
         "no_snapshot",
         "rollback_failed",
         "no_agent_bundle",
@@ -172,7 +215,7 @@ DETAILS: Mapping[tuple[str, str], RouteDocs] = {
         request={"autoStopTimeout": 60},
     ),
     ("DELETE", "/api/apps/{id}"): RouteDocs(
-        errors={**_RUN_ERRORS, 409: ("app_running", *_RUN_ERRORS[409])},
+        errors={409: ("app_running", "operation_in_progress", "server_busy"), 503: ("host_unreachable",)},
         query={"force": (_FLAG, "`true` stops a running app first.")},
     ),
     ("GET", "/api/servers/{id}/discover"): RouteDocs(errors=_ASK_ERRORS),

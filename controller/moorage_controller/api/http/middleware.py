@@ -233,7 +233,7 @@ def _respond(reply: Reply) -> web.Response:
     elif isinstance(reply.body, BaseModel):
         raw = Raw(to_json(reply.body).encode(), "application/json")
     else:
-        assert not isinstance(reply.body, Stream), "a path of streams must be in LIVE"
+        assert not isinstance(reply.body, Stream), "a path of streams must be in UNCACHED"
         raw = Raw(f"[{','.join(to_json(item) for item in reply.body)}]".encode(), "application/json")
     assert reply.status != HTTPStatus.NO_CONTENT, "a success always has a JSON body"
     return web.Response(

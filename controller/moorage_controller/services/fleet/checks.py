@@ -1,13 +1,13 @@
 """Host checks: query the state of hosts, with one shared check per host and a limit of a few seconds."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
-from moorage_common.clock import Clock
+from moorage_common.clock import Clock, within
 
 from moorage_controller.errors import HostUnreachableError, NotFoundError
 from moorage_controller.hosts.transport import HostInfo, Hosts
@@ -61,7 +61,7 @@ class Checks:
         """Check a host and return its server; `checking` if that takes longer than FIRST_SECONDS."""
         task = self.begin(server.id)
         try:
-            return await self._within(FIRST_SECONDS, _shielded(task))
+            return await within(FIRST_SECONDS, _shielded(task), self._clock)
         except TimeoutError:
             return replace(server, status="checking", status_detail="It is being checked.")
         except NotFoundError:
@@ -98,7 +98,8 @@ class Checks:
             servers = await store.all_servers(connection)
         if servers:
             try:
-                await self._within(ROUND_SECONDS, asyncio.wait([self.begin(server.id) for server in servers]))
+                checks = asyncio.wait([self.begin(server.id) for server in servers])
+                await within(ROUND_SECONDS, checks, self._clock)
             except TimeoutError:
                 log.warning("checks_are_late", servers=len(servers), still_asked=len(self._checks))
         async with self._database.read() as connection:
@@ -116,7 +117,7 @@ class Checks:
 
     async def _ask(self, server: Server) -> None:
         try:
-            info = await self._within(self._seconds, self._info(server))
+            info = await within(self._seconds, self._info(server), self._clock)
         except HostUnreachableError as error:
             self._signals.host_checked.emit("unreachable")
             await self._lost(server, error.sentence)
@@ -142,19 +143,6 @@ class Checks:
         if server is None:
             raise NotFoundError("server_not_found", "There is no server of that id.")
         return server
-
-    async def _within(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        """Return the result of `work`. Raises TimeoutError after that many seconds, and cancels it."""
-        task, timer = asyncio.create_task(work), asyncio.create_task(self._clock.sleep(seconds))
-        try:
-            await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise TimeoutError
-            return await task
-        finally:
-            task.cancel()
-            timer.cancel()
-            await asyncio.gather(task, timer, return_exceptions=True)
 
 
 async def _shielded(task: asyncio.Task[T]) -> T:

@@ -153,9 +153,9 @@ class HostWatcher:
         """Apply one item. A failure affects only that item; an unavailable database ends the watch."""
         match item:
             case Snapshot(host, observations):
+                # All first: whether an app shares its directory depends on the others.
                 for observation in observations:
-                    for app in _apps_of(apps, observation):
-                        shared.note(app, observation)
+                    _note(apps, shared, observation)
                 for observation in observations:
                     await self._alone(server_id, self._app_seen(apps, shared, observation))
                 await self._alone(server_id, self._observations.host_seen(server_id, host))
@@ -163,6 +163,7 @@ class HostWatcher:
             case HostInfo():
                 await self._alone(server_id, self._observations.host_seen(server_id, item))
             case AppObservation():
+                _note(apps, shared, item)
                 await self._alone(server_id, self._app_seen(apps, shared, item))
 
     @staticmethod
@@ -177,12 +178,16 @@ class HostWatcher:
 
     async def _app_seen(self, apps: Sequence[App], shared: Shared, observation: AppObservation) -> None:
         for app in _apps_of(apps, observation):
-            shared.note(app, observation)
             # Before the status, which is set when the operation ends.
             if app.id in observation.stops:
                 await self._operations.adopt(app.id, observation.stops[app.id])
             await self._observations.app_seen(app.id, app.server_id, observation, shared.first(app))
             self._deadlines.seen(app, observation)
+
+
+def _note(apps: Sequence[App], shared: Shared, observation: AppObservation) -> None:
+    for app in _apps_of(apps, observation):
+        shared.note(app, observation)
 
 
 def _apps_of(apps: Sequence[App], observation: AppObservation) -> Sequence[App]:

@@ -20,6 +20,7 @@ from moorage_controller.hosts.transport import (
     HostRefusedError,
     Hosts,
 )
+from moorage_controller.services.fleet.directories import directories
 from moorage_controller.services.operations import last_logs
 from moorage_controller.services.runs.transitions import host_app
 from moorage_controller.store.database.database import Database
@@ -71,7 +72,7 @@ class Inspection:
         if server is None:
             raise NotFoundError("server_not_found", "There is no server of that id.")
         found = await _translate_host_errors(self._hosts.transport(server).projects())
-        named = {app.cd_path.rstrip("/") for app in apps} | {app.project_directory for app in apps}
+        named = set[str]().union(*map(directories, apps))
         unnamed = [project for project in found if project.project.directory not in named]
         return sorted(unnamed, key=lambda each: (each.project.name, each.project.directory))
 

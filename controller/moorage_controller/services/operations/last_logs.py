@@ -3,13 +3,13 @@
 import asyncio
 import json
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
 import structlog
-from moorage_common.clock import Clock
+from moorage_common.clock import Clock, wait_for
 from moorage_common.docker.logs import LogLine, LogsWanted
 from sqlalchemy.exc import IntegrityError
 
@@ -58,28 +58,20 @@ class LogKeeper:
         self._app_id = app_id
         self._tails: dict[str, _Tail] = {}
         self._newest = ""
-        self._following: asyncio.Task[bool] | None = None
+        self._reading: asyncio.Task[None] | None = None
 
     async def begin(self, transport: HostTransport, app: HostApp) -> None:
-        """Read the existing lines within a second, then follow the log during the stop for each container's end."""
-        reading = asyncio.create_task(self._read(transport, app, LogsWanted(tail=_LINES)))
-        timer = asyncio.create_task(self._clock.sleep(_READ_SECONDS))
-        try:
-            await asyncio.wait({reading, timer}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
-            reading.cancel()
-        await asyncio.wait({reading}, timeout=_CLOSE_SECONDS)
-        if reading.done() and not reading.cancelled() and reading.result():
-            wanted = LogsWanted(tail=-1, since=self._newest, follow=True)
-            self._following = asyncio.create_task(self._read(transport, app, wanted))
+        """Wait until the existing lines are read, a second at most; during the stop the log is read on."""
+        existing_read = asyncio.Event()
+        self._reading = asyncio.create_task(self._read(transport, app, existing_read))
+        await wait_for(existing_read, _READ_SECONDS, self._clock)
 
     async def drop(self) -> None:
         """Stop reading."""
-        following, self._following = self._following, None
-        if following is not None:
-            following.cancel()
-            await asyncio.wait({following}, timeout=_CLOSE_SECONDS)
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+            await asyncio.wait({reading}, timeout=_CLOSE_SECONDS)
 
     async def keep(self) -> None:
         """Store the lines that were read, if any."""
@@ -96,19 +88,23 @@ class LogKeeper:
             async with self._database.write() as connection:
                 await store.replace(connection, self._app_id, await self._database.now(connection), logs)
 
-    async def _read(self, transport: HostTransport, app: HostApp, wanted: LogsWanted) -> bool:
-        """Read log lines; return whether it succeeded."""
+    async def _read(self, transport: HostTransport, app: HostApp, existing_read: asyncio.Event) -> None:
+        """Read the existing lines, then follow the log for each container's end."""
         try:
-            async with aclosing(transport.logs(app, wanted)) as batches:
-                async for batch in batches:
-                    self._add(batch)
+            await self._add_all(transport.logs(app, LogsWanted(tail=_LINES)))
+            existing_read.set()
+            await self._add_all(transport.logs(app, LogsWanted(tail=-1, since=self._newest, follow=True)))
         except (ContactLostError, HostRefusedError, HostUnreachableError) as error:
             log.info("last_logs_not_read", error=str(error))
-            return False
         except Exception:
             log.exception("last_logs_failed")
-            return False
-        return True
+        finally:
+            existing_read.set()
+
+    async def _add_all(self, lines: AsyncGenerator[Sequence[LogLine], None]) -> None:
+        async with aclosing(lines) as batches:
+            async for batch in batches:
+                self._add(batch)
 
     def _add(self, lines: Iterable[LogLine]) -> None:
         for line in lines:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import structlog
-from moorage_common.clock import Clock, jittered
+from moorage_common.clock import Clock, jittered, within
 from moorage_common.compose.output import crash, error_sentence
 from moorage_common.docker.states import OperationKind
 from moorage_common.untrusted import clean_sentence
@@ -111,7 +111,7 @@ class OperationRunner:
         self._limit_at = 0.0
         self._heard_at: float | None = None
         """Monotonic time of the last output or connection; None while not connected."""
-        self._engine_lost = False
+        self._engine_lost = asyncio.Event()
 
     async def run(self, *, recovered: bool) -> Outcome:
         """Run the operation and return its outcome. `recovered`: a controller that died may have sent it already."""
@@ -121,11 +121,11 @@ class OperationRunner:
                 self._connected = await self._connect()
             except HostUnreachableError as error:
                 return Outcome("failed", ran=False, error_code=error.code, error=error.sentence)
-            if order.kind is OperationKind.DOWN:
-                await self._last_logs.begin(self._connected, order.app)
         limit = asyncio.create_task(self._enforce_limits())
         stop_listening = self._signals.engine_lost.connect(self._note_engine)
         try:
+            if self._connected is not None and order.kind is OperationKind.DOWN:
+                await self._last_logs.begin(self._connected, order.app)
             return await self._deliver(order, send=not recovered or self._may_still_start(), sent=recovered)
         finally:
             await self._last_logs.drop()
@@ -356,7 +356,8 @@ class OperationRunner:
         assert self._operation.app_id is not None
         assert self._operation.server_id is not None
         try:
-            projects = await start_ends.within((await self._transport()).projects(), self._clock)
+            transport = await self._transport()
+            projects = await within(start_ends.DIAGNOSIS_SECONDS, transport.projects(), self._clock)
         except start_ends.NO_ANSWER:
             return None
         async with self._database.read() as connection:
@@ -365,14 +366,17 @@ class OperationRunner:
         return taken.sentence(projects, apps)
 
     def _note_engine(self, server_id: UUID) -> None:
-        self._engine_lost = self._engine_lost or server_id == self._operation.server_id
+        if server_id == self._operation.server_id:
+            self._engine_lost.set()
 
     async def _lost_engine(self, end: End, said: str) -> bool:
         """Return whether it failed because the Engine went away; waits for the loss if the output suggests one."""
         if not _BY_ENGINES_END.search(said):
             return False
+        if end.observed is None:
+            return True
         # Exit code 143 means SIGTERM, so a shutdown is likely; anything else may be the app's own failure.
-        until = self._clock.monotonic() + (_ENGINE_SECONDS if "(143)" in said else _SOON)
-        while end.observed is not None and not self._engine_lost and self._clock.monotonic() < until:
-            await self._clock.sleep(_FIRST_RETRY)
-        return end.observed is None or self._engine_lost
+        seconds = _ENGINE_SECONDS if "(143)" in said else _SOON
+        with suppress(TimeoutError):
+            await within(seconds, self._engine_lost.wait(), self._clock)
+        return self._engine_lost.is_set()

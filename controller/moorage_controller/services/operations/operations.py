@@ -1,9 +1,9 @@
-"""Operations: recorded before they are sent, and followed to their end across failures and restarts."""
+"""Operations: recorded before they are sent, awaited, cancelled, and taken over from a controller that died."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
@@ -24,17 +24,13 @@ from moorage_controller.errors import (
     StopWaitsError,
 )
 from moorage_controller.hosts.transport import ContactLostError, HostRefusedError, Hosts
-from moorage_controller.services.audit.audit import Action, record, record_auto_stop
-from moorage_controller.services.fleet.observations import Observations
+from moorage_controller.services.audit.audit import Action, record
 from moorage_controller.services.operations.leases import Leases
-from moorage_controller.services.operations.operation_runner import Limits, OperationRunner
-from moorage_controller.services.operations.queue import Admission, Queue
-from moorage_controller.services.operations.waiting_stops import Repeats, repeats_unreachable
-from moorage_controller.services.runs import transitions as runs
-from moorage_controller.services.runs.transitions import Outcome
-from moorage_controller.signals import OperationFinished, Signals
+from moorage_controller.services.operations.operation_runner import Limits
+from moorage_controller.services.operations.operation_tasks import OperationTasks
+from moorage_controller.services.operations.queue import Queue
+from moorage_controller.services.operations.waiting_stops import repeats_unreachable
 from moorage_controller.store.database.database import Database
-from moorage_controller.store.database.write_priority import Priority, priority
 from moorage_controller.store.tables import apps as app_store
 from moorage_controller.store.tables import operations as store
 from moorage_controller.store.tables import servers as server_store
@@ -43,7 +39,6 @@ from moorage_controller.store.tables.operations import Operation
 
 log = structlog.get_logger(__name__)
 
-_RETRY_SECONDS = 2.0
 _POLL_SECONDS = 0.5
 """Poll interval for operations that another controller drives."""
 _HOST_SECONDS = 2.0
@@ -52,44 +47,32 @@ _GRACE = timedelta(seconds=60)
 """How long a caller still waits after an operation's time limit: cancelling it on the host takes time."""
 
 
-Driver = Callable[[Operation], Awaitable[Outcome]]
-"""Drives an operation to its end, also one that a controller that died left in flight."""
-
-
 class InFlightError(Exception):
     """Another operation is in flight on the app."""
 
 
 class Operations:
-    """Records operations, drives each to its end in a task of its own, and updates its app."""
+    """Records operations, and launches the task of each after the commit."""
 
     def __init__(
         self,
         database: Database,
         hosts: Hosts,
-        observations: Observations,
-        signals: Signals,
         clock: Clock,
         leases: Leases,
+        tasks: OperationTasks,
         *,
         limits: Limits,
         queue: Queue,
     ) -> None:
         self._database = database
         self._hosts = hosts
-        self._observations = observations
-        self._signals = signals
         self._clock = clock
         self._leases = leases
         self._limits = limits
         self._queue = queue
-        self._tasks: dict[UUID, asyncio.Task[None]] = {}
-        self._drivers: dict[str, Driver] = {}
-        self.repeats = Repeats()
-
-    def register_runner(self, kinds: Iterable[str], driver: Driver) -> None:
-        """Register the driver for operations of kinds that don't concern an app."""
-        self._drivers |= dict.fromkeys(kinds, driver)
+        self._tasks = tasks
+        self.repeats = tasks.repeats
 
     async def begin(
         self,
@@ -161,17 +144,10 @@ class Operations:
                 yield connection, begun.append
         except DatabaseUnavailableError:
             for operation in begun:
-                self.launch(operation, recovered=True)
+                self._tasks.launch(operation, recovered=True)
             raise
         for operation in begun:
-            self.launch(operation)
-
-    def launch(self, operation: Operation, *, recovered: bool = False) -> None:
-        """Start the task that drives a recorded operation; call it after the commit."""
-        recovered = recovered or operation.waits_for_host
-        task = asyncio.create_task(self._drive(operation, recovered=recovered), name=f"operation {operation.id}")
-        self._tasks[operation.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(operation.id, None))
+            self._tasks.launch(operation)
 
     async def adopt(self, app_id: UUID, operation_id: UUID) -> None:
         """Record and follow a stop that an app's agent has begun by itself, once.
@@ -182,38 +158,31 @@ class Operations:
             if await store.get(connection, operation_id) is not None:
                 return
         with suppress(IntegrityError):
-            async with self._database.write() as connection:
+            async with self.recording() as (connection, launch):
                 now = await self._database.now(connection)
                 app = await app_store.get(connection, app_id)
                 if app is None:
                     return
                 begun = self._new(app, OperationKind.DOWN, DEAD_MAN, now)
                 operation = replace(begun, id=operation_id, state="running", started_at=now)
+                launch(operation)
                 await store.add(connection, operation)
                 await app_store.change(connection, app.id, {"status": "stopping", "updated_at": now})
                 await server_store.recount(connection, app.server_id)
             log.warning("dead_man_acted", app_id=str(app_id), operation_id=str(operation_id))
-            self.launch(operation, recovered=True)
 
     async def recover(self) -> None:
         """Take over every operation in flight whose controller died."""
         # Running operations first: they occupy their slots before a queued one is admitted.
         for operation in sorted(await self._leases.claim(), key=lambda each: each.state == "queued"):
             log.info("operation_taken_up", operation_id=str(operation.id), kind=operation.kind, state=operation.state)
-            if operation.id not in self._tasks:
-                self.launch(operation, recovered=True)
+            if self._tasks.of(operation.id) is None:
+                self._tasks.launch(operation, recovered=True)
 
     @property
     def driver(self) -> UUID:
         """The ID of this controller, stored in the operations that it drives."""
         return self._leases.controller_id
-
-    async def close(self) -> None:
-        """Cancel all driving tasks; the operations continue on their hosts and are recovered at the next start."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def get(self, operation_id: UUID) -> Operation:
         """Return an operation. Raises NotFoundError."""
@@ -264,7 +233,7 @@ class Operations:
 
     async def _poll_until_finished(self, operation_id: UUID, most: float) -> None:
         """Wait until the operation may have ended, at most `most` seconds; another controller may drive it."""
-        task = self._tasks.get(operation_id)
+        task = self._tasks.of(operation_id)
         if task is None and not (await self.get(operation_id)).in_flight:
             return  # it ended here since the last read
         timer = asyncio.create_task(self._clock.sleep(most if task is not None else min(most, _POLL_SECONDS)))
@@ -282,7 +251,7 @@ class Operations:
         operation = await self.get(operation_id)
         if operation.kind == OperationKind.DOWN:
             raise ConflictError("not_cancellable", "A stop can't be cancelled: the Engine goes on with it.")
-        if operation.kind in self._drivers:
+        if operation.kind in store.AGENT_KINDS:
             raise ConflictError("not_cancellable", "What installs or removes an agent can't be cancelled: wait for it.")
         if not operation.in_flight or operation.server_id is None:
             raise ConflictError("operation_ended", "This operation has ended already.")
@@ -308,98 +277,6 @@ class Operations:
             details = {"operationId": str(operation.id)}
             message = f"The {operation.kind} was cancelled."
             await record(connection, now, actor, Action.CANCEL, resource, message, details)
-
-    async def _drive(self, operation: Operation, *, recovered: bool) -> None:
-        """Drive an operation to its end, with retries after any failure, until cancelled."""
-        if operation.auto_stop:
-            priority.set(Priority.DEADLINE)
-        with structlog.contextvars.bound_contextvars(operation_id=str(operation.id)):
-            async with AsyncExitStack() as stack:
-                turn = Admission()
-                if operation.kind not in self._drivers:
-                    turn = await self._queue.admit(operation, stack)
-                while True:
-                    try:
-                        found = await self._in_flight(operation.id) if recovered else operation
-                        if found is not None:
-                            await self._work(found, turn, recovered=recovered)
-                    except Exception:
-                        # A full disk or a temporarily unavailable database must not lose an operation.
-                        log.exception("operation_drive_failed")
-                        recovered = True
-                        await self._clock.sleep(_RETRY_SECONDS)
-                    else:
-                        return
-
-    async def _work(self, operation: Operation, turn: Admission, *, recovered: bool) -> None:
-        driver, begun = self._drivers.get(operation.kind), self._clock.monotonic()
-        if driver is not None:
-            outcome = await driver(operation)
-            await self._finish_other(operation, outcome, self._clock.monotonic() - begun)
-            return
-        if turn.cancelled_by:
-            sentence = f"The operation was cancelled by {turn.cancelled_by} before it began."
-            outcome = Outcome("cancelled", ran=False, error_code="operation_cancelled", error=sentence)
-        else:
-            if turn.late and operation.state == "queued":
-                operation = await self._begin_late(operation)
-            delivery = OperationRunner(self._database, self._hosts, self._signals, self._clock, operation, self._limits)
-            outcome = await delivery.run(recovered=recovered)
-        # The duration of an operation begun by another controller is unknown here.
-        await self._finish(operation, outcome, None if recovered else self._clock.monotonic() - begun)
-
-    async def _begin_late(self, operation: Operation) -> Operation:
-        """Start an operation's time limit at the end of its wait in the queue."""
-        async with self._database.write() as connection:
-            deadline_at = await self._database.now(connection) + self._limits.total
-            await store.change_in_flight(connection, operation.id, {"deadline_at": deadline_at})
-        return replace(operation, deadline_at=deadline_at)
-
-    async def _in_flight(self, operation_id: UUID) -> Operation | None:
-        async with self._database.read() as connection:
-            found = await store.get(connection, operation_id)
-        return found if found is not None and found.in_flight else None
-
-    async def _finish(self, operation: Operation, outcome: Outcome, seconds: float | None) -> None:
-        """Record the end of an operation and the resulting app state in one transaction."""
-        assert operation.app_id is not None
-        late = None
-        if outcome.observed is not None:
-            self._observations.note(operation.app_id, outcome.observed)
-        async with self._database.write() as connection:
-            now = await self._database.now(connection)
-            if not await store.change_in_flight(connection, operation.id, outcome.columns(now)):
-                return
-            app = await app_store.get(connection, operation.app_id)
-            assert app is not None
-            values = runs.settle(app, operation, outcome, now, self._limits.runs)
-            await app_store.change(connection, app.id, values)
-            await server_store.recount(connection, app.server_id)
-            await self.repeats.record(connection, app, operation, now)
-            # If both controller and agent stopped it, it is recorded once.
-            if operation.auto_stop and values["status"] == "stopped" and app.run_id is not None:
-                await record_auto_stop(connection, app, operation, now)
-                late = None if app.stop_at is None else (now - app.stop_at).total_seconds()
-        self.repeats.forget(operation.id)
-        await self._observations.operation_ended(operation.app_id, ran=outcome.ran)
-        self._ended(operation, outcome, seconds, late)
-
-    async def _finish_other(self, operation: Operation, outcome: Outcome, seconds: float) -> None:
-        """Record the end of an operation that doesn't concern an app."""
-        async with self._database.write() as connection:
-            now = await self._database.now(connection)
-            await store.change_in_flight(connection, operation.id, outcome.columns(now))
-        self._ended(operation, outcome, seconds, None)
-
-    def _ended(self, operation: Operation, outcome: Outcome, seconds: float | None, late: float | None) -> None:
-        log.info("operation_ended", kind=operation.kind, state=outcome.state, error=outcome.error)
-        self._signals.operation_ended.emit(operation.id)
-        self._signals.operation_settled.emit(
-            OperationFinished(operation.kind, outcome.state, operation.auto_stop, seconds, late)
-        )
-        if operation.app_id is not None:
-            # The app's deadline may have passed in the meantime.
-            self._signals.deadline_moved.emit(operation.app_id)
 
 
 def _is_exclusive(on_agent: Operation) -> bool:

@@ -1,14 +1,12 @@
 """Start diagnosis beyond the output of Compose: containers that exited right after the start, ports in use."""
 
-import asyncio
 import re
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
 from uuid import UUID
 
-from moorage_common.clock import Clock
+from moorage_common.clock import Clock, within
 from moorage_common.docker.logs import LogLine, LogsWanted
 from moorage_common.docker.states import AppStatus, ContainerState, is_orphan, observed_status
 from moorage_common.untrusted import LIMITS, clean_sentence
@@ -22,14 +20,14 @@ from moorage_controller.hosts.transport import (
     HostRefusedError,
     HostTransport,
 )
+from moorage_controller.services.fleet.directories import directories
 from moorage_controller.services.runs.transitions import why_ended
 from moorage_controller.store.tables.apps import App
 
 NO_SERVICE = "no service selected"
 """Compose's message if the files have no service, or none with an active profile."""
 NO_ANSWER = (ContactLostError, HostRefusedError, HostUnreachableError, TimeoutError)
-T = TypeVar("T")
-_DIAGNOSIS_SECONDS = 10.0
+DIAGNOSIS_SECONDS = 10.0
 """Time limit in seconds for a query to a host about a failed start."""
 _LOG_LINES = 10
 _LOG_LINE_CHARACTERS = 200
@@ -61,24 +59,10 @@ async def early_exit_sentence(
     lines: Sequence[LogLine] = ()
     # The reason is useful even without the log.
     with suppress(*NO_ANSWER):
-        lines = await within(_last_lines(transport, app, first), clock)
+        lines = await within(DIAGNOSIS_SECONDS, _last_lines(transport, app, first), clock)
     reason = f"{why_ended(ended)} right after the start, and nothing is running"
     said = _end_of([line.text.strip()[:_LOG_LINE_CHARACTERS] for line in lines])
     return clean_sentence(f"{reason}. The log of {first.name} ends: {said}" if said else f"{reason}.")
-
-
-async def within(answer: Coroutine[Any, Any, T], clock: Clock) -> T:
-    """Await a host's answer with a time limit. Raises TimeoutError and the errors of `answer`."""
-    asked, timer = asyncio.ensure_future(answer), asyncio.ensure_future(clock.sleep(_DIAGNOSIS_SECONDS))
-    try:
-        await asyncio.wait({asked, timer}, return_when=asyncio.FIRST_COMPLETED)
-        if not asked.done():
-            raise TimeoutError
-        return await asked
-    finally:
-        for task in (asked, timer):
-            task.cancel()
-        await asyncio.gather(asked, timer, return_exceptions=True)
 
 
 async def _last_lines(transport: HostTransport, app: HostApp, container: ContainerState) -> Sequence[LogLine]:
@@ -142,6 +126,6 @@ class TakenPort:
             return "of this app itself: let one of its services alone have it"
         project = found.project
         for app in apps:
-            if app.id != self.app_id and project.directory in {app.project_directory, app.cd_path.rstrip("/")}:
+            if app.id != self.app_id and project.directory in directories(app):
                 return f"of the app {app.name}: stop that app"
         return f"of the Compose project {project.name} in {project.directory}, which is no app: stop it on the host"

@@ -139,7 +139,8 @@ class Apps:
         another app uses the new one; ForbiddenError for any other change if the caller may change only the timeout;
         HostUnreachableError if a later deadline can't be sent to the agent, which would stop the app at the old one.
         """
-        moved = await self._directories.read_new(app_id, changes)
+        # Who may change only the timeout is refused a move, without asking the hosts about it.
+        moved = None if timeout_only else await self._directories.read_new(app_id, changes)
         while True:
             told = await self._tell_of_later_end(app_id, changes)
             with suppress(_MovedError):

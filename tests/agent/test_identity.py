@@ -306,7 +306,9 @@ async def test_hanging_directory_reader_process_releases_its_output(tmp_path: Pa
         argv = [sys.executable, "-I", "-m", "moorage_agent", "directories", os.devnull, ""]
         questions, asking = Pipe(duplex=False)
         pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(*argv, stdin=questions, stdout=pipe, stderr=pipe, cwd="/")
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=questions.fileno(), stdout=pipe, stderr=pipe, cwd="/"
+        )
         questions.close()
         assert process.stderr is not None
         asking.send(Question(1, "real_path", (str(hung / "x"),), {}))

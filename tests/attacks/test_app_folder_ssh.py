@@ -42,7 +42,7 @@ async def desk(sshd: PrivateSshd) -> AsyncIterator[SshDesk]:
 
 async def refusal(transport: SshTransport, cd_path: str) -> str:
     """Return the code of a refused start; an observation gives the same."""
-    shown = await transport.look(HostApp(cd_path))
+    shown = await transport.observe(HostApp(cd_path))
     with pytest.raises(HostRefusedError) as refused:
         await transport.start(order(cd_path))
     assert (refused.value.code, refused.value.sentence) == (shown.problem_code, shown.problem)
@@ -181,4 +181,4 @@ async def test_host_policy_applies_over_ssh(desk: SshDesk, monkeypatch: pytest.M
     policy.write_text("allowed_roots = [\n")
     assert await refusal(desk.transport(), inside) == "policy_unreadable"
     policy.write_text("allowed_roots = []\nallow_bind_mounts = ['/etc']\n")
-    assert (await desk.transport().look(HostApp(inside))).problem_code == ""
+    assert (await desk.transport().observe(HostApp(inside))).problem_code == ""

@@ -100,7 +100,7 @@ async def test_apps_on_hung_mount_do_not_affect_others(way: Way, monkeypatch: py
             assert await _timed(way.stop(hung[0])) < 10
             assert way.states(hung[0]) == {}
             await told.until(lambda: not told.running(hung[0]), 5, "the stop of an app that hangs")
-            assert (await way.transport.look(HostApp(str(hung[1])))).containers
+            assert (await way.transport.observe(HostApp(str(hung[1])))).containers
             await told.until(lambda: {told.problem(d) for d in hung} == {DIRECTORY_HANGS}, 30, "what hangs")
             assert (told.problem(neighbour), told.problem(late)) == ("", "")
             assert await _timed(way.stop(late)) < 10
@@ -121,11 +121,11 @@ async def test_agent_started_with_hung_directory_stops_its_app(by_agent: Way, lo
     directory = by_agent.app(SLEEPER, f"{place.name}/x")
     assert (await by_agent.start(directory)).exit_code == 0
     with HungMount(place, by_agent.process):
-        assert (await by_agent.transport.look(HostApp(str(directory)))).containers
+        assert (await by_agent.transport.observe(HostApp(str(directory)))).containers
         began = time.monotonic()
         await asyncio.to_thread(lone_agent.process.restart)
         assert time.monotonic() - began < 10
-        assert (await by_agent.transport.look(HostApp(str(directory)))).containers
+        assert (await by_agent.transport.observe(HostApp(str(directory)))).containers
         assert await _timed(by_agent.stop(directory)) < 15
         assert by_agent.states(directory) == {}
 

@@ -12,7 +12,7 @@ from transport_rigs import SshDesk
 _ROUNDS = 7
 
 
-def _tell(name: str, seconds: list[float], beside: str = "", other: list[float] | None = None) -> None:
+def _print_figures(name: str, seconds: list[float], beside: str = "", other: list[float] | None = None) -> None:
     median = statistics.median(seconds)
     told = f"{name}: {median * 1000:.1f} ms"
     if other is not None:
@@ -33,7 +33,7 @@ async def test_fresh_connection_beside_pooled_one(sshd: PrivateSshd) -> None:
             took[name].append(time.perf_counter() - began)
         await desk.pool.close()
     await pooled_desk.pool.close()
-    _tell("a command over a fresh connection", took["fresh"], "over a pooled one", took["pooled"])
+    _print_figures("a command over a fresh connection", took["fresh"], "over a pooled one", took["pooled"])
     assert len(took["fresh"]) == _ROUNDS
 
 
@@ -52,5 +52,5 @@ async def test_start_over_ssh_beside_bare_compose(stack: Stack, sshd: PrivateSsh
         took["start"].append(time.perf_counter() - began)
         await asyncio.to_thread(stack.compose, bare, "down")
         (await asyncio.to_thread(stack.api.post, f"/api/apps/{app_id}/stop")).expect(200)
-    _tell("a start over SSH", took["start"], "bare up", took["bare"])
+    _print_figures("a start over SSH", took["start"], "bare up", took["bare"])
     assert len(took["start"]) == _ROUNDS

@@ -243,7 +243,7 @@ def test_only_a_canonical_uuid_is_an_id(text: str) -> None:
         lambda: journal.read_output(text, 0, 1),
         lambda: journal.cancel(text, "ann"),
         lambda: journal.kill(text),
-        lambda: journal.bury(text, "gone", "Gone."),
+        lambda: journal.tombstone(text, "gone", "Gone."),
         lambda: Order(text, {}, ["true"], {}, "/", "/", None),
     ]
     for call in calls:
@@ -278,7 +278,7 @@ async def test_journal_modes_allow_group_only(root: Path, order: Orders, until: 
     journal.prepare()
     an_order = order()
     await finish(journal, an_order, until)
-    journal.bury(str(uuid.uuid4()), "gone", "Gone.")
+    journal.tombstone(str(uuid.uuid4()), "gone", "Gone.")
 
     for name in ("operations", "locks"):
         assert stat.S_IMODE((root / name).stat().st_mode) == 0o3770

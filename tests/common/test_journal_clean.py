@@ -36,7 +36,7 @@ async def test_clean_removes_operations_ended_long_ago(
     exited, buried, lost = order(), order(), order()
     await journal.launch(exited)
     await until(lambda: ended(journal, exited))
-    journal.bury(buried.operation_id, "gone", "Gone.")
+    journal.tombstone(buried.operation_id, "gone", "Gone.")
     (root / "operations" / lost.operation_id).mkdir()
     (root / "operations" / lost.operation_id / "start").touch()
     assert known(journal, lost).state is State.LOST
@@ -138,7 +138,7 @@ async def test_lock_in_removed_folder_is_void(
 
 def test_concurrently_removed_folder_cannot_be_locked(journal: Journal, root: Path, order: Orders) -> None:
     operations, name = root / "operations", order().operation_id
-    journal.bury(name, "gone", "Gone.")
+    journal.tombstone(name, "gone", "Gone.")
     parent = open_folder(str(operations))
     folder = open_folder(name, parent)
     with held_lock(parent, name, folder) as ours:
@@ -146,7 +146,7 @@ def test_concurrently_removed_folder_cannot_be_locked(journal: Journal, root: Pa
     (operations / name).rename(operations / ".removed")
     with held_lock(parent, name, folder) as ours:
         assert not ours
-    journal.bury(name, "gone", "Gone.")
+    journal.tombstone(name, "gone", "Gone.")
     with held_lock(parent, name, folder) as ours:
         assert not ours
     os.close(folder)

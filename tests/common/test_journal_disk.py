@@ -87,7 +87,7 @@ async def test_full_disk_prevents_start_and_is_reported(
     assert journal.read(an_order.operation_id) is None
     assert not (work / "ran").exists()
     with pytest.raises(JournalError, match="is full"):
-        journal.bury(order().operation_id, "gone", "Gone.")
+        journal.tombstone(order().operation_id, "gone", "Gone.")
     filler.unlink()
     assert await journal.launch(an_order) is Launch.STARTED
     await until(lambda: state(journal, an_order) is State.EXITED)

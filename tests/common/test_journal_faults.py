@@ -198,7 +198,7 @@ async def test_operation_with_all_processes_killed_is_lost(
 
 
 @pytest.mark.usefixtures("every_shell")
-@pytest.mark.parametrize("first", ["read", "launch", "bury", "cancel", "kill"])
+@pytest.mark.parametrize("first", ["read", "launch", "tombstone", "cancel", "kill"])
 async def test_operation_is_lost_after_power_cut_for_any_reader(
     journal: Journal, root: Path, order: Orders, work: Path, first: str
 ) -> None:
@@ -210,8 +210,8 @@ async def test_operation_is_lost_after_power_cut_for_any_reader(
 
     if first == "launch":
         assert await journal.launch(an_order) is Launch.ENDED
-    elif first == "bury":
-        assert journal.bury(an_order.operation_id, "gone", "Gone.").state is State.LOST
+    elif first == "tombstone":
+        assert journal.tombstone(an_order.operation_id, "gone", "Gone.").state is State.LOST
     elif first == "cancel":
         assert journal.cancel(an_order.operation_id, "ann") == "already_ended"
     elif first == "kill":
@@ -273,7 +273,7 @@ async def test_torn_record_waits_for_the_lock(journal: Journal, root: Path, orde
 
 async def test_damaged_tombstone_still_prevents_start(journal: Journal, root: Path, order: Orders, work: Path) -> None:
     an_order = order("echo ran >>runs")
-    journal.bury(an_order.operation_id, "gone", "Gone.")
+    journal.tombstone(an_order.operation_id, "gone", "Gone.")
     (files_of(root, an_order) / "exit").write_text("1 bur")
     assert await journal.launch(an_order) is Launch.ENDED
     assert not (work / "runs").exists()

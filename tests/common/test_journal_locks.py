@@ -157,12 +157,12 @@ async def test_guard_decides_under_the_locks(journal: Journal, order: Orders, un
 async def test_tombstone_prevents_any_later_start(journal: Journal, order: Orders, work: Path) -> None:
     an_order = order("touch ran")
 
-    record = journal.bury(an_order.operation_id, "moved", "It went to another\nhost.")
+    record = journal.tombstone(an_order.operation_id, "moved", "It went to another\nhost.")
 
     assert (record.state, record.code, record.reason) == (State.BURIED, "moved", "It went to another host.")
     assert await journal.launch(an_order) is Launch.ENDED
     assert known(journal, an_order) == record
-    assert journal.bury(an_order.operation_id, "other", "Other.") == record
+    assert journal.tombstone(an_order.operation_id, "other", "Other.") == record
     assert not (work / "ran").exists()
 
 
@@ -171,10 +171,10 @@ async def test_running_or_ended_operation_is_not_buried(
 ) -> None:
     an_order = order(WAIT)
     await journal.launch(an_order)
-    assert journal.bury(an_order.operation_id, "gone", "Gone.").state is State.RUNNING
+    assert journal.tombstone(an_order.operation_id, "gone", "Gone.").state is State.RUNNING
     (work / "on").touch()
     await until(lambda: ended(journal, an_order))
-    assert journal.bury(an_order.operation_id, "gone", "Gone.").state is State.EXITED
+    assert journal.tombstone(an_order.operation_id, "gone", "Gone.").state is State.EXITED
 
 
 async def test_bury_waits_for_concurrent_start(journal: Journal, order: Orders, until: Until, work: Path) -> None:
@@ -182,7 +182,9 @@ async def test_bury_waits_for_concurrent_start(journal: Journal, order: Orders, 
     burials: list[asyncio.Task[Record]] = []
 
     async def guard() -> Refused | None:
-        burials.append(asyncio.create_task(asyncio.to_thread(journal.bury, an_order.operation_id, "gone", "Gone.")))
+        burials.append(
+            asyncio.create_task(asyncio.to_thread(journal.tombstone, an_order.operation_id, "gone", "Gone."))
+        )
         await asyncio.sleep(0)
         return None
 
@@ -198,11 +200,11 @@ async def test_concurrent_bury_and_start_have_one_winner(
     for delay in range(0, 30, 3):
         an_order = order("echo ran >>runs")
 
-        async def bury(operation_id: str = an_order.operation_id, delay: float = delay / 1000) -> Record:
+        async def tombstone(operation_id: str = an_order.operation_id, delay: float = delay / 1000) -> Record:
             await asyncio.sleep(delay)
-            return await asyncio.to_thread(journal.bury, operation_id, "gone", "Gone.")
+            return await asyncio.to_thread(journal.tombstone, operation_id, "gone", "Gone.")
 
-        launched, record = await asyncio.gather(journal.launch(an_order), bury())
+        launched, record = await asyncio.gather(journal.launch(an_order), tombstone())
         await until(lambda an_order=an_order: ended(journal, an_order))
         final = known(journal, an_order).state
         assert (final is State.BURIED) == (launched is Launch.ENDED) == (record.state is State.BURIED)
@@ -212,7 +214,7 @@ async def test_concurrent_bury_and_start_have_one_winner(
 
 async def test_error_code_is_one_word(journal: Journal, order: Orders) -> None:
     with pytest.raises(ValueError, match="snake_case"):
-        journal.bury(str(uuid.uuid4()), "two words", "No.")
+        journal.tombstone(str(uuid.uuid4()), "two words", "No.")
 
     async def guard() -> Refused | None:
         return Refused("go\nrefuse", "No.")
@@ -233,7 +235,7 @@ async def test_symlinks_are_not_followed(journal: Journal, root: Path, order: Or
     calls: list[Callable[[], object]] = [
         lambda: journal.read(linked.operation_id),
         lambda: journal.cancel(linked.operation_id, "ann"),
-        lambda: journal.bury(linked.operation_id, "gone", "Gone."),
+        lambda: journal.tombstone(linked.operation_id, "gone", "Gone."),
         lambda: journal.kill(linked.operation_id),
     ]
     for call in calls:

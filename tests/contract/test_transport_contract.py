@@ -207,13 +207,13 @@ async def test_watch_reports_app_started_later(rig: Rig) -> None:
 
 async def test_observation_shows_current_containers(rig: Rig) -> None:
     cd_path = rig.app()
-    assert list((await rig.transport.look(HostApp(cd_path))).containers) == []
+    assert list((await rig.transport.observe(HostApp(cd_path))).containers) == []
     await run(rig.transport, order(cd_path))
-    seen = await rig.transport.look(HostApp(cd_path))
+    seen = await rig.transport.observe(HostApp(cd_path))
     (container,) = seen.containers
     assert (seen.cd_path, container.service, container.alive) == (cd_path, "web", True)
     await rig.kill_containers(cd_path)
-    (container,) = (await rig.transport.look(HostApp(cd_path))).containers
+    (container,) = (await rig.transport.observe(HostApp(cd_path))).containers
     assert (container.alive, container.exit_code) == (False, 137)
 
 
@@ -292,7 +292,7 @@ async def test_unreachable_host_is_reported_within_seconds(rig: Rig) -> None:
     with pytest.raises(HostUnreachableError) as caught:
         await rig.nowhere.connect()
     assert caught.value.code == "host_unreachable"
-    for ask in (rig.nowhere.info, rig.nowhere.projects, partial(rig.nowhere.look, HostApp("/srv/x"))):
+    for ask in (rig.nowhere.info, rig.nowhere.projects, partial(rig.nowhere.observe, HostApp("/srv/x"))):
         with pytest.raises(HostUnreachableError):
             await ask()
     assert time.monotonic() - began < 12

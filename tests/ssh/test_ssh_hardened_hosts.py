@@ -179,7 +179,7 @@ async def test_channel_closed_by_host_is_reopened_silently(
         closed = _count_closed(monkeypatch, site.link)
         await eventually_async(lambda: closed() >= 3, what="channels that the host closes")
     # Meanwhile the long-lived shell was closed, too.
-    assert (await transport.look(HostApp(cd_path))).containers
+    assert (await transport.observe(HostApp(cd_path))).containers
     with closing(docker.APIClient(base_url=engine.host, version="auto")) as client:
         await asyncio.to_thread(client.kill, end.observed.containers[0].id)
     await eventually_async(lambda: _last_status(items) == "stopped", what="the death")

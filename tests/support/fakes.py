@@ -216,7 +216,7 @@ class FakeTransport:
         async for item in self._host.watched(apps):
             yield item
 
-    async def look(self, app: HostApp) -> AppObservation:
+    async def observe(self, app: HostApp) -> AppObservation:
         """Look at an app now. Raises HostUnreachableError, HostRefusedError."""
         await self._ask()
         return self._host.observation(app.cd_path)

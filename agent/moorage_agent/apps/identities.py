@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from posixpath import normpath
 
@@ -14,6 +14,7 @@ from moorage_common.journal.types import Refused
 from moorage_agent.apps.directories import Asked, Directories, Known, Place, reason
 from moorage_agent.apps.directory_reader import DirectoryReader
 from moorage_agent.errors import DirectoryHangsError, RefusalError
+from moorage_agent.listeners import Listeners
 
 log = structlog.get_logger(__name__)
 
@@ -47,10 +48,11 @@ class _Pending:
     since: float = field(default_factory=time.monotonic)
 
 
-class Identities:
+class Identities(Listeners):
     """Resolves paths to apps. A separate process answers its questions about directories, and may hang."""
 
     def __init__(self, reader: DirectoryReader) -> None:
+        super().__init__()
         self._reader = reader
         self._known: dict[Place, tuple[Known, float]] = {}
         """The last result of each place, and the monotonic time until which it is valid."""
@@ -64,12 +66,6 @@ class Identities:
         self._reading: dict[Place, asyncio.Task[Known]] = {}
         self._said: set[Place] = set()
         self._turns = asyncio.Semaphore(_MAX_CONCURRENT)
-        self._listeners: set[Callable[[], None]] = set()
-
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call `listener` when a result arrives after its caller stopped waiting; returns a function that ends that."""
-        self._listeners.add(listener)
-        return lambda: self._listeners.discard(listener)
 
     async def ask(self, app: WatchedApp) -> AppIdentity:
         """Ask Compose now. Raises RefusalError if the policy doesn't allow the directory, or if it hangs.
@@ -141,7 +137,7 @@ class Identities:
         done, _ = await asyncio.wait({pending.task}, timeout=max(left, 0))
         if done:
             return pending.task.result()
-        pending.task.add_done_callback(self._tell)
+        pending.task.add_done_callback(lambda _: self._notify_listeners())
         if last is None:
             return await self._unresolved(app)
         return replace(last, last_project=app.last_project)
@@ -216,10 +212,6 @@ class Identities:
         elif known.place not in self._said:
             self._said.add(known.place)
             log.warning(UNREADABLE, directory=known.place[0], exc_info=error)
-
-    def _tell(self, _: object) -> None:
-        for listener in tuple(self._listeners):
-            listener()
 
 
 def _identity(app: WatchedApp, real: str, known: Known) -> AppIdentity:

@@ -20,6 +20,7 @@ from moorage_common.files import write_atomic
 from moorage_agent.apps.identities import WatchedApp
 from moorage_agent.docker.observer import boot_nanoseconds
 from moorage_agent.errors import RefusalError
+from moorage_agent.listeners import Listeners
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,7 @@ class Stop:
     operation_id: str
 
 
-class Deadlines:
+class Deadlines(Listeners):
     """The deadlines of this host's apps."""
 
     def __init__(
@@ -74,6 +75,7 @@ class Deadlines:
         boot_clock: Callable[[], float] = lambda: boot_nanoseconds() / 1e9,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__()
         self._file = file
         self._boot_id = boot_id
         self._wall_clock = wall_clock
@@ -81,7 +83,6 @@ class Deadlines:
         self._held: dict[str, StoredDeadline] = {}
         self._stops: list[Stop] = []
         self._writing = asyncio.Lock()
-        self._listeners: set[Callable[[], None]] = set()
 
     def load(self) -> None:
         """Load the stored deadlines. An unreadable file is logged and renamed."""
@@ -93,11 +94,6 @@ class Deadlines:
             log.warning("deadlines_unreadable", file=str(self._file), error=str(error))
             with suppress(OSError):
                 self._file.replace(self._file.with_suffix(".unreadable"))
-
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call `listener` after every change; returns a function that ends that."""
-        self._listeners.add(listener)
-        return lambda: self._listeners.discard(listener)
 
     @property
     def held(self) -> Sequence[StoredDeadline]:
@@ -144,14 +140,14 @@ class Deadlines:
         if self._held.get(held.app_id) == held:
             self._held[held.app_id] = replace(held, run_id="") if stopped else replace(held, tries=held.tries + 1)
             await self._try_to_save()
-            self._tell()
+            self._notify_listeners()
 
     async def record_stop(self, held: StoredDeadline, operation_id: str) -> None:
         """Record a stop by this agent itself, to be reported to the controller."""
         if all(stop.operation_id != operation_id for stop in self._stops):
             self._stops = [*self._stops, Stop(held.app_id, held.cd_path, operation_id)][-_MOST_STOPS:]
             await self._try_to_save()
-            self._tell()
+            self._notify_listeners()
 
     async def forget_stop(self, operation_id: str) -> None:
         """Forget a stop whose end a controller has received."""
@@ -160,7 +156,7 @@ class Deadlines:
             self._stops = left
             # If that fails, the stop is reported again after a restart, which does no harm.
             await self._try_to_save()
-            self._tell()
+            self._notify_listeners()
 
     async def run(self) -> None:
         """Save the remaining times periodically, until cancelled."""
@@ -187,7 +183,7 @@ class Deadlines:
                 if old is not None:
                     self._held[held.app_id] = old
             raise
-        self._tell()
+        self._notify_listeners()
 
     async def _save(self) -> None:
         async with self._writing:
@@ -218,10 +214,6 @@ class Deadlines:
             held = StoredDeadline(**{**each, "project": project})
             self._held[held.app_id] = replace(held, due=held.due - passed, changed=held.changed - passed)
         self._stops = [Stop(**each) for each in content["stops"]]
-
-    def _tell(self) -> None:
-        for listener in tuple(self._listeners):
-            listener()
 
 
 def _comes_sooner(held: StoredDeadline, old: StoredDeadline | None) -> bool:

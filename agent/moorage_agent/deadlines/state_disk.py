@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 from moorage_common.journal.disk_room import Room, full_problem, room_problem
+
+from moorage_agent.listeners import Listeners
 
 log = structlog.get_logger(__name__)
 
@@ -16,22 +17,17 @@ _ASK_SECONDS = 5.0
 _PROBE_BYTES = 1 << 16
 
 
-class StateDisk:
+class StateDisk(Listeners):
     """The state of the disk with the agent's state folder.
 
     `problem` is one sentence, empty if there is none; `keeps` is whether the folder is writable.
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
-        self._listeners: set[Callable[[], None]] = set()
         self.problem = ""
         self.keeps = True
-
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call `listener` after every change; returns a function that ends that."""
-        self._listeners.add(listener)
-        return lambda: self._listeners.discard(listener)
 
     async def run(self) -> None:
         """Check periodically, until cancelled."""
@@ -40,8 +36,7 @@ class StateDisk:
             await asyncio.to_thread(self.check)
             if self.problem != before:
                 log.warning("state_disk", problem=self.problem or "none any more")
-                for listener in tuple(self._listeners):
-                    listener()
+                self._notify_listeners()
             await asyncio.sleep(_ASK_SECONDS)
 
     def check(self) -> None:

@@ -48,14 +48,14 @@ class Inspection:
         """Yield batches of lines. Raises RefusalError, UnknownServiceError, TooManyLogsError, EngineProblemError."""
         identity = await self.identity(app)
 
-        async def look() -> list[ContainerState]:
+        async def list_containers() -> list[ContainerState]:
             return [c.state for c in (await asyncio.to_thread(self._engine.containers, identity.owns)).values()]
 
         async def known() -> list[ContainerState]:
             # From the observer: no thread that an operation may need blocks on a hanging Engine.
             return [c.state for c in self._observer.containers.values() if identity.owns(c)]
 
-        async with aclosing(Logs(self._dial, look, known, wanted, self._budget).lines()) as batches:
+        async with aclosing(Logs(self._dial, list_containers, known, wanted, self._budget).lines()) as batches:
             async for batch in batches:
                 yield batch
 

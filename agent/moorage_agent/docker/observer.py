@@ -7,7 +7,7 @@ the states of all. Every reconnect begins with a full inspection.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from moorage_common.docker.containers import Container
 
 from moorage_agent.docker.engine import Engine, EngineFacts, EventStream
 from moorage_agent.errors import EngineUnreachableError
+from moorage_agent.listeners import Listeners
 
 T = TypeVar("T")
 
@@ -31,12 +32,12 @@ _STUCK_SECONDS = 30.0
 _CLOSE_SECONDS = 5.0
 
 
-class Observer:
+class Observer(Listeners):
     """Follows the Engine while `run` runs; others read its state and are notified of changes."""
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__()
         self._engine = engine
-        self._listeners: set[Callable[[], None]] = set()
         self.containers: Mapping[str, Container] = {}
         self.looked_at = 0
         """Nanoseconds of the boot clock at which the query behind `containers` began."""
@@ -46,11 +47,6 @@ class Observer:
         self.asked = asyncio.Event()
         """Set after the first query of the Engine, answered or failed."""
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call `listener` after every change; returns a function that ends that."""
-        self._listeners.add(listener)
-        return lambda: self._listeners.discard(listener)
 
     def forget(self) -> None:
         """Inspect everything again soon: a container was assigned to the wrong app. Thread-safe."""
@@ -130,16 +126,15 @@ class Observer:
 
     def _publish(self, containers: Mapping[str, Container], looked_at: int, facts: EngineFacts) -> None:
         self.containers, self.looked_at, self.facts, self.problem = containers, looked_at, facts, ""
-        self._tell()
+        self._notify_listeners()
 
     def _lost(self, problem: str) -> None:
         self.facts, self.problem = None, problem
-        self._tell()
+        self._notify_listeners()
 
-    def _tell(self) -> None:
+    def _notify_listeners(self) -> None:
         self.asked.set()
-        for listener in tuple(self._listeners):
-            listener()
+        super()._notify_listeners()
 
 
 def boot_nanoseconds() -> int:

@@ -99,7 +99,7 @@ class Watcher:
             known, engine_problem="", running_containers=facts.running_containers, engine_version=facts.version
         )
 
-    async def look(self, identity: AppIdentity) -> Observation:
+    async def observe(self, identity: AppIdentity) -> Observation:
         """Inspect an app now. Raises EngineUnreachableError."""
         began = boot_nanoseconds()
         found = await asyncio.to_thread(self._engine.containers, identity.owns)

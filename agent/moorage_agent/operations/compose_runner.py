@@ -146,7 +146,7 @@ class ComposeRunner:
         except JournalError:
             if await self._read(operation_id) is not None:
                 raise
-            self._unrecorded.bury(operation_id, "cancelled", f"Cancelled by {by} before it started.")
+            self._unrecorded.tombstone(operation_id, "cancelled", f"Cancelled by {by} before it started.")
             return CancelOutcome.BURIED
 
     async def _identify(self, kind: OperationKind, app: WatchedApp) -> AppIdentity:

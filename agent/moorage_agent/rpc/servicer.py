@@ -134,7 +134,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         """Inspect an app's containers now."""
         async with _statuses(context):
             identity = await self._inspection.identity(convert.watched_app(request.app))
-            seen = await self._watcher.look(identity)
+            seen = await self._watcher.observe(identity)
         return pb.GetAppResponse(app=convert.observation(seen, self._watcher.boot_id))
 
     async def ListProjects(  # noqa: N802 - gRPC's
@@ -198,7 +198,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         if identity is not None:
             with suppress(RefusalError, TimeoutError):
                 async with asyncio.timeout(_REQUEST_SECONDS):
-                    seen = await self._watcher.look(identity)
+                    seen = await self._watcher.observe(identity)
                 observed = convert.observation(seen, self._watcher.boot_id)
         return pb.FollowOperationResponse(end=convert.end(item, observed))
 

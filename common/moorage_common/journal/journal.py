@@ -198,7 +198,7 @@ class Journal:
                     return False
             return files.signal_command(folder, signal.SIGKILL)
 
-    def bury(self, operation_id: str, code: str, reason: str) -> Record:
+    def tombstone(self, operation_id: str, code: str, reason: str) -> Record:
         """Prevent the operation from ever running; if it runs or ran, return its record.
 
         Waits for one that is being started, ten seconds at most. Raises JournalError.

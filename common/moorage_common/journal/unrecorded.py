@@ -91,7 +91,7 @@ class Unrecorded:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def bury(self, operation_id: str, code: str, reason: str) -> None:
+    def tombstone(self, operation_id: str, code: str, reason: str) -> None:
         """Bury an operation that never began, within this process only."""
         self._buried[operation_id] = Record(operation_id, State.BURIED, {}, None, 0, "", code, reason)
         _forget(self._buried, list(self._buried))

@@ -144,7 +144,7 @@ class AgentTransport:
         finally:
             call.cancel()
 
-    async def look(self, app: HostApp) -> AppObservation:
+    async def observe(self, app: HostApp) -> AppObservation:
         """Observe an app now. Raises HostUnreachableError, HostRefusedError."""
         request = pb.GetAppRequest(app=messages.app(app))
         try:

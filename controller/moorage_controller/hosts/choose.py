@@ -123,9 +123,9 @@ class FallbackTransport:
                     case _:
                         yield item
 
-    async def look(self, app: HostApp) -> AppObservation:
+    async def observe(self, app: HostApp) -> AppObservation:
         """Observe an app now. Raises HostUnreachableError."""
-        return await (await self._choose()).look(app)
+        return await (await self._choose()).observe(app)
 
     async def projects(self) -> Sequence[HostProject]:
         """List the existing Compose projects. Raises HostUnreachableError."""

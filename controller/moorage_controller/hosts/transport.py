@@ -220,11 +220,11 @@ class HostTransport(Protocol):
         It ends without an error only if a better transport is available: watch again; no change was lost.
         """
 
-    async def look(self, app: HostApp) -> AppObservation:
+    async def observe(self, app: HostApp) -> AppObservation:
         """Observe an app now. Raises HostUnreachableError; HostRefusedError (`engine_unreachable` or a policy code)."""
 
     async def projects(self) -> Sequence[HostProject]:
-        """List the existing Compose projects that are visible to this transport. Raises the same errors as `look`."""
+        """List the Compose projects that are visible to this transport. Raises the same errors as `observe`."""
 
     def logs(self, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[Sequence[LogLine], None]:
         """Yield batches of log lines of an app's containers.

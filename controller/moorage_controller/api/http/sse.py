@@ -80,7 +80,7 @@ class Streams:
                 _Sending(request, response, body.events, admit).run(), name=f"stream {request.path}"
             )
             self._open[sending] = request
-            self._look()
+            self._poll()
             try:
                 await asyncio.wait({sending})
             finally:
@@ -89,14 +89,14 @@ class Streams:
                 await asyncio.gather(sending, return_exceptions=True)
         return response
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """End the streams of disconnected clients; an idle stream would otherwise notice only at its next heartbeat."""
         if self._looking is not None:
             self._looking.cancel()
         for sending, request in self._open.items():
             if request.transport is None or request.transport.is_closing():
                 sending.cancel()
-        self._looking = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._look) if self._open else None
+        self._looking = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._poll) if self._open else None
 
     async def close(self, _application: web.Application) -> None:
         """End all streams; their clients reconnect, to any running controller."""

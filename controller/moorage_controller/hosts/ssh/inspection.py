@@ -15,10 +15,10 @@ from moorage_controller.hosts.ssh.session.site import Site
 from moorage_controller.hosts.transport import AppObservation, HostApp, HostProject, HostRefusedError
 
 
-async def look(site: Site, app: HostApp) -> AppObservation:
+async def observe(site: Site, app: HostApp) -> AppObservation:
     """Observe an app now. Raises HostRefusedError, ContactLostError."""
     try:
-        return await watches.look(site.link, await _identity(site, app))
+        return await watches.observe(site.link, await _identity(site, app))
     except EngineProblemError as error:
         raise HostRefusedError("engine_unreachable", str(error)) from None
 
@@ -38,12 +38,12 @@ async def logs(site: Site, app: HostApp, wanted: LogsWanted) -> AsyncGenerator[S
     """Yield batches of log lines of an app's containers. Raises ContactLostError, HostRefusedError."""
     identity = await _identity(site, app)
 
-    async def look() -> list[ContainerState]:
+    async def list_containers() -> list[ContainerState]:
         found = await site.link.engine.containers()
         site.count_log_streams()  # the kind of connection to the Engine is known only now
         return [container.state for container in found.values() if identity.owns(container)]
 
-    reading = Logs(site.link.engine.dial, look, look, wanted, site.logs, site.link.sessions.pace)
+    reading = Logs(site.link.engine.dial, list_containers, list_containers, wanted, site.logs, site.link.sessions.pace)
     try:
         async with aclosing(reading.lines()) as batches:
             async for batch in batches:

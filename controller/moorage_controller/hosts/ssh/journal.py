@@ -44,7 +44,7 @@ class Journal:
         except ValueError:
             raise _broke_off() from None
 
-    async def look(self, operation_id: str, after: int) -> Look:
+    async def poll(self, operation_id: str, after: int) -> Look:
         """Return the output from an offset on, 64 KiB at most; concurrent calls share one script."""
         found: asyncio.Future[Look] = asyncio.get_running_loop().create_future()
         self._wanted.append((look_call(self._root, operation_id, max(after, 0), _LOOK_BYTES), found))
@@ -99,23 +99,23 @@ class Journal:
                 wanted, self._wanted = self._wanted, []
                 await self._look_for(wanted)
         finally:
-            _tell(self._wanted, _broke_off())
+            _fail_all(self._wanted, _broke_off())
 
     async def _look_for(self, wanted: Sequence[tuple[str, asyncio.Future[Look]]]) -> None:
         try:
             most = len(wanted) * (_LOOK_BYTES + LIMITS.word)
             ran = await self._link.run_in_shell("\n".join(call for call, _ in wanted), limit=most)
             looks = parse_outputs(ran.output, len(wanted), _LOOK_BYTES)
-            for (_, found), look in zip(wanted, looks, strict=True):
+            for (_, found), poll in zip(wanted, looks, strict=True):
                 if not found.done():
-                    found.set_result(look)
+                    found.set_result(poll)
         except ValueError:
-            _tell(wanted, _broke_off())
+            _fail_all(wanted, _broke_off())
         except (ContactLostError, HostRefusedError) as error:
-            _tell(wanted, error)
+            _fail_all(wanted, error)
         finally:
             # Fail all calls that are still waiting, after any error; finished ones keep their result.
-            _tell(wanted, _broke_off())
+            _fail_all(wanted, _broke_off())
 
     async def _attempt(self, order: Order, guard: Guard) -> str:
         """Run one supervisor and return its last line: started, held, ended, busy ..., or buried."""
@@ -169,7 +169,7 @@ class Journal:
         return f"cd /\n{quote(*words)} <&3 3<&- | cat"
 
 
-def _tell(wanted: Sequence[tuple[str, asyncio.Future[Look]]], error: Exception) -> None:
+def _fail_all(wanted: Sequence[tuple[str, asyncio.Future[Look]]], error: Exception) -> None:
     for _, found in wanted:
         if not found.done():
             found.set_exception(error)

@@ -116,7 +116,7 @@ class SshTransport:
         """Yield output from an offset on, then the end."""
         async with contact(self._host) as site:
             while True:
-                look = await _look(site, str(operation_id), after)
+                look = await _poll_journal(site, str(operation_id), after)
                 if look.word == "unknown":
                     raise HostRefusedError(
                         "operation_unknown", "This host's journal has never heard of this operation."
@@ -149,9 +149,9 @@ class SshTransport:
                     await site.link.sessions.pace.take(LIMITS.change_cost)
                     yield item
 
-    async def look(self, app: HostApp) -> AppObservation:
+    async def observe(self, app: HostApp) -> AppObservation:
         """Observe an app now. Raises HostUnreachableError, HostRefusedError."""
-        return await self._ask(lambda site: inspection.look(site, app))
+        return await self._ask(lambda site: inspection.observe(site, app))
 
     async def projects(self) -> Sequence[HostProject]:
         """List the existing Compose projects. Raises HostUnreachableError, HostRefusedError."""
@@ -241,7 +241,7 @@ class SshTransport:
             return None
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
-                return await watches.look(link, identity)
+                return await watches.observe(link, identity)
         except (EngineProblemError, TimeoutError):
             return None
 
@@ -251,10 +251,10 @@ async def _read(site: Site, operation_id: str) -> Record | None:
     return site.unrecorded.read(operation_id) or await site.journal.read(operation_id)
 
 
-async def _look(site: Site, operation_id: str, after: int) -> Look:
+async def _poll_journal(site: Site, operation_id: str, after: int) -> Look:
     known = site.unrecorded.read(operation_id)
     if known is None:
-        return await site.journal.look(operation_id, after)
+        return await site.journal.poll(operation_id, after)
     word = "running" if known.state is State.RUNNING else "ended"
     return Look(word, site.unrecorded.read_output(operation_id, after, _BATCH_BYTES))
 
@@ -272,7 +272,7 @@ async def _cancel(site: Site, operation_id: str, by: str) -> CancelOutcome:
     except HostRefusedError:
         if await site.journal.read(operation_id) is not None:
             raise
-        site.unrecorded.bury(operation_id, "cancelled", f"Cancelled by {by} before it started.")
+        site.unrecorded.tombstone(operation_id, "cancelled", f"Cancelled by {by} before it started.")
         return CancelOutcome.BURIED
 
 

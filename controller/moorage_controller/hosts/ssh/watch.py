@@ -64,7 +64,7 @@ class Watch:
         retry = _FIRST_RETRY
         while True:
             try:
-                async with aclosing(self._looks_over_channels()) as looks:
+                async with aclosing(self._poll_over_channels()) as looks:
                     async for seen in looks:
                         retry = _FIRST_RETRY
                         now = {i.cd_path: observation(i, seen) for i in self._identities}
@@ -91,7 +91,7 @@ class Watch:
             await asyncio.sleep(jittered(retry))
             retry = min(retry * 2, _LAST_RETRY)
 
-    async def _looks_over_channels(self) -> AsyncGenerator[Seen, None]:
+    async def _poll_over_channels(self) -> AsyncGenerator[Seen, None]:
         """Yield the items of `_looks`, with a new channel after each close: the SSH server may close an idle channel.
 
         The first request over the next channel shows whether the Engine closed the last one.
@@ -194,7 +194,7 @@ def boot_nanoseconds() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-async def look(link: HostSession, identity: AppIdentity) -> AppObservation:
+async def observe(link: HostSession, identity: AppIdentity) -> AppObservation:
     """Observe one app now. Raises EngineProblemError, ContactLostError."""
     began = boot_nanoseconds()
     containers = await link.engine.containers()

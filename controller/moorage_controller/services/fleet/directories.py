@@ -44,7 +44,7 @@ class Directories:
 
     async def read(self, server_id: UUID, app: HostApp) -> Mapping[str, Any]:
         """Return the Compose project in a directory as app columns; empty without an answer within two seconds."""
-        seen = await self._look(server_id, app)
+        seen = await self._observe(server_id, app)
         project: Project | None = None if seen is None else seen.project
         return {} if project is None else {"project_name": project.name, "project_directory": project.directory}
 
@@ -60,17 +60,17 @@ class Directories:
         return Moved(seen, app.cd_path if gone else None)
 
     async def _is_gone(self, app: App) -> bool:
-        seen = await self._look(app.server_id, HostApp(app.cd_path))
+        seen = await self._observe(app.server_id, HostApp(app.cd_path))
         return seen is not None and seen.problem_code == GONE
 
-    async def _look(self, server_id: UUID, app: HostApp) -> AppObservation | None:
+    async def _observe(self, server_id: UUID, app: HostApp) -> AppObservation | None:
         async with self._database.read() as connection:
             server = await server_store.get(connection, server_id)
         if server is None or server.status != "online":
             return None
         with suppress(HostUnreachableError, HostRefusedError, ContactLostError, TimeoutError):
             async with asyncio.timeout(_REQUEST_SECONDS):
-                return await self._hosts.transport(server).look(app)
+                return await self._hosts.transport(server).observe(app)
         return None
 
 

@@ -60,7 +60,7 @@ class Inspection:
     async def services(self, app_id: UUID) -> Sequence[ShownContainer]:
         """Return an app's containers, sorted by service and name. Raises ForbiddenError by the host's policy."""
         server, app = await self._app(app_id)
-        seen = await _translate_host_errors(self._hosts.transport(server).look(app))
+        seen = await _translate_host_errors(self._hosts.transport(server).observe(app))
         found = sorted(seen.containers, key=lambda c: (c.service, c.name))
         return [ShownContainer(container, is_orphan(container, seen.replicas)) for container in found]
 

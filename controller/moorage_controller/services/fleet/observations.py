@@ -158,9 +158,9 @@ class Observations:
             if values["status"] == "stopped":
                 self._ended[app_id] = EndedRun.of(view.app, seen.observation)
             await server_store.recount(connection, view.app.server_id)
-            await self._tell(connection, view.app, values, seen.observation)
+            await self._record_status_change(connection, view.app, values, seen.observation)
 
-    async def _tell(
+    async def _record_status_change(
         self, connection: AsyncConnection, app: App, values: runs.Values, observation: AppObservation
     ) -> None:
         now = await self._database.now(connection)

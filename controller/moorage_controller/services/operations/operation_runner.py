@@ -344,14 +344,16 @@ class OperationRunner:
             return "cancelled", "operation_cancelled", f"The operation was cancelled by {end.cancelled_by}."
         said = error_sentence(output) or f"Compose ended with exit code {end.exit_code} and said nothing."
         port = start_ends.taken_port(said)
-        taken = None if port is None or end.observed is None else await self._who_has(port, said, end.observed)
+        taken = (
+            None if port is None or end.observed is None else await self._describe_port_owner(port, said, end.observed)
+        )
         if taken is not None:
             return "failed", "port_taken", taken
         if await self._lost_engine(end, said):
             return "failed", "engine_lost", clean_sentence(f"{_ENGINE_LOST} Compose said: {said}")
         return "failed", "compose_failed", clean_sentence(said)
 
-    async def _who_has(self, port: int, said: str, observed: AppObservation) -> str | None:
+    async def _describe_port_owner(self, port: int, said: str, observed: AppObservation) -> str | None:
         """Return a sentence on the owner of a port that a start failed on; None if the host doesn't answer."""
         assert self._operation.app_id is not None
         assert self._operation.server_id is not None

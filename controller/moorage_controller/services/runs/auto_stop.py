@@ -67,7 +67,7 @@ class AutoStop:
     async def tick(self) -> float:
         """Begin the stop of all due runs, and return the seconds until the next tick."""
         await self._timekeeper.check()
-        ends = await self._ends.look()
+        ends = await self._ends.poll()
         self._looked.emit(None)
         self._forget_old_tries()
         waits = [] if self._startup_grace_over else [1.0]

@@ -102,7 +102,7 @@ class DeadlineSync:
                 retry = min(retry * 2, _LAST_RETRY)
 
     async def _sync_once(self, app_id: UUID) -> None:
-        app, server, now = await self._look(app_id)
+        app, server, now = await self._read(app_id)
         if app is None:
             await self._push_removal(app_id)
         if app is None or server is None or not server.agent_name or not app.deadline_number:
@@ -112,14 +112,14 @@ class DeadlineSync:
             async with self._turns.setdefault(server.id, asyncio.Semaphore(_MAX_CONCURRENT)):
                 if (held or 0) > app.deadline_number:
                     await self._bump_version(app_id, held or 0)
-                    app, _, now = await self._look(app_id)
+                    app, _, now = await self._read(app_id)
                 if app is not None:
                     await self.tell(server, app, deadline_of(app, now))
         if app is not None:
             self._told[app_id] = app
         self._held.pop(app_id, None)
 
-    async def _look(self, app_id: UUID) -> tuple[App | None, Server | None, datetime]:
+    async def _read(self, app_id: UUID) -> tuple[App | None, Server | None, datetime]:
         # After a clock jump the remaining time is wrong until the deadlines are shifted.
         await self._timekeeper.check()
         async with self._database.read() as connection:

@@ -41,7 +41,7 @@ class RunExpiry:
         self._operations = operations
         self._rules = rules
 
-    async def look(self) -> ExpirySnapshot:
+    async def poll(self) -> ExpirySnapshot:
         """Read the pending work."""
         async with self._database.read() as connection:
             now = await self._database.now(connection)
